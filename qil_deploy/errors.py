@@ -1,0 +1,33 @@
+"""Errors that users meet: each message names what was found, what is allowed and what to do."""
+
+
+class QilDeployError(ValueError):
+    """Base class of every error this project raises on purpose."""
+
+
+class ConfigError(QilDeployError):
+    """A quantization config or recipe that cannot be carried out."""
+
+
+class DataError(QilDeployError):
+    """A data set that is unknown, missing, empty or of the wrong shape."""
+
+
+class CheckpointError(QilDeployError):
+    """A checkpoint that is missing, damaged, truncated or of another schema."""
+
+
+class UnsupportedModelError(QilDeployError):
+    """A network with a module or operation that cannot be lowered."""
+
+
+class ModelFileError(QilDeployError):
+    """An ONNX file that is missing, damaged, or not one of ours where it has to be."""
+
+
+class CertificateError(QilDeployError):
+    """An exported graph that breaks one of the bounds it has to keep."""
+
+
+class OutputError(QilDeployError):
+    """An output that cannot be written."""
