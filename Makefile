@@ -1,0 +1,56 @@
+# `make help` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
+LINT_TREE := .lint
+SOURCES := qil_deploy training export runtime_tests tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: $(VENV)/.installed-all ## create .venv and install everything, development tools included
+
+demo: $(VENV)/.installed-demo ## train, export, verify and time a small network (minutes)
+	$(BIN)/python -m qil_deploy demo
+
+test: setup ## run every test
+	$(BIN)/python -m pytest
+
+test-fast: setup ## run the tests that take less than a minute each
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup ## check style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(LINT_TREE) build
+	$(PIP) --no-deps --target $(LINT_TREE) .
+	$(BIN)/mypy $(LINT_TREE)/qil_deploy tests
+	PYTHONPATH=$(LINT_TREE) $(BIN)/lint-imports
+
+clean: ## remove .venv and everything that was generated
+	rm -rf $(VENV) $(LINT_TREE) build dist *.egg-info demo_output
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "No $(PYTHON) found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$$($(PYTHON) --version) is too old; Python 3.11 or newer is needed." \
+			"Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# One stamp per set of extras: installed once, and again when pyproject.toml changes.
+$(VENV)/.installed-demo: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[train,export]'
+	@touch $@
+
+$(VENV)/.installed-all: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[all]'
+	@touch $@ $(VENV)/.installed-demo

@@ -1,0 +1,1 @@
+"""Lower a frozen network to an integer-only ONNX model."""

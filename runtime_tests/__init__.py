@@ -1,0 +1,1 @@
+"""Run exported models: verify them code by code and measure their latency."""
