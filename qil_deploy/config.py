@@ -1,0 +1,116 @@
+"""What to quantize to how many bits: `QuantConfig` and the rules for one layer."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+Placement = Literal["integer"]
+
+# Eight bits of activation under eight bits of weight could saturate the int16 sums of x86 without VNNI
+# (2 * 255 * 127 > 32767), so the first and last layer take seven-bit weights, and 8/8 is refused.
+EDGE_ACTIVATION_BITS = 8
+EDGE_WEIGHT_BITS = 7
+INT16_MAX = 32767
+
+Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
+
+
+class LayerBits(BaseModel):
+    """Bit widths of one convolution or linear layer and of the activation it reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_bits: Bits
+    activation_bits: Bits
+
+    @model_validator(mode="after")
+    def _no_int16_saturation(self) -> Self:
+        largest = 2 * (2**self.activation_bits - 1) * (2 ** (self.weight_bits - 1) - 1)
+        if largest > INT16_MAX:
+            raise ValueError(
+                f"weight_bits={self.weight_bits} with activation_bits={self.activation_bits} would saturate the int16 "
+                f"sums of CPUs without VNNI ({largest} > {INT16_MAX}); use at most 7 bits for one of them"
+            )
+        return self
+
+
+class LayerOverride(BaseModel):
+    """What an override may change; what is left out keeps the value of the whole network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_bits: Bits | None = None
+    activation_bits: Bits | None = None
+
+
+class QuantConfig(BaseModel):
+    """Quantization of a network.
+
+    Attributes:
+        weight_bits: 2 to 8; codes `-q..q` with `q = 2**(bits-1) - 1` (2 bits are ternary).
+        activation_bits: 2 to 8; codes `0..2**bits - 1`.
+        placement: `integer`: integer arithmetic from input to logits; the first and last layers take 8-bit activations
+            and 7-bit weights, the residual stream and pooled features 8-bit codes.
+        train_gamma: learn the exponent of each weight transformer (1 otherwise).
+        overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An override
+            also applies to first and last layers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight_bits: Bits = 4
+    activation_bits: Bits = 4
+    placement: Placement = "integer"
+    train_gamma: bool = False
+    overrides: dict[str, LayerOverride] = Field(default_factory=dict)
+
+    def __init__(self, **values: object) -> None:
+        """Validate; raise ConfigError with one sentence per problem."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_sentences("quantization config", error)) from error
+
+    @model_validator(mode="after")
+    def _inner_layers_are_possible(self) -> Self:
+        LayerBits(weight_bits=self.weight_bits, activation_bits=self.activation_bits)
+        return self
+
+    def bits_of(self, layer: str, *, edge: bool) -> LayerBits:
+        """Return the bits of one layer.
+
+        Args:
+            layer: dotted name, as in `named_modules()`.
+            edge: whether it is the first or last layer of the network.
+
+        Raises:
+            ConfigError: the combination of defaults and overrides cannot run (see `LayerBits`).
+        """
+        weight = EDGE_WEIGHT_BITS if edge else self.weight_bits
+        activation = EDGE_ACTIVATION_BITS if edge else self.activation_bits
+        for pattern, override in self.overrides.items():
+            if fnmatchcase(layer, pattern):
+                weight = override.weight_bits or weight
+                activation = override.activation_bits or activation
+        try:
+            return LayerBits(weight_bits=weight, activation_bits=activation)
+        except ValidationError as error:
+            raise ConfigError(_sentences(f"layer {layer}", error)) from error
+
+    def check_patterns(self, layers: list[str]) -> None:
+        """Raise ConfigError if an override matches none of `layers`: most likely a misspelt name."""
+        for pattern in self.overrides:
+            if not any(fnmatchcase(layer, pattern) for layer in layers):
+                raise ConfigError(
+                    f"override {pattern!r} matches no layer; the layers are {', '.join(layers)}."
+                )
+
+
+def _sentences(what: str, error: ValidationError) -> str:
+    lines = [f"{'.'.join(map(str, item['loc'])) or 'bits'}: {item['msg']}" for item in error.errors()]
+    return f"{what}: " + "; ".join(lines) + "."

@@ -1,0 +1,161 @@
+"""Recipes: everything that decides a training run, in one TOML file.
+
+A recipe names a data set and a network, says how the float network is trained, then lists the quantized stages in
+order, each of which starts where the last one ended. A stage with `frozen_epochs` ends in a side branch: the model is
+frozen, trained on for so many epochs with the runtime's own arithmetic, and saved for export; the next stage starts
+from the unfrozen weights.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qil_deploy.config import QuantConfig
+from qil_deploy.errors import ConfigError
+
+Epochs = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(_Section):
+    """The network: its name in `training.models.MODELS` and its width."""
+
+    name: str
+    width: Annotated[int, Field(ge=1)] = 16
+
+
+class AugmentationSection(_Section):
+    """Random changes of training images: mirror left to right, shift by up to `shift` pixels."""
+
+    flip: bool = False
+    shift: Annotated[int, Field(ge=0)] = 0
+
+
+class OptimizerSection(_Section):
+    """How one phase is optimized.
+
+    Weights: SGD with Nesterov momentum 0.9, weight decay on convolution and linear weights only. Interval
+    parameters: Adam without weight decay. Both rates rise linearly over the first `warmup` share of the steps and fall
+    by a cosine to zero.
+    """
+
+    epochs: Epochs
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    learning_rate: Positive = 0.1
+    weight_decay: NotNegative = 5e-4
+    interval_learning_rate: NotNegative = 2e-3
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
+class StageSection(OptimizerSection):
+    """One quantized stage: its bits, its optimization, and the frozen epochs at its end."""
+
+    weight_bits: int
+    activation_bits: int
+    learning_rate: Positive = 0.02
+    weight_decay: NotNegative = 1e-4
+    frozen_epochs: Epochs = 0
+    frozen_learning_rate: Positive = 2e-3
+
+    @property
+    def name(self) -> str:
+        """Name of the stage in files and metrics, for example `w4a4`."""
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+class Recipe(_Section):
+    """A whole run. See the files under `training/recipes/`."""
+
+    name: str
+    data: str
+    seed: int = 0
+    placement: Literal["integer"] = "integer"
+    train_gamma: bool = False
+    overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
+    model: ModelSection
+    augmentation: AugmentationSection = AugmentationSection()
+    float_training: OptimizerSection
+    stages: tuple[StageSection, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages {names} repeat; give each stage other bits than the ones before")
+        for stage in self.stages:
+            self.quant_config(stage)
+        return self
+
+    def quant_config(self, stage: StageSection) -> QuantConfig:
+        """Return the quantization of one stage."""
+        return QuantConfig(
+            weight_bits=stage.weight_bits,
+            activation_bits=stage.activation_bits,
+            placement=self.placement,
+            train_gamma=self.train_gamma,
+            overrides=self.overrides,
+        )
+
+
+def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: a TOML file, or the bare name of a recipe that ships with the package.
+        changes: `key=value` each, applied over the file; the key is dotted (`stages.0.epochs=1`), the value TOML.
+
+    Raises:
+        ConfigError: missing file, invalid TOML, unknown key, or a value that is not allowed.
+    """
+    shipped = Path(__file__).parent / "recipes" / f"{path}.toml"
+    chosen = shipped if not path.exists() and shipped.exists() else path
+    try:
+        content: dict[str, Any] = tomllib.loads(chosen.read_text())
+    except OSError as error:
+        known = ", ".join(sorted(entry.stem for entry in shipped.parent.glob("*.toml")))
+        raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); shipped recipes: {known}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {error}.") from error
+    for change in changes:
+        _apply_change(content, change)
+    return recipe_from_dict(content, str(path))
+
+
+def recipe_from_dict(content: dict[str, Any], source: str) -> Recipe:
+    """Validate the content of a recipe; `source` names it in errors."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors()]
+        raise ConfigError(f"recipe {source}: " + "; ".join(lines) + ".") from error
+
+
+def _apply_change(content: dict[str, Any], change: str) -> None:
+    """Set one dotted key of a nested dictionary (integers index lists) to a TOML value."""
+    key, separator, text = change.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {change!r} must be key=value, for example seed=1.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    node: Any = content
+    try:
+        for parent in parents:
+            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--set {change!r}: the recipe has no {key!r}.") from error
