@@ -1,0 +1,61 @@
+"""What pyproject.toml promises about the installed package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+
+
+def test_every_folder_with_an_init_is_a_listed_package() -> None:
+    found = set()
+    for package, folder in SETUPTOOLS["package-dir"].items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            below = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join([package, *below]))
+    assert sorted(SETUPTOOLS["packages"]) == sorted(found)
+
+
+def test_every_folder_with_modules_has_an_init() -> None:
+    for folder in SETUPTOOLS["package-dir"].values():
+        for module in (ROOT / folder).rglob("*.py"):
+            assert (module.parent / "__init__.py").is_file(), f"{module.parent} has no __init__.py"
+
+
+def test_package_data_exists() -> None:
+    for package, patterns in SETUPTOOLS["package-data"].items():
+        for pattern in patterns:
+            assert list((ROOT / SETUPTOOLS["package-dir"][package]).glob(pattern)), f"no {pattern} in {package}"
+
+
+def contract(name: str) -> dict[str, Any]:
+    """The import-linter contract whose id is `name`."""
+    (found,) = [entry for entry in PYPROJECT["tool"]["importlinter"]["contracts"] if entry["id"] == name]
+    return dict(found)
+
+
+# A device has the base dependencies only. import-linter reads the imports; this runs them.
+IMPORT_WITHOUT = """
+import importlib, json, sys
+module, forbidden = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(forbidden))  # None makes an import of that name fail
+importlib.import_module(module)
+"""
+
+
+@pytest.mark.parametrize("module", ["qil_deploy", *contract("device")["source_modules"]])
+def test_imports_where_torch_and_onnx_are_not_installed(module: str) -> None:
+    arguments = json.dumps([module, contract("device")["forbidden_modules"]])
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_WITHOUT, arguments], capture_output=True, text=True, check=False, cwd=ROOT.parent
+    )
+    assert result.returncode == 0, result.stderr
