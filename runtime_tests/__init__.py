@@ -1,1 +1,19 @@
-"""Run exported models: verify them code by code and measure their latency."""
+"""Trust and speed of an exported model: `verify` compares every logit, `benchmark` measures latency.
+
+Needs numpy and onnxruntime, neither torch nor onnx.
+"""
+
+from .bench import BenchReport, Latency, benchmark
+from .reports import read_report, write_report
+from .verify import BackendResult, VerifyReport, verify
+
+__all__ = [
+    "BackendResult",
+    "BenchReport",
+    "Latency",
+    "VerifyReport",
+    "benchmark",
+    "read_report",
+    "verify",
+    "write_report",
+]

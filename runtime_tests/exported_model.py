@@ -1,0 +1,151 @@
+"""A model file written by `qil_deploy.export`: the graph together with what its metadata says about it.
+
+The metadata is one JSON object under the key `qil_deploy` of the ONNX file's metadata properties.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qil_deploy.errors import ModelFileError
+from qil_deploy.onnx_file import OnnxFile, TensorInfo, read_model
+from qil_deploy.preprocessing import Preprocessing
+
+from .sessions import create_session, run_session
+
+METADATA_KEY = "qil_deploy"
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+FORMATS = ("qlinear", "qdq", "float")
+INPUTS = ("uint8", "float")
+
+Predictor = Callable[[NDArray[np.uint8]], NDArray[Any]]
+"""From uint8 images [N, C, H, W] to float32 logits [N, classes]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """What a runtime has to know of an exported model.
+
+    Attributes:
+        path: the ONNX file.
+        graph: nodes, initializers, inputs and outputs.
+        format: "qlinear", "qdq", or "float" (a float32 baseline).
+        input: "uint8" (raw images) or "float" (normalised ones).
+        preprocessing: shape of an image and the map from its pixels to the network's input.
+        class_names: one name per class, in the order of the logits.
+        data: name of the data set it was trained on, if the file says so.
+    """
+
+    path: Path
+    graph: OnnxFile
+    format: str
+    input: str
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    data: str | None
+
+    def prepare_input(self, images: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
+        """Turn uint8 images [N, C, H, W] into the model's own input: themselves, or normalised float32."""
+        if self.input == "float":
+            return self.preprocessing.normalize(images)
+        self.preprocessing.check(images)
+        return images
+
+    def onnx_predictor(self, *, threads: int = 1, level: str = "all") -> Predictor:
+        """Return a function from uint8 images to logits that runs this file in ONNX Runtime.
+
+        Raises:
+            ConfigError: `threads` or `level` is out of range.
+            ModelFileError: ONNX Runtime cannot load the file; or, on a call of the result, cannot run it.
+        """
+        session = create_session(self.path, threads=threads, level=level)
+
+        def predict(images: NDArray[np.uint8]) -> NDArray[Any]:
+            return run_session(session, {INPUT_NAME: self.prepare_input(images)}, path=self.path)[0]
+
+        return predict
+
+
+def read_exported_model(path: Path) -> ExportedModel:
+    """Read an exported ONNX file and check that its metadata and its graph agree.
+
+    Raises:
+        ModelFileError: the file is missing or damaged, carries no metadata of this project, or its input and
+            output are not those that the metadata promises.
+    """
+    graph = read_model(path)
+    if METADATA_KEY not in graph.metadata:
+        raise ModelFileError(
+            f"{path} carries no {METADATA_KEY!r} metadata, so its preprocessing and classes are unknown; "
+            "write it with: python -m qil_deploy.export CHECKPOINT -o MODEL.onnx."
+        )
+    try:
+        metadata = json.loads(graph.metadata[METADATA_KEY])
+        pixels = metadata["preprocessing"]
+        model = ExportedModel(
+            path=path,
+            graph=graph,
+            format=metadata["format"],
+            input=metadata["input"],
+            preprocessing=Preprocessing(
+                channels=int(pixels["channels"]),
+                height=int(pixels["height"]),
+                width=int(pixels["width"]),
+                scale=float(pixels["scale"]),
+                zero_point=int(pixels["zero_point"]),
+            ),
+            class_names=_names(metadata["class_names"]),
+            data=None if metadata.get("data") is None else str(metadata["data"]),
+        )
+    except KeyError as error:
+        raise ModelFileError(
+            f"the metadata of {path} has no entry {error}; export the model again."
+        ) from error
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ModelFileError(
+            f"the metadata of {path} is damaged ({error}); export the model again."
+        ) from error
+    _check(model)
+    return model
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise TypeError(f"class_names is {value!r}, not a list of names")
+    return tuple(str(name) for name in value)
+
+
+def _check(model: ExportedModel) -> None:
+    for name, value, allowed in (("format", model.format, FORMATS), ("input", model.input, INPUTS)):
+        if value not in allowed:
+            raise ModelFileError(
+                f"the metadata of {model.path} says {name} {value!r}; known are {', '.join(allowed)}."
+            )
+    shape = model.preprocessing.shape
+    dtype = "uint8" if model.input == "uint8" else "float32"
+    _check_tensors(model.path, "takes", model.graph.inputs, TensorInfo(INPUT_NAME, dtype, (None, *shape)))
+    logits = TensorInfo(OUTPUT_NAME, "float32", (None, len(model.class_names)))
+    _check_tensors(model.path, "returns", model.graph.outputs, logits)
+
+
+def _check_tensors(path: Path, verb: str, found: Sequence[TensorInfo], promised: TensorInfo) -> None:
+    """Raise unless `found` is the one tensor `promised`; the first dimension, the batch, has to be free."""
+
+    def describe(tensor: TensorInfo) -> str:
+        shape = ("?",) if tensor.shape is None else tensor.shape
+        sizes = [str(size) if size == "?" or isinstance(size, int) else "*" for size in shape]
+        return f"{tensor.name!r} {tensor.dtype}[{', '.join(sizes)}]"
+
+    if [describe(tensor) for tensor in found] != [describe(promised)]:
+        raise ModelFileError(
+            f"{path} {verb} {', '.join(map(describe, found)) or 'nothing'}, but its metadata promises "
+            f"{describe(promised)} (* is any batch); export the model again."
+        )

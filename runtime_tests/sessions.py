@@ -1,0 +1,82 @@
+"""ONNX Runtime sessions on the CPU: which threads, which graph optimizations, and errors in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from qil_deploy.errors import ConfigError, ModelFileError
+
+OPTIMIZATION_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = MappingProxyType(
+    {
+        "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    }
+)
+_FATAL = 4
+
+
+def create_session(path: Path, *, threads: int = 1, level: str = "all") -> onnxruntime.InferenceSession:
+    """Load an ONNX file for ONNX Runtime's CPU execution provider.
+
+    The session's threads sleep between runs instead of spinning, so that several sessions of one process can
+    take turns without taking each other's cores.
+
+    Args:
+        path: the ONNX file.
+        threads: how many threads one operator may use.
+        level: graph optimizations, one of `OPTIMIZATION_LEVELS` ("all" is ONNX Runtime's own default).
+
+    Raises:
+        ConfigError: `threads` or `level` is out of range.
+        ModelFileError: there is no such file, or ONNX Runtime cannot load it at this level.
+    """
+    if threads < 1:
+        raise ConfigError(f"threads is {threads}; it must be at least 1.")
+    if level not in OPTIMIZATION_LEVELS:
+        raise ConfigError(
+            f"unknown optimization level {level!r}; choose from {', '.join(OPTIMIZATION_LEVELS)}."
+        )
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = OPTIMIZATION_LEVELS[level]
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+        raise ModelFileError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path} at optimization level {level!r}: "
+            f"{_one_line(error)}. Export the model again, or check that the file is complete."
+        ) from error
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]], *, path: Path
+) -> list[NDArray[Any]]:
+    """Run a session once and return all of its outputs, in the graph's order.
+
+    Raises:
+        ModelFileError: ONNX Runtime refuses the inputs or fails on the way; `path` is named in the message.
+    """
+    try:
+        return [np.asarray(output) for output in session.run(None, dict(inputs))]
+    except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
+        raise ModelFileError(f"ONNX Runtime cannot run {path} on {shapes}: {_one_line(error)}.") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+
+from qil_deploy.errors import ConfigError, DataError, ModelFileError
+from qil_deploy.onnx_file import read_model
+from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests import (
+    BackendResult,
+    BenchReport,
+    VerifyReport,
+    read_report,
+    verify,
+    write_report,
+)
+from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
+from qil_deploy.runtime_tests.tables import verify_table
+from qil_deploy.runtime_tests.verify import FROZEN, UNFROZEN
+
+WriteModel = Callable[..., Path]
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Logits = NDArray[np.float32]
+
+SCALE, ZERO_POINT = np.float32(0.013), np.float32(77)
+
+
+def reference_logits(path: Path, images: Images) -> Logits:
+    """Return the logits of a model with uint8 input."""
+    return IntegerReference(read_model(path)).run(images)
+
+
+def result_of(report: VerifyReport, name: str) -> BackendResult:
+    (found,) = [backend for backend in report.backends if backend.name == name]
+    return found
+
+
+@pytest.mark.parametrize("input_type", ["uint8", "float"])
+def test_onnx_runtime_equals_the_reference_at_every_level(
+    write_model: WriteModel, images: Images, labels: Labels, input_type: str
+) -> None:
+    report = verify(write_model(input=input_type), images, labels, batch_size=17)
+    assert report.exact
+    assert [backend.name for backend in report.backends] == [
+        f"ONNX Runtime ({level})" for level in OPTIMIZATION_LEVELS
+    ]
+    for backend in report.backends:
+        assert backend.must_equal
+        assert (backend.differing_logits, backend.changed_predictions, backend.not_finite) == (0, 0, 0)
+        assert backend.largest_difference == 0.0
+        assert backend.accuracy == report.reference_accuracy
+    assert report.warnings == ()
+
+
+def test_accuracy_is_the_share_of_right_first_choices(write_model: WriteModel, images: Images) -> None:
+    path = write_model()
+    labels = reference_logits(path, images).argmax(axis=1)
+    assert len(set(labels.tolist())) > 1
+    assert verify(path, images, labels).reference_accuracy == 1.0
+    labels[:15] = (labels[:15] + 1) % 5
+    report = verify(path, images, labels)
+    assert report.reference_accuracy == 45 / 60
+    assert {backend.accuracy for backend in report.backends} == {45 / 60}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60, 1000])
+def test_the_batch_size_changes_nothing_but_itself(
+    write_model: WriteModel, images: Images, labels: Labels, batch_size: int
+) -> None:
+    path = write_model()
+    report, whole = verify(path, images, labels, batch_size=batch_size), verify(path, images, labels)
+    assert (report.backends, report.reference_accuracy) == (whole.backends, whole.reference_accuracy)
+
+
+def test_every_image_reaches_every_backend_once_in_order(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    path = write_model()
+    seen: list[Images] = []
+    steps: list[tuple[int, int]] = []
+
+    def record(batch: Images) -> Logits:
+        seen.append(batch)
+        return reference_logits(path, batch)
+
+    verify(
+        path,
+        images,
+        labels,
+        others={"recorder": record},
+        batch_size=25,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert [len(batch) for batch in seen] == [25, 25, 10]
+    np.testing.assert_array_equal(np.concatenate(seen), images)
+    assert steps == [(25, 60), (50, 60), (60, 60)]
+
+
+def test_a_float_model_is_given_normalised_images(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    path = write_model(input="float")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def by_hand(batch: Images) -> Logits:
+        normalised = (batch.astype(np.float32) - ZERO_POINT) * SCALE
+        return np.asarray(session.run(None, {"image": normalised})[0])
+
+    assert verify(path, images, labels, others={"by hand": by_hand}).exact
+
+
+def test_one_wrong_logit_in_one_image_is_found(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    path = write_model()
+
+    def wrong(batch: Images) -> Logits:
+        logits = reference_logits(path, batch)
+        hit = (batch == images[33]).all(axis=(1, 2, 3))
+        logits[hit, 2] = np.nextafter(logits[hit, 2], np.float32(np.inf))
+        return logits
+
+    report = verify(path, images, labels, others={FROZEN: wrong}, batch_size=20)
+    assert not report.exact
+    found = result_of(report, FROZEN)
+    assert found.must_equal
+    assert (found.differing_logits, found.changed_predictions) == (1, 0)
+    assert 0 < found.largest_difference < 1e-5
+    assert all(backend.differing_logits == 0 for backend in report.backends if backend.name != FROZEN)
+
+
+def test_differences_are_counted_and_measured(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    path = write_model()
+    truth = reference_logits(path, images)
+
+    def swapped(batch: Images) -> Logits:
+        return reference_logits(path, batch)[:, ::-1].copy()
+
+    found = result_of(verify(path, images, labels, others={"swapped": swapped}, batch_size=13), "swapped")
+    assert found.differing_logits == (truth != truth[:, ::-1]).sum()
+    assert found.changed_predictions == (truth.argmax(1) != truth[:, ::-1].argmax(1)).sum()
+    assert found.largest_difference == np.abs(truth.astype(np.float64) - truth[:, ::-1]).max()
+
+
+def test_nan_counts_as_differing_and_as_no_prediction(write_model: WriteModel, images: Images) -> None:
+    path = write_model()
+    labels = reference_logits(path, images).argmax(axis=1)
+
+    def broken(batch: Images) -> Logits:
+        logits = reference_logits(path, batch)
+        logits[:, labels[0]] = np.nan
+        logits[0, labels[0] - 1] = np.inf
+        return logits
+
+    report = verify(path, images, labels, others={"broken": broken})
+    found = result_of(report, "broken")
+    assert not report.exact
+    assert (found.differing_logits, found.not_finite) == (61, 61)
+    assert (found.accuracy, found.changed_predictions) == (0.0, 60)
+    assert found.largest_difference == 0.0
+    json.dumps(found.largest_difference, allow_nan=False)
+
+
+def test_the_unfrozen_model_is_reported_and_may_differ(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    path = write_model()
+    others = {
+        FROZEN: lambda batch: reference_logits(path, batch),
+        UNFROZEN: lambda batch: reference_logits(path, batch) + np.float32(1),
+    }
+    report = verify(path, images, labels, others=others)
+    assert report.exact
+    assert result_of(report, UNFROZEN).differing_logits == 300
+    assert not result_of(report, UNFROZEN).must_equal
+    assert result_of(report, FROZEN).must_equal
+    assert not verify(path, images, labels, others=others, must_equal=[UNFROZEN]).exact
+
+
+def test_a_difference_of_onnx_runtime_is_found(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    """One term stands on a tie, the other is negative and so small that float32 loses it beside the first.
+
+    The true sum rounds down; a runtime in float32 rounds to even (x86) or away from zero (arm64).
+    """
+    report = verify(write_model(add_ratios=(0.5, 1e-12), add_zero_point=255), images, labels)
+    assert not report.exact
+    for backend in report.backends:
+        assert backend.differing_logits > 0
+
+
+def test_for_qdq_only_the_default_level_has_to_be_equal(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    report = verify(write_model(format="qdq"), images, labels)
+    required = [backend.name for backend in report.backends if backend.must_equal]
+    assert required == ["ONNX Runtime (all)"]
+    assert len(report.backends) == 4
+
+
+def test_the_report_returns_from_json(
+    write_model: WriteModel, images: Images, labels: Labels, tmp_path: Path
+) -> None:
+    path = write_model()
+    others = {UNFROZEN: lambda batch: reference_logits(path, batch) * np.float32(1.5)}
+    report = verify(path, images, labels, others=others, threads=2, batch_size=30)
+    write_report(tmp_path / "report.json", report)
+    assert read_report(tmp_path / "report.json", VerifyReport) == report
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["schema"] == "qil_deploy.verify/1"
+    assert (content["threads"], content["batch_size"], content["images"], content["classes"]) == (
+        2,
+        30,
+        60,
+        5,
+    )
+    assert content["model"]["bytes"] == path.stat().st_size
+    with pytest.raises(
+        DataError, match=r"has schema 'qil_deploy\.verify/1'; 'qil_deploy\.bench/1' was expected"
+    ):
+        read_report(tmp_path / "report.json", BenchReport)
+
+
+def test_the_table_names_the_backends_that_must_equal_and_do_not(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    path = write_model()
+
+    def shown(report: VerifyReport) -> str:
+        console = Console(record=True, width=200, file=io.StringIO())
+        console.print(verify_table(report))
+        return console.export_text()
+
+    assert "Exact: every backend that must equal" in shown(verify(path, images, labels))
+    wrong = {FROZEN: lambda batch: reference_logits(path, batch) + np.float32(1)}
+    assert f"Not exact: {FROZEN} must equal" in shown(verify(path, images, labels, others=wrong))
+
+
+def test_logits_that_are_the_same_for_every_image_are_pointed_out(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    same = np.repeat(images[:1], len(images), axis=0)
+    assert "the same logits for every image" in verify(write_model(), same, labels).warnings[0]
+
+
+def test_an_empty_data_set_is_refused(write_model: WriteModel, images: Images, labels: Labels) -> None:
+    with pytest.raises(DataError, match=r"no images to verify .*model\.onnx with"):
+        verify(write_model(), images[:0], labels[:0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(np.float32), r"images are float32 .* takes uint8 of shape \[N, 2, 8, 8\]"),
+        (lambda x: x[:, :1], r"images are uint8 of shape \[60, 1, 8, 8\]"),
+        (lambda x: x[0], r"images are uint8 of shape \[2, 8, 8\]"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(
+    write_model: WriteModel, images: Images, labels: Labels, change: Callable[[Images], Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        verify(write_model(), change(images), labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: y[:-1], r"labels are int64 of shape \[59\]; 60 images need integers of shape \[60\]"),
+        (lambda y: y.astype(np.float64), "labels are float64"),
+        (lambda y: y[:, None], r"shape \[60, 1\]"),
+        (
+            lambda y: np.where(y == 4, 5, y),
+            r"labels run from 0 to 5, but .* has 5 classes: 0\.\.4 are allowed",
+        ),
+        (lambda y: y - 1, "labels run from -1 to 3"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    write_model: WriteModel, images: Images, labels: Labels, change: Callable[[Labels], Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        verify(write_model(), images, change(labels))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch size is 0; it must be at least 1"),
+        ({"threads": 0}, "threads is 0"),
+        ({"levels": ["fast"]}, "unknown optimization level 'fast'"),
+        (
+            {"must_equal": ["PyTorch"]},
+            r"must_equal names \['PyTorch'\]; the backends are ONNX Runtime \(disabled\)",
+        ),
+        ({"must_equal": []}, "nothing in this verification of a qlinear model has to equal"),
+        ({"levels": []}, "nothing in this verification"),
+        (
+            {"others": {"ONNX Runtime (all)": np.negative}},
+            r"backend names \['ONNX Runtime \(all\)'\] are taken",
+        ),
+        ({"others": {"integer reference": np.negative}}, "are taken"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    write_model: WriteModel, images: Images, labels: Labels, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        verify(write_model(), images, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        (lambda x: np.zeros((len(x), 5)), r"odd returned float64 logits of shape \[60, 5\]; float32"),
+        (lambda x: np.zeros((len(x), 4), np.float32), r"shape \[60, 4\]; float32 of shape \[60, 5\]"),
+        (lambda x: np.zeros((len(x) - 1, 5), np.float32), r"shape \[59, 5\]"),
+    ],
+)
+def test_logits_of_the_wrong_kind_are_refused(
+    write_model: WriteModel, images: Images, labels: Labels, predict: Callable[[Images], Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        verify(write_model(), images, labels, others={"odd": predict})
+
+
+def test_a_missing_and_a_truncated_model_are_refused(
+    write_model: WriteModel, images: Images, labels: Labels, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match=r"absent\.onnx"):
+        verify(tmp_path / "absent.onnx", images, labels)
+    path = write_model()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelFileError, match=r"model\.onnx"):
+        verify(path, images, labels)
+
+
+def test_a_float_baseline_has_no_reference(write_model: WriteModel, images: Images, labels: Labels) -> None:
+    with pytest.raises(
+        ModelFileError, match="is a float32 baseline, for which there is no integer reference"
+    ):
+        verify(write_model(format="float", input="float"), images, labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metadata": None}, "carries no 'qil_deploy' metadata"),
+        ({"metadata": {"format": "tflite"}}, "says format 'tflite'; known are qlinear, qdq, float"),
+        ({"metadata": {"input": "float"}}, r"takes 'image' uint8\[\*, 2, 8, 8\], but its metadata promises "),
+        ({"metadata": {"input": 3}}, "says input 3; known are uint8, float"),
+        ({"metadata": {"class_names": ["a"]}}, r"promises 'logits' float32\[\*, 1\]"),
+        ({"metadata": {"class_names": "abcde"}}, "is damaged .*not a list of names"),
+        ({"metadata": {"preprocessing": {}}}, "has no entry 'channels'"),
+        ({"metadata": {"preprocessing": None}}, "is damaged"),
+        (
+            {"batch": 1},
+            r"takes 'image' uint8\[1, 2, 8, 8\], but its metadata promises 'image' uint8\[\*, 2, 8, 8\]",
+        ),
+    ],
+)
+def test_a_model_and_metadata_that_disagree_are_refused(
+    write_model: WriteModel, images: Images, labels: Labels, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        verify(write_model(**options), images, labels)
