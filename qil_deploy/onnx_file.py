@@ -1,0 +1,210 @@
+"""Read an ONNX file with numpy and protobuf alone.
+
+A device that verifies a model has ONNX Runtime but not the `onnx` package. ONNX Runtime brings protobuf, and
+an ONNX file is one protobuf message.
+
+Files come from anywhere: sizes are checked against the bytes that are there before an array is made of them,
+and every defect is a `ModelFileError` that names the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf.message import DecodeError, Message
+
+from .errors import ModelFileError
+from .onnx_schema import parse_model
+from .onnx_tensors import DATA_TYPES, Array, DefectError, convert_tensor, data_type
+
+Attribute = int | float | str | list[int] | list[float] | list[str] | Array
+
+# AttributeProto.AttributeType: number -> field that holds the value.
+_ATTRIBUTE_FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+
+_MAX_FILE_BYTES = 2**31 - 1  # what one protobuf message may hold
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the graph; an optional input or output that is left out has the name ''."""
+
+    op_type: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A graph input or output.
+
+    Attributes:
+        name: the tensor's name.
+        dtype: its element type by numpy's name ("uint8", "float32").
+        shape: one entry per dimension: a size, the name of a symbolic size, or None where nothing is said;
+            None instead of a tuple where not even the rank is.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """The content of an ONNX file.
+
+    Attributes:
+        path: the file it was read from, for messages.
+        nodes: the operators in the file's (topological) order.
+        initializers: constants by name, read-only. Elements below 8 bits are widened to int8 or uint8.
+        stored_types: the type of each initializer in the file: a numpy name, "int4", "uint4", "int2" or
+        "uint2".
+        inputs: graph inputs that are no initializers.
+        outputs: graph outputs.
+        metadata: the model's metadata properties.
+        opsets: opset version by domain; the standard domain is ''.
+        ir_version: version of the file format.
+    """
+
+    path: Path
+    nodes: tuple[Node, ...]
+    initializers: dict[str, Array]
+    stored_types: dict[str, str]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+    opsets: dict[str, int]
+    ir_version: int
+
+
+def read_model(path: Path) -> OnnxFile:
+    """Read the ONNX file at `path`.
+
+    Raises:
+        ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX, or it uses what is
+            not supported: external data, subgraphs, functions, sparse tensors, element types unknown to
+            numpy.
+    """
+    content = _read_bytes(path)
+    try:
+        model = parse_model(content)
+        return _convert_model(path, model)
+    except DecodeError as error:
+        raise ModelFileError(
+            f"{path} is not an ONNX file or is truncated ({len(content)} bytes). Export or copy it again."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ModelFileError(
+            f"{path} is damaged: it holds a name that is not UTF-8. Export or copy it again."
+        ) from error
+    except DefectError as defect:
+        raise ModelFileError(f"{path}: {defect}") from defect
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; name an ONNX file.")
+    try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ModelFileError(
+                f"{path} has {path.stat().st_size} bytes; an ONNX file has at most {_MAX_FILE_BYTES}."
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path} does not exist; name an ONNX file.") from error
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _convert_model(path: Path, model: Message) -> OnnxFile:
+    if model.ir_version < 1 or not model.HasField("graph") or not model.opset_import:
+        raise DefectError(
+            "not an ONNX file or truncated: it has no graph, IR version or opset. Export or copy it again."
+        )
+    if model.functions:
+        raise DefectError("model-local functions are not supported; inline them before export.")
+    graph = model.graph
+    if graph.sparse_initializer:
+        raise DefectError("sparse initializers are not supported; store them dense.")
+    initializers: dict[str, Array] = {}
+    stored_types: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.name in initializers:
+            raise DefectError(f"two initializers are called {tensor.name!r}; names must be unique.")
+        initializers[tensor.name] = convert_tensor(tensor, f"initializer {tensor.name!r}")
+        stored_types[tensor.name] = DATA_TYPES[tensor.data_type][0]
+    return OnnxFile(
+        path=path,
+        nodes=tuple(_convert_node(node) for node in graph.node),
+        initializers=initializers,
+        stored_types=stored_types,
+        inputs=tuple(_convert_info(info) for info in graph.input if info.name not in initializers),
+        outputs=tuple(_convert_info(info) for info in graph.output),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        opsets={_plain_domain(opset.domain): opset.version for opset in model.opset_import},
+        ir_version=model.ir_version,
+    )
+
+
+def _plain_domain(domain: str) -> str:
+    """Map 'ai.onnx', the standard domain's other name, to ''."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def _convert_node(node: Message) -> Node:
+    where = f"node {node.name!r} ({node.op_type})"
+    return Node(
+        op_type=node.op_type,
+        domain=_plain_domain(node.domain),
+        name=node.name,
+        inputs=tuple(node.input),
+        outputs=tuple(node.output),
+        attributes={attribute.name: _convert_attribute(attribute, where) for attribute in node.attribute},
+    )
+
+
+def _convert_attribute(attribute: Message, where: str) -> Attribute:
+    where = f"attribute {attribute.name!r} of {where}"
+    if attribute.HasField("g") or attribute.graphs:
+        raise DefectError(f"{where} is a subgraph; control flow is not supported.")
+    if attribute.type not in _ATTRIBUTE_FIELDS:
+        raise DefectError(
+            f"{where} has type number {attribute.type}; supported are numbers, strings, lists of "
+            f"them and tensors ({', '.join(map(str, _ATTRIBUTE_FIELDS))})."
+        )
+    value = getattr(attribute, _ATTRIBUTE_FIELDS[attribute.type])
+    match attribute.type:
+        case 3:
+            return str(value.decode())
+        case 4:
+            return convert_tensor(value, where)
+        case 8:
+            return [text.decode() for text in value]
+        case 6 | 7:
+            return list(value)
+        case _:
+            return value  # type: ignore[no-any-return]  # protobuf's messages are untyped; this is an int or a float
+
+
+def _convert_info(info: Message) -> TensorInfo:
+    where = f"graph input or output {info.name!r}"
+    if not info.type.HasField("tensor_type"):
+        raise DefectError(f"{where} is not a tensor; only tensors are supported.")
+    tensor = info.type.tensor_type
+    shape = (
+        tuple(_convert_dimension(dimension) for dimension in tensor.shape.dim)
+        if tensor.HasField("shape")
+        else None
+    )
+    return TensorInfo(name=info.name, dtype=data_type(tensor.elem_type, where)[0], shape=shape)
+
+
+def _convert_dimension(dimension: Message) -> int | str | None:
+    if dimension.HasField("dim_value"):
+        return int(dimension.dim_value)
+    return str(dimension.dim_param) or None

@@ -1,0 +1,106 @@
+"""The part of the ONNX file format that this project reads, declared for the protobuf library.
+
+Field numbers and types are those of `onnx.proto`; fields that are not declared here are skipped by the
+parser.
+"""
+
+from __future__ import annotations
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+# message -> field -> (number, type); "*" marks a repeated field. Messages that are refused when present are
+# declared as bytes: the parser then notices them without descending into them.
+_SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
+    "ModelProto": {
+        "ir_version": (1, "int64"),
+        "graph": (7, "GraphProto"),
+        "opset_import": (8, "OperatorSetIdProto*"),
+        "metadata_props": (14, "StringStringEntryProto*"),
+        "functions": (25, "bytes*"),
+    },
+    "OperatorSetIdProto": {"domain": (1, "string"), "version": (2, "int64")},
+    "StringStringEntryProto": {"key": (1, "string"), "value": (2, "string")},
+    "GraphProto": {
+        "node": (1, "NodeProto*"),
+        "name": (2, "string"),
+        "initializer": (5, "TensorProto*"),
+        "input": (11, "ValueInfoProto*"),
+        "output": (12, "ValueInfoProto*"),
+        "sparse_initializer": (15, "bytes*"),
+    },
+    "NodeProto": {
+        "input": (1, "string*"),
+        "output": (2, "string*"),
+        "name": (3, "string"),
+        "op_type": (4, "string"),
+        "attribute": (5, "AttributeProto*"),
+        "domain": (7, "string"),
+    },
+    "AttributeProto": {
+        "name": (1, "string"),
+        "f": (2, "float"),
+        "i": (3, "int64"),
+        "s": (4, "bytes"),
+        "t": (5, "TensorProto"),
+        "g": (6, "bytes"),
+        "floats": (7, "float*"),
+        "ints": (8, "int64*"),
+        "strings": (9, "bytes*"),
+        "graphs": (11, "bytes*"),
+        "type": (20, "int32"),
+    },
+    "TensorProto": {
+        "dims": (1, "int64*"),
+        "data_type": (2, "int32"),
+        "segment": (3, "bytes"),
+        "float_data": (4, "float*"),
+        "int32_data": (5, "int32*"),
+        "int64_data": (7, "int64*"),
+        "name": (8, "string"),
+        "raw_data": (9, "bytes"),
+        "double_data": (10, "double*"),
+        "uint64_data": (11, "uint64*"),
+        "external_data": (13, "bytes*"),
+        "data_location": (14, "int32"),
+    },
+    "ValueInfoProto": {"name": (1, "string"), "type": (2, "TypeProto")},
+    "TypeProto": {"tensor_type": (1, "TypeProtoTensor")},
+    "TypeProtoTensor": {"elem_type": (1, "int32"), "shape": (2, "TensorShapeProto")},
+    "TensorShapeProto": {"dim": (1, "Dimension*")},
+    "Dimension": {"dim_value": (1, "int64"), "dim_param": (2, "string")},
+}
+
+
+def parse_model(content: bytes) -> Message:
+    """Parse a file's bytes to a ModelProto.
+
+    Raises:
+        google.protobuf.message.DecodeError: the bytes are no protobuf message of this kind.
+    """
+    descriptor = _POOL.FindMessageTypeByName("qil_deploy_onnx.ModelProto")
+    return message_factory.GetMessageClass(descriptor).FromString(content)
+
+
+def _build_pool() -> descriptor_pool.DescriptorPool:
+    """Declare `_SCHEMA` in a pool of its own, where the `onnx` package's declarations cannot collide."""
+    types = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="qil_deploy_onnx.proto", package="qil_deploy_onnx", syntax="proto2"
+    )
+    for message_name, fields in _SCHEMA.items():
+        message = file.message_type.add(name=message_name)
+        for field_name, (number, kind) in fields.items():
+            base = kind.rstrip("*")
+            declared = message.field.add(name=field_name, number=number)
+            declared.label = types.LABEL_REPEATED if kind.endswith("*") else types.LABEL_OPTIONAL
+            if base in _SCHEMA:
+                declared.type, declared.type_name = types.TYPE_MESSAGE, f".qil_deploy_onnx.{base}"
+            else:
+                declared.type = types.Type.Value(f"TYPE_{base.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return pool
+
+
+_POOL = _build_pool()

@@ -1,0 +1,207 @@
+"""Rewrite a QDQ graph to the integer operators that ONNX Runtime fuses it to.
+
+Patterns (Q is QuantizeLinear, DQ is DequantizeLinear, each with one scale per tensor unless said):
+
+- DQ(x), DQ(w, per output channel), DQ(bias) -> Conv -> Q      becomes QLinearConv
+- DQ(a), DQ(b, per output), DQ(bias) -> Gemm [-> Q]            becomes QGemm, without y_scale if no Q follows
+- DQ(a), DQ(b) -> Add -> Q                                     becomes QLinearAdd
+- DQ(x) -> AveragePool or GlobalAveragePool -> Q               becomes the QLinear operator of that name
+- DQ(x) -> Flatten, Reshape, Identity or MaxPool               becomes the same operator on codes, then DQ
+
+The last one is exact because DQ is monotonic and elementwise. In the others the float operator is replaced by
+integer arithmetic, where a bias is taken as the integer it is stored as; that is the same value only if the
+bias has the scale x_scale * w_scale[k], which is checked. A float operator outside these patterns stays, and
+the evaluator refuses it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_tensors import Array
+
+from .operators import MICROSOFT
+
+_MOVES_CODES = ("Flatten", "Reshape", "Identity", "MaxPool")
+
+
+def fuse_qdq(
+    nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[str, Array]
+) -> tuple[Node, ...]:
+    """Return the nodes of an equivalent graph of integer operators, without those that nothing uses any more.
+
+    Args:
+        nodes: the graph in topological order.
+        outputs: names of the graph's outputs.
+        constants: initializers by name, to compare bias scales.
+
+    Raises:
+        ValueError: a bias, an axis or a factor that integer arithmetic would not honour.
+    """
+    graph = _Graph.of(_sink_dequantize(nodes), tuple(outputs), constants)
+    if not any(node.op_type == "DequantizeLinear" for node in graph.nodes):
+        return graph.nodes
+    fused = [graph.fuse(node) for node in graph.nodes]
+    return _drop_unused(fused, graph.outputs)
+
+
+def _sink_dequantize(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    """Move every DQ behind the operators that only move codes around."""
+    moved: list[Node] = []
+    dequantized: dict[str, Node] = {}
+    for node in nodes:
+        source = dequantized.get(node.inputs[0]) if node.op_type in _MOVES_CODES and node.inputs else None
+        sunk = [node] if source is None else _swap(source, node)
+        moved += sunk
+        if sunk[-1].op_type == "DequantizeLinear":
+            dequantized[node.outputs[0]] = sunk[-1]
+    return tuple(moved)
+
+
+def _swap(dequantize: Node, mover: Node) -> list[Node]:
+    """Turn DQ -> mover into mover -> DQ, with the same output."""
+    codes = f"{mover.outputs[0]}_codes"
+    return [
+        replace(mover, inputs=(dequantize.inputs[0], *mover.inputs[1:]), outputs=(codes,)),
+        replace(
+            dequantize,
+            name=f"{mover.name}_dequantize",
+            inputs=(codes, *dequantize.inputs[1:]),
+            outputs=mover.outputs,
+        ),
+    ]
+
+
+def _drop_unused(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+    used = set(outputs)
+    kept: list[Node] = []
+    for node in reversed(tuple(nodes)):
+        if used.intersection(node.outputs):
+            kept.append(node)
+            used.update(node.inputs)
+    return tuple(reversed(kept))
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Nodes with what is needed to look around in them."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Array]
+    producers: Mapping[str, Node]
+    uses: Mapping[str, int]
+
+    @classmethod
+    def of(cls, nodes: tuple[Node, ...], outputs: tuple[str, ...], constants: Mapping[str, Array]) -> _Graph:
+        return cls(
+            nodes=nodes,
+            outputs=outputs,
+            constants=constants,
+            producers={output: node for node in nodes for output in node.outputs},
+            uses=Counter([name for node in nodes for name in node.inputs] + list(outputs)),
+        )
+
+    def fuse(self, node: Node) -> Node:
+        """Return the integer operator that ends at this node, or the node itself."""
+        if node.op_type == "Gemm" and not self._feeds_one_quantize(node):
+            return self._fuse_matrix(node, "QGemm", quantize=None) or node
+        source = self.producers.get(node.inputs[0]) if node.op_type == "QuantizeLinear" else None
+        if source is None or self.uses[node.inputs[0]] != 1:
+            return node
+        fused = None
+        if source.op_type in ("Add", "AveragePool", "GlobalAveragePool"):
+            fused = self._fuse_elementwise(source, node)
+        elif source.op_type in ("Conv", "Gemm"):
+            fused = self._fuse_matrix(source, "QLinearConv" if source.op_type == "Conv" else "QGemm", node)
+        return fused or node
+
+    def _feeds_one_quantize(self, node: Node) -> bool:
+        output = node.outputs[0]
+        users = [user for user in self.nodes if output in user.inputs]
+        return self.uses[output] == 1 and len(users) == 1 and users[0].op_type == "QuantizeLinear"
+
+    def _dequantize(self, name: str) -> Node | None:
+        """Return the DQ that produces a tensor."""
+        node = self.producers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def _fuse_elementwise(self, source: Node, quantize: Node) -> Node | None:
+        dequantized = [self._dequantize(name) for name in source.inputs]
+        inputs: list[str] = []
+        for node in dequantized:
+            if node is None:
+                return None
+            inputs += _parameters(node)
+        return Node(
+            op_type=f"QLinear{source.op_type}",
+            domain=MICROSOFT,
+            name=source.name,
+            inputs=(*inputs, *_parameters(quantize)[1:]),
+            outputs=quantize.outputs,
+            attributes=source.attributes,
+        )
+
+    def _fuse_matrix(self, source: Node, op_type: str, quantize: Node | None) -> Node | None:
+        """Fuse a Conv or Gemm, whose inputs are data, weights and perhaps a bias."""
+        dequantized = [self._dequantize(name) for name in source.inputs if name]
+        if len(dequantized) < 2 or None in dequantized:
+            return None
+        data, weights, *biases = [node for node in dequantized if node is not None]
+        transposed = op_type == "QLinearConv" or source.attributes.get("transB", 0) == 1
+        self._check_axis(source, weights, 0 if transposed else 1)
+        bias = ""
+        if biases:
+            self._check_bias(source, data, weights, biases[0])
+            bias = biases[0].inputs[0]
+        output = _parameters(quantize)[1:] if quantize else []
+        operands = [*_parameters(data), *_parameters(weights)]
+        return Node(
+            op_type=op_type,
+            domain="" if op_type == "QLinearConv" else MICROSOFT,
+            name=source.name,
+            inputs=tuple(
+                [*operands, *output, bias] if op_type == "QLinearConv" else [*operands, bias, *output]
+            ),
+            outputs=(quantize or source).outputs,
+            attributes=source.attributes,
+        )
+
+    def _constant(self, name: str, what: str) -> Array:
+        if name not in self.constants:
+            raise ValueError(f"{what} {name!r} is computed; it must be an initializer")
+        return self.constants[name]
+
+    def _check_axis(self, source: Node, weights: Node, axis: int) -> None:
+        scale = self._constant(weights.inputs[1], "the weight scale")
+        found = weights.attributes.get("axis", 1)
+        if scale.size > 1 and found != axis:
+            raise ValueError(
+                f"the weights of {source.name!r} are scaled along axis {found}; it must be {axis}"
+            )
+
+    def _check_bias(self, source: Node, data: Node, weights: Node, bias: Node) -> None:
+        """Require the scale float32(x_scale * w_scale) and no zero point, so that integers can be added."""
+        product = self._constant(data.inputs[1], "the scale").astype(np.float32) * self._constant(
+            weights.inputs[1], "the weight scale"
+        )
+        scale = self._constant(bias.inputs[1], "the bias scale")
+        if scale.size not in (1, product.size) or not np.all(scale.ravel() == product.ravel()):
+            raise ValueError(
+                f"the bias of {source.name!r} is not scaled by its input's scale times its weights' scale"
+            )
+        if scale.size > 1 and bias.attributes.get("axis", 1) not in (0, -1):
+            raise ValueError(f"the bias of {source.name!r} is not scaled along axis 0")
+        zero_point = bias.inputs[2] if len(bias.inputs) > 2 else ""
+        if zero_point and self._constant(zero_point, "the bias zero point").any():
+            raise ValueError(f"the bias of {source.name!r} has a zero point; it must have none")
+
+
+def _parameters(node: Node) -> list[str]:
+    """Return tensor, scale and zero point of a Q or DQ; '' for a zero point that is left out."""
+    return [*node.inputs[:2], node.inputs[2] if len(node.inputs) > 2 else ""]

@@ -1,0 +1,327 @@
+"""The arithmetic of the operators of an integer graph, one pure function per operator.
+
+Codes are uint8 or int8 and stand for values by their `Grid`, accumulators are exact integers that fit int32,
+and `rint` rounds half to even.
+
+Sums of integer products are computed by BLAS in floating point, which is exact in any order of summation
+while no partial sum can reach 2**24 (float32) or 2**53 (float64): `exact_float` chooses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .windows import Window, pad_images, window_views
+
+Array = npt.NDArray[Any]
+
+# Elements of one block of im2col columns: small enough to stay in a processor's cache between its uses.
+_BLOCK_ELEMENTS = 1 << 19
+
+
+def exact_float(bound: int) -> type[np.float32] | type[np.float64]:
+    """Return the float type in which integers up to `bound` in magnitude add up without rounding."""
+    return np.float32 if bound < 2**24 else np.float64
+
+
+def saturate(rounded: Array, dtype: npt.DTypeLike) -> Array:
+    """Clip integer-valued floats to the range of `dtype` and convert."""
+    limits = np.iinfo(np.dtype(dtype))
+    return np.clip(rounded, limits.min, limits.max).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What codes stand for: scale * (code - zero_point).
+
+    Attributes:
+        scale: float32, a scalar, or one per output channel for weights.
+        zero_point: of the codes' dtype, a scalar, or one per output channel for weights.
+    """
+
+    scale: Array
+    zero_point: Array
+
+
+def output_multiplier(x: Grid, w: Grid, y: Grid) -> Array:
+    """Combine three scales to M = float32(float32(x * w) / y), flat: one entry, or one per channel."""
+    multiplier: Array = x.scale.astype(np.float32) * w.scale.astype(np.float32) / y.scale.astype(np.float32)
+    return multiplier.reshape(-1)
+
+
+def requantize(accumulator: Array, multiplier: Array, zero_point: Array) -> Array:
+    """Turn exact sums into codes: saturate(rint(float32(acc) * M) + zero_point).
+
+    Args:
+        accumulator: integers, in any type that holds them exactly.
+        multiplier: float32 `M`, broadcastable to the accumulator.
+        zero_point: scalar of the output's dtype.
+    """
+    scaled = np.multiply(accumulator.astype(np.float32, copy=False), multiplier, dtype=np.float32)
+    np.rint(scaled, out=scaled)
+    scaled += np.float32(zero_point)
+    return saturate(scaled, zero_point.dtype)
+
+
+def qlinear_conv(
+    x: Array,
+    x_grid: Grid,
+    w: Array,
+    w_grid: Grid,
+    y_grid: Grid,
+    bias: Array | None,
+    window: Window,
+    groups: int,
+) -> Array:
+    """Convolve codes (ONNX QLinearConv).
+
+    acc[k] = sum((X - x_zero_point) * (W[k] - w_zero_point)) + bias[k], exact in int32; padding contributes 0,
+    that is, it pads with x_zero_point. Then `requantize` with M[k] = float32(float32(x_scale * w_scale[k]) /
+    y_scale).
+
+    Args:
+        x: codes [N, Ci, H, W], uint8 or int8.
+        x_grid: scalars.
+        w: codes [Co, Ci / groups, kh, kw].
+        w_grid: scalars or [Co].
+        y_grid: scalars; its zero point's dtype is the result's.
+        bias: int32 [Co] or None.
+        window: kernel, strides, dilations and pads.
+        groups: number of groups; Ci for a depthwise convolution.
+
+    Returns:
+        codes [N, Co, OH, OW].
+
+    Raises:
+        ValueError: shapes that do not match.
+        OverflowError: an accumulator leaves int32.
+    """
+    channels_out, channels_per_group = w.shape[:2]
+    if x.shape[1] != channels_per_group * groups or channels_out % groups:
+        raise ValueError(
+            f"{x.shape[1]} channels do not fit weights of shape {list(w.shape)} in {groups} groups"
+        )
+    centred = _centre_weights(w, w_grid.zero_point)
+    offsets = _integer_bias(bias, channels_out)
+    sum_bound, total_bound = _bounds(x, x_grid.zero_point, centred.reshape(channels_out, -1), offsets)
+    kind = exact_float(sum_bound)
+    matrix = centred.astype(kind).reshape(groups, channels_out // groups, -1)
+    column = offsets.astype(exact_float(total_bound))[:, None]
+    multiplier = output_multiplier(x_grid, w_grid, y_grid)[:, None]
+    rows, columns = window.output_size(*x.shape[2:])
+    y = np.empty((x.shape[0], channels_out, rows, columns), y_grid.zero_point.dtype)
+    for images in _blocks(x.shape[0], x.shape[1] * window.kernel[0] * window.kernel[1] * rows * columns):
+        patches = _im2col(x[images], x_grid.zero_point, window, kind).reshape(groups, matrix.shape[2], -1)
+        accumulator: Array = (matrix @ patches).reshape(channels_out, -1)
+        accumulator = accumulator + column
+        _check_int32(accumulator, total_bound)
+        codes = requantize(accumulator, multiplier, y_grid.zero_point)
+        y[images] = codes.reshape(channels_out, -1, rows, columns).transpose(1, 0, 2, 3)
+    return y
+
+
+def _blocks(images: int, elements_per_image: int) -> list[slice]:
+    step = max(1, _BLOCK_ELEMENTS // max(1, elements_per_image))
+    return [slice(start, start + step) for start in range(0, images, step)]
+
+
+def _im2col(x: Array, zero_point: Array, window: Window, kind: npt.DTypeLike) -> Array:
+    """Lay out [N, C, H, W] as contiguous columns [C, kh, kw, N, OH, OW] of X - zero_point."""
+    centred = np.subtract(x.transpose(1, 0, 2, 3), zero_point, dtype=kind, casting="unsafe")
+    padded = pad_images(centred, window, 0)
+    views = window_views(padded, window, window.output_size(*x.shape[2:]))
+    return np.ascontiguousarray(views.transpose(0, 2, 3, 1, 4, 5))
+
+
+def _centre_weights(w: Array, zero_point: Array) -> Array:
+    """Subtract the scalar or per-output-channel zero point, in int32."""
+    return w.astype(np.int32) - zero_point.astype(np.int32).reshape((-1,) + (1,) * (w.ndim - 1))
+
+
+def _integer_bias(bias: Array | None, channels: int) -> Array:
+    """Return one int64 per output channel: zeros for no bias, repeated where the bias has one entry."""
+    return np.broadcast_to(np.int64(0) if bias is None else bias.astype(np.int64).ravel(), (channels,))
+
+
+def _bounds(x: Array, x_zero_point: Array, matrix: Array, bias: Array) -> tuple[int, int]:
+    """Bound any partial sum of `matrix` [Co, K] with these codes, without and with the bias."""
+    if x.size == 0 or matrix.size == 0:
+        return 0, int(np.abs(bias).max(initial=0))
+    zero = int(x_zero_point)
+    largest = max(int(x.max()) - zero, zero - int(x.min()))
+    sums = np.abs(matrix).sum(axis=1, dtype=np.int64) * largest
+    return int(sums.max()), int((sums + np.abs(bias)).max())
+
+
+def _check_int32(accumulator: Array, bound: int) -> None:
+    if bound >= 2**31 and (accumulator.max() >= 2**31 or accumulator.min() < -(2**31)):
+        raise OverflowError(
+            f"an accumulator spans {accumulator.min():.0f} to {accumulator.max():.0f}, beyond int32"
+        )
+
+
+def qgemm(
+    a: Array,
+    a_grid: Grid,
+    b: Array,
+    b_grid: Grid,
+    y_grid: Grid | None,
+    bias: Array | None,
+    *,
+    transpose_b: bool,
+) -> Array:
+    """Multiply codes by a weight matrix (com.microsoft QGemm).
+
+    acc[n, k] = sum((A[n] - a_zero_point) * (B[k] - b_zero_point)) + bias[k], exact in int32. With a grid for
+    the result, `requantize` with M[k] = float32(float32(a_scale * b_scale[k]) / y_scale). Without one the
+    result is
+    float32: float32(acc) * float32(a_scale * b_scale[k]).
+
+    Args:
+        a: codes [N, K].
+        a_grid: scalars.
+        b: codes [M, K] if transpose_b, else [K, M].
+        b_grid: scalars or [M].
+        y_grid: scalars, or None for float32 logits.
+        bias: int32 [M], [1, M] or one for all; or None.
+        transpose_b: the layout of b.
+
+    Returns:
+        codes or logits [N, M].
+
+    Raises:
+        ValueError: shapes that do not match.
+        OverflowError: an accumulator leaves int32.
+    """
+    weights = b if transpose_b else b.T
+    if a.ndim != 2 or a.shape[1] != weights.shape[1]:
+        raise ValueError(f"data of shape {list(a.shape)} do not fit weights of {weights.shape[1]} inputs")
+    centred = _centre_weights(weights, b_grid.zero_point)
+    offsets = _integer_bias(bias, len(centred))
+    sum_bound, total_bound = _bounds(a, a_grid.zero_point, centred, offsets)
+    kind = exact_float(sum_bound)
+    sums = np.subtract(a, a_grid.zero_point, dtype=kind, casting="unsafe") @ centred.astype(kind).T
+    accumulator = sums + offsets.astype(exact_float(total_bound))
+    _check_int32(accumulator, total_bound)
+    if y_grid is not None:
+        return requantize(accumulator, output_multiplier(a_grid, b_grid, y_grid), y_grid.zero_point)
+    scale: Array = a_grid.scale.astype(np.float32) * b_grid.scale.astype(np.float32)
+    return np.multiply(accumulator.astype(np.float32), scale.reshape(-1), dtype=np.float32)
+
+
+def qlinear_add(a: Array, a_grid: Grid, b: Array, b_grid: Grid, y_grid: Grid) -> Array:
+    """Add codes of two scales, broadcasting (com.microsoft QLinearAdd).
+
+    rint((A - a_zero_point) * r_a + (B - b_zero_point) * r_b) + y_zero_point, saturated, r = float32(scale /
+    y_scale). The sum is taken in float64, where it is off by less than any tie is near: exported ratios are
+    p/q, q odd.
+    """
+    total = _rescale(a, a_grid, y_grid) + _rescale(b, b_grid, y_grid)
+    return saturate(np.rint(total) + float(y_grid.zero_point), y_grid.zero_point.dtype)
+
+
+def _rescale(codes: Array, grid: Grid, y_grid: Grid) -> Array:
+    """Return (codes - zero_point) * float32(scale / y_scale) in float64."""
+    ratio = grid.scale.astype(np.float32) / y_grid.scale.astype(np.float32)
+    return (codes.astype(np.float64) - float(grid.zero_point)) * float(ratio)
+
+
+def qlinear_average_pool(
+    x: Array, x_grid: Grid, y_grid: Grid, window: Window, *, count_include_pad: bool
+) -> Array:
+    """Average codes [N, C, H, W] over windows (com.microsoft QLinearAveragePool).
+
+    rint(sum(X - x_zero_point) * x_scale / (y_scale * n)) + y_zero_point, saturated; the sum is an exact
+    integer, n the number of elements of the window inside the image, or inside image and padding if
+    count_include_pad.
+    """
+    size = window.output_size(*x.shape[2:])
+    centred = x.astype(np.int32) - x_grid.zero_point.astype(np.int32)
+    sums = window_views(pad_images(centred, window, 0), window, size).sum(axis=(2, 3), dtype=np.int64)
+    counts = window.count_elements(*x.shape[2:], include_pads=count_include_pad)
+    return _average_codes(sums, counts, x_grid, y_grid)
+
+
+def qlinear_global_average_pool(x: Array, x_grid: Grid, y_grid: Grid) -> Array:
+    """Average codes [N, C, ...] over all positions (com.microsoft QLinearGlobalAveragePool).
+
+    The same rescale as `qlinear_average_pool` with n the number of positions.
+    """
+    count = math.prod(x.shape[2:])
+    sums = x.sum(axis=tuple(range(2, x.ndim)), keepdims=True, dtype=np.int64) - int(x_grid.zero_point) * count
+    return _average_codes(sums, np.array(count), x_grid, y_grid)
+
+
+def _average_codes(sums: Array, counts: Array, x_grid: Grid, y_grid: Grid) -> Array:
+    rounded = np.rint(sums * float(x_grid.scale) / (float(y_grid.scale) * counts))
+    return saturate(rounded + float(y_grid.zero_point), y_grid.zero_point.dtype)
+
+
+def max_pool(x: Array, window: Window) -> Array:
+    """Take the largest element of each window of [N, C, H, W] (ONNX MaxPool); padding never wins."""
+    lowest = np.iinfo(x.dtype).min if np.issubdtype(x.dtype, np.integer) else -np.inf
+    views = window_views(pad_images(x, window, lowest), window, window.output_size(*x.shape[2:]))
+    y = views[:, :, 0, 0].copy()
+    for row in range(window.kernel[0]):
+        for column in range(window.kernel[1]):
+            np.maximum(y, views[:, :, row, column], out=y)
+    return y
+
+
+def quantize_linear(x: Array, grid: Grid) -> Array:
+    """Map values to codes (ONNX QuantizeLinear).
+
+    saturate(rint(x / scale) + zero_point), the quotient in float32; the grid broadcasts to x.
+    """
+    rounded = np.rint(np.divide(x, grid.scale, dtype=np.float32))
+    return saturate(rounded + grid.zero_point.astype(np.float32), grid.zero_point.dtype)
+
+
+def dequantize_linear(x: Array, grid: Grid) -> Array:
+    """Map codes to values (ONNX DequantizeLinear): float32(X - zero_point) * scale; the grid broadcasts to x."""
+    centred = x.astype(np.int64) - grid.zero_point.astype(np.int64)
+    return np.multiply(centred.astype(np.float32), grid.scale, dtype=np.float32)
+
+
+def space_to_depth(x: Array, block: int) -> Array:
+    """Move blocks of block x block pixels to channels, block position outermost (ONNX SpaceToDepth).
+
+    [N, C, H, W] becomes [N, block * block * C, H / block, W / block].
+    """
+    images, channels, height, width = x.shape
+    if height % block or width % block:
+        raise ValueError(f"an image of {height}x{width} does not divide into blocks of {block}")
+    split = x.reshape(images, channels, height // block, block, width // block, block)
+    return split.transpose(0, 3, 5, 1, 2, 4).reshape(images, -1, height // block, width // block)
+
+
+def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int]) -> Array:
+    """Pad with a constant (ONNX Pad, mode constant).
+
+    `pads` lists how much is added before each axis, then how much after each.
+    """
+    before_after = [(0, 0)] * x.ndim
+    for index, axis in enumerate(axes):
+        before_after[axis] = (pads[index], pads[index + len(axes)])
+    return np.pad(x, before_after, constant_values=value.item())
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """Multiply constants (ONNX Mul), such as packed weight codes by the integer that spreads them over int8.
+
+    Raises:
+        OverflowError: a product leaves the integer type.
+    """
+    if not np.issubdtype(a.dtype, np.integer):
+        return np.multiply(a, b)
+    wide = a.astype(np.int64) * b.astype(np.int64)
+    limits = np.iinfo(a.dtype)
+    if wide.size and (wide.min() < limits.min or wide.max() > limits.max):
+        raise OverflowError(f"products span {wide.min()} to {wide.max()}, beyond {a.dtype}")
+    return wide.astype(a.dtype)
