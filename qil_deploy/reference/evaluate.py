@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
 
 from qil_deploy.errors import DataError, ModelFileError
 from qil_deploy.onnx_file import Node, OnnxFile
@@ -10,6 +16,9 @@ from qil_deploy.onnx_tensors import Array
 
 from .fuse_qdq import fuse_qdq
 from .operators import find_operator
+
+# Pixels of one block of images: few enough for its tensors to stay in a processor's cache.
+_BLOCK_PIXELS = 1 << 15
 
 
 class IntegerReference:
@@ -44,17 +53,28 @@ class IntegerReference:
         except ValueError as error:
             raise ModelFileError(f"{model.path}: {error}.") from error
         self.nodes = self._fold_constants(nodes)
+        self._fixed_batch = isinstance((model.inputs[0].shape or (None,))[0], int)
         self._last_uses = _last_uses(self.nodes, keep={*self.constants, self._outputs[0]})
 
     def run(self, images: Array) -> Array:
         """Return the first graph output, the logits [N, classes], for images of the input's shape and dtype.
 
-        The whole batch is computed at once; intermediate tensors are freed after their last use.
+        Blocks of images are computed in parallel, and tensors are freed after their last use. (A graph with a
+        fixed batch size is computed as it stands.)
 
         Raises:
             DataError: images of another dtype or shape than the graph's input.
             ModelFileError: an accumulator overflows int32, or shapes do not match.
         """
+        self._check_images(images)
+        size = max(1, _BLOCK_PIXELS // max(1, math.prod(images.shape[2:])))
+        if self._fixed_batch or len(images) <= size:
+            return self._logits(images)
+        blocks = [images[start : start + size] for start in range(0, len(images), size)]
+        with _one_blas_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.concatenate(list(pool.map(self._logits, blocks)))
+
+    def _logits(self, images: Array) -> Array:
         return self._find(self._outputs[0], self._execute(images, free=True))
 
     def run_all(self, images: Array) -> dict[str, Array]:
@@ -64,13 +84,13 @@ class IntegerReference:
             DataError: as `run`.
             ModelFileError: as `run`.
         """
+        self._check_images(images)
         tensors = self._execute(images, free=False)
         del tensors[self.model.inputs[0].name]
         return tensors
 
     def _execute(self, images: Array, *, free: bool) -> dict[str, Array]:
         """Run the nodes in order; with `free`, drop every tensor that no later node reads."""
-        self._check_images(images)
         tensors = {self.model.inputs[0].name: images}
         for node, finished in zip(self.nodes, self._last_uses, strict=True):
             tensors[node.outputs[0]] = self._compute(node, tensors)
@@ -128,6 +148,19 @@ class IntegerReference:
         return ModelFileError(
             f"{self.model.path}: node {node.name or node.outputs[0]!r} ({node.op_type}): {reason}."
         )
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    """Keep BLAS from starting threads of its own, which would wait for each other in many small products.
+
+    threadpoolctl comes with scikit-learn; without it the result is the same and takes longer.
+    """
+    try:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it publishes no types
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def _last_uses(nodes: tuple[Node, ...], keep: set[str]) -> list[list[str]]:

@@ -212,7 +212,8 @@ def qgemm(
     if y_grid is not None:
         return requantize(accumulator, output_multiplier(a_grid, b_grid, y_grid), y_grid.zero_point)
     scale: Array = a_grid.scale.astype(np.float32) * b_grid.scale.astype(np.float32)
-    return np.multiply(accumulator.astype(np.float32), scale.reshape(-1), dtype=np.float32)
+    logits: Array = np.multiply(accumulator.astype(np.float32), scale.reshape(-1), dtype=np.float32)
+    return logits
 
 
 def qlinear_add(a: Array, a_grid: Grid, b: Array, b_grid: Grid, y_grid: Grid) -> Array:
@@ -284,7 +285,7 @@ def quantize_linear(x: Array, grid: Grid) -> Array:
 
 
 def dequantize_linear(x: Array, grid: Grid) -> Array:
-    """Map codes to values (ONNX DequantizeLinear): float32(X - zero_point) * scale; the grid broadcasts to x."""
+    """Map codes to values (ONNX DequantizeLinear): float32(X - zero_point) * scale, broadcasting."""
     centred = x.astype(np.int64) - grid.zero_point.astype(np.int64)
     return np.multiply(centred.astype(np.float32), grid.scale, dtype=np.float32)
 
