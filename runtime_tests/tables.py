@@ -1,69 +1,98 @@
-"""Reports as tables for a terminal."""
+"""Reports as tables that fit a terminal of 80 columns."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from .bench import BenchReport
-from .verify import REFERENCE, VerifyReport
+from .verify import REFERENCE, BackendResult, VerifyReport
 
 
 def verify_table(report: VerifyReport) -> Table:
     """Return one row per backend: accuracy and what differs from the integer reference."""
-    table = Table(
-        title=f"{report.model.path} ({report.format}, {report.input} input), {report.images} images",
+    table = _table(
+        title=f"{escape(report.model.path)} ({report.format}, {report.input} input), {report.images} images",
         caption="\n".join((_verdict(report), *(f"Note: {warning}" for warning in report.warnings))),
     )
-    table.add_column("backend")
-    table.add_column("must equal")
-    for column in ("top-1 %", "differing logits", "changed predictions", "largest difference", "not finite"):
+    table.add_column("backend", no_wrap=True)
+    for column in ("top-1 %", "differing\nlogits", "changed\nclasses", "largest\ndifference"):
         table.add_column(column, justify="right")
-    table.add_row(REFERENCE, "", f"{100 * report.reference_accuracy:.2f}", "", "", "", "")
+    table.add_column("result")
+    table.add_row(REFERENCE, _percent(report.reference_accuracy))
     for backend in report.backends:
         table.add_row(
-            backend.name,
-            "yes" if backend.must_equal else "no",
-            f"{100 * backend.accuracy:.2f}",
+            escape(backend.name),
+            _percent(backend.accuracy),
             str(backend.differing_logits),
             str(backend.changed_predictions),
-            f"{backend.largest_difference:.6g}",
-            str(backend.not_finite),
-            style="red" if backend.must_equal and backend.differing_logits else None,
+            f"{backend.largest_difference:.4g}",
+            _result(backend),
+            style="red" if _fails(backend) else None,
         )
     return table
 
 
 def bench_table(report: BenchReport) -> Table:
-    """Return one row per model and number of threads; times in milliseconds."""
+    """Return one row per model and number of threads."""
     environment = report.environment
-    table = Table(
-        title=(f"latency, batch {report.batch}: {report.repeats} runs after {report.warmup} to warm up"),
+    table = _table(
+        title=f"latency in ms, batch {report.batch}, {report.repeats} runs after {report.warmup} to warm up",
         caption=(
             f"{environment.cpu}, {environment.cpus} CPUs, onnxruntime {environment.onnxruntime}, "
             f"numpy {environment.numpy}"
         ),
     )
     table.add_column("model", overflow="fold")
-    columns = ("threads", "file kB", "load ms", "median ms", "p95 ms", "min ms", "spread ms", "ratio")
-    for column in columns:
+    for column in ("threads", "median", "p95", "min", "spread", "ratio", "load", "file kB"):
         table.add_column(column, justify="right")
+    names = _short_names({latency.model.path for latency in report.latencies})
     for latency in report.latencies:
         table.add_row(
-            latency.model.path,
+            escape(names[latency.model.path]),
             str(latency.threads),
-            f"{latency.model.bytes / 1000:.1f}",
-            f"{latency.load_ms:.1f}",
             f"{latency.median_ms:.3f}",
             f"{latency.p95_ms:.3f}",
             f"{latency.min_ms:.3f}",
             f"{latency.iqr_ms:.3f}",
             f"{latency.ratio:.2f}",
+            f"{latency.load_ms:.1f}",
+            f"{latency.model.bytes / 1000:.1f}",
         )
     return table
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def _short_names(paths: set[str]) -> dict[str, str]:
+    """Name files without their folders where that leaves them apart."""
+    unique = len({Path(path).name for path in paths}) == len(paths)
+    return {path: Path(path).name if unique else path for path in paths}
+
+
+def _fails(backend: BackendResult) -> bool:
+    return backend.must_equal and backend.differing_logits > 0
+
+
+def _result(backend: BackendResult) -> str:
+    """Say in a word or two how a backend did."""
+    broken = f", {backend.not_finite} not finite" if backend.not_finite else ""
+    if backend.differing_logits == 0:
+        return f"equal{broken}"
+    return f"{'DIFFERS' if backend.must_equal else 'may differ'}{broken}"
 
 
 def _verdict(report: VerifyReport) -> str:
     if report.exact:
         return "Exact: every backend that must equal the integer reference does, in every logit."
-    wrong = [b.name for b in report.backends if b.must_equal and b.differing_logits]
-    return f"Not exact: {', '.join(wrong)} must equal the integer reference and does not."
+    wrong = [backend.name for backend in report.backends if _fails(backend)]
+    return f"Not exact: {escape(', '.join(wrong))} must equal the integer reference and does not."

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 CLASSES = ("cat", "dog", "fox", "hen", "owl")
-SHAPE = (2, 8, 8)
+SHAPE = (3, 8, 8)
 SCALE = float(np.float32(0.013))
 ZERO_POINT = 77
 HIDDEN = 4
@@ -23,9 +23,10 @@ WriteModel = Callable[..., Path]
 
 
 class _Graph:
-    """Nodes and initializers in the order they are added."""
+    """Nodes and initializers in the order they are added; layers as QLinear operators, or as QDQ."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, qdq: bool) -> None:
+        self.qdq = qdq
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -46,68 +47,104 @@ class _Graph:
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, domain=domain, **attributes))
         return name
 
+    def quantize(self, values: str, scale: float, zero_point: int = 0) -> str:
+        constants = self.constant(np.float32(scale)), self.constant(np.uint8(zero_point))
+        return self.node("QuantizeLinear", values, *constants)
 
-def _convolution(
-    graph: _Graph, image: str, x_scale: float, x_zero_point: int, y_scale: float, w: NDArray[np.int8]
-) -> str:
-    generator = np.random.default_rng(len(graph.nodes))
-    scales = generator.uniform(0.01, 0.02, len(w)).astype(np.float32)
-    convolved = graph.node(
-        "QLinearConv",
-        image,
-        graph.constant(np.float32(x_scale)),
-        graph.constant(np.uint8(x_zero_point)),
-        graph.constant(w),
-        graph.constant(scales),
-        graph.constant(np.zeros(len(w), np.int8)),
-        graph.constant(np.float32(y_scale)),
-        graph.constant(np.uint8(0)),
-        graph.constant(generator.integers(-200, 200, len(w)).astype(np.int32)),
-        kernel_shape=[3, 3],
-        pads=[1, 1, 1, 1],
-    )
-    return graph.node("Clip", convolved, graph.constant(np.uint8(0)), graph.constant(np.uint8(15)))
+    def dequantize(self, codes: str, scale: float, zero_point: int = 0) -> str:
+        constants = self.constant(np.float32(scale)), self.constant(np.uint8(zero_point))
+        return self.node("DequantizeLinear", codes, *constants)
+
+    def parameters(
+        self, weights: NDArray[np.int8], scales: NDArray[np.float32], bias: NDArray[np.int32], x_scale: float
+    ) -> tuple[str, str]:
+        """Dequantize weights and bias, one scale per output.
+
+        ONNX Runtime fuses Gemm to QGemm only where the zero points are written out.
+        """
+        pairs: list[tuple[NDArray[Any], NDArray[np.float32]]] = [(weights, scales)]
+        pairs += [(bias, np.float32(x_scale) * scales)]
+        weight_values, bias_values = (
+            self.node(
+                "DequantizeLinear",
+                *map(self.constant, (codes, steps, np.zeros(len(steps), codes.dtype))),
+                axis=0,
+            )
+            for codes, steps in pairs
+        )
+        return weight_values, bias_values
+
+    def convolution(
+        self,
+        codes: str,
+        x_scale: float,
+        x_zero_point: int,
+        weights: NDArray[np.int8],
+        scales: NDArray[np.float32],
+        y_scale: float,
+    ) -> str:
+        """3x3, padded, followed by a clip to 4-bit codes."""
+        bias = np.random.default_rng(3).integers(-200, 200, len(weights), np.int32)
+        window: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+        if self.qdq:
+            values = self.dequantize(codes, x_scale, x_zero_point)
+            values = self.node("Conv", values, *self.parameters(weights, scales, bias, x_scale), **window)
+            result = self.quantize(values, y_scale)
+        else:
+            zeros = np.zeros(len(weights), np.int8)
+            constants: list[NDArray[Any] | np.generic] = [np.float32(x_scale), np.uint8(x_zero_point)]
+            constants += [weights, scales, zeros, np.float32(y_scale), np.uint8(0), bias]
+            result = self.node("QLinearConv", codes, *map(self.constant, constants), **window)
+        return self.node("Clip", result, self.constant(np.uint8(0)), self.constant(np.uint8(15)))
+
+    def add(self, a: str, b: str, ratios: tuple[float, float], b_zero_point: int) -> str:
+        """Return 8-bit codes of scale 1."""
+        if self.qdq:
+            terms = self.dequantize(a, ratios[0]), self.dequantize(b, ratios[1], b_zero_point)
+            return self.quantize(self.node("Add", *terms), 1.0)
+        zero, one = self.constant(np.uint8(0)), self.constant(np.float32(1))
+        first = a, self.constant(np.float32(ratios[0])), zero
+        second = b, self.constant(np.float32(ratios[1])), self.constant(np.uint8(b_zero_point))
+        return self.node("QLinearAdd", *first, *second, one, zero, domain="com.microsoft")
+
+    def classifier(self, codes: str, weights: NDArray[np.int8]) -> None:
+        """Return float32 logits of codes of scale 1."""
+        bias = np.random.default_rng(4).integers(-500, 500, len(weights), np.int32)
+        scales = np.full(len(weights), 0.01, np.float32)
+        if self.qdq:
+            parameters = self.parameters(weights, scales, bias, 1.0)
+            self.node("Gemm", self.dequantize(codes, 1.0), *parameters, output="logits", transB=1)
+            return
+        constants: list[NDArray[Any] | np.generic] = [np.float32(1), np.uint8(0), weights, scales]
+        constants += [np.zeros(len(weights), np.int8), bias]
+        inputs = [codes, *map(self.constant, constants)]
+        self.node("QGemm", *inputs, output="logits", domain="com.microsoft", transB=1)
 
 
-def _integer_nodes(graph: _Graph, add_ratios: tuple[float, float], add_zero_point: int) -> None:
+def _integer_nodes(graph: _Graph, image: str, *, ties: bool) -> None:
     """Two convolutions with 4-bit codes, their sum as 8-bit codes, a max pool and a fully connected layer."""
     generator = np.random.default_rng(0)
-    image = "image" if not graph.nodes else graph.nodes[-1].output[0]
-    first = _convolution(
-        graph, image, SCALE, ZERO_POINT, 0.05, generator.integers(-63, 64, (HIDDEN, SHAPE[0], 3, 3), np.int8)
+    scales = generator.uniform(0.01, 0.02, HIDDEN).astype(np.float32)
+    weights = generator.integers(-63, 64, (HIDDEN, SHAPE[0], 3, 3), np.int8)
+    first = graph.convolution(image, SCALE, ZERO_POINT, weights, scales, 0.05)
+    ratios, b_zero_point = (31 / 101, 57 / 101), 0
+    if ties and graph.qdq:
+        # Accumulators times 0.05 * 0.1 / 0.01, one half: every odd one is a tie, in float only nearly so.
+        weights = generator.integers(-1, 2, (HIDDEN, HIDDEN, 3, 3), np.int8)
+        second = graph.convolution(first, 0.05, 0, weights, np.full(HIDDEN, 0.1, np.float32), 0.01)
+    else:
+        weights = generator.integers(-126, 127, (HIDDEN, HIDDEN, 3, 3), np.int8)
+        second = graph.convolution(first, 0.05, 0, weights, scales, 0.04)
+        if ties:
+            # Half of an odd code is a tie, and float32 loses the negative second term beside it. The true sum
+            # rounds down; what has lost it rounds to even (x86) or away from zero (arm64).
+            ratios, b_zero_point = (0.5, 1e-12), 255
+    pooled = graph.node(
+        "MaxPool", graph.add(first, second, ratios, b_zero_point), kernel_shape=[2, 2], strides=[2, 2]
     )
-    second = _convolution(
-        graph, first, 0.05, 0, 0.04, generator.integers(-126, 127, (HIDDEN, HIDDEN, 3, 3), np.int8)
-    )
-    zero = graph.constant(np.uint8(0))
-    added = graph.node(
-        "QLinearAdd",
-        first,
-        graph.constant(np.float32(add_ratios[0])),
-        zero,
-        second,
-        graph.constant(np.float32(add_ratios[1])),
-        graph.constant(np.uint8(add_zero_point)),
-        graph.constant(np.float32(1.0)),
-        zero,
-        domain="com.microsoft",
-    )
-    pooled = graph.node("MaxPool", added, kernel_shape=[2, 2], strides=[2, 2])
-    flat = graph.node("Flatten", pooled)
     features = HIDDEN * SHAPE[1] * SHAPE[2] // 4
-    graph.node(
-        "QGemm",
-        flat,
-        graph.constant(np.float32(1.0)),
-        zero,
-        graph.constant(generator.integers(-63, 64, (len(CLASSES), features), np.int8)),
-        graph.constant(np.float32(0.01)),
-        graph.constant(np.int8(0)),
-        graph.constant(generator.integers(-500, 500, len(CLASSES)).astype(np.int32)),
-        output="logits",
-        domain="com.microsoft",
-        transB=1,
-    )
+    weights = generator.integers(-63, 64, (len(CLASSES), features), np.int8)
+    graph.classifier(graph.node("Flatten", pooled), weights)
 
 
 def _float_nodes(graph: _Graph) -> None:
@@ -119,9 +156,9 @@ def _float_nodes(graph: _Graph) -> None:
 def write_model(tmp_path: Path) -> WriteModel:
     """Return a function that writes a small model and returns its path.
 
-    Options: `name` of the file, `format`, `input` ("uint8" or "float"), `batch` (a fixed first dimension),
-    `add_ratios` of the two terms of the sum, `add_zero_point` of the second, `metadata`: entries that replace
-    those of the model (None: the file carries no metadata at all).
+    Options: `name` of the file, `format` ("qlinear", "qdq", "float"), `input` ("uint8", "float"), `batch` (a
+    fixed first dimension), `ties` (a sum, or in "qdq" a convolution, whose results hang on the rounding of
+    ties), `metadata`: entries that replace those of the model (None: the file carries no metadata at all).
     """
 
     def write(
@@ -130,18 +167,15 @@ def write_model(tmp_path: Path) -> WriteModel:
         format: str = "qlinear",  # noqa: A002 - the name that the metadata has
         input: str = "uint8",  # noqa: A002 - likewise
         batch: int | str = "batch",
-        add_ratios: tuple[float, float] = (31 / 101, 57 / 101),
-        add_zero_point: int = 0,
+        ties: bool = False,
         metadata: dict[str, Any] | None = {},  # noqa: B006 - never changed
     ) -> Path:
-        graph = _Graph()
+        graph = _Graph(qdq=format == "qdq")
         if format == "float":
             _float_nodes(graph)
         else:
-            if input == "float":
-                scale, zero_point = graph.constant(np.float32(SCALE)), graph.constant(np.uint8(ZERO_POINT))
-                graph.node("QuantizeLinear", "image", scale, zero_point)
-            _integer_nodes(graph, add_ratios, add_zero_point)
+            image = graph.quantize("image", SCALE, ZERO_POINT) if input == "float" else "image"
+            _integer_nodes(graph, image, ties=ties)
         element = TensorProto.UINT8 if input == "uint8" else TensorProto.FLOAT
         model = helper.make_model(
             helper.make_graph(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from rich.console import Console
 
 from qil_deploy.errors import ConfigError, DataError, ModelFileError, OutputError
 from qil_deploy.runtime_tests import BenchReport, benchmark, read_report, write_report
 from qil_deploy.runtime_tests.bench import random_inputs
 from qil_deploy.runtime_tests.sessions import create_session
-from qil_deploy.runtime_tests.tables import bench_table
 
 
 class FakeMachine:
@@ -176,14 +173,6 @@ def test_real_models_are_measured_and_the_report_returns_from_json(
     assert report.environment.cpu
     write_report(tmp_path / "report.json", report)
     assert read_report(tmp_path / "report.json", BenchReport) == report
-
-
-def test_the_table_states_models_threads_and_versions(write_model: Callable[..., Path]) -> None:
-    console = Console(record=True, width=200, file=io.StringIO())
-    console.print(bench_table(benchmark([write_model()], threads=(1, 2), repeats=1, warmup=0)))
-    text = console.export_text()
-    for part in ("model.onnx", "threads", "p95 ms", "ratio", f"onnxruntime {onnxruntime.__version__}"):
-        assert part in text
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def test_an_unknown_level_is_refused(write_model: Callable[..., Path]) -> None:
 def test_inputs_that_do_not_fit_are_refused_with_their_shape(write_model: Callable[..., Path]) -> None:
     path = write_model()
     session = create_session(path)
-    with pytest.raises(ModelFileError, match=r"cannot run .* on image uint8\[1, 3, 8, 8\]"):
-        run_session(session, {"image": np.zeros((1, 3, 8, 8), np.uint8)}, path=path)
+    with pytest.raises(ModelFileError, match=r"cannot run .* on image uint8\[1, 4, 8, 8\]"):
+        run_session(session, {"image": np.zeros((1, 4, 8, 8), np.uint8)}, path=path)
 
 
 def test_the_package_needs_neither_torch_nor_onnx() -> None:

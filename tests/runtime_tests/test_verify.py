@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from rich.console import Console
 
 from qil_deploy.errors import ConfigError, DataError, ModelFileError
 from qil_deploy.onnx_file import read_model
@@ -24,7 +22,6 @@ from qil_deploy.runtime_tests import (
     write_report,
 )
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
-from qil_deploy.runtime_tests.tables import verify_table
 from qil_deploy.runtime_tests.verify import FROZEN, UNFROZEN
 
 WriteModel = Callable[..., Path]
@@ -192,23 +189,34 @@ def test_the_unfrozen_model_is_reported_and_may_differ(
 def test_a_difference_of_onnx_runtime_is_found(
     write_model: WriteModel, images: Images, labels: Labels
 ) -> None:
-    """One term stands on a tie, the other is negative and so small that float32 loses it beside the first.
-
-    The true sum rounds down; a runtime in float32 rounds to even (x86) or away from zero (arm64).
-    """
-    report = verify(write_model(add_ratios=(0.5, 1e-12), add_zero_point=255), images, labels)
+    report = verify(write_model(ties=True), images, labels)
     assert not report.exact
     for backend in report.backends:
+        assert backend.must_equal
         assert backend.differing_logits > 0
+        assert backend.largest_difference > 0
 
 
+@pytest.mark.parametrize("input_type", ["uint8", "float"])
 def test_for_qdq_only_the_default_level_has_to_be_equal(
-    write_model: WriteModel, images: Images, labels: Labels
+    write_model: WriteModel, images: Images, labels: Labels, input_type: str
 ) -> None:
-    report = verify(write_model(format="qdq"), images, labels)
+    path = write_model(format="qdq", input=input_type, ties=True)
+    report = verify(path, images, labels)
+    assert report.exact
     required = [backend.name for backend in report.backends if backend.must_equal]
     assert required == ["ONNX Runtime (all)"]
-    assert len(report.backends) == 4
+    assert result_of(report, "ONNX Runtime (all)").differing_logits == 0
+    assert result_of(report, "ONNX Runtime (disabled)").differing_logits > 0
+    strict = verify(path, images, labels, must_equal=["ONNX Runtime (disabled)"])
+    assert not strict.exact
+
+
+def test_qdq_without_its_default_level_has_nothing_to_equal(
+    write_model: WriteModel, images: Images, labels: Labels
+) -> None:
+    with pytest.raises(ConfigError, match=r"nothing in this verification of a qdq model .* add level 'all'"):
+        verify(write_model(format="qdq"), images, labels, levels=["disabled", "basic"])
 
 
 def test_the_report_returns_from_json(
@@ -234,21 +242,6 @@ def test_the_report_returns_from_json(
         read_report(tmp_path / "report.json", BenchReport)
 
 
-def test_the_table_names_the_backends_that_must_equal_and_do_not(
-    write_model: WriteModel, images: Images, labels: Labels
-) -> None:
-    path = write_model()
-
-    def shown(report: VerifyReport) -> str:
-        console = Console(record=True, width=200, file=io.StringIO())
-        console.print(verify_table(report))
-        return console.export_text()
-
-    assert "Exact: every backend that must equal" in shown(verify(path, images, labels))
-    wrong = {FROZEN: lambda batch: reference_logits(path, batch) + np.float32(1)}
-    assert f"Not exact: {FROZEN} must equal" in shown(verify(path, images, labels, others=wrong))
-
-
 def test_logits_that_are_the_same_for_every_image_are_pointed_out(
     write_model: WriteModel, images: Images, labels: Labels
 ) -> None:
@@ -264,9 +257,9 @@ def test_an_empty_data_set_is_refused(write_model: WriteModel, images: Images, l
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.astype(np.float32), r"images are float32 .* takes uint8 of shape \[N, 2, 8, 8\]"),
+        (lambda x: x.astype(np.float32), r"images are float32 .* takes uint8 of shape \[N, 3, 8, 8\]"),
         (lambda x: x[:, :1], r"images are uint8 of shape \[60, 1, 8, 8\]"),
-        (lambda x: x[0], r"images are uint8 of shape \[2, 8, 8\]"),
+        (lambda x: x[0], r"images are uint8 of shape \[3, 8, 8\]"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(
@@ -360,7 +353,7 @@ def test_a_float_baseline_has_no_reference(write_model: WriteModel, images: Imag
     [
         ({"metadata": None}, "carries no 'qil_deploy' metadata"),
         ({"metadata": {"format": "tflite"}}, "says format 'tflite'; known are qlinear, qdq, float"),
-        ({"metadata": {"input": "float"}}, r"takes 'image' uint8\[\*, 2, 8, 8\], but its metadata promises "),
+        ({"metadata": {"input": "float"}}, r"takes 'image' uint8\[\*, 3, 8, 8\], but its metadata promises "),
         ({"metadata": {"input": 3}}, "says input 3; known are uint8, float"),
         ({"metadata": {"class_names": ["a"]}}, r"promises 'logits' float32\[\*, 1\]"),
         ({"metadata": {"class_names": "abcde"}}, "is damaged .*not a list of names"),
@@ -368,7 +361,7 @@ def test_a_float_baseline_has_no_reference(write_model: WriteModel, images: Imag
         ({"metadata": {"preprocessing": None}}, "is damaged"),
         (
             {"batch": 1},
-            r"takes 'image' uint8\[1, 2, 8, 8\], but its metadata promises 'image' uint8\[\*, 2, 8, 8\]",
+            r"takes 'image' uint8\[1, 3, 8, 8\], but its metadata promises 'image' uint8\[\*, 3, 8, 8\]",
         ),
     ],
 )

@@ -1,0 +1,165 @@
+"""The commands `verify` and `bench`, each in an application of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from qil_deploy.commands.bench import bench_command, parse_threads
+from qil_deploy.commands.verify import verify_command
+from qil_deploy.errors import ConfigError, DataError, ModelFileError, OutputError
+from qil_deploy.onnx_file import read_model
+from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests import BenchReport, VerifyReport, read_report
+
+WriteModel = Callable[..., Path]
+
+CLASSES = ("cat", "dog", "fox", "hen", "owl")
+
+
+def call(command: Callable[..., None], *arguments: object) -> Result:
+    """Run a command; an error of ours passes through as it is."""
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, ValueError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of images, three per class."""
+    generator = np.random.default_rng(5)
+    for name in CLASSES:
+        target = tmp_path / "animals" / "test" / name
+        target.mkdir(parents=True)
+        for index in range(3):
+            pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(target / f"{index}.png")
+    return tmp_path / "animals"
+
+
+def test_verify_shows_a_table_writes_json_and_exits_with_0(
+    write_model: WriteModel, folder: Path, tmp_path: Path
+) -> None:
+    result = call(verify_command, write_model(), "--data", folder, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert "integer reference" in result.output
+    report = read_report(tmp_path / "r.json", VerifyReport)
+    assert (report.exact, report.images, report.threads) == (True, 15, 1)
+
+
+def test_the_data_set_is_by_default_the_one_in_the_metadata(
+    write_model: WriteModel, folder: Path, tmp_path: Path
+) -> None:
+    path = write_model(metadata={"data": str(folder)})
+    options = ("--limit", 7, "--batch-size", 2, "--threads", 2, "--json", tmp_path / "r.json")
+    assert call(verify_command, path, *options).exit_code == 0
+    report = read_report(tmp_path / "r.json", VerifyReport)
+    assert (report.images, report.batch_size, report.threads) == (7, 2, 2)
+
+
+def test_verify_exits_with_1_after_writing_the_report_of_a_difference(
+    write_model: WriteModel, folder: Path, tmp_path: Path
+) -> None:
+    result = call(verify_command, write_model(ties=True), "--data", folder, "--json", tmp_path / "r.json")
+    assert result.exit_code == 1
+    assert "Not exact" in result.output
+    assert not read_report(tmp_path / "r.json", VerifyReport).exact
+
+
+def test_the_checkpoint_adds_its_predictors(
+    write_model: WriteModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_model()
+    asked: list[Path] = []
+
+    def checkpoint_predictors(
+        checkpoint: Path,
+    ) -> dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]]:
+        asked.append(checkpoint)
+        reference = IntegerReference(read_model(path))
+        return {
+            "frozen PyTorch": reference.run,
+            "unfrozen PyTorch": lambda images: reference.run(images) + np.float32(1),
+        }
+
+    module = ModuleType("qil_deploy.commands.predictors")
+    module.checkpoint_predictors = checkpoint_predictors  # type: ignore[attr-defined]  # a module made here
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    arguments = ("--data", folder, "--checkpoint", tmp_path / "c.safetensors", "--json", tmp_path / "r.json")
+    assert call(verify_command, path, *arguments).exit_code == 0
+    assert asked == [tmp_path / "c.safetensors"]
+    names = [backend.name for backend in read_report(tmp_path / "r.json", VerifyReport).backends]
+    assert names[-2:] == ["frozen PyTorch", "unfrozen PyTorch"]
+
+
+def test_verify_refuses_wrong_use_before_it_works(
+    write_model: WriteModel, folder: Path, tmp_path: Path
+) -> None:
+    renamed = tmp_path / "renamed"
+    for old, new in zip(CLASSES, "abcde", strict=True):
+        shutil.copytree(folder / "test" / old, renamed / "test" / new)
+    with pytest.raises(ModelFileError, match=r"absent\.onnx"):
+        call(verify_command, tmp_path / "absent.onnx")
+    with pytest.raises(
+        DataError, match="does not say which data set it was trained on; name one with --data"
+    ):
+        call(verify_command, write_model())
+    with pytest.raises(DataError, match="unknown data set 'imagenot'"):
+        call(verify_command, write_model(), "--data", "imagenot")
+    with pytest.raises(DataError, match=r"has the classes a, b, .* tells apart cat, dog"):
+        call(verify_command, write_model(), "--data", renamed)
+    with pytest.raises(ConfigError, match="--limit is 0; it must be at least 1"):
+        call(verify_command, write_model(), "--data", folder, "--limit", 0)
+    with pytest.raises(OutputError, match="is a folder"):
+        call(verify_command, write_model(), "--data", folder, "--json", tmp_path)
+
+
+def test_bench_shows_a_table_and_writes_json(write_model: WriteModel, tmp_path: Path) -> None:
+    models = write_model("a.onnx"), write_model("b.onnx")
+    options = ("--threads", "1,2", "--repeats", 2, "--warmup", 1, "--json", tmp_path / "r.json")
+    result = call(bench_command, *models, *options)
+    assert result.exit_code == 0, result.output
+    assert "median" in result.output
+    report = read_report(tmp_path / "r.json", BenchReport)
+    assert [(Path(row.model.path).name, row.threads) for row in report.latencies] == [
+        ("a.onnx", 1),
+        ("b.onnx", 1),
+        ("a.onnx", 2),
+        ("b.onnx", 2),
+    ]
+    assert all(len(row.samples_ns) == 2 for row in report.latencies)
+
+
+def test_bench_refuses_an_output_that_is_a_folder(write_model: WriteModel, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        call(bench_command, write_model(), "--json", tmp_path)
+
+
+def test_json_content_is_valid_json_without_nan(write_model: WriteModel, tmp_path: Path) -> None:
+    call(bench_command, write_model(), "--repeats", 1, "--json", tmp_path / "r.json")
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "r.json").read_text(), parse_constant=refuse)
+
+
+def test_threads_are_numbers_separated_by_commas() -> None:
+    assert parse_threads("1,2, 4") == (1, 2, 4)
+    for text in ("", "1,", "two", "1.5"):
+        with pytest.raises(ConfigError, match="give whole numbers separated by commas"):
+            parse_threads(text)

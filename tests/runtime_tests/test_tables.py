@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from qil_deploy.runtime_tests import benchmark, verify
+from qil_deploy.runtime_tests.tables import bench_table, verify_table
+from qil_deploy.runtime_tests.verify import FROZEN, UNFROZEN
+
+WriteModel = Callable[..., Path]
+
+
+def shown(table: Table) -> list[str]:
+    """Return the lines of a table on a terminal of 80 columns."""
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text().splitlines()
+
+
+def row(lines: list[str], start: str) -> list[str]:
+    (found,) = [line for line in lines if line.startswith(start)]
+    return found.removeprefix(start).split()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_every_backend_has_a_row_of_its_own_and_there_is_a_verdict(
+    write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64], ties: bool
+) -> None:
+    others = {UNFROZEN: lambda batch: np.full((len(batch), 5), np.nan, np.float32)}
+    report = verify(write_model(ties=ties), images, labels, others=others)
+    lines = shown(verify_table(report))
+    accuracy = f"{100 * report.reference_accuracy:.2f}"
+    assert row(lines, "integer reference") == [accuracy]
+    for backend in report.backends[:4]:
+        cells = row(lines, backend.name)
+        assert cells[1] == str(backend.differing_logits)
+        assert cells[-1] == ("DIFFERS" if ties else "equal")
+    assert row(lines, UNFROZEN)[:4] == ["0.00", "300", "60", "0"]
+    text = " ".join(" ".join(lines).split())
+    assert "may differ, 300" in text
+    expected = "Not exact: ONNX Runtime (disabled)," if ties else "Exact: every backend that must equal"
+    assert expected in text
+
+
+def test_the_verdict_names_only_the_backends_that_fail(
+    write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> None:
+    others = {FROZEN: lambda batch: np.zeros((len(batch), 5), np.float32)}
+    lines = shown(verify_table(verify(write_model(), images, labels, others=others)))
+    assert f"Not exact: {FROZEN} must equal the integer reference" in " ".join(lines)
+
+
+def test_a_bench_table_states_threads_and_versions(write_model: WriteModel) -> None:
+    lines = shown(bench_table(benchmark([write_model()], threads=(1, 2), repeats=1, warmup=0)))
+    rows = [line.split() for line in lines if line.startswith("model.onnx")]
+    assert [cells[1] for cells in rows] == ["1", "2"]
+    assert all(cells[6] == "1.00" for cells in rows)
+    assert f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}" in " ".join(lines)
+
+
+def test_models_of_the_same_name_are_told_apart_by_their_folders(write_model: WriteModel) -> None:
+    first = write_model("model.onnx")
+    (first.parent / "b").mkdir()
+    second = first.rename(first.parent / "b" / "model.onnx")
+    report = benchmark([write_model("model.onnx"), second], repeats=1, warmup=0)
+    assert "b/model.onnx" in "".join(line.split("  ")[0].strip() for line in shown(bench_table(report)))
+
+
+def test_brackets_in_a_file_name_are_shown(write_model: WriteModel) -> None:
+    lines = shown(bench_table(benchmark([write_model("[red]4.onnx")], repeats=1, warmup=0)))
+    assert any(line.startswith("[red]4.onnx") for line in lines)
