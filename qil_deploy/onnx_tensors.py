@@ -88,7 +88,7 @@ def convert_tensor(tensor: Message, where: str) -> Array:
             "bytes",
         )
         values = _unpack(stored, name, count) if bits < 8 else stored.view(_little_endian(name))
-    elif filled in ([], [typed_field]):
+    elif filled in ([], [typed_field]) and not tensor.HasField("raw_data"):
         elements = getattr(tensor, typed_field)
         expected = math.ceil(count * bits / 8) if bits < 8 else count
         _check_size(
