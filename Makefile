@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
+# Modules are compiled when they are first imported: of the many thousand that torch brings, few ever are.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 LINT_TREE := .lint
-SOURCES := qil_deploy training export runtime_tests tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint clean
@@ -28,7 +29,7 @@ test-fast: setup ## run the tests that take less than a minute each
 lint: setup ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(LINT_TREE) build
+	rm -rf $(LINT_TREE) build/lib build/bdist.*
 	$(PIP) --no-deps --target $(LINT_TREE) .
 	$(BIN)/mypy $(LINT_TREE)/qil_deploy tests
 	PYTHONPATH=$(LINT_TREE) $(BIN)/lint-imports
@@ -48,9 +49,11 @@ $(BIN)/python:
 
 # One stamp per set of extras: installed once, and again when pyproject.toml changes.
 $(VENV)/.installed-demo: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV); torch is large, this takes a few minutes."
 	$(PIP) --editable '.[train,export]'
 	@touch $@
 
 $(VENV)/.installed-all: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV); torch is large, this takes a few minutes."
 	$(PIP) --editable '.[all]'
 	@touch $@ $(VENV)/.installed-demo
