@@ -53,9 +53,16 @@ def test_every_backend_has_a_row_of_its_own_and_there_is_a_verdict(
 def test_the_verdict_names_only_the_backends_that_fail(
     write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> None:
-    others = {FROZEN: lambda batch: np.zeros((len(batch), 5), np.float32)}
+    others = dict.fromkeys((UNFROZEN, FROZEN), lambda batch: np.zeros((len(batch), 5), np.float32))
     lines = shown(verify_table(verify(write_model(), images, labels, others=others)))
     assert f"Not exact: {FROZEN} must equal the integer reference" in " ".join(lines)
+
+
+def test_warnings_are_shown(
+    write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> None:
+    report = verify(write_model(), np.repeat(images[:1], 60, axis=0), labels)
+    assert "Note: the integer reference returns the same logits" in " ".join(shown(verify_table(report)))
 
 
 def test_a_bench_table_states_threads_and_versions(write_model: WriteModel) -> None:

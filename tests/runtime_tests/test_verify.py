@@ -246,7 +246,12 @@ def test_logits_that_are_the_same_for_every_image_are_pointed_out(
     write_model: WriteModel, images: Images, labels: Labels
 ) -> None:
     same = np.repeat(images[:1], len(images), axis=0)
-    assert "the same logits for every image" in verify(write_model(), same, labels).warnings[0]
+    path = write_model()
+    assert "the same logits for every image" in verify(path, same, labels, batch_size=7).warnings[0]
+    different_first = np.concatenate([images[1:2], same[1:]])
+    assert verify(path, different_first, labels, batch_size=1).warnings == ()
+    different_early = np.concatenate([same[:1], images[1:2], same[2:]])
+    assert verify(path, different_early, labels, batch_size=1).warnings == ()
 
 
 def test_an_empty_data_set_is_refused(write_model: WriteModel, images: Images, labels: Labels) -> None:
