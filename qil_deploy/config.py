@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ConfigError
 
-Placement = Literal["integer"]
+Placement = Literal["paper", "integer"]
 
 # Eight bits of activation under eight bits of weight could saturate the int16 sums of x86 without VNNI
 # (2 * 255 * 127 > 32767), so the first and last layer take seven-bit weights, and 8/8 is refused.
@@ -54,7 +54,8 @@ class QuantConfig(BaseModel):
     Attributes:
         weight_bits: 2 to 8; codes `-q..q` with `q = 2**(bits-1) - 1` (2 bits are ternary).
         activation_bits: 2 to 8; codes `0..2**bits - 1`.
-        placement: `integer`: integer arithmetic from input to logits; the first and last layers take 8-bit activations
+        placement: `paper`: float first and last layer, float residual stream, one interval per layer, as in the paper.
+            `integer`: integer arithmetic from input to logits; the first and last layers take 8-bit activations
             and 7-bit weights, the residual stream and pooled features 8-bit codes.
         train_gamma: learn the exponent of each weight transformer (1 otherwise).
         overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An override

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qil_deploy.config import QuantConfig
+from qil_deploy.config import Placement, QuantConfig
 from qil_deploy.errors import ConfigError
 
 Epochs = Annotated[int, Field(ge=0)]
@@ -78,7 +78,7 @@ class Recipe(_Section):
     name: str
     data: str
     seed: int = 0
-    placement: Literal["integer"] = "integer"
+    placement: Placement = "integer"
     train_gamma: bool = False
     overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
     model: ModelSection

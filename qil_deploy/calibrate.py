@@ -1,0 +1,94 @@
+"""Set the intervals of a prepared model from data, before the task loss moves them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .errors import DataError
+from .graph import input_of, module_of
+from .layers import QuantConv2d, QuantLinear, set_output_scale
+from .quantizers import ActivationQuantizer, RangeQuantizer
+
+
+@torch.no_grad()
+def calibrate(model: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+    """Set activation intervals, 8-bit ranges, output scales and BatchNorm statistics of a prepared model.
+
+    In graph order, each threshold is the one of least squared error (`best_threshold`), its geometric mean over
+    the batches so far; BatchNorm normalises by the batch meanwhile, because quantized layers change the scale it
+    has to take out. A last pass over the batches re-estimates the running statistics.
+
+    Args:
+        model: from `prepare`.
+        batches: inputs, float32 [N, C, H, W] each; a few hundred images are plenty.
+
+    Raises:
+        DataError: no batches.
+    """
+    if not batches:
+        raise DataError("calibration needs at least one batch of images.")
+    training = model.training
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+    interpreter = _Calibrator(model)
+    for batch in batches:
+        interpreter.run(batch)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    for batch in batches:
+        fx.Interpreter(model).run(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.get_buffer("calibrated").fill_(True)
+    model.train(training)
+
+
+def calibrate_on_first_batch(model: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """Forward pre-hook of a prepared model: calibrate on the first batch that passes in training mode."""
+    if model.training and not bool(model.get_buffer("calibrated")) and isinstance(model, fx.GraphModule):
+        calibrate(model, [arguments[0]])
+
+
+class _Calibrator(fx.Interpreter):
+    """Runs a prepared model and sets every quantizer from what reaches it, just before it is used."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.logs: dict[str, list[float]] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        """Set the quantizer or output scale of a node, then run it."""
+        if node.op == "call_module":
+            module = module_of(self.module, node)  # type: ignore[arg-type] # Interpreter types it as nn.Module
+            if isinstance(module, ActivationQuantizer | RangeQuantizer):
+                logs = self.logs.setdefault(str(node.target), [])
+                logs.append(math.log(module.initialize(self.env[input_of(node)])))
+                threshold = math.exp(sum(logs) / len(logs))
+                if isinstance(module, ActivationQuantizer):
+                    module.set_thresholds(0.0, threshold)
+                else:
+                    module.set_largest(threshold)
+            elif isinstance(module, QuantConv2d | QuantLinear):
+                set_output_scale(module, self._input_unit(node))
+        return super().run_node(node)
+
+    def _input_unit(self, node: fx.Node) -> float:
+        """Value that 1.0 in the input of `node` stands for: the clipping threshold behind an interval quantizer."""
+        source = input_of(node)
+        while source.op == "call_module":
+            module = module_of(self.module, source)  # type: ignore[arg-type] # as above
+            if isinstance(module, ActivationQuantizer):
+                return module.thresholds[1]
+            if not isinstance(module, nn.MaxPool2d | nn.Flatten | nn.Dropout):
+                break
+            source = input_of(source)
+        return 1.0

@@ -1,0 +1,138 @@
+"""Fold a quantized layer, its BatchNorm and the quantizer behind it into integers.
+
+A layer reads codes `X` that stand for `(X - x_zero_point) * x_scale` and has real codes `v = q_W * w_hat`. What comes out
+of it and its BatchNorm (or output scale and bias) is
+
+    z_k = gain_k * sum((X - x_zero_point) * W_k) * x_scale / q_W + shift_k          W = rint(v)
+
+    BatchNorm:    gain = weight / sqrt(var + eps)      shift = bias - gain * mean
+    otherwise:    gain = output scale                  shift = bias
+
+and becomes the code `rint((z - y_offset) / y_scale) + y_zero_point`. The runtime computes
+
+    acc_k = sum((X - x_zero_point) * spread_k * sign(gain_k) * W_k) + bias_k            exact, int32
+    code  = clip(rint(float32(acc_k) * M_k) + y_zero_point, low, high)
+
+    w_scale_k = abs(gain_k) / (q_W * spread_k)
+    bias_k    = rint((shift_k - y_offset) / (x_scale * w_scale_k))
+    M_k       = float32(float32(x_scale * w_scale_k) / y_scale)
+
+BatchNorm never touches the weight grid: the codes stay, and gain goes into scale, sign and bias. `spread` is an
+integer that makes the bias grid finer: the largest that keeps weights in int8 and sums of two products in int16,
+and smaller for a channel whose bias would leave int32. A channel whose bias does not fit even at `spread = 1` has so small
+a gain (zero, for instance) that its convolution cannot move a code: its weights become zero and the constant
+goes into the bias, on a grid of its own.
+
+Everything per channel is float64 and cast once; the rounding passes gradients straight through, so that a frozen
+model can be trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import INT16_MAX
+from .quantizers import round_straight_through
+
+INT8_MAX = 127
+BIAS_LIMIT = 2**30
+# A dead channel's constant is kept within these many output codes (all beyond saturates), on a grid of 2**-14 codes.
+_DEAD_CODES = 1024.0
+_DEAD_STEPS = 2.0**14
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputGrid:
+    """Grid of a layer's output codes; `scale` None stands for float logits.
+
+    Attributes:
+        scale: step, float32-representable, positive.
+        offset: the value of code `zero_point` (the pruning threshold of an interval, 0 for a range).
+        zero_point: uint8 code of `offset`.
+    """
+
+    scale: float | None
+    offset: float
+    zero_point: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedLayer:
+    """The integers of one layer, as tensors whose values are exact.
+
+    Attributes:
+        codes: `sign(gain) * W`, float32 integers, the weight's shape.
+        spread: int64 [C_out].
+        bias: float64 integers [C_out].
+        w_scale: float32 [C_out], positive.
+    """
+
+    codes: Tensor
+    spread: Tensor
+    bias: Tensor
+    w_scale: Tensor
+
+    def multiplier(self, x_scale: Tensor, y_scale: Tensor | None) -> Tensor:
+        """Return `M`, float32 [C_out]; without `y_scale` the scale of float logits."""
+        scale = x_scale * self.w_scale
+        return scale if y_scale is None else scale / y_scale
+
+
+def largest_spread(largest_weight_code: int, largest_activation: int) -> int:
+    """Return the largest integer by which weight codes can be multiplied without leaving int8 or saturating int16.
+
+    Args:
+        largest_weight_code: `q_W`.
+        largest_activation: largest uint8 code.
+    """
+    limit = min(INT8_MAX, INT16_MAX // (2 * largest_activation))
+    return max(1, limit // largest_weight_code)
+
+
+def fold(
+    codes_real: Tensor, q_w: int, gain: Tensor, shift: Tensor, x_scale: Tensor, output: OutputGrid, spread: int
+) -> FoldedLayer:
+    """Fold one layer (module docstring).
+
+    Args:
+        codes_real: weight codes before rounding, `q_W * w_hat`, [C_out, ...].
+        q_w: largest weight code.
+        gain, shift: float64 [C_out].
+        x_scale: float32 scalar, step of the input codes.
+        output: grid of the output codes, or logits.
+        spread: from `largest_spread`.
+
+    Returns:
+        The integers; differentiable in `codes_real`, `gain` and `shift`.
+    """
+    x_step = x_scale.double()
+    constant = shift - output.offset
+    with torch.no_grad():
+        bias_unspread = constant * q_w / (x_step * gain.abs())
+        room = torch.where(bias_unspread == 0, float(spread), BIAS_LIMIT / bias_unspread.abs())
+        # The smallest normal float32 scales that a runtime may flush to zero count as zero gain too.
+        tiny = x_step * gain.abs() / (q_w * spread) < torch.finfo(torch.float32).tiny * 2**24
+        dead = ~(room >= 1.0) | tiny
+        spreads = torch.where(dead, 1.0, room.clamp(1.0, float(spread)).floor())
+        dead_step = _dead_step(constant, output)
+    w_scale_live = gain.abs() / (q_w * spreads)
+    w_scale = torch.where(dead, dead_step / x_step, w_scale_live).float()
+    if output.scale is not None:
+        limit = _DEAD_CODES * output.scale
+        constant = torch.where(dead, constant.clamp(-limit, limit), constant)
+    bias = round_straight_through(constant / (x_step * w_scale.double()))
+    shape = (-1,) + (1,) * (codes_real.ndim - 1)
+    signs = torch.where(dead, 0.0, gain.sign()).to(codes_real.dtype).reshape(shape).detach()
+    return FoldedLayer(
+        codes=round_straight_through(codes_real) * signs, spread=spreads.long(), bias=bias, w_scale=w_scale
+    )
+
+
+def _dead_step(constant: Tensor, output: OutputGrid) -> Tensor:
+    """Value of one bias step in a dead channel, float64 [C_out]."""
+    if output.scale is not None:
+        return torch.full_like(constant, output.scale / _DEAD_STEPS)
+    return constant.abs().clamp_min(1e-6) / 2.0**24

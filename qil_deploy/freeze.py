@@ -1,0 +1,166 @@
+"""Freeze a prepared model: every rounding of the exported graph happens in its forward pass.
+
+    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer
+    8-bit codes -> interval quantizer                        one FrozenRescale
+    a + b (-> ReLU) -> range quantizer                       one FrozenAdd
+    global average pool -> range quantizer                   one FrozenGlobalAveragePool
+
+Every rescale ratio is snapped to `p/q` with `q` odd (`ratios`). A rescale has its ratios to itself: what it takes an
+operand's step to be need not be what the operand's producer rounded to, so no scale has to follow from another. Snapping moves
+a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+from torch import fx, nn
+
+from .errors import UnsupportedModelError
+from .frozen import FrozenAdd, FrozenGlobalAveragePool, FrozenInput, FrozenLayer, FrozenRescale, Grid
+from .graph import input_of, module_of, users_of
+from .layers import Add, GlobalAveragePool, QuantConv2d, QuantLinear
+from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
+from .ratios import choose_denominator, nearest_numerator
+
+
+def freeze(model: fx.GraphModule) -> fx.GraphModule:
+    """Return the frozen copy of a prepared model, in evaluation mode.
+
+    Args:
+        model: from `prepare` with `integer` placement, calibrated or trained.
+
+    Raises:
+        UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen.
+    """
+    if not any(isinstance(module, InputQuantizer) for module in model.modules()):
+        raise UnsupportedModelError(
+            "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with "
+            "placement='integer'."
+        )
+    frozen = copy.deepcopy(model).eval()
+    frozen._forward_pre_hooks.clear()
+    del frozen.calibrated
+    _Freezer(frozen).run()
+    frozen.graph.lint()
+    frozen.recompile()
+    frozen.delete_all_unused_submodules()
+    return frozen.eval()
+
+
+class _Freezer:
+    """Walks a prepared graph once, replaces groups of nodes, and remembers the grid of every code tensor."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model = model
+        self.grids: dict[fx.Node, Grid] = {}
+
+    def run(self) -> None:
+        """Replace every group; a quantizer (or the output) decides where it ends."""
+        for node in list(self.model.graph.nodes):
+            module = module_of(self.model, node) if node.op == "call_module" else None
+            if isinstance(module, InputQuantizer):
+                self._freeze_input(node, module)
+            elif isinstance(module, ActivationQuantizer | RangeQuantizer):
+                self._freeze_site(node, module)
+            elif isinstance(module, nn.Dropout):
+                node.replace_all_uses_with(input_of(node))
+                self.model.graph.erase_node(node)
+            elif isinstance(module, nn.MaxPool2d | nn.Flatten) and input_of(node) in self.grids:
+                self.grids[node] = self.grids[input_of(node)]
+        logits = input_of(self.model.graph.output_node())
+        self._freeze_layer(self._chain(logits), None, step=1.0, offset=0.0)
+
+    def _freeze_input(self, node: fx.Node, quantizer: InputQuantizer) -> None:
+        scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
+        frozen = FrozenInput(scale, zero_point)
+        self._replace([node], str(node.target), frozen, Grid(scale, zero_point, 0, 255))
+
+    def _freeze_site(self, node: fx.Node, quantizer: ActivationQuantizer | RangeQuantizer) -> None:
+        chain = [node, *self._chain(input_of(node))] if input_of(node) not in self.grids else [node]
+        producer = module_of(self.model, chain[-1])
+        if len(chain) == 1 and isinstance(quantizer, ActivationQuantizer):
+            self._freeze_rescale(node, quantizer)
+        elif isinstance(producer, QuantConv2d | QuantLinear) and isinstance(quantizer, ActivationQuantizer):
+            step, offset = _interval_grid(quantizer)
+            relu = any(isinstance(module_of(self.model, part), nn.ReLU) for part in chain[1:])
+            # Where the interval reaches below zero, ReLU's zero is not the lowest code.
+            low = min(max(0, int(np.rint(-offset / step))), quantizer.largest_code) if relu else 0
+            self._freeze_layer(chain, _low_bit_grid(quantizer, low), step, offset)
+        elif isinstance(quantizer, RangeQuantizer):
+            y = Grid(float(quantizer.step), quantizer.zero_point, 0, 255)
+            if isinstance(producer, QuantConv2d | QuantLinear):
+                self._freeze_layer(chain, y, step=float(y.scale), offset=0.0)
+            elif isinstance(producer, Add):
+                self._freeze_add(chain, y)
+            elif isinstance(producer, GlobalAveragePool):
+                self._freeze_pool(chain, y, producer.window)
+
+    def _chain(self, node: fx.Node) -> list[fx.Node]:
+        """Return `node` and what leads to it, back to the layer, addition or pooling that made the value."""
+        chain = [node]
+        while isinstance(module_of(self.model, chain[-1]), nn.BatchNorm2d | nn.ReLU):
+            chain.append(input_of(chain[-1]))
+        return chain
+
+    def _freeze_layer(self, chain: list[fx.Node], y: Grid | None, step: float, offset: float) -> None:
+        producer = chain[-1]
+        layer = module_of(self.model, producer)
+        norm = next((m for n in chain if isinstance(m := module_of(self.model, n), nn.BatchNorm2d)), None)
+        if not isinstance(layer, QuantConv2d | QuantLinear):
+            raise UnsupportedModelError(f"{producer.target!r} makes the logits, but is no quantized layer.")
+        frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
+        norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), nn.BatchNorm2d)]
+        self._replace(chain, str(producer.target), frozen, y)
+        for name in norm_names:
+            self.model.delete_submodule(name)
+
+    def _freeze_rescale(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
+        x = self.grids[input_of(node)]
+        step, offset = _interval_grid(quantizer)
+        ratio = float(x.scale) / step
+        q = choose_denominator([(255 + int(x.zero_point)) * ratio, offset / step])
+        y = _low_bit_grid(quantizer, 0)
+        frozen = FrozenRescale(x, y, step, nearest_numerator(ratio, q), q, round(offset / step * q))
+        self._replace([node], str(node.target), frozen, y)
+
+    def _freeze_add(self, chain: list[fx.Node], y: Grid) -> None:
+        a, b = (self.grids[source] for source in chain[-1].all_input_nodes)
+        ratios = [float(x.scale) / float(y.scale) for x in (a, b)]
+        terms = [(255 + int(x.zero_point)) * ratio for x, ratio in zip((a, b), ratios, strict=True)]
+        q = choose_denominator([*terms, float(y.zero_point)])
+        p_a, p_b = (nearest_numerator(ratio, q) for ratio in ratios)
+        self._replace(chain, str(chain[-1].target), FrozenAdd(a, b, y, p_a, p_b, q), y)
+
+    def _freeze_pool(self, chain: list[fx.Node], y: Grid, window: int) -> None:
+        x = self.grids[input_of(chain[-1])]
+        ratio = float(x.scale) / (window * float(y.scale))
+        q = choose_denominator([255 * window * ratio, float(y.zero_point)])
+        frozen = FrozenGlobalAveragePool(x, y, window, nearest_numerator(ratio, q), q)
+        self._replace(chain, str(chain[-1].target), frozen, y)
+
+    def _replace(self, chain: list[fx.Node], name: str, module: nn.Module, grid: Grid | None) -> None:
+        """Put `module`, registered as `name`, in the place of `chain` (last node first)."""
+        sources = tuple(chain[-1].args)
+        self.model.add_submodule(name, module)
+        with self.model.graph.inserting_after(chain[0]):
+            new = self.model.graph.call_module(name, sources)
+        chain[0].replace_all_uses_with(new)
+        for node in chain:
+            if users_of(node):
+                raise UnsupportedModelError(f"{node.name!r} is read inside {name!r} and elsewhere too.")
+            self.model.graph.erase_node(node)
+        if grid is not None:
+            self.grids[new] = grid
+
+
+def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:
+    """Return step (float32-representable) and offset of an interval: code `X` stands for `offset + X * step`."""
+    distance, center = float(quantizer.distance.detach()), float(quantizer.center.detach())
+    return float(np.float32(2 * distance / quantizer.largest_code)), center - distance
+
+
+def _low_bit_grid(quantizer: ActivationQuantizer, low: int) -> Grid:
+    """Return the grid that a layer behind an interval reads: codes `0..q` stand for `0/q..q/q`."""
+    return Grid(1.0 / quantizer.largest_code, 0, low, quantizer.largest_code)

@@ -1,0 +1,251 @@
+"""Modules of a frozen model: they compute, on tensors of integers, exactly what the runtime computes.
+
+Codes travel as float32 tensors of integers between 0 and 255. Sums are exact: float32 holds integers below 2**24, and
+where a sum could leave that range, or on a device whose convolutions may not sum exactly, float64 takes over.
+
+The grids of activations are constants here. A `FrozenLayer` still has its weights, weight interval and
+BatchNorm as parameters: in training mode it folds them anew in every forward pass, gradients going straight through the
+rounding; when training ends (`.eval()`) it folds once more into integer buffers, and evaluation, checkpoints and
+export use those alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .fold import FoldedLayer, OutputGrid, fold, largest_spread
+from .layers import QuantConv2d, QuantLayer
+from .quantizers import InputQuantizer, round_straight_through
+
+EXACT_FLOAT32 = 2**24
+
+
+class Grid(nn.Module):
+    """Codes of one tensor: value `(code - zero_point) * scale + offset`, codes between `low` and `high`.
+
+    Kept as buffers, so that a checkpoint restores them to the bit.
+
+    Attributes:
+        scale: float32 scalar; 1/q for low-bit codes behind an interval, which stand for 0/q..q/q.
+        zero_point, low, high: int64 scalars in 0..255.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, scale: float, zero_point: int, low: int, high: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        for name, value in (("zero_point", zero_point), ("low", low), ("high", high)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.int64))
+
+    def limits(self) -> tuple[int, int]:
+        """Return (low, high)."""
+        return int(self.low), int(self.high)
+
+    def largest_difference(self) -> int:
+        """Return the largest `|code - zero_point|`."""
+        low, high = self.limits()
+        zero_point = int(self.zero_point)
+        return max(high - zero_point, zero_point - low)
+
+    def extra_repr(self) -> str:
+        """All values."""
+        return f"scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}, codes={self.limits()}"
+
+
+class FrozenInput(InputQuantizer):
+    """Normalised images to uint8 codes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map float32 images to codes 0..255."""
+        return self.codes(x)
+
+
+class FrozenLayer(nn.Module):
+    """Convolution or linear layer with what follows it: codes in, codes (or float logits) out. Algebra: `fold`.
+
+    Args:
+        layer: the quantized layer.
+        norm: BatchNorm behind it, if any; its statistics are constants from now on.
+        x: grid of the input.
+        y: grid of the output; None for logits.
+        y_step: step of the output in real units (`y.scale` of a low-bit interval is 1/q instead).
+        y_offset: value of output code `y.zero_point`.
+    """
+
+    weight_codes: Tensor
+    spread: Tensor
+    bias: Tensor
+    w_scale: Tensor
+    y_step: Tensor
+    y_offset: Tensor
+
+    def __init__(
+        self, layer: QuantLayer, norm: nn.BatchNorm2d | None, x: Grid, y: Grid | None, y_step: float, y_offset: float
+    ) -> None:
+        super().__init__()
+        self.layer, self.norm, self.x, self.y = layer, norm, x, y
+        channels = layer.weight.shape[0]
+        self.register_buffer("weight_codes", torch.zeros(layer.weight.shape, dtype=torch.int8))
+        self.register_buffer("spread", torch.ones(channels, dtype=torch.int8))
+        self.register_buffer("bias", torch.zeros(channels, dtype=torch.int32))
+        self.register_buffer("w_scale", torch.ones(channels))
+        self.register_buffer("y_step", torch.tensor(y_step, dtype=torch.float32))
+        self.register_buffer("y_offset", torch.tensor(y_offset, dtype=torch.float64))
+        self.fold_to_buffers()
+
+    def fold(self) -> FoldedLayer:
+        """Fold the present parameters."""
+        quantizer = self.layer.weight_quantizer
+        gain, shift = self._gain_and_shift()
+        step = None if self.y is None else float(self.y_step)
+        zero_point = 0 if self.y is None else int(self.y.zero_point)
+        output = OutputGrid(scale=step, offset=float(self.y_offset), zero_point=zero_point)
+        # Padding puts the zero point into every window, so codes count with their full uint8 value.
+        spread = largest_spread(quantizer.largest_code, max(int(self.x.high), int(self.x.zero_point)))
+        codes_real = quantizer.codes_real(self.layer.weight)
+        return fold(codes_real, quantizer.largest_code, gain, shift, self.x.scale, output, spread)
+
+    def _gain_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return gain and shift behind the sum, float64 [C_out] (module docstring of `fold`)."""
+        layer, norm = self.layer, self.norm
+        channels = layer.weight.shape[0]
+        if norm is not None:
+            if norm.running_mean is None or norm.running_var is None:
+                raise TypeError("BatchNorm without running statistics cannot be frozen")
+            gain = (norm.running_var.double() + norm.eps).rsqrt()
+            shift = -norm.running_mean.double() * gain
+            if norm.affine:
+                gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+            return gain, shift
+        zeros = torch.zeros(channels, dtype=torch.float64, device=layer.weight.device)
+        scale = zeros if layer.log_output_scale is None else layer.log_output_scale.double().exp()
+        return zeros + scale, zeros if layer.bias is None else layer.bias.double()
+
+    @torch.no_grad()
+    def fold_to_buffers(self) -> None:
+        """Fold the present parameters into the integer buffers."""
+        folded = self.fold()
+        self.weight_codes.copy_(folded.codes)
+        self.spread.copy_(folded.spread)
+        self.bias.copy_(folded.bias)
+        self.w_scale.copy_(folded.w_scale)
+
+    def train(self, mode: bool = True) -> FrozenLayer:
+        """Switch mode; leaving training folds into the buffers. BatchNorm's statistics never move."""
+        ending = self.training and not mode
+        super().train(mode)
+        if self.norm is not None:
+            self.norm.eval()
+        if ending:
+            self.fold_to_buffers()
+        return self
+
+    def _folded(self) -> FoldedLayer:
+        if self.training:
+            return self.fold()
+        return FoldedLayer(
+            codes=self.weight_codes.float(), spread=self.spread.long(), bias=self.bias.double(), w_scale=self.w_scale
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map input codes to output codes, or to float32 logits."""
+        folded = self._folded()
+        spread = folded.spread.reshape((-1,) + (1,) * (folded.codes.ndim - 1))
+        weight = folded.codes * spread
+        sums = weight.detach().abs().sum(tuple(range(1, weight.ndim))) * self.x.largest_difference()
+        accumulator = self._accumulate(x - self.x.zero_point, weight, folded.bias, sums)
+        y_step = None if self.y is None else self.y_step
+        scaled = accumulator * _per_channel(folded.multiplier(self.x.scale, y_step), x.ndim)
+        if self.y is None:
+            return scaled
+        return (round_straight_through(scaled) + self.y.zero_point).clamp(*self.y.limits())
+
+    def _accumulate(self, x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor) -> Tensor:
+        """Return `float32(sum + bias)` with an exact sum."""
+        exact = x.device.type == "cpu" and float(sums.max()) < EXACT_FLOAT32
+        dtype = torch.float32 if exact else torch.float64
+        total = _convolve(self.layer, x.to(dtype), weight.to(dtype))
+        if float((sums + bias.detach().abs()).max()) >= EXACT_FLOAT32:
+            total = total.double()
+        return (total + _per_channel(bias, x.ndim).to(total.dtype)).float()
+
+
+class FrozenRescale(nn.Module):
+    """8-bit codes to low-bit codes: `clip(rint(((X - x_zero_point) * p - k) / q), low, high)`, `q` odd."""
+
+    y_step: Tensor
+    numerator: Tensor
+    denominator: Tensor
+    offset_numerator: Tensor
+
+    def __init__(self, x: Grid, y: Grid, y_step: float, p: int, q: int, k: int) -> None:
+        super().__init__()
+        self.x, self.y = x, y
+        self.register_buffer("y_step", torch.tensor(y_step, dtype=torch.float32))
+        self.register_buffer("numerator", torch.tensor(p, dtype=torch.int64))
+        self.register_buffer("denominator", torch.tensor(q, dtype=torch.int64))
+        self.register_buffer("offset_numerator", torch.tensor(k, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map codes to codes."""
+        total = (x.double() - self.x.zero_point) * self.numerator - self.offset_numerator
+        return _divide(total, self.denominator, self.y)
+
+
+class FrozenAdd(nn.Module):
+    """Sum of two code tensors: `clip(rint(((A - z_a) * p_a + (B - z_b) * p_b) / q) + z_y, low, high)`, `q` odd."""
+
+    numerators: Tensor
+    denominator: Tensor
+
+    def __init__(self, a: Grid, b: Grid, y: Grid, p_a: int, p_b: int, q: int) -> None:
+        super().__init__()
+        self.a, self.b, self.y = a, b, y
+        self.register_buffer("numerators", torch.tensor([p_a, p_b], dtype=torch.int64))
+        self.register_buffer("denominator", torch.tensor(q, dtype=torch.int64))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Add codes of one shape."""
+        total = (a.double() - self.a.zero_point) * self.numerators[0]
+        total = total + (b.double() - self.b.zero_point) * self.numerators[1]
+        return _divide(total, self.denominator, self.y)
+
+
+class FrozenGlobalAveragePool(nn.Module):
+    """Mean over height and width: `clip(rint(sum(X - z_x) * p / q) + z_y, low, high)`, `q` odd, window size in `p/q`."""
+
+    numerator: Tensor
+    denominator: Tensor
+
+    def __init__(self, x: Grid, y: Grid, window: int, p: int, q: int) -> None:
+        super().__init__()
+        self.x, self.y, self.window = x, y, window
+        self.register_buffer("numerator", torch.tensor(p, dtype=torch.int64))
+        self.register_buffer("denominator", torch.tensor(q, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map codes [N, C, H, W] to codes [N, C, 1, 1]."""
+        total = (x.double() - self.x.zero_point).sum((2, 3), keepdim=True) * self.numerator
+        return _divide(total, self.denominator, self.y)
+
+
+def _divide(total: Tensor, denominator: Tensor, y: Grid) -> Tensor:
+    codes = round_straight_through((total / denominator).float()) + y.zero_point
+    return codes.clamp(*y.limits())
+
+
+def _convolve(layer: QuantLayer, x: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(layer, QuantConv2d):
+        return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return F.linear(x, weight)
+
+
+def _per_channel(values: Tensor, rank: int) -> Tensor:
+    """Reshape [C] so that it broadcasts over [N, C] or [N, C, H, W]."""
+    return values.reshape((1, -1) + (1,) * (rank - 2))

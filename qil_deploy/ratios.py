@@ -1,0 +1,50 @@
+"""Rescale ratios that no instruction set can round differently: fractions `p/q` with one odd `q`.
+
+A rescale outside a convolution computes `rint(N / q)` for an integer `N = a*p_a + b*p_b - k` of codes `a`, `b`.
+With `q` odd, `N / q` is never half an integer: the nearest it comes is `1/(2q)`. Float32 errs by less than that as
+long as `q` is small enough for the size of the terms:
+
+    ratios r = s_in/s_out carry two roundings (s_out to float32, the division), each product one, each of two sums one:
+    error <= 5 * 2**-24 * (|a*r_a| + |b*r_b| + |k/q|)
+
+so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MAX_DENOMINATOR = 4095
+_FLOAT32_ERROR = 5 * 2.0**-24
+
+
+def rounding_error_bound(largest_terms: Sequence[float]) -> float:
+    """Largest error of a float32 rescale.
+
+    Args:
+        largest_terms: the largest magnitude of each term of the sum, in output codes.
+    """
+    return _FLOAT32_ERROR * sum(abs(term) for term in largest_terms)
+
+
+def choose_denominator(largest_terms: Sequence[float]) -> int:
+    """Return the largest odd `q <= 4095` at which float32 cannot reach the next tie.
+
+    Args:
+        largest_terms: as for `rounding_error_bound`.
+
+    Raises:
+        ValueError: the terms are so large that not even `q = 1` is safe.
+    """
+    bound = rounding_error_bound(largest_terms)
+    # Three quarters leave room for numerators that are rounded up a little.
+    limit = int(0.75 / (2 * bound)) if bound > 0 else MAX_DENOMINATOR
+    if limit < 1:
+        raise ValueError(f"terms of {list(largest_terms)} output codes are too large to be rescaled exactly")
+    q = min(limit, MAX_DENOMINATOR)
+    return q if q % 2 else q - 1
+
+
+def nearest_numerator(ratio: float, q: int) -> int:
+    """Return the `p >= 1` for which `p/q` is nearest to a positive ratio."""
+    return max(1, round(ratio * q))
