@@ -32,7 +32,7 @@ lint: setup ## check style, types and import rules
 	rm -rf $(LINT_TREE) build/lib build/bdist.*
 	$(PIP) --no-deps --target $(LINT_TREE) .
 	$(BIN)/mypy $(LINT_TREE)/qil_deploy tests
-	PYTHONPATH=$(LINT_TREE) $(BIN)/lint-imports
+	cd $(LINT_TREE) && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache --config $(CURDIR)/pyproject.toml
 
 clean: ## remove .venv and everything that was generated
 	rm -rf $(VENV) $(LINT_TREE) build dist *.egg-info demo_output

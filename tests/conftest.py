@@ -8,9 +8,9 @@ import sys
 # Two test runs on one machine should not fight over its cores. Must be set before numpy or torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402 - reads OMP_NUM_THREADS when it is imported
-import pytest  # noqa: E402 - imports stand together
-from hypothesis import settings  # noqa: E402 - imports stand together
+import numpy as np
+import pytest
+from hypothesis import settings
 
 SEED = 20190618
 
@@ -29,7 +29,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(autouse=True)
 def _seed_torch() -> None:
-    """Seed torch's global generator before each test, without importing torch for those that do not use it."""
+    """Seed torch's global generator before each test, without importing torch for those that need none."""
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(SEED)

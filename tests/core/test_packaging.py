@@ -34,7 +34,8 @@ def test_every_folder_with_modules_has_an_init() -> None:
 def test_package_data_exists() -> None:
     for package, patterns in SETUPTOOLS["package-data"].items():
         for pattern in patterns:
-            assert list((ROOT / SETUPTOOLS["package-dir"][package]).glob(pattern)), f"no {pattern} in {package}"
+            folder = ROOT / SETUPTOOLS["package-dir"][package]
+            assert list(folder.glob(pattern)), f"no {pattern} in {package}"
 
 
 def contract(name: str) -> dict[str, Any]:
@@ -55,7 +56,6 @@ importlib.import_module(module)
 @pytest.mark.parametrize("module", ["qil_deploy", *contract("device")["source_modules"]])
 def test_imports_where_torch_and_onnx_are_not_installed(module: str) -> None:
     arguments = json.dumps([module, contract("device")["forbidden_modules"]])
-    result = subprocess.run(
-        [sys.executable, "-c", IMPORT_WITHOUT, arguments], capture_output=True, text=True, check=False, cwd=ROOT.parent
-    )
+    command = [sys.executable, "-c", IMPORT_WITHOUT, arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT.parent)
     assert result.returncode == 0, result.stderr
