@@ -3,10 +3,12 @@
 Patterns (Q is QuantizeLinear, DQ is DequantizeLinear, each with one scale per tensor unless said):
 
 - DQ(x), DQ(w, per output channel), DQ(bias) -> Conv -> Q      becomes QLinearConv
-- DQ(a), DQ(b, per output), DQ(bias) -> Gemm [-> Q]            becomes QGemm, without y_scale if no Q follows
+- DQ(a), DQ(b, per output), DQ(bias) -> Gemm [-> Q]            becomes QGemm, without y_scale if no Q follows;
+  the DQ of a and b need explicit zero points, or ONNX Runtime leaves the Gemm in float32
 - DQ(a), DQ(b) -> Add -> Q                                     becomes QLinearAdd
 - DQ(x) -> AveragePool or GlobalAveragePool -> Q               becomes the QLinear operator of that name
-- DQ(x) -> Flatten, Reshape, Identity or MaxPool               becomes the same operator on codes, then DQ
+- DQ(x) -> Reshape, Identity or MaxPool                        becomes the same operator on codes, then DQ
+  (ONNX Runtime does not move a Flatten: it has to stand before the DQ)
 
 The last one is exact because DQ is monotonic and elementwise. In the others the float operator is replaced by
 integer arithmetic, where a bias is taken as the integer it is stored as; that is the same value only if the
@@ -27,7 +29,7 @@ from qil_deploy.onnx_tensors import Array
 
 from .operators import MICROSOFT
 
-_MOVES_CODES = ("Flatten", "Reshape", "Identity", "MaxPool")
+_MOVES_CODES = ("Reshape", "Identity", "MaxPool")
 
 
 def fuse_qdq(
@@ -41,7 +43,8 @@ def fuse_qdq(
         constants: initializers by name, to compare bias scales.
 
     Raises:
-        ValueError: a bias, an axis or a factor that integer arithmetic would not honour.
+        ValueError: what would not be the same in integers: a bias or an axis off the pattern, or a Gemm that
+            ONNX Runtime would not fuse.
     """
     graph = _Graph.of(_sink_dequantize(nodes), tuple(outputs), constants)
     if not any(node.op_type == "DequantizeLinear" for node in graph.nodes):
@@ -153,6 +156,11 @@ class _Graph:
         if len(dequantized) < 2 or None in dequantized:
             return None
         data, weights, *biases = [node for node in dequantized if node is not None]
+        if op_type == "QGemm" and not all(_parameters(node)[2] for node in (data, weights)):
+            raise ValueError(
+                f"the data and weights of {source.name!r} need explicit zero points, without which ONNX "
+                "Runtime does not fuse a Gemm and computes it in float32"
+            )
         transposed = op_type == "QLinearConv" or source.attributes.get("transB", 0) == 1
         self._check_axis(source, weights, 0 if transposed else 1)
         bias = ""

@@ -245,7 +245,7 @@ def qlinear_average_pool(
     size = window.output_size(*x.shape[2:])
     centred = x.astype(np.int32) - x_grid.zero_point.astype(np.int32)
     sums = window_views(pad_images(centred, window, 0), window, size).sum(axis=(2, 3), dtype=np.int64)
-    counts = window.count_elements(*x.shape[2:], include_pads=count_include_pad)
+    counts = np.array(math.prod(window.kernel)) if count_include_pad else window.count_inside(*x.shape[2:])
     return _average_codes(sums, counts, x_grid, y_grid)
 
 

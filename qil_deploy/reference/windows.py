@@ -63,16 +63,15 @@ class Window:
             sizes.append(count)
         return sizes[0], sizes[1]
 
-    def count_elements(self, height: int, width: int, *, include_pads: bool) -> Array:
-        """Count the elements of each window inside the image, or inside image and padding: [OH, OW]."""
+    def count_inside(self, height: int, width: int) -> Array:
+        """Count the elements of each window that lie inside the image: [OH, OW]."""
         counts = []
         for axis, (size, windows) in enumerate(
             zip((height, width), self.output_size(height, width), strict=True)
         ):
             first = np.arange(windows)[:, None] * self.strides[axis] - self.pads_begin[axis]
             positions = first + np.arange(self.kernel[axis]) * self.dilations[axis]
-            begin, end = (-self.pads_begin[axis], size + self.pads_end[axis]) if include_pads else (0, size)
-            counts.append(((positions >= begin) & (positions < end)).sum(axis=1))
+            counts.append(((positions >= 0) & (positions < size)).sum(axis=1))
         return np.outer(counts[0], counts[1])
 
 
