@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LINT_TREE := .lint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint clean
+.PHONY: help setup demo test test-fast lint editor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -33,6 +33,11 @@ lint: setup ## check style, types and import rules
 	$(PIP) --no-deps --target $(LINT_TREE) .
 	$(BIN)/mypy $(LINT_TREE)/qil_deploy tests
 	cd $(LINT_TREE) && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache --config $(CURDIR)/pyproject.toml
+
+editor: ## link the folders as they are installed, for editors (see CONTRIBUTING.md)
+	rm -rf build/editor
+	mkdir -p build/editor/qil_deploy
+	ln -s $(CURDIR)/qil_deploy/* $(CURDIR)/training $(CURDIR)/export $(CURDIR)/runtime_tests build/editor/qil_deploy
 
 clean: ## remove .venv and everything that was generated
 	rm -rf $(VENV) $(LINT_TREE) build dist *.egg-info demo_output
