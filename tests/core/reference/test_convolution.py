@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
 
@@ -119,7 +119,6 @@ convolutions = st.builds(
 )
 
 
-@settings(max_examples=40)
 @given(conv=convolutions)
 def test_convolution_of_any_geometry_equals_the_runtime(conv: Conv, comparison: Comparison) -> None:
     graph = comparison.new_graph()

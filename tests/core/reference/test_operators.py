@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -77,7 +77,6 @@ def test_qlinear_add_of_all_pairs(comparison: Comparison, graph: Graph, ratios: 
     comparison.check(graph, ALL_PAIRS[0])
 
 
-@settings(max_examples=30)
 @given(
     ratios=st.integers(50, 2047).flatmap(
         lambda half: st.tuples(st.integers(1, 2 * half), st.integers(1, 2 * half), st.just(2 * half + 1))
