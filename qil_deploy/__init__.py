@@ -1,0 +1,1 @@
+"""Quantization Interval Learning for low-bit CNNs: train, export to integer-only ONNX, run bit-exactly."""

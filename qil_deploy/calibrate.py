@@ -19,9 +19,9 @@ from .quantizers import ActivationQuantizer, RangeQuantizer
 def calibrate(model: fx.GraphModule, batches: Sequence[Tensor]) -> None:
     """Set activation intervals, 8-bit ranges, output scales and BatchNorm statistics of a prepared model.
 
-    In graph order, each threshold is the one of least squared error (`best_threshold`), its geometric mean over
-    the batches so far; BatchNorm normalises by the batch meanwhile, because quantized layers change the scale it
-    has to take out. A last pass over the batches re-estimates the running statistics.
+    In graph order, each threshold is the one of least squared error (`best_threshold`), its geometric mean
+    over the batches so far; BatchNorm normalises by the batch meanwhile, because quantized layers change the
+    scale it has to take out. A last pass over the batches re-estimates the running statistics.
 
     Args:
         model: from `prepare`.
@@ -65,7 +65,7 @@ class _Calibrator(fx.Interpreter):
         super().__init__(model)
         self.logs: dict[str, list[float]] = {}
 
-    def run_node(self, node: fx.Node) -> Any:
+    def run_node(self, node: fx.Node) -> object:
         """Set the quantizer or output scale of a node, then run it."""
         if node.op == "call_module":
             module = module_of(self.module, node)  # type: ignore[arg-type] # Interpreter types it as nn.Module
@@ -82,7 +82,7 @@ class _Calibrator(fx.Interpreter):
         return super().run_node(node)
 
     def _input_unit(self, node: fx.Node) -> float:
-        """Value that 1.0 in the input of `node` stands for: the clipping threshold behind an interval quantizer."""
+        """Value that 1.0 in the input of `node` stands for: a clipping threshold, behind an interval quantizer."""
         source = input_of(node)
         while source.op == "call_module":
             module = module_of(self.module, source)  # type: ignore[arg-type] # as above

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file whose header carries, as JSON, how to rebuild the model around the tensors.
+"""Checkpoints: one safetensors file, whose header says in JSON how to rebuild the model around the tensors.
 
-Nothing in a checkpoint is executed: tensors are raw bytes, and the network is rebuilt by a function that the caller
-hands in, from a name and plain arguments.
+Nothing in a checkpoint is executed: tensors are raw bytes, and the network is rebuilt by a function that the
+caller hands in, from a name and plain arguments.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
     Raises:
         OutputError: `path` cannot be written.
     """
-    # A frozen model's grids are shared by the layers that write and read them; safetensors wants each on its own.
+    # The layers that write and read a grid share it in a frozen model; safetensors wants no sharing.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={_METADATA_KEY: info.model_dump_json()})
@@ -123,7 +123,7 @@ def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
 
 
 def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
-    """Build the network that `info` describes, quantized or frozen where it says so, with tensors yet to be loaded."""
+    """Build the network that `info` describes, quantized or frozen where it says so; its tensors come later."""
     model = build(info.model_name, info.model_arguments)
     if info.config is None:
         return model

@@ -33,8 +33,8 @@ class LayerBits(BaseModel):
         largest = 2 * (2**self.activation_bits - 1) * (2 ** (self.weight_bits - 1) - 1)
         if largest > INT16_MAX:
             raise ValueError(
-                f"weight_bits={self.weight_bits} with activation_bits={self.activation_bits} would saturate the int16 "
-                f"sums of CPUs without VNNI ({largest} > {INT16_MAX}); use at most 7 bits for one of them"
+                f"weight_bits={self.weight_bits} with activation_bits={self.activation_bits} would saturate the "
+                f"int16 sums of CPUs without VNNI ({largest} > {INT16_MAX}); use at most 7 bits for one of them"
             )
         return self
 
@@ -54,12 +54,12 @@ class QuantConfig(BaseModel):
     Attributes:
         weight_bits: 2 to 8; codes `-q..q` with `q = 2**(bits-1) - 1` (2 bits are ternary).
         activation_bits: 2 to 8; codes `0..2**bits - 1`.
-        placement: `paper`: float first and last layer, float residual stream, one interval per layer, as in the paper.
-            `integer`: integer arithmetic from input to logits; the first and last layers take 8-bit activations
-            and 7-bit weights, the residual stream and pooled features 8-bit codes.
+        placement: `paper`: float first and last layer, float residual stream, one interval per layer, as in
+            the paper. `integer`: integer arithmetic from input to logits; the first and last layers take
+            8-bit activations and 7-bit weights, the residual stream and pooled features 8-bit codes.
         train_gamma: learn the exponent of each weight transformer (1 otherwise).
-        overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An override
-            also applies to first and last layers.
+        overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An
+            override also applies to first and last layers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,9 +107,7 @@ class QuantConfig(BaseModel):
         """Raise ConfigError if an override matches none of `layers`: most likely a misspelt name."""
         for pattern in self.overrides:
             if not any(fnmatchcase(layer, pattern) for layer in layers):
-                raise ConfigError(
-                    f"override {pattern!r} matches no layer; the layers are {', '.join(layers)}."
-                )
+                raise ConfigError(f"override {pattern!r} matches no layer; the layers are {', '.join(layers)}.")
 
 
 def _sentences(what: str, error: ValidationError) -> str:

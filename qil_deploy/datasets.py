@@ -1,9 +1,9 @@
 """Image sets as arrays: uint8 images [N, C, H, W] and int64 labels [N].
 
-`digits` is scikit-learn's 8x8 set (embedded, nothing to download); `fashion-mnist` is read from Debian's package
-`dataset-fashion-mnist` where it is installed and through torchvision elsewhere; any other name is a folder of
-images, `FOLDER/train/CLASS/*.png` and `FOLDER/test/CLASS/*.png` (or `val`). Needs neither torch nor onnx unless
-torchvision has to download.
+`digits` is scikit-learn's 8x8 set (embedded, nothing to download); `fashion-mnist` is read from Debian's
+package `dataset-fashion-mnist` where it is installed and through torchvision elsewhere; any other name is a
+folder of images, `FOLDER/train/CLASS/*.png` and `FOLDER/test/CLASS/*.png` (or `val`). Needs neither torch nor
+onnx unless torchvision has to download.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class ImageSet:
 
     def first(self, count: int) -> ImageSet:
         """Return the first `count` images."""
-        return ImageSet(
-            images=self.images[:count], labels=self.labels[:count], class_names=self.class_names
-        )
+        return ImageSet(images=self.images[:count], labels=self.labels[:count], class_names=self.class_names)
 
 
 def load_images(name: str, split: Split = "test", *, shape: tuple[int, int, int] | None = None) -> ImageSet:
@@ -73,8 +71,8 @@ def load_images(name: str, split: Split = "test", *, shape: tuple[int, int, int]
     Args:
         name: `digits`, `fashion-mnist`, or the path of a folder of images.
         split: `train` or `test`.
-        shape: (channels, height, width) to which the images of a folder are brought; a folder's default is its
-            first image's size in colour. The embedded sets have one shape each, and another is refused.
+        shape: (channels, height, width) to which the images of a folder are brought; a folder's default is
+            its first image's size in colour. The embedded sets have one shape each, and another is refused.
 
     Raises:
         DataError: the name is unknown, the folder or a package is missing, there are no images, or the shape
@@ -87,9 +85,7 @@ def load_images(name: str, split: Split = "test", *, shape: tuple[int, int, int]
     elif Path(name).is_dir():
         return _image_folder(Path(name), split, shape)
     else:
-        raise DataError(
-            f"unknown data set {name!r}: it is none of {sorted(_STATISTICS)} and no folder of that name exists."
-        )
+        raise DataError(f"unknown data set {name!r}: it is none of {sorted(_STATISTICS)}, and there is no such folder.")
     if shape is not None and images.images.shape[1:] != tuple(shape):
         raise DataError(
             f"data set {name!r} has images of shape {list(images.images.shape[1:])}, "
@@ -116,9 +112,7 @@ def _digits(split: Split) -> ImageSet:
     labels = bunch.target.astype(np.int64)
     test = np.arange(len(labels)) % _DIGITS_TEST_EVERY == 0
     chosen = test if split == "test" else ~test
-    return ImageSet(
-        images=images[chosen], labels=labels[chosen], class_names=tuple(str(digit) for digit in range(10))
-    )
+    return ImageSet(images=images[chosen], labels=labels[chosen], class_names=tuple(str(digit) for digit in range(10)))
 
 
 def _fashion_mnist(split: Split) -> ImageSet:
@@ -127,9 +121,7 @@ def _fashion_mnist(split: Split) -> ImageSet:
         return _fashion_mnist_by_torchvision(split)
     images = _read_idx(FASHION_MNIST_FOLDER / f"{prefix}-images-idx3-ubyte.gz", dimensions=3)
     labels = _read_idx(FASHION_MNIST_FOLDER / f"{prefix}-labels-idx1-ubyte.gz", dimensions=1)
-    return ImageSet(
-        images=images[:, None], labels=labels.astype(np.int64), class_names=FASHION_MNIST_CLASSES
-    )
+    return ImageSet(images=images[:, None], labels=labels.astype(np.int64), class_names=FASHION_MNIST_CLASSES)
 
 
 def _fashion_mnist_by_torchvision(split: Split) -> ImageSet:
@@ -137,8 +129,8 @@ def _fashion_mnist_by_torchvision(split: Split) -> ImageSet:
         from torchvision.datasets import FashionMNIST
     except ImportError as error:
         raise DataError(
-            "data set 'fashion-mnist' needs Debian's package dataset-fashion-mnist, or torchvision to download it: "
-            "pip install 'qil-deploy[train]'."
+            "data set 'fashion-mnist' needs Debian's package dataset-fashion-mnist, or torchvision to download "
+            "it: pip install 'qil-deploy[train]'."
         ) from error
     try:
         data = FashionMNIST(Path.home() / ".cache" / "qil_deploy", train=split == "train", download=True)

@@ -39,7 +39,7 @@ def ensure_writable(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends without an error.
 
-    The temporary file has the suffix of `path` (some writers choose a format by it) and is gone after an error.
+    The temporary file has the suffix of `path` (some writers choose a format by it), and an error removes it.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.

@@ -1,7 +1,7 @@
 """Fold a quantized layer, its BatchNorm and the quantizer behind it into integers.
 
-A layer reads codes `X` that stand for `(X - x_zero_point) * x_scale` and has real codes `v = q_W * w_hat`. What comes out
-of it and its BatchNorm (or output scale and bias) is
+A layer reads codes `X` that stand for `(X - x_zero_point) * x_scale` and has real codes `v = q_W * w_hat`.
+What comes out of it and its BatchNorm (or output scale and bias) is
 
     z_k = gain_k * sum((X - x_zero_point) * W_k) * x_scale / q_W + shift_k          W = rint(v)
 
@@ -17,14 +17,14 @@ and becomes the code `rint((z - y_offset) / y_scale) + y_zero_point`. The runtim
     bias_k    = rint((shift_k - y_offset) / (x_scale * w_scale_k))
     M_k       = float32(float32(x_scale * w_scale_k) / y_scale)
 
-BatchNorm never touches the weight grid: the codes stay, and gain goes into scale, sign and bias. `spread` is an
-integer that makes the bias grid finer: the largest that keeps weights in int8 and sums of two products in int16,
-and smaller for a channel whose bias would leave int32. A channel whose bias does not fit even at `spread = 1` has so small
-a gain (zero, for instance) that its convolution cannot move a code: its weights become zero and the constant
-goes into the bias, on a grid of its own.
+BatchNorm never touches the weight grid: the codes stay, and gain goes into scale, sign and bias. `spread` is
+an integer that makes the bias grid finer: the largest that keeps weights in int8 and sums of two products in
+int16, and smaller for a channel whose bias would leave int32. A channel whose bias does not fit even at
+`spread = 1` has so small a gain (zero, for instance) that its convolution cannot move a code: its weights become
+zero and the constant goes into the bias, on a grid of its own.
 
-Everything per channel is float64 and cast once; the rounding passes gradients straight through, so that a frozen
-model can be trained.
+Everything per channel is float64 and cast once; the rounding passes gradients straight through, so that a
+frozen model can be trained.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .quantizers import round_straight_through
 
 INT8_MAX = 127
 BIAS_LIMIT = 2**30
-# A dead channel's constant is kept within these many output codes (all beyond saturates), on a grid of 2**-14 codes.
+# A dead channel's constant is kept within so many output codes (all beyond saturates), in steps of 2**-14.
 _DEAD_CODES = 1024.0
 _DEAD_STEPS = 2.0**14
 
@@ -82,7 +82,7 @@ class FoldedLayer:
 
 
 def largest_spread(largest_weight_code: int, largest_activation: int) -> int:
-    """Return the largest integer by which weight codes can be multiplied without leaving int8 or saturating int16.
+    """Return the largest integer that takes weight codes neither out of int8 nor sums of two products out of int16.
 
     Args:
         largest_weight_code: `q_W`.
@@ -93,7 +93,13 @@ def largest_spread(largest_weight_code: int, largest_activation: int) -> int:
 
 
 def fold(
-    codes_real: Tensor, q_w: int, gain: Tensor, shift: Tensor, x_scale: Tensor, output: OutputGrid, spread: int
+    codes_real: Tensor,
+    q_w: int,
+    gain: Tensor,
+    shift: Tensor,
+    x_scale: Tensor,
+    output: OutputGrid,
+    spread: int,
 ) -> FoldedLayer:
     """Fold one layer (module docstring).
 

@@ -1,12 +1,13 @@
 """Modules of a frozen model: they compute, on tensors of integers, exactly what the runtime computes.
 
-Codes travel as float32 tensors of integers between 0 and 255. Sums are exact: float32 holds integers below 2**24, and
-where a sum could leave that range, or on a device whose convolutions may not sum exactly, float64 takes over.
+Codes travel as float32 tensors of integers between 0 and 255. Sums are exact: float32 holds integers below
+2**24, and where a sum could leave that range, or on a device whose convolutions may not sum exactly, float64
+takes over.
 
 The grids of activations are constants here. A `FrozenLayer` still has its weights, weight interval and
-BatchNorm as parameters: in training mode it folds them anew in every forward pass, gradients going straight through the
-rounding; when training ends (`.eval()`) it folds once more into integer buffers, and evaluation, checkpoints and
-export use those alone.
+BatchNorm as parameters: in training mode it folds them anew in every forward pass, gradients going straight
+through the rounding; when training ends (`.eval()`) it folds once more into integer buffers, and evaluation,
+checkpoints and export use those alone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class FrozenInput(InputQuantizer):
 
 
 class FrozenLayer(nn.Module):
-    """Convolution or linear layer with what follows it: codes in, codes (or float logits) out. Algebra: `fold`.
+    """Convolution or linear layer with what follows it: codes in, codes or float logits out. Algebra: `fold`.
 
     Args:
         layer: the quantized layer.
@@ -86,7 +87,13 @@ class FrozenLayer(nn.Module):
     y_offset: Tensor
 
     def __init__(
-        self, layer: QuantLayer, norm: nn.BatchNorm2d | None, x: Grid, y: Grid | None, y_step: float, y_offset: float
+        self,
+        layer: QuantLayer,
+        norm: nn.BatchNorm2d | None,
+        x: Grid,
+        y: Grid | None,
+        y_step: float,
+        y_offset: float,
     ) -> None:
         super().__init__()
         self.layer, self.norm, self.x, self.y = layer, norm, x, y
@@ -150,7 +157,10 @@ class FrozenLayer(nn.Module):
         if self.training:
             return self.fold()
         return FoldedLayer(
-            codes=self.weight_codes.float(), spread=self.spread.long(), bias=self.bias.double(), w_scale=self.w_scale
+            codes=self.weight_codes.float(),
+            spread=self.spread.long(),
+            bias=self.bias.double(),
+            w_scale=self.w_scale,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,7 +209,7 @@ class FrozenRescale(nn.Module):
 
 
 class FrozenAdd(nn.Module):
-    """Sum of two code tensors: `clip(rint(((A - z_a) * p_a + (B - z_b) * p_b) / q) + z_y, low, high)`, `q` odd."""
+    """Sum of codes: `clip(rint(((A - z_a) * p_a + (B - z_b) * p_b) / q) + z_y, low, high)`, `q` odd."""
 
     numerators: Tensor
     denominator: Tensor
@@ -218,7 +228,7 @@ class FrozenAdd(nn.Module):
 
 
 class FrozenGlobalAveragePool(nn.Module):
-    """Mean over height and width: `clip(rint(sum(X - z_x) * p / q) + z_y, low, high)`, `q` odd, window size in `p/q`."""
+    """Mean over height and width: `clip(rint(sum(X - z_x) * p / q) + z_y, low, high)`, `q` odd, the window in `p/q`."""
 
     numerator: Tensor
     denominator: Tensor

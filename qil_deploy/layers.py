@@ -1,4 +1,4 @@
-"""Layers of a prepared model: convolution and linear with quantized weights, and modules for functional operations."""
+"""Layers of a prepared model: convolution and linear with quantized weights, modules for functional operations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .quantizers import WeightQuantizer
 class QuantConv2d(nn.Conv2d):
     """Convolution of quantized activations with quantized weights (made by `quantize_layer`).
 
-    With BatchNorm behind it there is neither bias nor scale; without, `y = conv(x, w_hat) * output_scale + bias`
-    with a learned positive scale.
+    With BatchNorm behind it there is neither bias nor scale; without,
+    `y = conv(x, w_hat) * output_scale + bias` with a learned positive scale.
     """
 
     weight_quantizer: WeightQuantizer
@@ -52,9 +52,7 @@ def _scale_and_shift(y: Tensor, layer: QuantLayer) -> Tensor:
     return y
 
 
-def quantize_layer(
-    layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized: bool, train_gamma: bool
-) -> QuantLayer:
+def quantize_layer(layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized: bool, train_gamma: bool) -> QuantLayer:
     """Return the quantized form of a float layer, with its weights and with an interval set from them.
 
     Args:

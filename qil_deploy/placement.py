@@ -1,8 +1,8 @@
 """Where quantizers belong: the sites of a traced graph and what the readers of each site want.
 
-A site is a producer (input, convolution or linear with its BatchNorm and ReLU, addition with its ReLU, pooling) and
-ends where its value is whole. Readers are found through operations that keep the grid (max pooling, flatten,
-dropout). Each reader wants one of two things:
+A site is a producer (input, convolution or linear with its BatchNorm and ReLU, addition with its ReLU,
+pooling) and ends where its value is whole. Readers are found through operations that keep the grid (max
+pooling, flatten, dropout). Each reader wants one of two things:
 
     interval(bits)    an inner convolution or linear: low-bit codes on a learned interval
     range             the first and last layer, an addition, a pooling: 8-bit codes
@@ -44,7 +44,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A node that reads a site, `via` the node directly before it, and the bits it wants (None: the 8-bit range)."""
+    """A node that reads a site, `via` the node directly before it, and the bits it wants (None: 8-bit range)."""
 
     node: fx.Node
     via: fx.Node
@@ -65,15 +65,17 @@ def find_sites(graph_module: fx.GraphModule) -> list[Site]:
         kind = kind_of(graph_module, node)
         if kind in ("conv", "linear"):
             if str(node.target) in targets:
-                raise UnsupportedModelError(f"layer {node.target!r} is called more than once; give each call its own layer.")
+                raise UnsupportedModelError(
+                    f"layer {node.target!r} is called more than once; give each call its own layer."
+                )
             targets.add(str(node.target))
         if kind == "pass":
             signed[node] = signed[input_of(node)]
         elif kind in ("bn", "relu"):
             if node not in taken:
                 raise UnsupportedModelError(
-                    f"{kind} {node.target!r} reads {input_of(node).name!r}, which is no convolution, linear layer or "
-                    "addition of its own; only those can take it in."
+                    f"{kind} {node.target!r} reads {input_of(node).name!r}, which is no convolution, linear layer "
+                    "or addition of its own; only those can take it in."
                 )
         elif kind != "output":
             site = _site(graph_module, node, kind, signed)
@@ -102,9 +104,7 @@ def _only_user(graph_module: fx.GraphModule, node: fx.Node, kind: Kind) -> fx.No
     return users[0] if len(users) == 1 and kind_of(graph_module, users[0]) == kind else None
 
 
-def readers_of(
-    graph_module: fx.GraphModule, site: Site, config: QuantConfig, edges: set[fx.Node]
-) -> list[Reader]:
+def readers_of(graph_module: fx.GraphModule, site: Site, config: QuantConfig, edges: set[fx.Node]) -> list[Reader]:
     """Return what reads the site, through operations that keep the grid."""
     readers: list[Reader] = []
     pending = [(site.end, user) for user in users_of(site.end)]
@@ -146,9 +146,7 @@ def _skip_pass(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
     return node
 
 
-def bits_of_layers(
-    graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]
-) -> dict[fx.Node, LayerBits]:
+def bits_of_layers(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]) -> dict[fx.Node, LayerBits]:
     """Return the bits of every convolution and linear layer.
 
     Raises:
@@ -161,7 +159,7 @@ def bits_of_layers(
     for layer in edges:
         if bits[layer].activation_bits != EDGE_ACTIVATION_BITS:
             raise ConfigError(
-                f"layer {layer.target}: activation_bits={bits[layer].activation_bits}, but the first and last layers read "
-                f"{EDGE_ACTIVATION_BITS}-bit codes; override their weight_bits only."
+                f"layer {layer.target}: activation_bits={bits[layer].activation_bits}, but the first and last layers "
+                f"read {EDGE_ACTIVATION_BITS}-bit codes; override their weight_bits only."
             )
     return bits

@@ -3,9 +3,9 @@
     x = (u - zero_point) * scale        u: uint8 pixel, x: float32 input of the network
 
 With mean `mu` and standard deviation `sigma` of pixels in [0, 1], `zero_point = rint(255 * mu)` and
-`scale = 1 / (255 * sigma)`. The zero point is an integer so that a uint8 image is the code of an 8-bit quantizer
-already, and the integer graph starts at the raw image. Defined once, carried in the checkpoint and in the
-exported model.
+`scale = 1 / (255 * sigma)`. The zero point is an integer so that a uint8 image is the code of an 8-bit
+quantizer already, and the integer graph starts at the raw image. Defined once, carried in the checkpoint and
+in the exported model.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Preprocessing:
 
     @classmethod
     def from_statistics(cls, shape: tuple[int, int, int], mean: float, std: float) -> Preprocessing:
-        """Preprocessing that subtracts `mean` and divides by `std` (of pixels in [0, 1]), on the uint8 grid."""
+        """Subtract `mean` and divide by `std` (of pixels in [0, 1]), on the uint8 grid."""
         channels, height, width = shape
         return cls(
             channels=channels,

@@ -1,11 +1,11 @@
 """Rescale ratios that no instruction set can round differently: fractions `p/q` with one odd `q`.
 
-A rescale outside a convolution computes `rint(N / q)` for an integer `N = a*p_a + b*p_b - k` of codes `a`, `b`.
-With `q` odd, `N / q` is never half an integer: the nearest it comes is `1/(2q)`. Float32 errs by less than that as
-long as `q` is small enough for the size of the terms:
+A rescale outside a convolution computes `rint(N / q)` for an integer `N = a*p_a + b*p_b - k` of codes `a`,
+`b`. With `q` odd, `N / q` is never half an integer: the nearest it comes is `1/(2q)`. Float32 errs by less
+than that as long as `q` is small enough for the size of the terms:
 
-    ratios r = s_in/s_out carry two roundings (s_out to float32, the division), each product one, each of two sums one:
-    error <= 5 * 2**-24 * (|a*r_a| + |b*r_b| + |k/q|)
+    ratios r = s_in/s_out carry two roundings (s_out to float32, the division), each product one, each of two
+    sums one: error <= 5 * 2**-24 * (|a*r_a| + |b*r_b| + |k/q|)
 
 so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound.
 """

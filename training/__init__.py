@@ -1,0 +1,1 @@
+"""Training: networks, data, recipes, and the loop that learns intervals and fine-tunes frozen models."""

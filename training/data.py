@@ -1,7 +1,7 @@
 """Batches for training and evaluation from an image set held in memory.
 
-Images stay uint8 until the batch is made; augmentation (flip, shifted crop) moves pixels and never blends them, so
-that an augmented image is still a uint8 image and its codes are exact.
+Images stay uint8 until the batch is made; augmentation (flip, shifted crop) moves pixels and never blends
+them, so that an augmented image is still a uint8 image and its codes are exact.
 """
 
 from __future__ import annotations

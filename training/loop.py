@@ -33,7 +33,7 @@ class EpochMetrics:
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: linear rise over the first `warmup` share of the steps, then a cosine to zero."""
+    """Factor on the learning rate: linear rise over the first `warmup` share of the steps, then cosine to zero."""
     rising = max(1, round(warmup * steps)) if warmup else 0
     if step < rising:
         return (step + 1) / rising
@@ -41,7 +41,7 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """SGD for weights (decay on tensors of rank 2 and more only), Adam for interval parameters, where there are any.
+    """SGD for weights (decay on tensors of rank 2 and more only), Adam for interval parameters if there are any.
 
     Adam bounds each step by its rate, and interval parameters are dimensionless, so one rate suits
     every layer, however large its gradient sum is.

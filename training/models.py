@@ -2,8 +2,8 @@
 
 The family of He et al. (2016, section 4.2): a 3x3 stem, three groups of `n` basic blocks with 16, 32 and 64
 channels, the second and third beginning with stride 2, global average pooling and one linear layer; depth is
-`6n + 2`. Shortcuts that change shape are 1x1 convolutions with BatchNorm (option B), as in ImageNet's ResNets, so
-that every arithmetic of those occurs here too.
+`6n + 2`. Shortcuts that change shape are 1x1 convolutions with BatchNorm (option B), as in ImageNet's
+ResNets, so that every arithmetic of those occurs here too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Recipes: everything that decides a training run, in one TOML file.
 
-A recipe names a data set and a network, says how the float network is trained, then lists the quantized stages in
-order, each of which starts where the last one ended. A stage with `frozen_epochs` ends in a side branch: the model is
-frozen, trained on for so many epochs with the runtime's own arithmetic, and saved for export; the next stage starts
-from the unfrozen weights.
+A recipe names a data set and a network, says how the float network is trained, then lists the quantized
+stages in order, each of which starts where the last one ended. A stage with `frozen_epochs` ends in a side
+branch: the model is frozen, trained on for so many epochs with the runtime's own arithmetic, and saved for
+export; the next stage starts from the unfrozen weights.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class OptimizerSection(_Section):
     """How one phase is optimized.
 
     Weights: SGD with Nesterov momentum 0.9, weight decay on convolution and linear weights only. Interval
-    parameters: Adam without weight decay. Both rates rise linearly over the first `warmup` share of the steps and fall
-    by a cosine to zero.
+    parameters: Adam without weight decay. Both rates rise linearly over the first `warmup` share of the steps
+    and fall by a cosine to zero.
     """
 
     epochs: Epochs
@@ -111,7 +111,8 @@ def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
 
     Args:
         path: a TOML file, or the bare name of a recipe that ships with the package.
-        changes: `key=value` each, applied over the file; the key is dotted (`stages.0.epochs=1`), the value TOML.
+        changes: `key=value` each, applied over the file; the key is dotted (`stages.0.epochs=1`), the value
+            TOML.
 
     Raises:
         ConfigError: missing file, invalid TOML, unknown key, or a value that is not allowed.

@@ -2,7 +2,7 @@
 
     RUN/float.safetensors          the float network
     RUN/w4a4.safetensors           intervals learned at 4/4 bits, fake quantization
-    RUN/w4a4_frozen.safetensors    the same, frozen and trained on with the runtime's arithmetic: this is exported
+    RUN/w4a4_frozen.safetensors    the same, frozen and trained on with the runtime's arithmetic; to be exported
     RUN/metrics.jsonl              one line per epoch
 
 `resume` skips the phases whose checkpoint is there.
@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from qil_deploy.calibrate import calibrate
 from qil_deploy.checkpoint import CheckpointInfo, load_model, load_tensors, read_checkpoint, save_checkpoint
-from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
+from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable
 from qil_deploy.freeze import freeze
@@ -83,7 +83,7 @@ class Run:
         return model.to(memory_format=torch.channels_last)
 
     def batches(self, batch_size: int, phase: int) -> TrainingBatches:
-        """Return the training batches of one phase; each phase has its own seed, so that a resumed run repeats them."""
+        """Return the training batches of one phase, which has a seed of its own: a resumed run repeats them."""
         generator = torch.Generator().manual_seed(self.recipe.seed * 1000 + phase)
         augmentation = self.recipe.augmentation
         return TrainingBatches(
@@ -114,14 +114,12 @@ class Run:
             with (self.folder / "metrics.jsonl").open("a") as stream:
                 stream.write(json.dumps({"phase": name, **asdict(metrics)}) + "\n")
             self.progress.console.print(
-                f"{name} epoch {metrics.epoch}: loss {metrics.loss:.4f}, train {metrics.train_accuracy:.2f} %, "
-                f"test {metrics.test_accuracy:.2f} %, {metrics.seconds:.0f} s"
+                f"{name} epoch {metrics.epoch}: loss {metrics.loss:.4f}, "
+                f"train {metrics.train_accuracy:.2f} %, test {metrics.test_accuracy:.2f} %, {metrics.seconds:.0f} s"
             )
 
         batches = self.batches(section.batch_size, phase)
-        train_epochs(
-            model, batches, self.test_set, section, title=name, progress=self.progress, on_epoch=on_epoch
-        )
+        train_epochs(model, batches, self.test_set, section, title=name, progress=self.progress, on_epoch=on_epoch)
 
     def save(self, name: str, kind: str, model: nn.Module, stage: StageSection | None, **metrics: float) -> None:
         """Write the checkpoint of a phase."""
@@ -198,7 +196,10 @@ def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageR
             float_model = run.build()
             load_tensors(float_model, tensors, str(previous.checkpoint))
             model = prepare(
-                float_model, run.recipe.quant_config(stage), next(batches.epoch())[0], input_grid=run.preprocessing
+                float_model,
+                run.recipe.quant_config(stage),
+                next(batches.epoch())[0],
+                input_grid=run.preprocessing,
             )
             epoch = batches.epoch()
             calibrate(model, [next(epoch)[0] for _ in range(min(CALIBRATION_BATCHES, len(batches)))])
@@ -207,13 +208,11 @@ def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageR
             load_tensors(model, tensors, str(previous.checkpoint))
         run.fit(model, stage, stage.name, phase=200 + index)
         run.save(stage.name, "quantized", model, stage, accuracy=run.accuracy(model))
-    return StageResult(
-        name=stage.name, checkpoint=run.path(stage.name), accuracy=run.metrics(stage.name)["accuracy"]
-    )
+    return StageResult(name=stage.name, checkpoint=run.path(stage.name), accuracy=run.metrics(stage.name)["accuracy"])
 
 
 def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult) -> StageResult:
-    """Freeze a trained stage and train on with the runtime's arithmetic; the unfrozen checkpoint stays as it is."""
+    """Freeze a trained stage and train on with the runtime's arithmetic; the unfrozen checkpoint stays."""
     name = f"{stage.name}_frozen"
     if not run.done(name):
         _, prepared = load_model(result.checkpoint, build_model)

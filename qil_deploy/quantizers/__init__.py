@@ -1,4 +1,4 @@
-"""The QIL quantizers: pure functions with hand-written gradients, thin modules around them, initialisation."""
+"""The QIL quantizers: pure functions with hand-written gradients, thin modules around them, first thresholds."""
 
 from .functional import quantize_activation, quantize_range, quantize_weight, round_straight_through
 from .modules import (

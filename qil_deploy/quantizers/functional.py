@@ -1,7 +1,7 @@
 """The quantizers as pure functions, each with a hand-written backward.
 
-Interval: centre `c`, distance `d > 0`, thresholds `l = c - d` (below: pruned) and `u = c + d` (above: clipped).
-`q` is the largest code. `rint` rounds half to even and is passed straight through by the gradient.
+Interval: centre `c`, distance `d > 0`, thresholds `l = c - d` (below: pruned) and `u = c + d` (above:
+clipped). `q` is the largest code. `rint` rounds half to even and is passed straight through by the gradient.
 
 Weights (QIL equations 3 to 5, with `alpha = 0.5/d` and `beta = 0.5 - 0.5*c/d`):
 
@@ -16,7 +16,8 @@ Weights (QIL equations 3 to 5, with `alpha = 0.5/d` and `beta = 0.5 - 0.5*c/d`):
 
 Activations are the same with gamma = 1 and without the sign: `x_hat = clip((x - l) / (2d), 0, 1)`.
 
-Ranges (8-bit residual stream; learned step size, Esser et al. 2020, equations 1 to 3): codes `low..high`, step `s`:
+Ranges (8-bit residual stream; learned step size, Esser et al. 2020, equations 1 to 3): codes `low..high`,
+step `s`:
 
     value = s * clip(rint(x / s), low, high)
     d value/dx = 1 inside, 0 outside        d value/ds = rint(x/s) - x/s inside, `low` or `high` outside

@@ -1,13 +1,13 @@
-"""The quantizers as modules: a few dimensionless parameters each, positive where they must be, by construction.
+"""The quantizers as modules: few parameters each, dimensionless, positive by construction where they must be.
 
 Interval parameters (decision 0009):
 
-    d = exp(log_distance)        c = center_ratio * d        so   l = d * (center_ratio - 1),   u = d * (center_ratio + 1)
-    gamma = exp(2 * tanh(gamma_raw / 2))        between exp(-2) and exp(2), and 1 with slope 1 at gamma_raw = 0
+    d = exp(log_distance)    c = center_ratio * d    so   l = d * (center_ratio - 1),   u = d * (center_ratio + 1)
+    gamma = exp(2 * tanh(gamma_raw / 2))    between exp(-2) and exp(2), and 1 with slope 1 at gamma_raw = 0
     s = exp(log_step)
 
-An optimizer step of a given size therefore means the same relative change in every layer, and no step, however
-large, makes `d`, `gamma` or `s` zero, negative or infinite.
+An optimizer step of a given size therefore means the same relative change in every layer, and no step,
+however large, makes `d`, `gamma` or `s` zero, negative or infinite.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The clipping threshold of least squared error: where every interval starts before the task loss moves it."""
+"""The clipping threshold of least squared error: where each interval starts, before the task loss moves it."""
 
 from __future__ import annotations
 
