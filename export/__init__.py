@@ -1,1 +1,7 @@
-"""Lower a frozen network to an integer-only ONNX model."""
+"""Export of frozen models to ONNX, with proof: fold, lower, pack, certify, write."""
+
+from .certify import CertificateLine, certify
+from .export import ExportOptions, ExportResult, export_onnx
+from .float_model import export_float_onnx
+
+__all__ = ["CertificateLine", "ExportOptions", "ExportResult", "certify", "export_float_onnx", "export_onnx"]

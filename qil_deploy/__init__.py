@@ -1,1 +1,26 @@
-"""Quantization Interval Learning for low-bit CNNs: train, export to integer-only ONNX, run bit-exactly."""
+"""Quantization Interval Learning for CNNs in 2 to 4 bits: trained in torch, run bit-exactly as integer-only ONNX.
+
+The names below are loaded on first use, so that a device needs neither torch nor onnx to import this package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .calibrate import calibrate
+    from .config import QuantConfig
+    from .freeze import freeze
+    from .prepare import prepare
+
+__all__ = ["QuantConfig", "calibrate", "freeze", "prepare"]
+
+_HOMES = {"QuantConfig": "config", "calibrate": "calibrate", "freeze": "freeze", "prepare": "prepare"}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from .config import QuantConfig
-from .errors import CheckpointError, ConfigError
-from .files import atomic_path
+from .config import QuantConfig, validation_sentences
+from .errors import CheckpointError
+from .files import write_bytes
 from .freeze import freeze
 from .prepare import prepare
 from .preprocessing import Preprocessing
 
-SCHEMA = 1
+SCHEMA: Final = 1
 _METADATA_KEY = "qil_deploy"
 
 Builder = Callable[[str, dict[str, Any]], nn.Module]
@@ -65,8 +65,7 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
     """
     # The layers that write and read a grid share it in a frozen model; safetensors wants no sharing.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA_KEY: info.model_dump_json()})
+    write_bytes(path, save(tensors, metadata={_METADATA_KEY: info.model_dump_json()}))
 
 
 def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
@@ -102,8 +101,8 @@ def _parse_info(path: Path, text: str) -> CheckpointInfo:
         )
     try:
         return CheckpointInfo.model_validate(content)
-    except (ValidationError, ConfigError) as error:
-        raise CheckpointError(f"the header of checkpoint {path} is damaged: {error}") from error
+    except ValidationError as error:
+        raise CheckpointError(validation_sentences(f"the header of checkpoint {path} is damaged", error)) from error
 
 
 def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:

@@ -75,7 +75,7 @@ class QuantConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_sentences("quantization config", error)) from error
+            raise ConfigError(validation_sentences("quantization config", error)) from error
 
     @model_validator(mode="after")
     def _inner_layers_are_possible(self) -> Self:
@@ -101,7 +101,7 @@ class QuantConfig(BaseModel):
         try:
             return LayerBits(weight_bits=weight, activation_bits=activation)
         except ValidationError as error:
-            raise ConfigError(_sentences(f"layer {layer}", error)) from error
+            raise ConfigError(validation_sentences(f"layer {layer}", error)) from error
 
     def check_patterns(self, layers: list[str]) -> None:
         """Raise ConfigError if an override matches none of `layers`: most likely a misspelt name."""
@@ -110,6 +110,14 @@ class QuantConfig(BaseModel):
                 raise ConfigError(f"override {pattern!r} matches no layer; the layers are {', '.join(layers)}.")
 
 
-def _sentences(what: str, error: ValidationError) -> str:
-    lines = [f"{'.'.join(map(str, item['loc'])) or 'bits'}: {item['msg']}" for item in error.errors()]
-    return f"{what}: " + "; ".join(lines) + "."
+def validation_sentences(what: str, error: ValidationError) -> str:
+    """Return the problems of `what` in one line: which field, what is allowed, what was found."""
+    problems = []
+    for item in error.errors():
+        message = item["msg"].removeprefix("Value error, ").removesuffix(".")
+        if item["loc"]:
+            message = f"{'.'.join(map(str, item['loc']))}: {message}"
+        if isinstance(item["input"], int | float | str):
+            message = f"{message} (found {item['input']!r})"
+        problems.append(message)
+    return f"{what}: " + "; ".join(problems) + "."

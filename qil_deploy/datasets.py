@@ -9,6 +9,8 @@ onnx unless torchvision has to download.
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -147,13 +149,13 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read a gzipped IDX file of unsigned bytes (magic 0x0000 08 DIM, big-endian sizes, then the data)."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}); install dataset-fashion-mnist again.") from error
     header = 4 * (1 + dimensions)
-    sizes = np.frombuffer(content[4:header], dtype=">u4").astype(np.int64)
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != header + int(np.prod(sizes)):
+    sizes = tuple(int.from_bytes(content[start : start + 4]) for start in range(4, header, 4))
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != header + math.prod(sizes):
         raise DataError(f"{path} is no IDX file of {dimensions} dimensions; install dataset-fashion-mnist again.")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(tuple(sizes))
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
 
 
 def _image_folder(folder: Path, split: Split, shape: tuple[int, int, int] | None) -> ImageSet:

@@ -6,8 +6,8 @@
     global average pool -> range quantizer                   one FrozenGlobalAveragePool
 
 Every rescale ratio is snapped to `p/q` with `q` odd (`ratios`). A rescale has its ratios to itself: what it takes an
-operand's step to be need not be what the operand's producer rounded to, so no scale has to follow from another. Snapping moves
-a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`.
+operand's step to be need not be what the operand's producer rounded to, so no scale has to follow from
+another. Snapping moves a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def freeze(model: fx.GraphModule) -> fx.GraphModule:
     """
     if not any(isinstance(module, InputQuantizer) for module in model.modules()):
         raise UnsupportedModelError(
-            "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with "
-            "placement='integer'."
+            "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with placement='integer'."
         )
     frozen = copy.deepcopy(model).eval()
     frozen._forward_pre_hooks.clear()
@@ -89,7 +88,7 @@ class _Freezer:
             low = min(max(0, int(np.rint(-offset / step))), quantizer.largest_code) if relu else 0
             self._freeze_layer(chain, _low_bit_grid(quantizer, low), step, offset)
         elif isinstance(quantizer, RangeQuantizer):
-            y = Grid(float(quantizer.step), quantizer.zero_point, 0, 255)
+            y = Grid(float(quantizer.step.detach()), quantizer.zero_point, 0, 255)
             if isinstance(producer, QuantConv2d | QuantLinear):
                 self._freeze_layer(chain, y, step=float(y.scale), offset=0.0)
             elif isinstance(producer, Add):
@@ -126,7 +125,7 @@ class _Freezer:
         self._replace([node], str(node.target), frozen, y)
 
     def _freeze_add(self, chain: list[fx.Node], y: Grid) -> None:
-        a, b = (self.grids[source] for source in chain[-1].all_input_nodes)
+        a, b = (self.grids[source] for source in chain[-1].args if isinstance(source, fx.Node))
         ratios = [float(x.scale) / float(y.scale) for x in (a, b)]
         terms = [(255 + int(x.zero_point)) * ratio for x, ratio in zip((a, b), ratios, strict=True)]
         q = choose_denominator([*terms, float(y.zero_point)])

@@ -14,7 +14,7 @@ replaced by them), each named like the module or operation it came from:
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -51,7 +51,8 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
         example_input: float32 [N, C, H, W]; only its shape matters.
 
     Raises:
-        UnsupportedModelError: the network cannot be traced, or holds a module or operation that cannot be lowered.
+        UnsupportedModelError: the network cannot be traced, or holds a module or operation that cannot be
+        lowered.
     """
     try:
         graph_module = fx.symbolic_trace(model)
@@ -109,29 +110,14 @@ def users_of(node: fx.Node) -> list[fx.Node]:
     return list(node.users)
 
 
-def replace_with_module(
-    graph_module: fx.GraphModule, node: fx.Node, name: str, module: nn.Module, args: tuple[fx.Node, ...]
-) -> fx.Node:
-    """Put a call of `module`, registered as `name`, in the place of `node`; return the new node."""
-    graph_module.add_submodule(name, module)
-    with graph_module.graph.inserting_after(node):
-        new = graph_module.graph.call_module(name, args)
-    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-    graph_module.graph.erase_node(node)
-    return new
-
-
-def _name_of(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+def _name_of(target: object) -> str:
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
 def _normalize(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """Replace a functional operation, or a module with a plainer equivalent, by a known module."""
     if node.op in ("call_function", "call_method"):
-        for module in _modules_for(node):
-            name = f"{node.name}_flat" if isinstance(module, nn.Flatten) and node.target == "mean" else node.name
-            sources = tuple(argument for argument in node.args if isinstance(argument, fx.Node))
-            node = replace_with_module(graph_module, node, name, module, sources)
+        _replace_function(graph_module, node, _modules_for(node))
     elif node.op == "call_module":
         module = module_of(graph_module, node)
         if isinstance(module, nn.Identity):
@@ -141,36 +127,94 @@ def _normalize(graph_module: fx.GraphModule, node: fx.Node) -> None:
             graph_module.add_submodule(str(node.target), GlobalAveragePool())
 
 
+def _replace_function(graph_module: fx.GraphModule, node: fx.Node, modules: list[nn.Module]) -> None:
+    """Put calls of `modules`, one after the other, in the place of a functional node, under its name."""
+    end = node
+    sources = tuple(argument for argument in node.args if isinstance(argument, fx.Node))
+    for index, module in enumerate(modules):
+        name = node.name if index == 0 else f"{node.name}_{index}"
+        graph_module.add_submodule(name, module)
+        with graph_module.graph.inserting_after(end):
+            end = graph_module.graph.call_module(name, sources)
+        sources = (end,)
+    if modules:
+        node.replace_all_uses_with(end)
+        graph_module.graph.erase_node(node)
+
+
 def _modules_for(node: fx.Node) -> list[nn.Module]:
     """Return the modules, in order of application, that do what a functional node does; none if there are none."""
-    target, arguments = node.target, dict(zip(("x", "a", "b"), node.args, strict=False)) | dict(node.kwargs)
-    if target in (F.relu, torch.relu, "relu", "relu_"):
-        return [nn.ReLU()]
-    if target in (operator.add, operator.iadd, torch.add, "add", "add_") and len(node.all_input_nodes) == 2:
-        return [Add()] if "alpha" not in node.kwargs and len(node.args) == 2 else []
-    if target is F.adaptive_avg_pool2d and _is_one(arguments.get("a", arguments.get("output_size"))):
-        return [GlobalAveragePool()]
-    if target == "mean" and _dimensions(arguments.get("a", arguments.get("dim"))) == {2, 3}:
-        return [GlobalAveragePool()] + ([] if arguments.get("b", arguments.get("keepdim")) else [nn.Flatten(1)])
-    if target in (torch.flatten, "flatten") and arguments.get("a", arguments.get("start_dim")) == 1:
-        return [nn.Flatten(1)]
-    if target is F.max_pool2d:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        options = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-        return [nn.MaxPool2d(**{name: options[name] for name in names if options.get(name) is not None})]
-    if target is F.dropout:
-        return [nn.Dropout(float(arguments.get("a", arguments.get("p", 0.5))))]
-    return []
+    function = _FUNCTIONS.get(node.target)
+    return [] if function is None else function(node)
 
 
-def _is_one(size: Any) -> bool:
+def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
+    """Return an argument of a call, whether it was given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _relu(_node: fx.Node) -> list[nn.Module]:
+    return [nn.ReLU()]
+
+
+def _add(node: fx.Node) -> list[nn.Module]:
+    plain = len(node.args) == 2 and all(isinstance(operand, fx.Node) for operand in node.args)
+    return [Add()] if plain and "alpha" not in node.kwargs else []
+
+
+def _adaptive_pool(node: fx.Node) -> list[nn.Module]:
+    return [GlobalAveragePool()] if _is_one(_argument(node, 1, "output_size")) else []
+
+
+def _mean(node: fx.Node) -> list[nn.Module]:
+    dimensions = _argument(node, 1, "dim")
+    if not isinstance(dimensions, Sequence) or {value % 4 for value in dimensions} != {2, 3}:
+        return []
+    flatten: list[nn.Module] = [] if _argument(node, 2, "keepdim") else [nn.Flatten(1)]
+    return [GlobalAveragePool(), *flatten]
+
+
+def _flatten(node: fx.Node) -> list[nn.Module]:
+    return [nn.Flatten(1)] if _argument(node, 1, "start_dim") == 1 else []
+
+
+def _max_pool(node: fx.Node) -> list[nn.Module]:
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    options: dict[str, Any] = {
+        name: value
+        for position, name in enumerate(names, start=1)
+        if (value := _argument(node, position, name)) is not None
+    }
+    return [nn.MaxPool2d(**options)]
+
+
+def _dropout(node: fx.Node) -> list[nn.Module]:
+    share = _argument(node, 1, "p", 0.5)
+    return [nn.Dropout(share)] if isinstance(share, float) else []
+
+
+_FUNCTIONS: dict[object, Callable[[fx.Node], list[nn.Module]]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    "relu": _relu,
+    "relu_": _relu,
+    operator.add: _add,
+    operator.iadd: _add,
+    torch.add: _add,
+    "add": _add,
+    "add_": _add,
+    F.adaptive_avg_pool2d: _adaptive_pool,
+    "mean": _mean,
+    torch.mean: _mean,
+    torch.flatten: _flatten,
+    "flatten": _flatten,
+    F.max_pool2d: _max_pool,
+    F.dropout: _dropout,
+}
+
+
+def _is_one(size: object) -> bool:
     return size in (1, (1, 1), [1, 1])
-
-
-def _dimensions(dim: Any) -> set[int]:
-    if not isinstance(dim, Sequence):
-        return set()
-    return {value % 4 for value in dim}
 
 
 def _check_inputs(graph_module: fx.GraphModule) -> None:
@@ -200,5 +244,3 @@ def _set_pool_windows(graph_module: fx.GraphModule, example_input: Tensor) -> No
         if node.op == "call_module" and isinstance(pool := module_of(graph_module, node), GlobalAveragePool):
             height, width = input_of(node).meta["tensor_meta"].shape[2:]
             pool.window = height * width
-
-

@@ -111,9 +111,7 @@ def _read_bytes(path: Path) -> bytes:
         raise ModelFileError(f"{path} is a folder; name an ONNX file.")
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ModelFileError(
-                f"{path} has {path.stat().st_size} bytes; an ONNX file has at most {_MAX_FILE_BYTES}."
-            )
+            raise ModelFileError(f"{path} has {path.stat().st_size} bytes; an ONNX file has at most {_MAX_FILE_BYTES}.")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ModelFileError(f"{path} does not exist; name an ONNX file.") from error
@@ -196,11 +194,7 @@ def _convert_info(info: Message) -> TensorInfo:
     if not info.type.HasField("tensor_type"):
         raise DefectError(f"{where} is not a tensor; only tensors are supported.")
     tensor = info.type.tensor_type
-    shape = (
-        tuple(_convert_dimension(dimension) for dimension in tensor.shape.dim)
-        if tensor.HasField("shape")
-        else None
-    )
+    shape = tuple(_convert_dimension(dimension) for dimension in tensor.shape.dim) if tensor.HasField("shape") else None
     return TensorInfo(name=info.name, dtype=data_type(tensor.elem_type, where)[0], shape=shape)
 
 

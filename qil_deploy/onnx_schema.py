@@ -85,9 +85,7 @@ def parse_model(content: bytes) -> Message:
 def _build_pool() -> descriptor_pool.DescriptorPool:
     """Declare `_SCHEMA` in a pool of its own, where the `onnx` package's declarations cannot collide."""
     types = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="qil_deploy_onnx.proto", package="qil_deploy_onnx", syntax="proto2"
-    )
+    file = descriptor_pb2.FileDescriptorProto(name="qil_deploy_onnx.proto", package="qil_deploy_onnx", syntax="proto2")
     for message_name, fields in _SCHEMA.items():
         message = file.message_type.add(name=message_name)
         for field_name, (number, kind) in fields.items():

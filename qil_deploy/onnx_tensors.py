@@ -70,9 +70,7 @@ def data_type(number: int, where: str) -> tuple[str, int, str]:
 def convert_tensor(tensor: Message, where: str) -> Array:
     """Turn a TensorProto into a read-only array; types below 8 bits become int8 or uint8."""
     if tensor.data_location == 1 or tensor.external_data:
-        raise DefectError(
-            f"{where} is stored in another file (external data); store it inside the ONNX file."
-        )
+        raise DefectError(f"{where} is stored in another file (external data); store it inside the ONNX file.")
     if tensor.HasField("segment"):
         raise DefectError(f"{where} is one segment of a tensor; store tensors whole.")
     name, bits, typed_field = data_type(tensor.data_type, where)
@@ -120,9 +118,7 @@ def _checked_shape(dims: Iterable[int], where: str) -> tuple[int, ...]:
 
 def _check_size(found: int, expected: int, what: str, unit: str) -> None:
     if found != expected:
-        raise DefectError(
-            f"{what} holds {found} {unit} where {expected} belong. The file is damaged; export it again."
-        )
+        raise DefectError(f"{what} holds {found} {unit} where {expected} belong. The file is damaged; export it again.")
 
 
 def _little_endian(name: str) -> np.dtype[Any]:

@@ -63,7 +63,7 @@ def find_sites(graph_module: fx.GraphModule) -> list[Site]:
     targets: set[str] = set()
     for node in graph_module.graph.nodes:
         kind = kind_of(graph_module, node)
-        if kind in ("conv", "linear"):
+        if kind in ("conv", "linear", "bn", "pool"):
             if str(node.target) in targets:
                 raise UnsupportedModelError(
                     f"layer {node.target!r} is called more than once; give each call its own layer."
@@ -132,7 +132,7 @@ def edge_layers(graph_module: fx.GraphModule) -> set[fx.Node]:
     for layer in layers:
         if kind_of(graph_module, _skip_pass(graph_module, input_of(layer))) == "input":
             edges.add(layer)
-    last = _skip_pass(graph_module, input_of(graph_module.graph.output_node()))
+    last = input_of(graph_module.graph.output_node())
     if last not in layers:
         raise UnsupportedModelError(
             f"the logits come from {last.name!r}; they have to be the result of a linear layer or a convolution."

@@ -1,7 +1,7 @@
 """Put quantizers into a float network, where `placement` says they belong.
 
-`paper` placement: one interval quantizer in front of every inner convolution and linear layer; the first and last
-layer, residual stream and pooled features stay float.
+`paper` placement: one interval quantizer in front of every inner convolution and linear layer; the first and
+last layer, residual stream and pooled features stay float.
 
 `integer` placement: every site carries one grid. A convolution or linear site whose readers all want the same
 interval carries that interval; any other site carries 8-bit codes, and low-bit intervals are placed behind
@@ -17,12 +17,12 @@ from torch import Tensor, fx, nn
 
 from .calibrate import calibrate_on_first_batch
 from .config import LayerBits, QuantConfig
+from .errors import UnsupportedModelError
 from .graph import module_of, trace, users_of
 from .layers import QuantLayer, quantize_layer
 from .placement import Reader, Site, bits_of_layers, edge_layers, find_sites, readers_of
 from .preprocessing import Preprocessing
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
-from .errors import UnsupportedModelError
 
 
 def prepare(
@@ -30,8 +30,8 @@ def prepare(
 ) -> fx.GraphModule:
     """Return a copy of `model` with quantized layers and quantizers in it, ready to be trained.
 
-    Weight intervals are set from the weights; activation intervals by `calibrate`, or by the first batch that passes
-    in training mode.
+    Weight intervals are set from the weights; activation intervals by `calibrate`, or by the first batch that
+    passes in training mode.
 
     Args:
         model: float network that `torch.fx` can trace, one image tensor in, logits out.
@@ -73,8 +73,8 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
         raise TypeError(f"{name} is a {type(layer).__name__}")
     if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
         raise UnsupportedModelError(
-            f"layer {name!r} pads with {layer.padding!r} in mode {layer.padding_mode!r}; only a fixed number of zeros can be "
-            "lowered."
+            f"layer {name!r} pads with {layer.padding!r} in mode {layer.padding_mode!r}; only a fixed number of zeros "
+            "can be lowered."
         )
     quantized: QuantLayer = quantize_layer(
         layer, bits, normalized=site.norm is not None, train_gamma=config.train_gamma
@@ -82,15 +82,13 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
     graph_module.add_submodule(name, quantized)
 
 
-def _insert_grid(
-    graph_module: fx.GraphModule, site: Site, readers: list[Reader], input_grid: Preprocessing
-) -> None:
+def _insert_grid(graph_module: fx.GraphModule, site: Site, readers: list[Reader], input_grid: Preprocessing) -> None:
     """Put onto one site what its readers want in `integer` placement."""
     if any(reader.node.op == "output" for reader in readers):
         if len(readers) > 1 or site.relu is not None:
             raise UnsupportedModelError(
-                f"the logits of {site.producer.name!r} are used inside the network too, or pass a ReLU; they have to be "
-                "the plain result of the last layer."
+                f"the logits of {site.producer.name!r} are used inside the network too, or pass a ReLU; they have to "
+                "be the plain result of the last layer."
             )
         return
     widths = {reader.interval_bits for reader in readers}
@@ -101,7 +99,7 @@ def _insert_grid(
         _insert_interval(graph_module, site.end, readers, all_users=True)
         return
     else:
-        name = f"range_quantizers.{site.end.name}"
+        name = f"ranges.{site.end.name}"
         via = _insert_after(graph_module, site.end, name, RangeQuantizer(signed=site.signed))
     groups: dict[tuple[fx.Node, int], list[Reader]] = {}
     for reader in readers:
@@ -120,13 +118,17 @@ def _insert_interval(
     if bits is None:
         raise TypeError(f"{readers[0].node.name} reads 8-bit codes")
     # Module names cannot hold dots; the quantizer is named after the first layer that reads it.
-    name = f"activation_quantizers.{str(readers[0].node.target).replace('.', '_')}"
+    name = f"intervals.{str(readers[0].node.target).replace('.', '_')}"
     users = None if all_users else [reader.node for reader in readers]
     _insert_after(graph_module, source, name, ActivationQuantizer(bits), users)
 
 
 def _insert_after(
-    graph_module: fx.GraphModule, source: fx.Node, name: str, module: nn.Module, users: list[fx.Node] | None = None
+    graph_module: fx.GraphModule,
+    source: fx.Node,
+    name: str,
+    module: nn.Module,
+    users: list[fx.Node] | None = None,
 ) -> fx.Node:
     """Insert a call of `module` behind `source`, read by `users` (by all its users if None)."""
     chosen = users_of(source) if users is None else users

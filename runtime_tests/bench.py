@@ -188,9 +188,7 @@ def random_inputs(
     return inputs
 
 
-def _check_options(
-    paths: Sequence[Path], threads: Sequence[int], batch: int, repeats: int, warmup: int
-) -> None:
+def _check_options(paths: Sequence[Path], threads: Sequence[int], batch: int, repeats: int, warmup: int) -> None:
     if not paths:
         raise ConfigError("no model to measure; name at least one ONNX file.")
     if not threads:

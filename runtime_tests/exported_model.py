@@ -106,13 +106,9 @@ def read_exported_model(path: Path) -> ExportedModel:
             data=None if metadata.get("data") is None else str(metadata["data"]),
         )
     except KeyError as error:
-        raise ModelFileError(
-            f"the metadata of {path} has no entry {error}; export the model again."
-        ) from error
+        raise ModelFileError(f"the metadata of {path} has no entry {error}; export the model again.") from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise ModelFileError(
-            f"the metadata of {path} is damaged ({error}); export the model again."
-        ) from error
+        raise ModelFileError(f"the metadata of {path} is damaged ({error}); export the model again.") from error
     _check(model)
     return model
 
@@ -126,9 +122,7 @@ def _names(value: object) -> tuple[str, ...]:
 def _check(model: ExportedModel) -> None:
     for name, value, allowed in (("format", model.format, FORMATS), ("input", model.input, INPUTS)):
         if value not in allowed:
-            raise ModelFileError(
-                f"the metadata of {model.path} says {name} {value!r}; known are {', '.join(allowed)}."
-            )
+            raise ModelFileError(f"the metadata of {model.path} says {name} {value!r}; known are {', '.join(allowed)}.")
     shape = model.preprocessing.shape
     dtype = "uint8" if model.input == "uint8" else "float32"
     _check_tensors(model.path, "takes", model.graph.inputs, TensorInfo(INPUT_NAME, dtype, (None, *shape)))

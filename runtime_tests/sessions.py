@@ -42,9 +42,7 @@ def create_session(path: Path, *, threads: int = 1, level: str = "all") -> onnxr
     if threads < 1:
         raise ConfigError(f"threads is {threads}; it must be at least 1.")
     if level not in OPTIMIZATION_LEVELS:
-        raise ConfigError(
-            f"unknown optimization level {level!r}; choose from {', '.join(OPTIMIZATION_LEVELS)}."
-        )
+        raise ConfigError(f"unknown optimization level {level!r}; choose from {', '.join(OPTIMIZATION_LEVELS)}.")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
     options = onnxruntime.SessionOptions()

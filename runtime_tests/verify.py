@@ -178,9 +178,7 @@ class _Tally:
         self.largest = 0.0
         self.not_finite = 0
 
-    def add(
-        self, logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[np.int64]
-    ) -> None:
+    def add(self, logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
         predictions = _predictions(logits)
         finite = np.isfinite(logits)
         both = finite & np.isfinite(expected)
@@ -250,9 +248,7 @@ def _required(
 
 def _check_data(model: ExportedModel, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
     if len(images) == 0:
-        raise DataError(
-            f"there are no images to verify {model.path} with; choose a data set that is not empty."
-        )
+        raise DataError(f"there are no images to verify {model.path} with; choose a data set that is not empty.")
     model.preprocessing.check(images)
     classes = len(model.class_names)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":

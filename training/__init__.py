@@ -1,1 +1,1 @@
-"""Training: networks, data, recipes, and the loop that learns intervals and fine-tunes frozen models."""
+"""Training: networks, data, recipes, the training loop and its stages, pictures of what was learned."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qil_deploy.config import Placement, QuantConfig
+from qil_deploy.config import Placement, QuantConfig, validation_sentences
 from qil_deploy.errors import ConfigError
 
 Epochs = Annotated[int, Field(ge=0)]
@@ -136,8 +136,7 @@ def recipe_from_dict(content: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}" for item in error.errors()]
-        raise ConfigError(f"recipe {source}: " + "; ".join(lines) + ".") from error
+        raise ConfigError(validation_sentences(f"recipe {source}", error)) from error
 
 
 def _apply_change(content: dict[str, Any], change: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.progress import Progress
@@ -34,6 +34,8 @@ from .models import build_model
 from .recipe import OptimizerSection, Recipe, StageSection
 
 CALIBRATION_BATCHES = 8
+
+Kind = Literal["float", "quantized", "frozen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class Run:
         batches = self.batches(section.batch_size, phase)
         train_epochs(model, batches, self.test_set, section, title=name, progress=self.progress, on_epoch=on_epoch)
 
-    def save(self, name: str, kind: str, model: nn.Module, stage: StageSection | None, **metrics: float) -> None:
+    def save(self, name: str, kind: Kind, model: nn.Module, stage: StageSection | None, **metrics: float) -> None:
         """Write the checkpoint of a phase."""
         info = CheckpointInfo(
             kind=kind,
@@ -181,7 +183,7 @@ def _float_phase(run: Run) -> StageResult:
     return StageResult(name="float", checkpoint=run.path("float"), accuracy=run.metrics("float")["accuracy"])
 
 
-def _prepared(run: Run, stage: StageSection) -> nn.Module:
+def _prepared(run: Run, stage: StageSection) -> fx.GraphModule:
     model = run.build()
     example = to_input(torch.zeros(1, *run.preprocessing.shape, dtype=torch.uint8), run.preprocessing)
     return prepare(model, run.recipe.quant_config(stage), example, input_grid=run.preprocessing)

@@ -46,6 +46,4 @@ def parse_threads(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(entry) for entry in text.split(","))
     except ValueError as error:
-        raise ConfigError(
-            f"--threads is {text!r}; give whole numbers separated by commas, like 1,2."
-        ) from error
+        raise ConfigError(f"--threads is {text!r}; give whole numbers separated by commas, like 1,2.") from error

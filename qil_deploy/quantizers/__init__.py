@@ -1,6 +1,12 @@
 """The QIL quantizers: pure functions with hand-written gradients, thin modules around them, first thresholds."""
 
-from .functional import quantize_activation, quantize_range, quantize_weight, round_straight_through
+from .functional import (
+    compile_quantizers,
+    quantize_activation,
+    quantize_range,
+    quantize_weight,
+    round_straight_through,
+)
 from .modules import (
     ActivationQuantizer,
     InputQuantizer,
@@ -18,6 +24,7 @@ __all__ = [
     "RangeQuantizer",
     "WeightQuantizer",
     "best_threshold",
+    "compile_quantizers",
     "interval_parameters",
     "quantize_activation",
     "quantize_range",

@@ -28,6 +28,8 @@ step `s`:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,63 +46,108 @@ def weight_codes_real(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: 
     return t * w.sign() * q
 
 
+def _weight_forward(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
+    return weight_codes_real(w, c, d, gamma, q).round() / q
+
+
+def _weight_backward(
+    grad: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    t = (w.abs() - (c - d)) / (2.0 * d)
+    grad = grad * ((t > 0) & (t < 1))
+    signed = grad * w.sign()
+    grad_gamma = None
+    if gamma is not None:
+        t_safe = t.clamp(SMALLEST_T, 1.0)
+        power = t_safe.pow(gamma)
+        grad_gamma = (signed * power * t_safe.log()).sum()
+        slope = gamma * power / t_safe
+        grad, signed = grad * slope, signed * slope
+    half = 0.5 / d
+    return grad * half, -half * signed.sum(), -(signed * (t - 0.5)).sum() / d, grad_gamma
+
+
+def _activation_forward(x: Tensor, c: Tensor, d: Tensor, q: int) -> Tensor:
+    return (((x - (c - d)) * (0.5 / d)).clamp(0.0, 1.0) * q).round() / q
+
+
+def _activation_backward(grad: Tensor, x: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    half = 0.5 / d
+    t = (x - (c - d)) * half
+    grad = grad * ((t > 0) & (t < 1))
+    total = grad.sum()
+    return grad * half, -half * total, -((grad * t).sum() - 0.5 * total) / d
+
+
+def _range_forward(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    return (x / s).round().clamp(low, high) * s
+
+
+def _range_backward(grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    steps = x / s
+    code = steps.round()
+    inside = (code >= low) & (code <= high)
+    slope = torch.where(inside, code - steps, code.clamp(low, high))
+    return grad * inside, (grad * slope).sum()
+
+
+@dataclass
+class _Kernels:
+    """The arithmetic on activations, as it is written or compiled. (Weights are small; compiling them gains nothing.)"""
+
+    activation_forward: Callable[..., Any] = _activation_forward
+    activation_backward: Callable[..., Any] = _activation_backward
+    range_forward: Callable[..., Any] = _range_forward
+    range_backward: Callable[..., Any] = _range_backward
+
+
+_KERNELS = _Kernels()
+
+
+def compile_quantizers(enabled: bool = True) -> None:
+    """Fuse the elementwise passes over each activation into one, for this process.
+
+    Uses torch.compile and needs a C++ compiler. Compiled arithmetic may differ in the last bit. That is as good for
+    training; what is evaluated and exported is the frozen model, which does not use these functions.
+    """
+    for name, function in vars(_Kernels()).items():
+        setattr(_KERNELS, name, torch.compile(function, dynamic=True) if enabled else function)
+
+
 class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
         ctx.save_for_backward(w, c, d, gamma)
-        return weight_codes_real(w, c, d, gamma, q).round_().div_(q)
+        return _weight_forward(w, c, d, gamma, q)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        w, c, d, gamma = ctx.saved_tensors
-        t = (w.abs() - (c - d)) / (2.0 * d)
-        grad = grads[0] * ((t > 0) & (t < 1))
-        signed = grad * w.sign()
-        grad_gamma = None
-        if gamma is not None:
-            t_safe = t.clamp(SMALLEST_T, 1.0)
-            power = t_safe.pow(gamma)
-            grad_gamma = (signed * power * t_safe.log()).sum()
-            slope = gamma * power / t_safe
-            grad, signed = grad * slope, signed * slope
-        half = 0.5 / d
-        grad_c = -half * signed.sum()
-        grad_d = -(signed * (t - 0.5)).sum() / d
-        return grad * half, grad_c, grad_d, grad_gamma, None
+        return (*_weight_backward(grads[0], *ctx.saved_tensors), None)
 
 
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, c: Tensor, d: Tensor, q: int) -> Tensor:
         ctx.save_for_backward(x, c, d)
-        return ((x - (c - d)) * (0.5 / d)).clamp_(0.0, 1.0).mul_(q).round_().div_(q)
+        result: Tensor = _KERNELS.activation_forward(x, c, d, q)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, c, d = ctx.saved_tensors
-        half = 0.5 / d
-        t = (x - (c - d)) * half
-        grad = grads[0] * ((t > 0) & (t < 1))
-        total = grad.sum()
-        grad_d = -((grad * t).sum() - 0.5 * total) / d
-        return grad * half, -half * total, grad_d, None
+        return (*_KERNELS.activation_backward(grads[0], *ctx.saved_tensors), None)
 
 
 class _QuantizeRange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, s)
-        ctx.low, ctx.high = low, high
-        return (x / s).round_().clamp_(low, high).mul_(s)
+        ctx.limits = low, high
+        result: Tensor = _KERNELS.range_forward(x, s, low, high)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, s = ctx.saved_tensors
-        steps = x / s
-        code = steps.round()
-        inside = (code >= ctx.low) & (code <= ctx.high)
-        slope = torch.where(inside, code - steps, code.clamp(ctx.low, ctx.high))
-        return grads[0] * inside, (grads[0] * slope).sum(), None, None
+        return (*_KERNELS.range_backward(grads[0], *ctx.saved_tensors, *ctx.limits), None, None)
 
 
 class _RoundStraightThrough(torch.autograd.Function):

@@ -145,9 +145,7 @@ class IntegerReference:
         return tensors[name] if name in tensors else self.constants[name]
 
     def _refuse(self, node: Node, reason: object) -> ModelFileError:
-        return ModelFileError(
-            f"{self.model.path}: node {node.name or node.outputs[0]!r} ({node.op_type}): {reason}."
-        )
+        return ModelFileError(f"{self.model.path}: node {node.name or node.outputs[0]!r} ({node.op_type}): {reason}.")
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:

@@ -32,9 +32,7 @@ from .operators import MICROSOFT
 _MOVES_CODES = ("Reshape", "Identity", "MaxPool")
 
 
-def fuse_qdq(
-    nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[str, Array]
-) -> tuple[Node, ...]:
+def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[str, Array]) -> tuple[Node, ...]:
     """Return the nodes of an equivalent graph of integer operators, without those that nothing uses any more.
 
     Args:
@@ -173,9 +171,7 @@ class _Graph:
             op_type=op_type,
             domain="" if op_type == "QLinearConv" else MICROSOFT,
             name=source.name,
-            inputs=tuple(
-                [*operands, *output, bias] if op_type == "QLinearConv" else [*operands, bias, *output]
-            ),
+            inputs=tuple([*operands, *output, bias] if op_type == "QLinearConv" else [*operands, bias, *output]),
             outputs=(quantize or source).outputs,
             attributes=source.attributes,
         )
@@ -189,9 +185,7 @@ class _Graph:
         scale = self._constant(weights.inputs[1], "the weight scale")
         found = weights.attributes.get("axis", 1)
         if scale.size > 1 and found != axis:
-            raise ValueError(
-                f"the weights of {source.name!r} are scaled along axis {found}; it must be {axis}"
-            )
+            raise ValueError(f"the weights of {source.name!r} are scaled along axis {found}; it must be {axis}")
 
     def _check_bias(self, source: Node, data: Node, weights: Node, bias: Node) -> None:
         """Require the scale float32(x_scale * w_scale) and no zero point, so that integers can be added."""
@@ -200,9 +194,7 @@ class _Graph:
         )
         scale = self._constant(bias.inputs[1], "the bias scale")
         if scale.size not in (1, product.size) or not np.all(scale.ravel() == product.ravel()):
-            raise ValueError(
-                f"the bias of {source.name!r} is not scaled by its input's scale times its weights' scale"
-            )
+            raise ValueError(f"the bias of {source.name!r} is not scaled by its input's scale times its weights' scale")
         if scale.size > 1 and bias.attributes.get("axis", 1) not in (0, -1):
             raise ValueError(f"the bias of {source.name!r} is not scaled along axis 0")
         zero_point = bias.inputs[2] if len(bias.inputs) > 2 else ""

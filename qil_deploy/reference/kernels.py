@@ -104,9 +104,7 @@ def qlinear_conv(
     """
     channels_out, channels_per_group = w.shape[:2]
     if x.shape[1] != channels_per_group * groups or channels_out % groups:
-        raise ValueError(
-            f"{x.shape[1]} channels do not fit weights of shape {list(w.shape)} in {groups} groups"
-        )
+        raise ValueError(f"{x.shape[1]} channels do not fit weights of shape {list(w.shape)} in {groups} groups")
     centred = _centre_weights(w, w_grid.zero_point)
     offsets = _integer_bias(bias, channels_out)
     sum_bound, total_bound = _bounds(x, x_grid.zero_point, centred.reshape(channels_out, -1), offsets)
@@ -161,9 +159,7 @@ def _bounds(x: Array, x_zero_point: Array, matrix: Array, bias: Array) -> tuple[
 
 def _check_int32(accumulator: Array, bound: int) -> None:
     if bound >= 2**31 and (accumulator.max() >= 2**31 or accumulator.min() < -(2**31)):
-        raise OverflowError(
-            f"an accumulator spans {accumulator.min():.0f} to {accumulator.max():.0f}, beyond int32"
-        )
+        raise OverflowError(f"an accumulator spans {accumulator.min():.0f} to {accumulator.max():.0f}, beyond int32")
 
 
 def qgemm(
@@ -233,9 +229,7 @@ def _rescale(codes: Array, grid: Grid, y_grid: Grid) -> Array:
     return (codes.astype(np.float64) - float(grid.zero_point)) * float(ratio)
 
 
-def qlinear_average_pool(
-    x: Array, x_grid: Grid, y_grid: Grid, window: Window, *, count_include_pad: bool
-) -> Array:
+def qlinear_average_pool(x: Array, x_grid: Grid, y_grid: Grid, window: Window, *, count_include_pad: bool) -> Array:
     """Average codes [N, C, H, W] over windows (com.microsoft QLinearAveragePool).
 
     rint(sum(X - x_zero_point) * x_scale / (y_scale * n)) + y_zero_point, saturated; the sum is an exact

@@ -42,18 +42,14 @@ def find_operator(node: Node) -> Operator:
         surrounded = ""
         if node.op_type in ("Conv", "Gemm", "Add", "AveragePool", "GlobalAveragePool"):
             surrounded = "; in a QDQ file it has to stand between DequantizeLinear and QuantizeLinear"
-        raise ValueError(
-            f"no integer kernel exists for {node.domain or 'ai.onnx'} {node.op_type}{surrounded}"
-        )
+        raise ValueError(f"no integer kernel exists for {node.domain or 'ai.onnx'} {node.op_type}{surrounded}")
     for name, value in node.attributes.items():
         if name in operator.attributes:
             continue
         if name not in _FIXED_ATTRIBUTES:
             raise ValueError(f"attribute {name!r} of {node.op_type} is not supported")
         if value != _FIXED_ATTRIBUTES[name]:
-            raise ValueError(
-                f"attribute {name!r} is {value!r}; only {_FIXED_ATTRIBUTES[name]!r} is supported"
-            )
+            raise ValueError(f"attribute {name!r} is {value!r}; only {_FIXED_ATTRIBUTES[name]!r} is supported")
     if len(node.outputs) != 1:
         raise ValueError(f"{len(node.outputs)} outputs are asked for; only the first is supported")
     return operator
@@ -121,13 +117,9 @@ def _window(node: Node, kernel: Sequence[int]) -> Window:
     strides = _integers(node, "strides", [1, 1])
     dilations = _integers(node, "dilations", [1, 1])
     if [len(kernel), len(strides), len(dilations), len(pads)] != [2, 2, 2, 4]:
-        raise ValueError(
-            f"kernel_shape {kernel} with pads {pads}: only two-dimensional windows are supported"
-        )
+        raise ValueError(f"kernel_shape {kernel} with pads {pads}: only two-dimensional windows are supported")
     if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
-        raise ValueError(
-            f"kernel_shape {kernel}, strides {strides}, dilations {dilations}, pads {pads} make no window"
-        )
+        raise ValueError(f"kernel_shape {kernel}, strides {strides}, dilations {dilations}, pads {pads} make no window")
     return Window(
         kernel=(kernel[0], kernel[1]),
         strides=(strides[0], strides[1]),
@@ -212,9 +204,7 @@ def _grid_along_axis(node: Node, inputs: Inputs, dtype: np.dtype[Any]) -> kernel
     shape = [1] * _required(inputs, 0).ndim
     if shape:
         shape[_integer(node, "axis", 1 if len(shape) > 1 else 0)] = -1
-    return kernels.Grid(
-        *(value.reshape(shape) if value.ndim else value for value in (grid.scale, grid.zero_point))
-    )
+    return kernels.Grid(*(value.reshape(shape) if value.ndim else value for value in (grid.scale, grid.zero_point)))
 
 
 def _quantize_linear(node: Node, inputs: Inputs) -> Array:
@@ -243,9 +233,7 @@ def _identity(_node: Node, inputs: Inputs) -> Array:
 
 
 def _concat(node: Node, inputs: Inputs) -> Array:
-    return np.concatenate(
-        [_required(inputs, index) for index in range(len(inputs))], _integer(node, "axis", 0)
-    )
+    return np.concatenate([_required(inputs, index) for index in range(len(inputs))], _integer(node, "axis", 0))
 
 
 def _cast(node: Node, inputs: Inputs) -> Array:
@@ -275,9 +263,7 @@ _OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "QLinearConv"): Operator(_qlinear_conv, _WINDOW | {"group"}),
     (MICROSOFT, "QGemm"): Operator(_qgemm, frozenset({"transB"})),
     (MICROSOFT, "QLinearAdd"): Operator(_qlinear_add),
-    (MICROSOFT, "QLinearAveragePool"): Operator(
-        _qlinear_average_pool, _WINDOW | {"ceil_mode", "count_include_pad"}
-    ),
+    (MICROSOFT, "QLinearAveragePool"): Operator(_qlinear_average_pool, _WINDOW | {"ceil_mode", "count_include_pad"}),
     (MICROSOFT, "QLinearGlobalAveragePool"): Operator(_qlinear_global_average_pool),
     ("", "Clip"): Operator(_clip),
     ("", "MaxPool"): Operator(_max_pool, _WINDOW | {"ceil_mode"}),

@@ -35,9 +35,7 @@ class Window:
     @property
     def extent(self) -> tuple[int, int]:
         """Rows and columns of the image that one window spans."""
-        rows, columns = (
-            (size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)
-        )
+        rows, columns = ((size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True))
         return rows, columns
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
@@ -66,9 +64,7 @@ class Window:
     def count_inside(self, height: int, width: int) -> Array:
         """Count the elements of each window that lie inside the image: [OH, OW]."""
         counts = []
-        for axis, (size, windows) in enumerate(
-            zip((height, width), self.output_size(height, width), strict=True)
-        ):
+        for axis, (size, windows) in enumerate(zip((height, width), self.output_size(height, width), strict=True)):
             first = np.arange(windows)[:, None] * self.strides[axis] - self.pads_begin[axis]
             positions = first + np.arange(self.kernel[axis]) * self.dilations[axis]
             counts.append(((positions >= 0) & (positions < size)).sum(axis=1))
@@ -78,9 +74,7 @@ class Window:
 def pad_images(images: Array, window: Window, value: float) -> Array:
     """Pad [N, C, H, W] with `value` so that every window lies inside; the dtype stays."""
     pads = []
-    for axis, (size, count) in enumerate(
-        zip(images.shape[2:], window.output_size(*images.shape[2:]), strict=True)
-    ):
+    for axis, (size, count) in enumerate(zip(images.shape[2:], window.output_size(*images.shape[2:]), strict=True)):
         reached = (count - 1) * window.strides[axis] + window.extent[axis]
         pads.append((window.pads_begin[axis], max(0, reached - size - window.pads_begin[axis])))
     if not np.any(pads):
@@ -92,7 +86,5 @@ def window_views(padded: Array, window: Window, output_size: Sequence[int]) -> A
     """View padded [A, B, H, W] as [A, B, kernel rows, kernel columns, output rows, output columns]."""
     views = np.lib.stride_tricks.sliding_window_view(padded, window.extent, axis=(2, 3))
     rows, columns = output_size
-    views = views[
-        :, :, :: window.strides[0], :: window.strides[1], :: window.dilations[0], :: window.dilations[1]
-    ]
+    views = views[:, :, :: window.strides[0], :: window.strides[1], :: window.dilations[0], :: window.dilations[1]]
     return views[:, :, :rows, :columns].transpose(0, 1, 4, 5, 2, 3)

@@ -1,0 +1,199 @@
+"""Write a frozen model down as an ONNX graph in the `qil` domain, one node for one module.
+
+The frozen `torch.fx` graph is a list of integer operations already (decision 0010); nothing is traced and nothing
+rounded here. Scalars become attributes, tensors inputs:
+
+    qil.Quantize(x)                               float images to uint8 codes: scale, zero_point
+    qil.Conv(x, codes, spread, bias, w_scale)     x_scale, x_zero_point, y_scale, y_zero_point, low, high, weight_bits,
+    qil.Gemm(x, codes, spread, bias, w_scale)     (Conv only) strides, pads, dilations, group; without y_scale: logits
+    qil.Rescale(x)                                x_scale, x_zero_point, offset, y_scale, low, high
+    qil.Add(a, b)                                 a_scale, a_zero_point, b_scale, b_zero_point, y_scale, y_zero_point
+    qil.GlobalAveragePool(x)                      x_scale, x_zero_point, y_scale, y_zero_point
+
+Rescales carry input scales that make `x_scale / y_scale` the snapped ratio `p/q`; `offset` is `k/q * y_scale`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from qil_deploy.errors import UnsupportedModelError
+from qil_deploy.frozen import (
+    FrozenAdd,
+    FrozenGlobalAveragePool,
+    FrozenInput,
+    FrozenLayer,
+    FrozenRescale,
+    Grid,
+)
+from qil_deploy.layers import QuantConv2d
+from qil_deploy.preprocessing import Preprocessing
+
+from .emitter import QIL_DOMAIN, Emitter
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+
+InputKind = Literal["uint8", "float"]
+
+
+def capture(model: fx.GraphModule, preprocessing: Preprocessing, classes: int, input_kind: InputKind) -> ir.Model:
+    """Return the `qil` graph of a frozen model.
+
+    Args:
+        model: from `qil_deploy.freeze`.
+        preprocessing: gives the shape of the input.
+        classes: number of logits.
+        input_kind: `uint8` (raw images) or `float` (normalised images, quantized in the graph).
+
+    Raises:
+        UnsupportedModelError: a module that is not of a frozen model.
+    """
+    emitter = Emitter()
+    dtype = ir.DataType.UINT8 if input_kind == "uint8" else ir.DataType.FLOAT
+    shape = ir.Shape(["batch", *preprocessing.shape])
+    image = ir.Value(name=INPUT_NAME, shape=shape, type=ir.TensorType(dtype))
+    values: dict[fx.Node, ir.Value] = {}
+    names = node_names(model)
+    for node in model.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = image
+        elif node.op == "call_module":
+            module = model.get_submodule(str(node.target))
+            sources = [values[source] for source in node.all_input_nodes]
+            if isinstance(module, FrozenInput) and input_kind == "uint8":
+                values[node] = sources[0]
+            else:
+                values[node] = _capture_module(emitter, module, sources, names[node])
+    logits = values[model.graph.output_node().all_input_nodes[0]]
+    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", classes])
+    logits.type = ir.TensorType(ir.DataType.FLOAT)
+    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10)
+
+
+def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the name of every module call in the exported graph: the module's own, unless it is called repeatedly."""
+    calls = [node for node in model.graph.nodes if node.op == "call_module"]
+    counts = Counter(node.target for node in calls)
+    return {node: str(node.target) if counts[node.target] == 1 else node.name for node in calls}
+
+
+def _capture_module(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    for cls, function in _CAPTURES.items():
+        if isinstance(module, cls):
+            return function(emitter, module, sources, name)
+    raise UnsupportedModelError(
+        f"{name!r} is a {type(module).__name__}, which is no part of a frozen model; freeze the model first."
+    )
+
+
+def _input(emitter: Emitter, module: FrozenInput, sources: list[ir.Value], name: str) -> ir.Value:
+    attributes = {"scale": float(module.scale), "zero_point": int(module.zero_point)}
+    return emitter.op("Quantize", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _layer(emitter: Emitter, module: FrozenLayer, sources: list[ir.Value], name: str) -> ir.Value:
+    attributes: dict[str, Any] = _grid("x", module.x) | {"weight_bits": module.layer.weight_quantizer.bits}
+    if module.y is not None:
+        attributes |= _grid("y", module.y) | _limits(module.y) | {"y_scale": float(module.y_step)}
+    layer = module.layer
+    if isinstance(layer, QuantConv2d):
+        top, left = (int(padding) for padding in layer.padding)
+        attributes |= {
+            "strides": [int(stride) for stride in layer.stride],
+            "pads": [top, left, top, left],
+            "dilations": [int(dilation) for dilation in layer.dilation],
+            "group": layer.groups,
+        }
+    tensors = {
+        "codes": module.weight_codes,
+        "spread": module.spread,
+        "bias": module.bias,
+        "w_scale": module.w_scale,
+    }
+    constants = [emitter.constant(_numpy(tensor), f"{name}_{what}") for what, tensor in tensors.items()]
+    kind = "Conv" if isinstance(layer, QuantConv2d) else "Gemm"
+    return emitter.op(kind, [*sources, *constants], name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _rescale(emitter: Emitter, module: FrozenRescale, sources: list[ir.Value], name: str) -> ir.Value:
+    step, q = float(module.y_step), int(module.denominator)
+    attributes = _limits(module.y) | {
+        "x_scale": step * int(module.numerator) / q,
+        "x_zero_point": int(module.x.zero_point),
+        "offset": step * int(module.offset_numerator) / q,
+        "y_scale": step,
+    }
+    return emitter.op("Rescale", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _add(emitter: Emitter, module: FrozenAdd, sources: list[ir.Value], name: str) -> ir.Value:
+    step, q = float(module.y.scale), int(module.denominator)
+    p_a, p_b = (int(numerator) for numerator in module.numerators)
+    attributes = _grid("y", module.y) | {
+        "a_scale": step * p_a / q,
+        "a_zero_point": int(module.a.zero_point),
+        "b_scale": step * p_b / q,
+        "b_zero_point": int(module.b.zero_point),
+    }
+    return emitter.op("Add", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _pool(emitter: Emitter, module: FrozenGlobalAveragePool, sources: list[ir.Value], name: str) -> ir.Value:
+    step = float(module.y.scale)
+    attributes = _grid("y", module.y) | {
+        "x_scale": step * module.window * int(module.numerator) / int(module.denominator),
+        "x_zero_point": int(module.x.zero_point),
+    }
+    return emitter.op("GlobalAveragePool", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _max_pool(emitter: Emitter, module: nn.MaxPool2d, sources: list[ir.Value], name: str) -> ir.Value:
+    top, left = _pair(module.padding)
+    attributes = {
+        "kernel_shape": _pair(module.kernel_size),
+        "strides": _pair(module.stride),
+        "pads": [top, left, top, left],
+        "dilations": _pair(module.dilation),
+        "ceil_mode": int(module.ceil_mode),
+    }
+    return emitter.op("MaxPool", sources, name, attributes=attributes)
+
+
+def _flatten(emitter: Emitter, module: nn.Flatten, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("Flatten", sources, name, attributes={"axis": module.start_dim})
+
+
+_CAPTURES: dict[type[nn.Module], Callable[..., ir.Value]] = {
+    FrozenInput: _input,
+    FrozenLayer: _layer,
+    FrozenRescale: _rescale,
+    FrozenAdd: _add,
+    FrozenGlobalAveragePool: _pool,
+    nn.MaxPool2d: _max_pool,
+    nn.Flatten: _flatten,
+}
+
+
+def _grid(prefix: str, grid: Grid) -> dict[str, float | int]:
+    return {f"{prefix}_scale": float(grid.scale), f"{prefix}_zero_point": int(grid.zero_point)}
+
+
+def _limits(grid: Grid) -> dict[str, int]:
+    low, high = grid.limits()
+    return {"low": low, "high": high}
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def _pair(value: int | tuple[int, ...]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)

@@ -1,0 +1,133 @@
+"""Lower the `qil` graph to integer operators: QLinearConv, QGemm, QLinearAdd, QLinearGlobalAveragePool, Clip.
+
+    qil.Conv                 QLinearConv(x, x_scale, x_zero_point, w, w_scale, 0, y_scale, y_zero_point, bias)
+    qil.Gemm                 QGemm(x, ..., w, ..., bias [, y_scale, y_zero_point]), transB
+    qil.Rescale              QLinearAdd(x, x_scale, x_zero_point, C, abs(offset), Z, y_scale, 0)
+                             C - Z = -1 for a positive offset, which is then subtracted; +1 for a negative one
+    qil.Add                  QLinearAdd
+    qil.GlobalAveragePool    QLinearGlobalAveragePool
+    qil.Quantize             QuantizeLinear
+
+uint8 saturates at 0 and 255; where codes end earlier, a Clip follows. Weights stay `qil.Weight` for `store_weights`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, Emitter, Rule, integer, real, rewrite
+
+
+def lower_to_qlinear(model: ir.Model) -> ir.Model:
+    """Return `model` with every `qil` node lowered, except `qil.Weight`."""
+    return rewrite(model, {(QIL_DOMAIN, name): rule for name, rule in _RULES.items()})
+
+
+def scale_and_zero_point(
+    emitter: Emitter, scale: float, zero_point: int, dtype: type[np.integer] = np.uint8
+) -> list[ir.Value]:
+    """Return the two constants of a per-tensor grid."""
+    return [emitter.constant(np.float32(scale), ""), emitter.constant(dtype(zero_point), "")]
+
+
+def grid_of(emitter: Emitter, node: ir.Node, prefix: str) -> list[ir.Value]:
+    """Return the constants of the grid that a node's attributes give under `prefix`."""
+    return scale_and_zero_point(emitter, real(node, f"{prefix}_scale"), integer(node, f"{prefix}_zero_point"))
+
+
+def weight_of(emitter: Emitter, node: ir.Node, codes: ir.Value, spread: ir.Value) -> ir.Value:
+    """Return the spread int8 weights of a layer, as a `qil.Weight` node."""
+    attributes = {"bits": integer(node, "weight_bits")}
+    return emitter.op("Weight", [codes, spread], f"{node.name}_weight", domain=QIL_DOMAIN, attributes=attributes)
+
+
+def zero_weight_points(emitter: Emitter, node: ir.Node, w_scale: ir.Value) -> ir.Value:
+    """Return the zero points of a layer's weights: int8 zeros, one per output channel."""
+    zeros = np.zeros(w_scale.shape.numpy() if w_scale.shape is not None else (), np.int8)
+    return emitter.constant(zeros, f"{node.name}_w_zero_point")
+
+
+def window_of(node: ir.Node) -> dict[str, object]:
+    """Return the attributes of a convolution's window."""
+    names = ("strides", "pads", "dilations", "group")
+    codes = node.inputs[1]
+    if codes is None or codes.shape is None:
+        raise ValueError(f"{node.name} has no weight codes")
+    return {name: node.attributes[name] for name in names} | {"kernel_shape": list(codes.shape.numpy()[2:])}
+
+
+def clip(emitter: Emitter, node: ir.Node, unclipped: ir.Value) -> ir.Value:
+    """Return the codes between the node's `low` and `high`; a Clip only where uint8 does not saturate there itself."""
+    if "high" not in node.attributes:
+        return unclipped
+    low, high = integer(node, "low"), integer(node, "high")
+    name = unclipped.name
+    if (low, high) == (0, 255):
+        return unclipped
+    unclipped.name = f"{name}_unclipped"
+    limits = [emitter.constant(np.uint8(limit), "") for limit in (low, high)]
+    return emitter.op("Clip", [unclipped, *limits], str(name), node_name=f"{name}_clip")
+
+
+def offset_operand(emitter: Emitter, node: ir.Node) -> list[ir.Value]:
+    """Return (codes, scale, zero point) of a one-element tensor that stands for minus the node's `offset`."""
+    offset = real(node, "offset")
+    code, zero_point = (0, 1) if offset > 0 else (1, 0)
+    if offset == 0:
+        code = 0
+    codes = emitter.constant(np.array([code], np.uint8), f"{node.name}_offset")
+    return [codes, *scale_and_zero_point(emitter, abs(offset) or 1.0, zero_point)]
+
+
+def _quantize(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    grid = scale_and_zero_point(emitter, real(node, "scale"), integer(node, "zero_point"))
+    return emitter.op("QuantizeLinear", [inputs[0], *grid], str(node.name))
+
+
+def _conv(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    x, codes, spread, bias, w_scale = inputs
+    weight = [weight_of(emitter, node, codes, spread), w_scale, zero_weight_points(emitter, node, w_scale)]
+    operands = [x, *grid_of(emitter, node, "x"), *weight, *grid_of(emitter, node, "y"), bias]
+    result = emitter.op("QLinearConv", operands, str(node.name), attributes=window_of(node))
+    return clip(emitter, node, result)
+
+
+def _gemm(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    x, codes, spread, bias, w_scale = inputs
+    weight = [weight_of(emitter, node, codes, spread), w_scale, zero_weight_points(emitter, node, w_scale)]
+    output = grid_of(emitter, node, "y") if "y_scale" in node.attributes else []
+    operands = [x, *grid_of(emitter, node, "x"), *weight, bias, *output]
+    attributes = {"alpha": 1.0, "transA": 0, "transB": 1}
+    result = emitter.op("QGemm", operands, str(node.name), domain=MICROSOFT_DOMAIN, attributes=attributes)
+    return clip(emitter, node, result)
+
+
+def _rescale(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    output = scale_and_zero_point(emitter, real(node, "y_scale"), 0)
+    operands = [inputs[0], *grid_of(emitter, node, "x"), *offset_operand(emitter, node), *output]
+    return clip(emitter, node, emitter.op("QLinearAdd", operands, str(node.name), domain=MICROSOFT_DOMAIN))
+
+
+def _add(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    a, b = inputs
+    operands = [a, *grid_of(emitter, node, "a"), b, *grid_of(emitter, node, "b"), *grid_of(emitter, node, "y")]
+    return emitter.op("QLinearAdd", operands, str(node.name), domain=MICROSOFT_DOMAIN)
+
+
+def _pool(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    operands = [inputs[0], *grid_of(emitter, node, "x"), *grid_of(emitter, node, "y")]
+    attributes = {"channels_last": 0}
+    return emitter.op(
+        "QLinearGlobalAveragePool", operands, str(node.name), domain=MICROSOFT_DOMAIN, attributes=attributes
+    )
+
+
+_RULES: dict[str, Rule] = {
+    "Quantize": _quantize,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "Rescale": _rescale,
+    "Add": _add,
+    "GlobalAveragePool": _pool,
+}

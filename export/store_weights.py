@@ -1,0 +1,55 @@
+"""Store weight codes: packed to 4 or 2 bits with what unpacks them, or spread over int8.
+
+    qil.Weight(codes, spread), int8      initializer int8 (codes * spread)
+    qil.Weight(codes, spread), packed    initializer INT2 or INT4 -> Cast(int8) -> Mul(spread)
+
+ONNX Runtime computes Cast and Mul once, when it loads the file. Packed codes take the smallest type they fit:
+INT2 (-2..1) up to 2 bits, INT4 (-8..7) up to 4, int8 beyond. A Mul by 1 is left out.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from .emitter import QIL_DOMAIN, Emitter, integer, rewrite
+
+Storage = Literal["packed", "int8"]
+
+
+def store_weights(model: ir.Model, storage: Storage) -> ir.Model:
+    """Return `model` with every `qil.Weight` stored as `storage` says."""
+    return rewrite(model, {(QIL_DOMAIN, "Weight"): partial(_store, storage=storage)})
+
+
+def packed_dtype(bits: int) -> ir.DataType:
+    """Return the smallest ONNX type for weight codes of so many bits."""
+    if bits <= 2:
+        return ir.DataType.INT2
+    return ir.DataType.INT4 if bits <= 4 else ir.DataType.INT8
+
+
+def _store(emitter: Emitter, node: ir.Node, inputs: list[ir.Value], storage: Storage) -> ir.Value:
+    codes, spread = (_array(value) for value in inputs)
+    factors = spread.reshape((-1,) + (1,) * (codes.ndim - 1))
+    dtype = packed_dtype(integer(node, "bits"))
+    if storage == "int8" or dtype is ir.DataType.INT8:
+        return emitter.constant(codes * factors, str(node.name))
+    narrow = codes.astype(ml_dtypes.int2 if dtype is ir.DataType.INT2 else ml_dtypes.int4)
+    stored = emitter.tensor(ir.Tensor(narrow, dtype=dtype, name=f"{node.name}_packed"))
+    uniform = bool(np.all(spread == spread[0]))
+    if uniform and spread[0] == 1:
+        return emitter.op("Cast", [stored], str(node.name), attributes={"to": ir.DataType.INT8})
+    cast = emitter.op("Cast", [stored], f"{node.name}_codes", attributes={"to": ir.DataType.INT8})
+    factor = emitter.constant(spread[0], "") if uniform else emitter.constant(factors, f"{node.name}_spread")
+    return emitter.op("Mul", [cast, factor], str(node.name))
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    if value.const_value is None:
+        raise ValueError(f"{value.name!r} is computed; weights have to be constants")
+    return value.const_value.numpy()

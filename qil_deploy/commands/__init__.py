@@ -1,0 +1,58 @@
+"""The command line: `python -m qil_deploy COMMAND`. What a command needs is loaded when it runs.
+
+Exit codes: 0 done and true, 1 a verification found a difference, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+
+from qil_deploy.errors import QilDeployError
+
+from .bench import bench_command
+from .demo import demo_command
+from .export import export_command
+from .inspect import inspect_command
+from .train import train_command
+from .verify import verify_command
+
+app = typer.Typer(
+    name="qil-deploy",
+    help="Train CNNs to 2 to 4 bits, export them as integer-only ONNX, and prove that they run as trained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("train")(train_command)
+app.command("export")(export_command)
+app.command("verify")(verify_command)
+app.command("bench")(bench_command)
+app.command("inspect")(inspect_command)
+app.command("demo")(demo_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; an error of ours becomes one sentence and exit code 2."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except QilDeployError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {_escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("qil_deploy"):
+            raise
+        Console(stderr=True).print(
+            f"[red]Error:[/red] this command needs the package {error.name!r}; "
+            "install it with: pip install 'qil-deploy\\[train,export]'.",
+            soft_wrap=True,
+        )
+        sys.exit(2)
+
+
+def _escape(text: str) -> str:
+    """Keep rich from reading brackets as markup."""
+    return text.replace("[", "\\[")

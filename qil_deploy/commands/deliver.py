@@ -1,0 +1,195 @@
+"""From a finished training run to files and figures: export, verify and time its frozen stages and float network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from qil_deploy.errors import CertificateError
+from qil_deploy.files import write_text
+
+if TYPE_CHECKING:
+    from qil_deploy.datasets import ImageSet
+    from qil_deploy.runtime_tests.exported_model import Predictor
+    from qil_deploy.training.train import RunResult, StageResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One exported model and what was measured on the whole test set; accuracies in percent.
+
+    Attributes:
+        name: stage.
+        model: the ONNX file.
+        accuracy: before freezing (fake quantization; for the float network, its own).
+        frozen_at_once: frozen without further training.
+        frozen_accuracy: frozen and trained on: what the file computes, in PyTorch.
+        runtime_accuracy: in ONNX Runtime, default optimization level.
+        differing_logits: most logits that differ from the integer reference, over ONNX Runtime at all four optimization
+            levels and the frozen PyTorch model; None for the float network.
+        changed_predictions: predictions that differ from the model before freezing.
+        images: size of the test set.
+        size: bytes of the ONNX file.
+        latency_ms: median of one image, one thread.
+    """
+
+    name: str
+    model: Path
+    accuracy: float
+    frozen_at_once: float | None
+    frozen_accuracy: float | None
+    runtime_accuracy: float
+    differing_logits: int | None
+    changed_predictions: int | None
+    images: int
+    size: int
+    latency_ms: float
+
+
+def deliver(result: RunResult, folder: Path, console: Console, *, repeats: int = 200) -> list[Delivery]:
+    """Export, verify and time the float network and every frozen stage of a run; write `results.json` beside them.
+
+    Args:
+        result: of `training.train`.
+        folder: where the ONNX files and reports go.
+        console: for progress.
+        repeats: measured runs per model.
+
+    Raises:
+        CertificateError: an exported model does not compute what was trained.
+    """
+    from qil_deploy.runtime_tests import benchmark, write_report
+
+    stages = [result.float_result, *(stage for stage in result.stages if stage.frozen)]
+    models = [_export(stage, folder) for stage in stages]
+    checks = [_check(stage, model, folder, console) for stage, model in zip(stages, models, strict=True)]
+    console.print("Timing the models side by side ...")
+    bench = benchmark(models, threads=(1,), repeats=repeats)
+    write_report(folder / "bench.json", bench)
+    deliveries = [
+        Delivery(
+            name=stage.name,
+            model=model,
+            accuracy=stage.accuracy,
+            frozen_at_once=stage.frozen_at_once,
+            frozen_accuracy=stage.frozen_accuracy,
+            size=model.stat().st_size,
+            latency_ms=latency.median_ms,
+            **check,
+        )
+        for stage, model, check, latency in zip(stages, models, checks, bench.latencies, strict=True)
+    ]
+    lines = [{**asdict(delivery), "model": delivery.model.name} for delivery in deliveries]
+    write_text(folder / "results.json", json.dumps(lines, indent=2) + "\n")
+    return deliveries
+
+
+def delivery_table(deliveries: list[Delivery]) -> Table:
+    """Table of all that was measured, one row per model."""
+    table = Table(title="Test set, whole; latency of one image on one thread", title_justify="left")
+    table.add_column("model")
+    for heading in HEADINGS[1:]:
+        table.add_column(heading, justify="right")
+    for delivery in deliveries:
+        table.add_row(*delivery_cells(delivery, deliveries[0]))
+    return table
+
+
+HEADINGS = (
+    "model",
+    "accuracy before freezing",
+    "frozen at once",
+    "frozen, trained on",
+    "in ONNX Runtime",
+    "differing logits",
+    "changed predictions",
+    "file",
+    "latency",
+)
+
+
+def delivery_cells(delivery: Delivery, first: Delivery) -> list[str]:
+    """Return the cells of one row, in the order of `HEADINGS`; sizes and latencies also as shares of `first`."""
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f} %"
+
+    def count(value: int | None) -> str:
+        return "" if value is None else f"{value:,}"
+
+    return [
+        delivery.name,
+        percent(delivery.accuracy),
+        percent(delivery.frozen_at_once),
+        percent(delivery.frozen_accuracy),
+        percent(delivery.runtime_accuracy),
+        count(delivery.differing_logits),
+        count(delivery.changed_predictions),
+        f"{delivery.size:,} B (1/{first.size / delivery.size:.1f})",
+        f"{delivery.latency_ms:.3f} ms (1/{first.latency_ms / delivery.latency_ms:.2f})",
+    ]
+
+
+def _export(stage: StageResult, folder: Path) -> Path:
+    from torch import fx
+
+    from qil_deploy.checkpoint import load_model
+    from qil_deploy.export import export_float_onnx, export_onnx
+    from qil_deploy.training.models import build_model
+
+    info, model = load_model(stage.frozen or stage.checkpoint, build_model)
+    path = folder / f"{stage.name}.onnx"
+    if isinstance(model, fx.GraphModule):
+        export_onnx(model, path, info)
+    else:
+        export_float_onnx(model, path, info)
+    return path
+
+
+def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> dict[str, float | int | None]:
+    from qil_deploy.datasets import load_images
+    from qil_deploy.runtime_tests import verify, write_report
+    from qil_deploy.runtime_tests.exported_model import read_exported_model
+
+    from .predictors import checkpoint_predictors
+
+    exported = read_exported_model(model)
+    images = load_images(exported.data or "", "test", shape=exported.preprocessing.shape)
+    console.print(f"Verifying {model.name} on {len(images)} test images ...")
+    if stage.frozen is None:
+        accuracy = _accuracy(exported.onnx_predictor(), images)
+        return {
+            "images": len(images),
+            "runtime_accuracy": accuracy,
+            "differing_logits": None,
+            "changed_predictions": None,
+        }
+    others = {
+        "frozen PyTorch": checkpoint_predictors(stage.frozen)["frozen PyTorch"],
+        "unfrozen PyTorch": checkpoint_predictors(stage.checkpoint)["unfrozen PyTorch"],
+    }
+    report = verify(model, images.images, images.labels, others=others)
+    write_report(folder / f"{stage.name}_verify.json", report)
+    if not report.exact:
+        raise CertificateError(f"{model} does not compute what was trained; see {folder / stage.name}_verify.json.")
+    backends = {backend.name: backend for backend in report.backends}
+    return {
+        "images": len(images),
+        "runtime_accuracy": 100 * backends["ONNX Runtime (all)"].accuracy,
+        "differing_logits": max(b.differing_logits for b in report.backends if b.name != "unfrozen PyTorch"),
+        "changed_predictions": backends["unfrozen PyTorch"].changed_predictions,
+    }
+
+
+def _accuracy(predict: Predictor, images: ImageSet, batch_size: int = 500) -> float:
+    """Top-1 accuracy of a predictor, in percent."""
+    right = 0
+    for start in range(0, len(images), batch_size):
+        chosen = slice(start, start + batch_size)
+        right += int((predict(images.images[chosen]).argmax(1) == images.labels[chosen]).sum())
+    return 100.0 * right / len(images)

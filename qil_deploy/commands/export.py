@@ -1,0 +1,68 @@
+"""`export`: write a checkpoint as ONNX."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """Integer operators, or float operators between quantize and dequantize."""
+
+    qlinear = "qlinear"
+    qdq = "qdq"
+
+
+class Weights(StrEnum):
+    """How weight codes are stored."""
+
+    packed = "packed"
+    int8 = "int8"
+
+
+class Input(StrEnum):
+    """What the model takes: raw images or normalised ones."""
+
+    uint8 = "uint8"
+    float = "float"
+
+
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of this project.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.onnx", help="The file to write.")],
+    format: Annotated[Format, typer.Option(help="Operators of the graph.")] = Format.qlinear,  # noqa: A002 - option name
+    weights: Annotated[Weights, typer.Option(help="Weights in 4 or 2 bits, or in int8.")] = Weights.packed,
+    input: Annotated[Input, typer.Option(help="Raw or normalised images.")] = Input.uint8,  # noqa: A002 - option name
+    opset: Annotated[int | None, typer.Option(help="Operator set. [default: the oldest that works]")] = None,
+) -> None:
+    """Fold, lower, certify and write a checkpoint as ONNX.
+
+    A quantized checkpoint is frozen on the way; a float one is written as the float32 baseline.
+    """
+    from rich.console import Console
+    from torch import fx
+
+    from qil_deploy.checkpoint import load_model
+    from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+    from qil_deploy.files import ensure_writable
+    from qil_deploy.training.models import build_model
+
+    from .tables import certificate_table
+
+    ensure_writable(output)
+    options = ExportOptions(format=format.value, weights=weights.value, input=input.value, opset=opset)
+    info, model = load_model(checkpoint, build_model)
+    console = Console()
+    if isinstance(model, fx.GraphModule):
+        if info.kind == "quantized":
+            console.print(
+                "This checkpoint is not frozen yet; freezing it now. `verify --checkpoint` shows what that changes."
+            )
+        result = export_onnx(model, output, info, options)
+        console.print(certificate_table([line.as_dict() for line in result.certificate]))
+    else:
+        result = export_float_onnx(model, output, info)
+    console.print(f"Wrote {result.path}, {result.size:,} bytes.")
