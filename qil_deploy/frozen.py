@@ -174,7 +174,7 @@ class FrozenLayer(nn.Module):
         scaled = accumulator * _per_channel(folded.multiplier(self.x.scale, y_step), x.ndim)
         if self.y is None:
             return scaled
-        return (round_straight_through(scaled) + self.y.zero_point).clamp(*self.y.limits())
+        return _codes(scaled, self.y)
 
     def _accumulate(self, x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor) -> Tensor:
         """Return `float32(sum + bias)` with an exact sum."""
@@ -246,8 +246,14 @@ class FrozenGlobalAveragePool(nn.Module):
 
 
 def _divide(total: Tensor, denominator: Tensor, y: Grid) -> Tensor:
-    codes = round_straight_through((total / denominator).float()) + y.zero_point
-    return codes.clamp(*y.limits())
+    return _codes((total / denominator).float(), y)
+
+
+def _codes(scaled: Tensor, y: Grid) -> Tensor:
+    """Round and saturate. Clamping first keeps the gradient zero outside the interval, as in the quantizers."""
+    low, high = y.limits()
+    zero_point = int(y.zero_point)
+    return round_straight_through(scaled.clamp(low - zero_point, high - zero_point)) + zero_point
 
 
 def _convolve(layer: QuantLayer, x: Tensor, weight: Tensor) -> Tensor:
