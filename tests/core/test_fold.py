@@ -422,8 +422,8 @@ def test_spread_is_the_largest_that_neither_leaves_int8_nor_saturates_int16(
 def test_training_frozen_follows_the_gradients_of_fake_quantization(
     y_bits: int | None, lower: float, relu: bool
 ) -> None:
-    gammas = (0.8, -1.3, 0.5)
-    case = Case(y_bits=y_bits, gammas=gammas, lower=lower, width=1.5, relu=relu, train_gamma=True, seed=3)
+    gammas, width = (0.8, -1.3, 0.5), 30.0 if y_bits is None else 1.5
+    case = Case(y_bits=y_bits, gammas=gammas, lower=lower, width=width, relu=relu, train_gamma=True, seed=3)
     model = build(case)
     layer = layer_of(freeze(model).train())
     codes = torch.tensor(random_codes(layer, 3, count=16), dtype=torch.float32)
@@ -447,4 +447,4 @@ def test_training_frozen_follows_the_gradients_of_fake_quantization(
         assert other is not None
         assert torch.isfinite(gradient).all(), name
         # The 8-bit range counts what rounds to its last codes as inside; an interval ends at its thresholds.
-        assert float((gradient - other).norm()) <= (0.05 if y_bits is None else 1e-3) * float(other.norm()), name
+        assert float((gradient - other).norm()) <= (1e-2 if y_bits is None else 1e-3) * float(other.norm()), name
