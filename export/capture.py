@@ -44,13 +44,12 @@ OUTPUT_NAME = "logits"
 InputKind = Literal["uint8", "float"]
 
 
-def capture(model: fx.GraphModule, preprocessing: Preprocessing, classes: int, input_kind: InputKind) -> ir.Model:
+def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: InputKind) -> ir.Model:
     """Return the `qil` graph of a frozen model.
 
     Args:
         model: from `qil_deploy.freeze`.
         preprocessing: gives the shape of the input.
-        classes: number of logits.
         input_kind: `uint8` (raw images) or `float` (normalised images, quantized in the graph).
 
     Raises:
@@ -73,9 +72,16 @@ def capture(model: fx.GraphModule, preprocessing: Preprocessing, classes: int, i
             else:
                 values[node] = _capture_module(emitter, module, sources, names[node])
     logits = values[model.graph.output_node().all_input_nodes[0]]
-    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", classes])
+    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", _number_of_logits(model)])
     logits.type = ir.TensorType(ir.DataType.FLOAT)
     return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10)
+
+
+def _number_of_logits(model: fx.GraphModule) -> int:
+    last = model.get_submodule(str(model.graph.output_node().all_input_nodes[0].target))
+    if not isinstance(last, FrozenLayer):
+        raise UnsupportedModelError("the logits of a frozen model have to be made by its last layer; freeze it first.")
+    return len(last.bias)
 
 
 def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,6 @@ class CertificateLine:
     worst: float
     bound: float
     where: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for the metadata."""
-        return asdict(self)
 
 
 def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
@@ -172,7 +168,7 @@ class _IntegerGraph:
         if node.op_type == "QLinearAveragePool":
             return int(np.prod(np.asarray(node.attributes["kernel_shape"])))
         height, width = self.shapes[node.inputs[0]][2:]
-        return height * width
+        return int(height * width)
 
     def different_codes(self, expected: Mapping[str, NDArray[np.int8]]) -> Iterable[tuple[float, str]]:
         """Yield, for every layer, how many weights differ from the model's."""

@@ -37,7 +37,9 @@ class Emitter:
         name = str(tensor.name)
         if name in self.initializers:
             raise ValueError(f"two initializers are called {name!r}")
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self.initializers[name] = value
         return value
 

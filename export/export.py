@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +14,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import fx
 
-from qil_deploy.checkpoint import CheckpointInfo
 from qil_deploy.errors import CertificateError, ConfigError
 from qil_deploy.files import atomic_path
 from qil_deploy.freeze import freeze
 from qil_deploy.frozen import FrozenInput, FrozenLayer
+from qil_deploy.preprocessing import Preprocessing
 
 from .capture import InputKind, capture, node_names
 from .certify import CertificateLine, certify
@@ -84,7 +85,13 @@ class ExportResult:
 
 
 def export_onnx(
-    model: fx.GraphModule, path: Path, info: CheckpointInfo, options: ExportOptions | None = None
+    model: fx.GraphModule,
+    path: Path,
+    *,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    data: str | None = None,
+    options: ExportOptions | None = None,
 ) -> ExportResult:
     """Write a prepared or frozen model as ONNX.
 
@@ -94,11 +101,13 @@ def export_onnx(
     Args:
         model: from `prepare` or `freeze`, `integer` placement.
         path: the file to write.
-        info: preprocessing, class names and data set, which go into the metadata.
+        preprocessing: shape of an image and the map from its pixels to the network's input.
+        class_names: one per logit.
+        data: name of the data set the model was trained on.
         options: format, storage, input and opset.
 
     Raises:
-        ConfigError: an opset that the storage does not allow.
+        ConfigError: an opset that the storage does not allow, or another number of class names than of logits.
         UnsupportedModelError: a model that cannot be frozen.
         CertificateError: the graph breaks a bound.
         OutputError: `path` cannot be written.
@@ -106,18 +115,26 @@ def export_onnx(
     options = options or ExportOptions()
     if not any(isinstance(module, FrozenLayer) for module in model.modules()):
         model = freeze(model)
+    classes = len(_layers(model)[-1][1].bias)
+    if len(class_names) != classes:
+        raise ConfigError(f"class_names has {len(class_names)} names, but the model has {classes} logits.")
     opset = choose_opset(model, options)
+    metadata = _metadata(model, options) | {
+        "preprocessing": asdict(preprocessing),
+        "class_names": list(class_names),
+        "data": data,
+    }
     with atomic_path(path) as temporary:
-        graph = lower(model, info, options, opset)
-        _save(graph, temporary, _metadata(model, info, options, ()))
+        graph = lower(model, preprocessing, options, opset)
+        save_model(graph, temporary, metadata)
         lines = certify(temporary, expected_codes(model))
-        _save(graph, temporary, _metadata(model, info, options, tuple(lines)))
+        save_model(graph, temporary, metadata | {"certificate": [asdict(line) for line in lines]})
     return ExportResult(path=path, size=path.stat().st_size, certificate=tuple(lines))
 
 
-def lower(model: fx.GraphModule, info: CheckpointInfo, options: ExportOptions, opset: int) -> ir.Model:
+def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOptions, opset: int) -> ir.Model:
     """Return the ONNX model of a frozen model, without metadata."""
-    captured = capture(model, info.preprocessing, len(info.class_names), options.input)
+    captured = capture(model, preprocessing, options.input)
     lowered = lower_to_qlinear(captured) if options.format == "qlinear" else lower_to_qdq(captured)
     stored = store_weights(lowered, options.weights)
     domains = {node.domain for node in stored.graph}
@@ -166,9 +183,8 @@ def _layers(model: fx.GraphModule) -> list[tuple[str, FrozenLayer]]:
     ]
 
 
-def _metadata(
-    model: fx.GraphModule, info: CheckpointInfo, options: ExportOptions, lines: tuple[CertificateLine, ...]
-) -> dict[str, Any]:
+def _metadata(model: fx.GraphModule, options: ExportOptions) -> dict[str, Any]:
+    """Return what the metadata says about the model itself."""
     quantizer = next(module for module in model.modules() if isinstance(module, FrozenInput))
     layers = [
         {"name": name, "weight_bits": layer.layer.weight_quantizer.bits, "largest_input_code": int(layer.x.high)}
@@ -181,17 +197,16 @@ def _metadata(
         "input": options.input,
         "input_scale": float(quantizer.scale),
         "input_zero_point": int(quantizer.zero_point),
-        "preprocessing": asdict(info.preprocessing),
-        "class_names": list(info.class_names),
-        "data": info.data,
-        "config": None if info.config is None else info.config.model_dump(),
         "layers": layers,
-        "certificate": [line.as_dict() for line in lines],
     }
 
 
-def _save(graph: ir.Model, path: Path, metadata: dict[str, Any]) -> None:
-    """Write a model with its metadata and let ONNX's checker read it back."""
+def save_model(graph: ir.Model, path: Path, metadata: dict[str, Any]) -> None:
+    """Write a model with its metadata and let ONNX's checker read it back.
+
+    Raises:
+        CertificateError: the checker refuses the graph.
+    """
     graph.metadata_props[METADATA_KEY] = json.dumps(metadata)
     ir.save(graph, path, format="protobuf")
     try:

@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 import torch
 from torch import nn
 
-from qil_deploy.checkpoint import CheckpointInfo, example_input
 from qil_deploy.files import atomic_path
+from qil_deploy.preprocessing import Preprocessing
 
 from .capture import INPUT_NAME, OUTPUT_NAME
-from .export import METADATA_KEY, METADATA_SCHEMA, ExportResult
+from .export import METADATA_SCHEMA, ExportResult, save_model
 
 FLOAT_OPSET = 21
 
 
-def export_float_onnx(model: nn.Module, path: Path, info: CheckpointInfo) -> ExportResult:
+def export_float_onnx(
+    model: nn.Module,
+    path: Path,
+    *,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    data: str | None = None,
+) -> ExportResult:
     """Write a float network as ONNX: float32 normalised images in, logits out, any batch size.
 
     Args:
         model: the float network.
         path: the file to write.
-        info: preprocessing, class names and data set, which go into the metadata.
+        preprocessing: shape of an image and the map from its pixels to the network's input.
+        class_names: one per logit.
+        data: name of the data set the model was trained on.
 
     Raises:
         OutputError: `path` cannot be written.
     """
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    metadata = {
+        "schema": METADATA_SCHEMA,
+        "format": "float",
+        "input": "float",
+        "preprocessing": asdict(preprocessing),
+        "class_names": list(class_names),
+        "data": data,
+    }
+    with atomic_path(path) as temporary:
+        save_model(_trace(model, preprocessing), temporary, metadata)
+    return ExportResult(path=path, size=path.stat().st_size, certificate=())
+
+
+def _trace(model: nn.Module, preprocessing: Preprocessing) -> ir.Model:
+    with warnings.catch_warnings():
         # The tracer warns of operators of packages that are not installed.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        # Two images: a batch of one would be taken for a constant.
-        example = example_input(info.preprocessing).repeat(2, 1, 1, 1)
         program = torch.onnx.export(  # noqa: TID251 - no frozen graph to walk: this is the float baseline
             model.eval(),
-            (example,),
+            # Two images: a batch of one would be taken for a constant.
+            (torch.zeros(2, *preprocessing.shape),),
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -48,17 +70,10 @@ def export_float_onnx(model: nn.Module, path: Path, info: CheckpointInfo) -> Exp
             dynamo=True,
             verbose=False,
         )
-        if program is None:
-            raise TypeError("torch.onnx.export returned nothing")
-        metadata = {
-            "schema": METADATA_SCHEMA,
-            "format": "float",
-            "input": "float",
-            "preprocessing": asdict(info.preprocessing),
-            "class_names": list(info.class_names),
-            "data": info.data,
-        }
-        program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
-        program.save(temporary, external_data=False)
-        onnx.checker.check_model(temporary, full_check=True)
-    return ExportResult(path=path, size=path.stat().st_size, certificate=())
+    if program is None:
+        raise TypeError("torch.onnx.export returned nothing")
+    traced = program.model
+    # Stack traces and the like: a fifteenth of a small file, and no part of the network.
+    for owner in (traced, traced.graph, *traced.graph, *(value for node in traced.graph for value in node.outputs)):
+        owner.metadata_props.clear()
+    return traced

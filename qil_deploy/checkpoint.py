@@ -136,10 +136,16 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape.
     """
-    try:
-        model.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the tensors of {source} do not fit its model: {error}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"the tensors of {source} do not fit its model: {len(wrong)} of {len(expected)} differ; {name!r}, for one, "
+            f"has shape {found.get(name, 'none')} in the file and {expected.get(name, 'none')} in the model."
+        )
+    model.load_state_dict(dict(tensors))
 
 
 def example_input(preprocessing: Preprocessing) -> Tensor:

@@ -78,9 +78,12 @@ def deliver(result: RunResult, folder: Path, console: Console, *, repeats: int =
             accuracy=stage.accuracy,
             frozen_at_once=stage.frozen_at_once,
             frozen_accuracy=stage.frozen_accuracy,
+            runtime_accuracy=check.accuracy,
+            differing_logits=check.differing_logits,
+            changed_predictions=check.changed_predictions,
+            images=check.images,
             size=model.stat().st_size,
             latency_ms=latency.median_ms,
-            **check,
         )
         for stage, model, check, latency in zip(stages, models, checks, bench.latencies, strict=True)
     ]
@@ -90,13 +93,18 @@ def deliver(result: RunResult, folder: Path, console: Console, *, repeats: int =
 
 
 def delivery_table(deliveries: list[Delivery]) -> Table:
-    """Table of all that was measured, one row per model."""
-    table = Table(title="Test set, whole; latency of one image on one thread", title_justify="left")
-    table.add_column("model")
-    for heading in HEADINGS[1:]:
-        table.add_column(heading, justify="right")
-    for delivery in deliveries:
-        table.add_row(*delivery_cells(delivery, deliveries[0]))
+    """Table of all that was measured, one column per model: fits 80 columns."""
+    table = Table(
+        title=f"{deliveries[0].images:,} test images; latency of one image on one thread", title_justify="left"
+    )
+    rows = zip(HEADINGS, *(delivery_cells(delivery, deliveries[0]) for delivery in deliveries), strict=True)
+    for index, (heading, *cells) in enumerate(rows):
+        if index == 0:
+            table.add_column(heading)
+            for cell in cells:
+                table.add_column(cell, justify="right")
+        else:
+            table.add_row(heading, *cells)
     return table
 
 
@@ -144,14 +152,25 @@ def _export(stage: StageResult, folder: Path) -> Path:
 
     info, model = load_model(stage.frozen or stage.checkpoint, build_model)
     path = folder / f"{stage.name}.onnx"
+    names = info.class_names
     if isinstance(model, fx.GraphModule):
-        export_onnx(model, path, info)
+        export_onnx(model, path, preprocessing=info.preprocessing, class_names=names, data=info.data)
     else:
-        export_float_onnx(model, path, info)
+        export_float_onnx(model, path, preprocessing=info.preprocessing, class_names=names, data=info.data)
     return path
 
 
-def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> dict[str, float | int | None]:
+@dataclass(frozen=True, kw_only=True)
+class _Check:
+    """What verification found of one model; the last two are None for the float network."""
+
+    images: int
+    accuracy: float
+    differing_logits: int | None = None
+    changed_predictions: int | None = None
+
+
+def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> _Check:
     from qil_deploy.datasets import load_images
     from qil_deploy.runtime_tests import verify, write_report
     from qil_deploy.runtime_tests.exported_model import read_exported_model
@@ -162,13 +181,7 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> d
     images = load_images(exported.data or "", "test", shape=exported.preprocessing.shape)
     console.print(f"Verifying {model.name} on {len(images)} test images ...")
     if stage.frozen is None:
-        accuracy = _accuracy(exported.onnx_predictor(), images)
-        return {
-            "images": len(images),
-            "runtime_accuracy": accuracy,
-            "differing_logits": None,
-            "changed_predictions": None,
-        }
+        return _Check(images=len(images), accuracy=_accuracy(exported.onnx_predictor(), images))
     others = {
         "frozen PyTorch": checkpoint_predictors(stage.frozen)["frozen PyTorch"],
         "unfrozen PyTorch": checkpoint_predictors(stage.checkpoint)["unfrozen PyTorch"],
@@ -178,12 +191,12 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> d
     if not report.exact:
         raise CertificateError(f"{model} does not compute what was trained; see {folder / stage.name}_verify.json.")
     backends = {backend.name: backend for backend in report.backends}
-    return {
-        "images": len(images),
-        "runtime_accuracy": 100 * backends["ONNX Runtime (all)"].accuracy,
-        "differing_logits": max(b.differing_logits for b in report.backends if b.name != "unfrozen PyTorch"),
-        "changed_predictions": backends["unfrozen PyTorch"].changed_predictions,
-    }
+    return _Check(
+        images=len(images),
+        accuracy=100 * backends["ONNX Runtime (all)"].accuracy,
+        differing_logits=max(b.differing_logits for b in report.backends if b.name != "unfrozen PyTorch"),
+        changed_predictions=backends["unfrozen PyTorch"].changed_predictions,
+    )
 
 
 def _accuracy(predict: Predictor, images: ImageSet, batch_size: int = 500) -> float:

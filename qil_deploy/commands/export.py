@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -61,8 +62,17 @@ def export_command(
             console.print(
                 "This checkpoint is not frozen yet; freezing it now. `verify --checkpoint` shows what that changes."
             )
-        result = export_onnx(model, output, info, options)
-        console.print(certificate_table([line.as_dict() for line in result.certificate]))
+        result = export_onnx(
+            model,
+            output,
+            preprocessing=info.preprocessing,
+            class_names=info.class_names,
+            data=info.data,
+            options=options,
+        )
+        console.print(certificate_table([asdict(line) for line in result.certificate]))
     else:
-        result = export_float_onnx(model, output, info)
+        result = export_float_onnx(
+            model, output, preprocessing=info.preprocessing, class_names=info.class_names, data=info.data
+        )
     console.print(f"Wrote {result.path}, {result.size:,} bytes.")

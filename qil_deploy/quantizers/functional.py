@@ -46,10 +46,6 @@ def weight_codes_real(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: 
     return t * w.sign() * q
 
 
-def _weight_forward(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
-    return weight_codes_real(w, c, d, gamma, q).round() / q
-
-
 def _weight_backward(
     grad: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -93,7 +89,7 @@ def _range_backward(grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> 
 
 @dataclass
 class _Kernels:
-    """The arithmetic on activations, as it is written or compiled. (Weights are small; compiling them gains nothing.)"""
+    """The arithmetic on activations, as it is written or compiled; weights are too small to gain by it."""
 
     activation_forward: Callable[..., Any] = _activation_forward
     activation_backward: Callable[..., Any] = _activation_backward
@@ -118,7 +114,7 @@ class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
         ctx.save_for_backward(w, c, d, gamma)
-        return _weight_forward(w, c, d, gamma, q)
+        return weight_codes_real(w, c, d, gamma, q).round_().div_(q)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
