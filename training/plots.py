@@ -21,6 +21,7 @@ from qil_deploy.quantizers import ActivationQuantizer
 
 _SAMPLES = 100_000
 _BINS = 80
+_COLUMNS = 6
 _KEPT, _CUT = "#3b6ea5", "#c9ccd1"
 
 
@@ -46,19 +47,17 @@ def plot_intervals(model: fx.GraphModule, images: Tensor, path: Path, title: str
     Raises:
         OutputError: `path` cannot be written.
     """
-    weights = _weight_panels(model)
-    activations = _activation_panels(model, images)
-    columns = max(len(weights), len(activations))
-    figure = Figure(figsize=(2.6 * columns, 5.6), layout="constrained")
+    groups = (("weights", _weight_panels(model)), ("activations", _activation_panels(model, images)))
+    rows = [(kind, panels[i : i + _COLUMNS]) for kind, panels in groups for i in range(0, len(panels), _COLUMNS)]
+    figure = Figure(figsize=(2.4 * _COLUMNS, 2.1 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, columns, squeeze=False)
-    for row, panels in zip(axes, (weights, activations), strict=True):
+    axes = figure.subplots(len(rows), _COLUMNS, squeeze=False)
+    for row, (kind, panels) in zip(axes, rows, strict=True):
+        row[0].set_ylabel(kind)
         for axis in row[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(row, panels, strict=False):
             _draw(axis, panel)
-    axes[0][0].set_ylabel("weights")
-    axes[1][0].set_ylabel("activations")
     figure.suptitle(f"{title}: values inside the learned interval are kept (blue), others pruned or clipped (grey)")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -124,7 +123,11 @@ def _draw(axis: Axes, panel: _Panel) -> None:
     magnitudes = np.abs(centers) if panel.mirrored else centers
     kept = (magnitudes > lower) & (magnitudes < upper)
     axis.bar(centers, counts, width=np.diff(edges), color=np.where(kept, _KEPT, _CUT))
-    for threshold in {lower, upper} | ({-lower, -upper} if panel.mirrored else set()):
+    thresholds = {lower, upper}
+    if panel.mirrored:
+        # A threshold below zero prunes no magnitude.
+        thresholds = {sign * value for value in thresholds if value > 0 for sign in (-1, 1)}
+    for threshold in thresholds:
         if edges[0] <= threshold <= edges[-1]:
             axis.axvline(threshold, color="black", linewidth=0.8, linestyle="--")
     axis.set_title(panel.title, fontsize=8)

@@ -1,0 +1,91 @@
+"""Make a folder of the zoo: train a recipe, export, verify on the whole test set, time, write the README's table.
+
+    python benchmarks/make_zoo.py fashion_mnist_resnet20 --run runs/fashion_mnist_resnet20 --out zoo/fashion_mnist
+
+Training is skipped where the run is finished, so that the files and the table can be made again in minutes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_cells, delivery_table
+from qil_deploy.files import write_text
+from qil_deploy.quantizers import compile_quantizers
+from qil_deploy.runtime_tests.environment import describe_environment
+from qil_deploy.training.recipe import Recipe, load_recipe
+from qil_deploy.training.train import RunResult, train
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a shipped recipe.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the zoo.")],
+    compile_: Annotated[bool, typer.Option("--compile", help="Train with fused quantizers.")] = False,
+) -> None:
+    """Train, export, verify and time a recipe, and write what came out."""
+    console = Console()
+    loaded = load_recipe(recipe)
+    if compile_:
+        compile_quantizers()
+    with Progress(console=console) as progress:
+        result = train(loaded, run, resume=True, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    deliveries = deliver(result, out, console)
+    for checkpoint in checkpoints(result):
+        shutil.copyfile(checkpoint, out / checkpoint.name)
+    shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
+    write_text(out / "README.md", readme(loaded, str(recipe), deliveries, out))
+    console.print(delivery_table(deliveries))
+
+
+def checkpoints(result: RunResult) -> list[Path]:
+    """Return the checkpoints worth keeping: the float network, and every stage that was frozen, before and after."""
+    kept = [result.float_result.checkpoint]
+    for stage in result.stages:
+        if stage.frozen is not None:
+            kept += [stage.checkpoint, stage.frozen]
+    return kept
+
+
+def readme(recipe: Recipe, recipe_name: str, deliveries: list[Delivery], out: Path) -> str:
+    """Return the text of the zoo's README: a table of figures, what they mean, and how to repeat them."""
+    environment = describe_environment()
+    rows = [HEADINGS, tuple("---" for _ in HEADINGS)]
+    rows += [tuple(delivery_cells(delivery, deliveries[0])) for delivery in deliveries]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    stages = ", ".join(
+        f"{stage.name} ({stage.epochs} epochs" + (f" and {stage.frozen_epochs} frozen)" if stage.frozen_epochs else ")")
+        for stage in recipe.stages
+    )
+    return f"""# {recipe.model.name} on {recipe.data}
+
+{table}
+
+Accuracy is top-1 on all {deliveries[0].images:,} test images. `w4a4` means 4-bit weights and activations, 7-bit weights
+and 8-bit codes in the first and last layer, 8-bit codes on the residual stream: integers from image to logits.
+
+- *accuracy before freezing*: fake quantization, as trained. *Frozen at once*: the same weights in the runtime's integer
+  arithmetic. *Frozen, trained on*: after the frozen epochs at the end of the stage; this is what is exported.
+- *differing logits*: how many of all logits of all images differ from the integer reference in ONNX Runtime (the worst
+  of its four graph-optimization levels) or the frozen PyTorch model. `*_verify.json` has each of them.
+- *changed predictions*: images that get another class than before freezing (training in between included).
+- *file*: the ONNX file (`NAME.onnx`), weights packed, and its share of the float one. *latency*: median of one image on
+  one thread: {environment.cpu}, onnxruntime {environment.onnxruntime}; `bench.json` has every run.
+
+Float: {recipe.float_training.epochs} epochs. Then {stages}. `metrics.jsonl` has the loss and accuracy of each epoch.
+
+Made by:
+
+    python benchmarks/make_zoo.py {recipe_name} --run runs/{recipe.name} --out {out}
+"""
+
+
+if __name__ == "__main__":
+    typer.run(main)
