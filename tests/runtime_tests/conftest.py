@@ -139,9 +139,7 @@ def _integer_nodes(graph: _Graph, image: str, *, ties: bool) -> None:
             # Half of an odd code is a tie, and float32 loses the negative second term beside it. The true sum
             # rounds down; what has lost it rounds to even (x86) or away from zero (arm64).
             ratios, b_zero_point = (0.5, 1e-12), 255
-    pooled = graph.node(
-        "MaxPool", graph.add(first, second, ratios, b_zero_point), kernel_shape=[2, 2], strides=[2, 2]
-    )
+    pooled = graph.node("MaxPool", graph.add(first, second, ratios, b_zero_point), kernel_shape=[2, 2], strides=[2, 2])
     features = HIDDEN * SHAPE[1] * SHAPE[2] // 4
     weights = generator.integers(-63, 64, (len(CLASSES), features), np.int8)
     graph.classifier(graph.node("Flatten", pooled), weights)

@@ -68,9 +68,7 @@ def fake_benchmark(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qil_deploy.runtime_tests.bench.create_session", machine.create_session)
         patch.setattr("qil_deploy.runtime_tests.bench.run_session", machine.run_session)
-        return benchmark(
-            paths, threads=threads, repeats=repeats, warmup=warmup, seed=seed, clock=machine.clock
-        )
+        return benchmark(paths, threads=threads, repeats=repeats, warmup=warmup, seed=seed, clock=machine.clock)
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,9 +90,7 @@ def test_every_measured_run_is_counted_once_and_no_warm_up_run_is(
     machine = FakeMachine()
     names = [f"{index}.onnx" for index in range(models)]
     folder = tmp_path_factory.mktemp("bench")
-    report = fake_benchmark(
-        machine, folder, names, threads=threads, repeats=repeats, warmup=warmup, seed=seed
-    )
+    report = fake_benchmark(machine, folder, names, threads=threads, repeats=repeats, warmup=warmup, seed=seed)
     candidates = models * len(threads)
     assert len(machine.runs) == candidates * (warmup + repeats)
     expected: dict[tuple[str, int], list[int]] = {}

@@ -106,17 +106,13 @@ def test_the_checkpoint_adds_its_predictors(
     assert names[-2:] == ["frozen PyTorch", "unfrozen PyTorch"]
 
 
-def test_verify_refuses_wrong_use_before_it_works(
-    write_model: WriteModel, folder: Path, tmp_path: Path
-) -> None:
+def test_verify_refuses_wrong_use_before_it_works(write_model: WriteModel, folder: Path, tmp_path: Path) -> None:
     renamed = tmp_path / "renamed"
     for old, new in zip(CLASSES, "abcde", strict=True):
         shutil.copytree(folder / "test" / old, renamed / "test" / new)
     with pytest.raises(ModelFileError, match=r"absent\.onnx"):
         call(verify_command, tmp_path / "absent.onnx")
-    with pytest.raises(
-        DataError, match="does not say which data set it was trained on; name one with --data"
-    ):
+    with pytest.raises(DataError, match="does not say which data set it was trained on; name one with --data"):
         call(verify_command, write_model())
     with pytest.raises(DataError, match="unknown data set 'imagenot'"):
         call(verify_command, write_model(), "--data", "imagenot")

@@ -13,9 +13,7 @@ from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS, create_sessio
 
 
 @pytest.mark.parametrize("level", OPTIMIZATION_LEVELS)
-def test_a_session_has_the_level_and_the_threads_it_was_asked_for(
-    write_model: Callable[..., Path], level: str
-) -> None:
+def test_a_session_has_the_level_and_the_threads_it_was_asked_for(write_model: Callable[..., Path], level: str) -> None:
     options = create_session(write_model(), threads=2, level=level).get_session_options()
     assert options.graph_optimization_level == OPTIMIZATION_LEVELS[level]
     assert options.intra_op_num_threads == 2
@@ -38,9 +36,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused_on_one_line(write_model: Callable[..., Path]) -> None:
     path = write_model()
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(
-        ModelFileError, match=r"cannot load .*model\.onnx at optimization level 'all'"
-    ) as caught:
+    with pytest.raises(ModelFileError, match=r"cannot load .*model\.onnx at optimization level 'all'") as caught:
         create_session(path)
     assert "\n" not in str(caught.value)
 

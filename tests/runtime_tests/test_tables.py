@@ -58,9 +58,7 @@ def test_the_verdict_names_only_the_backends_that_fail(
     assert f"Not exact: {FROZEN} must equal the integer reference" in " ".join(lines)
 
 
-def test_warnings_are_shown(
-    write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> None:
+def test_warnings_are_shown(write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
     report = verify(write_model(), np.repeat(images[:1], 60, axis=0), labels)
     assert "Note: the integer reference returns the same logits" in " ".join(shown(verify_table(report)))
 

@@ -48,9 +48,7 @@ def test_onnx_runtime_equals_the_reference_at_every_level(
 ) -> None:
     report = verify(write_model(input=input_type), images, labels, batch_size=17)
     assert report.exact
-    assert [backend.name for backend in report.backends] == [
-        f"ONNX Runtime ({level})" for level in OPTIMIZATION_LEVELS
-    ]
+    assert [backend.name for backend in report.backends] == [f"ONNX Runtime ({level})" for level in OPTIMIZATION_LEVELS]
     for backend in report.backends:
         assert backend.must_equal
         assert (backend.differing_logits, backend.changed_predictions, backend.not_finite) == (0, 0, 0)
@@ -103,9 +101,7 @@ def test_every_image_reaches_every_backend_once_in_order(
     assert steps == [(25, 60), (50, 60), (60, 60)]
 
 
-def test_a_float_model_is_given_normalised_images(
-    write_model: WriteModel, images: Images, labels: Labels
-) -> None:
+def test_a_float_model_is_given_normalised_images(write_model: WriteModel, images: Images, labels: Labels) -> None:
     path = write_model(input="float")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -116,9 +112,7 @@ def test_a_float_model_is_given_normalised_images(
     assert verify(path, images, labels, others={"by hand": by_hand}).exact
 
 
-def test_one_wrong_logit_in_one_image_is_found(
-    write_model: WriteModel, images: Images, labels: Labels
-) -> None:
+def test_one_wrong_logit_in_one_image_is_found(write_model: WriteModel, images: Images, labels: Labels) -> None:
     path = write_model()
 
     def wrong(batch: Images) -> Logits:
@@ -136,9 +130,7 @@ def test_one_wrong_logit_in_one_image_is_found(
     assert all(backend.differing_logits == 0 for backend in report.backends if backend.name != FROZEN)
 
 
-def test_differences_are_counted_and_measured(
-    write_model: WriteModel, images: Images, labels: Labels
-) -> None:
+def test_differences_are_counted_and_measured(write_model: WriteModel, images: Images, labels: Labels) -> None:
     path = write_model()
     truth = reference_logits(path, images)
 
@@ -170,9 +162,7 @@ def test_nan_counts_as_differing_and_as_no_prediction(write_model: WriteModel, i
     json.dumps(found.largest_difference, allow_nan=False)
 
 
-def test_the_unfrozen_model_is_reported_and_may_differ(
-    write_model: WriteModel, images: Images, labels: Labels
-) -> None:
+def test_the_unfrozen_model_is_reported_and_may_differ(write_model: WriteModel, images: Images, labels: Labels) -> None:
     path = write_model()
     others = {
         FROZEN: lambda batch: reference_logits(path, batch),
@@ -186,9 +176,7 @@ def test_the_unfrozen_model_is_reported_and_may_differ(
     assert not verify(path, images, labels, others=others, must_equal=[UNFROZEN]).exact
 
 
-def test_a_difference_of_onnx_runtime_is_found(
-    write_model: WriteModel, images: Images, labels: Labels
-) -> None:
+def test_a_difference_of_onnx_runtime_is_found(write_model: WriteModel, images: Images, labels: Labels) -> None:
     report = verify(write_model(ties=True), images, labels)
     assert not report.exact
     for backend in report.backends:
@@ -219,9 +207,7 @@ def test_qdq_without_its_default_level_has_nothing_to_equal(
         verify(write_model(format="qdq"), images, labels, levels=["disabled", "basic"])
 
 
-def test_the_report_returns_from_json(
-    write_model: WriteModel, images: Images, labels: Labels, tmp_path: Path
-) -> None:
+def test_the_report_returns_from_json(write_model: WriteModel, images: Images, labels: Labels, tmp_path: Path) -> None:
     path = write_model()
     others = {UNFROZEN: lambda batch: reference_logits(path, batch) * np.float32(1.5)}
     report = verify(path, images, labels, others=others, threads=2, batch_size=30)
@@ -236,9 +222,7 @@ def test_the_report_returns_from_json(
         5,
     )
     assert content["model"]["bytes"] == path.stat().st_size
-    with pytest.raises(
-        DataError, match=r"has schema 'qil_deploy\.verify/1'; 'qil_deploy\.bench/1' was expected"
-    ):
+    with pytest.raises(DataError, match=r"has schema 'qil_deploy\.verify/1'; 'qil_deploy\.bench/1' was expected"):
         read_report(tmp_path / "report.json", BenchReport)
 
 
@@ -347,9 +331,7 @@ def test_a_missing_and_a_truncated_model_are_refused(
 
 
 def test_a_float_baseline_has_no_reference(write_model: WriteModel, images: Images, labels: Labels) -> None:
-    with pytest.raises(
-        ModelFileError, match="is a float32 baseline, for which there is no integer reference"
-    ):
+    with pytest.raises(ModelFileError, match="is a float32 baseline, for which there is no integer reference"):
         verify(write_model(format="float", input="float"), images, labels)
 
 
