@@ -4,6 +4,7 @@
     RUN/w4a4.safetensors           intervals learned at 4/4 bits, fake quantization
     RUN/w4a4_frozen.safetensors    the same, frozen and trained on with the runtime's arithmetic; to be exported
     RUN/metrics.jsonl              one line per epoch
+    RUN/recipe.json                the recipe
 
 `resume` skips the phases whose checkpoint is there.
 """
@@ -23,7 +24,7 @@ from qil_deploy.calibrate import calibrate
 from qil_deploy.checkpoint import CheckpointInfo, load_model, load_tensors, read_checkpoint, save_checkpoint
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.errors import ConfigError
-from qil_deploy.files import ensure_writable
+from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.freeze import freeze
 from qil_deploy.prepare import prepare
 from qil_deploy.preprocessing import Preprocessing
@@ -152,17 +153,20 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: Progr
         progress: a started progress display; one is made if None.
 
     Raises:
-        ConfigError: the folder holds another run and `resume` is false, or training diverged.
+        ConfigError: an unknown network, an override that matches no layer, a folder that holds a run (and `resume` is
+            false) or a run of another recipe; or training diverged.
         DataError: the data set is unknown or missing.
+        UnsupportedModelError: the network cannot be quantized.
         OutputError: the folder cannot be written.
     """
-    ensure_writable(folder / "metrics.jsonl")
-    if not resume and any(folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder} already holds a run; continue it with --resume or choose another --out.")
     if progress is None:
         with Progress() as own:
             return train(recipe, folder, resume=resume, progress=own)
     run = Run(recipe, folder, progress, resume=resume)
+    run.build()
+    for stage in recipe.stages:  # a stage that cannot be prepared should not wait for the float network
+        _prepared(run, stage)
+    _claim_folder(recipe, folder, resume=resume)
     float_result = _float_phase(run)
     stages = []
     previous = float_result
@@ -173,6 +177,18 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, progress: Progr
         stages.append(result)
         previous = result
     return RunResult(float_result=float_result, stages=tuple(stages))
+
+
+def _claim_folder(recipe: Recipe, folder: Path, *, resume: bool) -> None:
+    """Write the recipe into the run's folder, or check that the folder's run has the same one."""
+    kept = folder / "recipe.json"
+    ensure_writable(kept)
+    content = recipe.model_dump_json(indent=2) + "\n"
+    if resume and kept.is_file() and kept.read_text() != content:
+        raise ConfigError(f"{folder} holds a run of another recipe (see {kept.name}); choose another --out.")
+    if not resume and any(folder.glob("*.safetensors")):
+        raise ConfigError(f"{folder} already holds a run; continue it with --resume or choose another --out.")
+    write_text(kept, content)
 
 
 def _float_phase(run: Run) -> StageResult:
