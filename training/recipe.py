@@ -93,6 +93,11 @@ class Recipe(_Section):
             raise ValueError(f"stages {names} repeat; give each stage other bits than the ones before")
         for stage in self.stages:
             self.quant_config(stage)
+            if stage.frozen_epochs and self.placement != "integer":
+                raise ValueError(
+                    f"stage {stage.name} has frozen_epochs, but placement {self.placement!r} keeps float layers, "
+                    "which cannot be frozen; use placement 'integer' or no frozen_epochs"
+                )
         return self
 
     def quant_config(self, stage: StageSection) -> QuantConfig:
