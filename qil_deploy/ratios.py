@@ -38,10 +38,9 @@ def choose_denominator(largest_terms: Sequence[float]) -> int:
     """
     bound = rounding_error_bound(largest_terms)
     # Three quarters leave room for numerators that are rounded up a little.
-    limit = int(0.75 / (2 * bound)) if bound > 0 else MAX_DENOMINATOR
-    if limit < 1:
+    q = int(min(0.75 / (2 * bound), MAX_DENOMINATOR)) if bound > 0 else MAX_DENOMINATOR
+    if q < 1:
         raise ValueError(f"terms of {list(largest_terms)} output codes are too large to be rescaled exactly")
-    q = min(limit, MAX_DENOMINATOR)
     return q if q % 2 else q - 1
 
 
