@@ -122,12 +122,13 @@ def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     Raises:
         ConfigError: missing file, invalid TOML, unknown key, or a value that is not allowed.
     """
-    shipped = Path(__file__).parent / "recipes" / f"{path}.toml"
+    folder = Path(__file__).parent / "recipes"
+    shipped = folder / f"{path}.toml"
     chosen = shipped if not path.exists() and shipped.exists() else path
     try:
         content: dict[str, Any] = tomllib.loads(chosen.read_text())
     except OSError as error:
-        known = ", ".join(sorted(entry.stem for entry in shipped.parent.glob("*.toml")))
+        known = ", ".join(sorted(entry.stem for entry in folder.glob("*.toml")))
         raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); shipped recipes: {known}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not valid TOML: {error}.") from error

@@ -1,0 +1,157 @@
+"""Recipes: what may stand in one, changes from the command line, and the recipes that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qil_deploy.training
+from qil_deploy.config import LayerOverride
+from qil_deploy.errors import ConfigError
+from qil_deploy.training.models import MODELS
+from qil_deploy.training.recipe import load_recipe, recipe_from_dict
+
+SHIPPED = sorted(path.stem for path in (Path(qil_deploy.training.__file__).parent / "recipes").glob("*.toml"))
+
+TEXT = """
+name = "test"
+data = "digits"
+[model]
+name = "resnet8"
+width = 4
+[float_training]
+epochs = 2
+[[stages]]
+weight_bits = 4
+activation_bits = 3
+epochs = 1
+[[stages]]
+weight_bits = 2
+activation_bits = 2
+epochs = 1
+frozen_epochs = 1
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.toml").write_text(TEXT)
+    return tmp_path / "recipe.toml"
+
+
+def content() -> dict[str, Any]:
+    return {
+        "name": "test",
+        "data": "digits",
+        "model": {"name": "resnet8"},
+        "float_training": {"epochs": 1},
+        "stages": [{"weight_bits": 4, "activation_bits": 4, "epochs": 1}],
+    }
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_load_by_name_and_can_be_built(name: str) -> None:
+    recipe = load_recipe(Path(name))
+    assert recipe.name == name
+    assert recipe.model.name in MODELS
+    assert recipe.stages
+    for stage in recipe.stages:
+        recipe.quant_config(stage)
+    assert recipe.stages[-1].frozen_epochs > 0
+
+
+def test_recipes_ship() -> None:
+    assert "fashion_mnist_resnet20" in SHIPPED
+
+
+def test_defaults_and_stage_names(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert [stage.name for stage in recipe.stages] == ["w4a3", "w2a2"]
+    assert recipe.placement == "integer"
+    assert recipe.model.width == 4
+    assert recipe.stages[0].frozen_epochs == 0
+    # A quantized stage starts from a trained network: gentler than float training.
+    assert recipe.stages[0].learning_rate < recipe.float_training.learning_rate
+    assert recipe.quant_config(recipe.stages[1]).weight_bits == 2
+
+
+def test_overrides_and_gamma_reach_the_quantization() -> None:
+    recipe = recipe_from_dict(
+        content() | {"overrides": {"layer1.*": {"weight_bits": 6}}, "train_gamma": True, "placement": "paper"}, "here"
+    )
+    config = recipe.quant_config(recipe.stages[0])
+    assert config.overrides == {"layer1.*": LayerOverride(weight_bits=6)}
+    assert config.train_gamma
+    assert config.placement == "paper"
+
+
+def test_changes_are_applied_over_the_file(path: Path) -> None:
+    changes = ("seed=7", "stages.1.epochs=9", "model.width = 5", "data=fashion-mnist", "augmentation.flip=true")
+    recipe = load_recipe(path, changes)
+    assert recipe.seed == 7
+    assert recipe.stages[1].epochs == 9
+    assert recipe.model.width == 5
+    assert recipe.data == "fashion-mnist"
+    assert recipe.augmentation.flip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed", "--set 'seed' must be key=value"),
+        ("stages.5.epochs=1", r"--set 'stages\.5\.epochs=1': the recipe has no 'stages\.5\.epochs'"),
+        ("stages.first.epochs=1", "the recipe has no 'stages.first.epochs'"),
+        ("name.first=1", "the recipe has no 'name.first'"),
+        ("sed=1", "sed: Extra inputs are not permitted"),
+        ("model.depth=1", "model.depth: Extra inputs"),
+        ("stages.0.weight_bits=9", "weight_bits: .*less than or equal to 8 .found 9"),
+        ("seed=1.5", "seed: .*integer"),
+    ],
+)
+def test_changes_that_are_refused(path: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(path, (change,))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"speed": 1}, "recipe here: speed: Extra inputs are not permitted"),
+        ({"float_training": {"epochs": -1}}, "float_training.epochs: .* greater than or equal to 0 .found -1"),
+        ({"float_training": {"epochs": 1, "learning_rate": 0}}, "learning_rate: .* greater than 0"),
+        ({"float_training": {"epochs": 1, "learning_rate": float("inf")}}, "learning_rate: .* finite"),
+        ({"float_training": {"epochs": 1, "warmup": 1.0}}, "warmup: .* less than 1"),
+        ({"float_training": {"epochs": 1, "batch_size": 0}}, "batch_size: .* greater than or equal to 1"),
+        ({"model": {"name": "resnet8", "width": 0}}, "model.width"),
+        ({"placement": "mixed"}, "placement: .*'paper' or 'integer'"),
+        ({"stages": content()["stages"] * 2}, r"stages \['w4a4', 'w4a4'\] repeat; give each stage other bits"),
+        ({"stages": [{"weight_bits": 8, "activation_bits": 8, "epochs": 1}]}, "would saturate the int16 sums"),
+        ({"overrides": {"fc": {"weight_bits": 1}}}, "overrides.fc.weight_bits"),
+        ({"overrides": {"fc": {"bits": 4}}}, "overrides.fc.bits: Extra inputs"),
+    ],
+)
+def test_content_that_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe_from_dict(content() | change, "here")
+
+
+def test_a_missing_recipe_names_those_that_ship(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read .*; shipped recipes: .*fashion_mnist_resnet20"):
+        load_recipe(tmp_path / "none.toml")
+
+
+def test_text_that_is_no_toml(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    for text in (b"name = ", b"\xff\xfe"):
+        path.write_bytes(text)
+        with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+            load_recipe(path)
+
+
+def test_a_recipe_without_data(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('name = "a"')
+    with pytest.raises(ConfigError, match="data: Field required; model: Field required; float_training: Field"):
+        load_recipe(tmp_path / "a.toml")
