@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from .errors import UnsupportedModelError
@@ -84,7 +83,7 @@ def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind:
     if node.op == "call_module":
         module = module_of(graph_module, node)
         for cls, kind in _KINDS:
-            if isinstance(module, cls):
+            if isinstance(module, cls) and not _keeps_dimensions(module):
                 return kind
         raise UnsupportedModelError(
             f"module {node.target!r} ({type(module).__name__}) cannot be lowered; supported are {_SUPPORTED}."
@@ -92,6 +91,11 @@ def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind:
     raise UnsupportedModelError(
         f"operation {_name_of(node.target)!r} (node {node.name!r}) cannot be lowered; supported are {_SUPPORTED}."
     )
+
+
+def _keeps_dimensions(module: nn.Module) -> bool:
+    """Whether a module flattens less than a whole image, which ONNX's Flatten cannot do."""
+    return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1)
 
 
 def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module:
@@ -175,7 +179,8 @@ def _mean(node: fx.Node) -> list[nn.Module]:
 
 
 def _flatten(node: fx.Node) -> list[nn.Module]:
-    return [nn.Flatten(1)] if _argument(node, 1, "start_dim") == 1 else []
+    whole = _argument(node, 1, "start_dim") == 1 and _argument(node, 2, "end_dim", -1) == -1
+    return [nn.Flatten(1)] if whole else []
 
 
 def _max_pool(node: fx.Node) -> list[nn.Module]:
@@ -229,18 +234,28 @@ def _check_inputs(graph_module: fx.GraphModule) -> None:
         kind_of(graph_module, node)
 
 
+class _PoolWindows(fx.Interpreter):
+    """Runs a graph and notes how many pixels each global average pool averages."""
+
+    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """Note the window of a pool, then run the module."""
+        module = self.fetch_attr(str(target))
+        if isinstance(module, GlobalAveragePool):
+            module.window = args[0].shape[2] * args[0].shape[3]
+        return super().call_module(target, args, kwargs)
+
+
+@torch.no_grad()
 def _set_pool_windows(graph_module: fx.GraphModule, example_input: Tensor) -> None:
     training = graph_module.training
     graph_module.eval()
-    parameter = next(graph_module.parameters())
+    parameter = next(graph_module.parameters(), example_input)
+    interpreter = _PoolWindows(graph_module)
+    interpreter.extra_traceback = False  # it would be added to the message
     try:
-        ShapeProp(graph_module).propagate(example_input.to(parameter.device, parameter.dtype))
-    except RuntimeError as error:
+        interpreter.run(example_input.to(parameter.device, parameter.dtype))
+    except (RuntimeError, ValueError) as error:
         raise UnsupportedModelError(
-            f"the network does not run on an input of shape {list(example_input.shape)}: {error.__cause__ or error}"
+            f"the network does not run on an input of shape {list(example_input.shape)}: {error}"
         ) from error
     graph_module.train(training)
-    for node in graph_module.graph.nodes:
-        if node.op == "call_module" and isinstance(pool := module_of(graph_module, node), GlobalAveragePool):
-            height, width = input_of(node).meta["tensor_meta"].shape[2:]
-            pool.window = height * width

@@ -85,11 +85,6 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
 def _insert_grid(graph_module: fx.GraphModule, site: Site, readers: list[Reader], input_grid: Preprocessing) -> None:
     """Put onto one site what its readers want in `integer` placement."""
     if any(reader.node.op == "output" for reader in readers):
-        if len(readers) > 1 or site.relu is not None:
-            raise UnsupportedModelError(
-                f"the logits of {site.producer.name!r} are used inside the network too, or pass a ReLU; they have to "
-                "be the plain result of the last layer."
-            )
         return
     widths = {reader.interval_bits for reader in readers}
     if site.kind == "input":
