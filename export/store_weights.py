@@ -38,7 +38,8 @@ def _store(emitter: Emitter, node: ir.Node, inputs: list[ir.Value], storage: Sto
     factors = spread.reshape((-1,) + (1,) * (codes.ndim - 1))
     dtype = packed_dtype(integer(node, "bits"))
     if storage == "int8" or dtype is ir.DataType.INT8:
-        return emitter.constant(codes * factors, str(node.name))
+        # Not emitter.constant: it shares zeros, and weights are looked up by name even where all are zero.
+        return emitter.tensor(ir.tensor(codes * factors, name=str(node.name)))
     narrow = codes.astype(ml_dtypes.int2 if dtype is ir.DataType.INT2 else ml_dtypes.int4)
     stored = emitter.tensor(ir.Tensor(narrow, dtype=dtype, name=f"{node.name}_packed"))
     uniform = bool(np.all(spread == spread[0]))
