@@ -33,7 +33,7 @@ from qil_deploy.frozen import (
     FrozenRescale,
     Grid,
 )
-from qil_deploy.layers import QuantConv2d
+from qil_deploy.layers import QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
 
 from .emitter import QIL_DOMAIN, Emitter
@@ -66,7 +66,8 @@ def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: Inp
             values[node] = image
         elif node.op == "call_module":
             module = model.get_submodule(str(node.target))
-            sources = [values[source] for source in node.all_input_nodes]
+            # Not all_input_nodes: a tensor may be added to itself.
+            sources = [values[source] for source in node.args if isinstance(source, fx.Node)]
             if isinstance(module, FrozenInput) and input_kind == "uint8":
                 values[node] = sources[0]
             else:
@@ -78,9 +79,15 @@ def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: Inp
 
 
 def _number_of_logits(model: fx.GraphModule) -> int:
-    last = model.get_submodule(str(model.graph.output_node().all_input_nodes[0].target))
+    name = str(model.graph.output_node().all_input_nodes[0].target)
+    last = model.get_submodule(name)
     if not isinstance(last, FrozenLayer):
         raise UnsupportedModelError("the logits of a frozen model have to be made by its last layer; freeze it first.")
+    if not isinstance(last.layer, QuantLinear):
+        # QLinearConv has no float output.
+        raise UnsupportedModelError(
+            f"the logits come from {name!r}, a convolution; flatten in front of it and make it a linear layer."
+        )
     return len(last.bias)
 
 
