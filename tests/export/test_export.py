@@ -1,0 +1,437 @@
+"""Export of whole networks: every code equal, structure, metadata, size, and refusals that leave nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from qil_deploy.config import LayerOverride, QuantConfig
+from qil_deploy.errors import CertificateError, ConfigError, OutputError, UnsupportedModelError
+from qil_deploy.export import ExportOptions, certify, export_float_onnx, export_onnx
+from qil_deploy.export import export as export_module
+from qil_deploy.frozen import FrozenLayer
+from qil_deploy.onnx_file import read_model
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.reference import IntegerReference
+
+if TYPE_CHECKING:
+    from tests.export.conftest import Case, Exports
+
+# (weight bits, activation bits). 8-bit weights cannot meet 8-bit activations (int16).
+BITS = [(2, 2), (3, 3), (4, 4), (5, 5), (4, 8), (8, 7)]
+VARIANTS: list[dict[str, Any]] = [
+    {"format": format_, "weights": weights, "input": input_}
+    for format_ in ("qlinear", "qdq")
+    for weights in ("packed", "int8")
+    for input_ in ("uint8", "float")
+]
+
+
+@pytest.fixture(params=BITS, ids=lambda bits: f"w{bits[0]}a{bits[1]}")
+def case(request: pytest.FixtureRequest, exports: Exports) -> Case:
+    weight_bits, activation_bits = request.param
+    return exports.resnet(weight_bits=weight_bits, activation_bits=activation_bits)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda options: "-".join(options.values()))
+def test_every_code_and_logit_equals_the_reference_and_frozen_pytorch(
+    case: Case, exports: Exports, options: dict[str, Any], tmp_path: Path
+) -> None:
+    values = exports.check_equal(case, tmp_path / "model.onnx", **options)
+    assert len(np.unique(values["logits"], axis=0)) == len(case.images)
+
+
+def test_codes_use_their_range_and_weights_their_bits(case: Case) -> None:
+    """Equality of tensors that are all saturated or all zero would prove little."""
+    values = case.frozen_values()
+    for name, module in case.frozen.named_modules():
+        if isinstance(module, FrozenLayer):
+            codes = module.weight_codes.numpy()
+            largest = module.layer.weight_quantizer.largest_code
+            assert np.abs(codes).max() <= largest, name
+            assert len(np.unique(codes)) >= min(largest + 2, 20), name
+            if module.y is not None:
+                low, high = module.y.limits()
+                levels = len(np.unique(values[name]))
+                assert values[name].min() >= low, name
+                assert values[name].max() <= high, name
+                assert levels > 1, name
+                assert levels > 20 or high < 63, name
+
+
+def test_some_thresholds_lie_below_zero_and_some_gammas_are_zero_tiny_or_negative(exports: Exports) -> None:
+    layers = [module for module in exports.resnet().frozen.modules() if isinstance(module, FrozenLayer)]
+    gammas = np.concatenate([layer.norm.weight.detach().numpy() for layer in layers if layer.norm is not None])
+    assert (gammas == 0).any()
+    assert (gammas < 0).any()
+    assert ((np.abs(gammas) < 1e-10) & (gammas != 0)).any()
+    lows = {int(layer.y.low) for layer in layers if layer.y is not None}
+    assert lows > {0}  # where ReLU's zero is not the lowest code
+
+
+def test_float_images_off_the_grid_of_pixels_are_quantized_alike(exports: Exports, tmp_path: Path) -> None:
+    case = exports.resnet()
+    x = np.random.default_rng(0).normal(0, 3, (64, *case.preprocessing.shape)).astype(np.float32)
+    x[0] = np.float32(case.preprocessing.scale) * (np.arange(64).reshape(1, 8, 8) + np.float32(0.5))  # ties
+    x[1] = 1e30
+    x[2] = -1e30
+    with torch.no_grad():
+        expected = case.frozen(torch.from_numpy(x)).numpy()
+    for format_ in ("qlinear", "qdq"):
+        path = case.export(tmp_path / "model.onnx", format=format_, input="float")
+        np.testing.assert_array_equal(IntegerReference(read_model(path)).run(x), expected, strict=True)
+        for level in ("extended", "all"):
+            found = exports.run_runtime(onnx.load(path), x, level)["logits"]
+            np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_a_prepared_model_is_frozen_on_the_way(exports: Exports, tmp_path: Path) -> None:
+    case = exports.resnet()
+    path = tmp_path / "prepared.onnx"
+    export_onnx(case.prepared, path, preprocessing=case.preprocessing, class_names=case.class_names)
+    assert path.read_bytes() == case.export(tmp_path / "frozen.onnx").read_bytes()
+
+
+def test_the_same_model_gives_the_same_bytes(exports: Exports, tmp_path: Path) -> None:
+    case = exports.resnet()
+    assert case.export(tmp_path / "a.onnx").read_bytes() == case.export(tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("format_", ["qlinear", "qdq"])
+def test_every_batch_size_gives_the_same_logits_per_image(exports: Exports, format_: str, tmp_path: Path) -> None:
+    case = exports.resnet()
+    model = onnx.load(case.export(tmp_path / "model.onnx", format=format_))
+    whole = exports.run_runtime(model, case.images[:21])["logits"]
+    for size in (1, 3, 7):
+        parts = [exports.run_runtime(model, case.images[i : i + size])["logits"] for i in range(0, 21, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole, strict=True)
+
+
+# Of a ResNet with `b` blocks per group: 6b+1 convolutions of 3x3 and 2 shortcuts of 1x1, 3b additions.
+#   Add         3b additions, 3b requantizations of the 8-bit residual stream to a block's low bits (shared by the
+#               block's first convolution and its shortcut)
+#   Clip        one behind each low-bit result: 3b requantizations, 3b first convolutions of a block; 8-bit results
+#               (stem, second convolutions, shortcuts, additions, pooling) saturate by themselves
+#   Cast, Mul   one each per packed layer: all convolutions but the 7-bit stem, which like the 7-bit classifier is
+#               stored in int8
+NODE_COUNTS = {
+    (8, "qlinear"): {
+        "QLinearConv": 9, "QLinearAdd": 6, "Clip": 6, "QLinearGlobalAveragePool": 1, "Flatten": 1, "QGemm": 1,
+        "Cast": 8, "Mul": 8,
+    },
+    (20, "qlinear"): {
+        "QLinearConv": 21, "QLinearAdd": 18, "Clip": 18, "QLinearGlobalAveragePool": 1, "Flatten": 1, "QGemm": 1,
+        "Cast": 20, "Mul": 20,
+    },
+    # Per Conv 3 DequantizeLinear (data, weights, bias) and a QuantizeLinear, per Add 2 and 1, pooling 1 and 1,
+    # Gemm 3 and none, for logits are float.
+    (8, "qdq"): {
+        "Conv": 9, "Add": 6, "Clip": 6, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1, "Cast": 8, "Mul": 8,
+        "DequantizeLinear": 3 * 9 + 2 * 6 + 1 + 3, "QuantizeLinear": 9 + 6 + 1,
+    },
+    (20, "qdq"): {
+        "Conv": 21, "Add": 18, "Clip": 18, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1, "Cast": 20, "Mul": 20,
+        "DequantizeLinear": 3 * 21 + 2 * 18 + 1 + 3, "QuantizeLinear": 21 + 18 + 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("depth", "format_"), list(NODE_COUNTS))
+def test_node_counts(exports: Exports, depth: int, format_: str, tmp_path: Path) -> None:
+    case = exports.resnet(depth)
+    expected = NODE_COUNTS[depth, format_]
+    packed = onnx.load(case.export(tmp_path / "packed.onnx", format=format_))
+    assert Counter(node.op_type for node in packed.graph.node) == expected
+    plain = onnx.load(case.export(tmp_path / "plain.onnx", format=format_, weights="int8"))
+    without = {op: count for op, count in expected.items() if op not in ("Cast", "Mul")}
+    assert Counter(node.op_type for node in plain.graph.node) == without
+    floats = onnx.load(case.export(tmp_path / "floats.onnx", format=format_, input="float"))
+    quantize = Counter({"QuantizeLinear": 1})
+    assert Counter(node.op_type for node in floats.graph.node) == Counter(expected) + quantize
+
+
+@pytest.mark.parametrize("format_", ["qlinear", "qdq"])
+def test_nodes_and_tensors_are_named_like_modules(exports: Exports, format_: str, tmp_path: Path) -> None:
+    model = onnx.load(exports.resnet().export(tmp_path / "model.onnx", format=format_))
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    layers = [
+        *("conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2"),
+        *("layer2.0.downsample.0", "layer3.0.conv1", "layer3.0.conv2", "layer3.0.downsample.0", "fc"),
+    ]
+    matrices = ("QLinearConv", "QGemm", "Conv", "Gemm")
+    assert sorted(node.name for node in model.graph.node if node.op_type in matrices) == sorted(layers)
+    outputs = {output for node in model.graph.node for output in node.output}
+    assert {*layers[:-1], "add", "add_1", "add_2", "pool", "logits"} <= outputs
+    initializers = {initializer.name for initializer in model.graph.initializer}
+    assert {f"{layer}_bias" for layer in layers} <= initializers
+    assert {f"{layer}_weight_packed" for layer in layers[1:-1]} | {"conv1_weight", "fc_weight"} <= initializers
+
+
+def test_only_the_batch_is_free_in_input_and_output(exports: Exports, tmp_path: Path) -> None:
+    case = exports.resnet()
+    for input_, element in (("uint8", TensorProto.UINT8), ("float", TensorProto.FLOAT)):
+        graph = onnx.load(case.export(tmp_path / "model.onnx", input=input_)).graph
+        (image,), (logits,) = graph.input, graph.output
+        assert image == helper.make_tensor_value_info("image", element, ["batch", 1, 8, 8])
+        assert logits == helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])
+
+
+def test_metadata(exports: Exports, tmp_path: Path) -> None:
+    case = exports.resnet(weight_bits=3, activation_bits=5)
+    model = onnx.load(case.export(tmp_path / "model.onnx", data="digits", format="qdq"))
+    (entry,) = model.metadata_props
+    assert entry.key == "qil_deploy"
+    metadata = json.loads(entry.value)
+    lines = certify(tmp_path / "model.onnx", export_module.expected_codes(case.frozen))
+    assert metadata.pop("certificate") == [
+        {"name": line.name, "worst": line.worst, "bound": line.bound, "where": line.where} for line in lines
+    ]
+    assert [line.name for line in lines] == ["int32", "int16", "ties", "float", "weights"]
+    layers = metadata.pop("layers")
+    assert [layer["name"] for layer in layers] == [
+        node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")
+    ]
+    edge = {"weight_bits": 7, "largest_input_code": 255}
+    for layer in layers:
+        inner = layer["name"] not in ("conv1", "fc")
+        expected = {"weight_bits": 3, "largest_input_code": 31} if inner else edge
+        assert layer == {"name": layer["name"], **expected}
+    pixels = case.preprocessing
+    assert metadata == {
+        "schema": 1,
+        "format": "qdq",
+        "weights": "packed",
+        "input": "uint8",
+        "input_scale": pixels.scale,
+        "input_zero_point": pixels.zero_point,
+        "preprocessing": {
+            "channels": 1, "height": 8, "width": 8, "scale": pixels.scale, "zero_point": pixels.zero_point,
+        },
+        "class_names": list(case.class_names),
+        "data": "digits",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "weights", "opset", "ir_version"),
+    [(2, "packed", 25, 13), (3, "packed", 21, 10), (4, "packed", 21, 10), (5, "packed", 13, 7), (2, "int8", 13, 7)],
+)
+def test_opset_and_ir_version_are_the_oldest_that_hold_the_weights(
+    exports: Exports, weight_bits: int, weights: str, opset: int, ir_version: int, tmp_path: Path
+) -> None:
+    case = exports.resnet(weight_bits=weight_bits)
+    for format_, domains in (("qlinear", {"": opset, "com.microsoft": 1}), ("qdq", {"": opset})):
+        model = onnx.load(case.export(tmp_path / "model.onnx", weights=weights, format=format_))
+        assert {entry.domain: entry.version for entry in model.opset_import} == domains
+        assert model.ir_version == ir_version
+        onnx.checker.check_model(model, full_check=True)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21, 23, 25])
+@pytest.mark.parametrize("format_", ["qlinear", "qdq"])
+def test_newer_opsets_compute_the_same(exports: Exports, opset: int, format_: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    exports.check_equal(exports.resnet(), path, weights="int8", opset=opset, format=format_)
+    assert {entry.domain: entry.version for entry in onnx.load(path).opset_import}[""] == opset
+
+
+@pytest.mark.parametrize(
+    ("bits", "element", "dtype"),
+    [(2, TensorProto.INT2, "int2"), (3, TensorProto.INT4, "int4"), (4, TensorProto.INT4, "int4")],
+)
+def test_packed_initializers_hold_the_codes_of_the_model(
+    exports: Exports, bits: int, element: int, dtype: str, tmp_path: Path
+) -> None:
+    case = exports.resnet(weight_bits=bits)
+    model = onnx.load(case.export(tmp_path / "model.onnx"))
+    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
+    layers = {name: m for name, m in case.frozen.named_modules() if isinstance(m, FrozenLayer)}
+    assert len(layers) == 10
+    for name, layer in layers.items():
+        if name in ("conv1", "fc"):
+            assert initializers[f"{name}_weight"].data_type == TensorProto.INT8
+            continue
+        stored = initializers[f"{name}_weight_packed"]
+        assert stored.data_type == element
+        assert len(stored.raw_data) == -(-layer.weight_codes.numel() * int(dtype[-1]) // 8)
+        codes = numpy_helper.to_array(stored).astype(np.int8)
+        np.testing.assert_array_equal(codes, layer.weight_codes.numpy(), strict=True)
+
+
+def test_files_are_at_most_a_sixth_and_a_tenth_of_the_float_file(exports: Exports, tmp_path: Path) -> None:
+    four, two = (exports.resnet(20, weight_bits=bits, activation_bits=bits, width=16) for bits in (4, 2))
+    whole = export_float_onnx(
+        four.network, tmp_path / "f.onnx", preprocessing=four.preprocessing, class_names=four.class_names
+    ).size
+    assert four.export(tmp_path / "4.onnx").stat().st_size * 6 <= whole
+    assert two.export(tmp_path / "2.onnx").stat().st_size * 10 <= whole
+
+
+def test_overrides_mix_storages_in_one_file(exports: Exports, tmp_path: Path) -> None:
+    resnet = exports.resnet()
+    overrides = {
+        "layer1.*": LayerOverride(weight_bits=2),
+        "layer2.*": LayerOverride(weight_bits=8, activation_bits=7),
+        "layer2.0.downsample.0": LayerOverride(activation_bits=3),  # wants another interval of the same tensor
+        "fc": LayerOverride(weight_bits=4),
+    }
+    config = QuantConfig(weight_bits=4, activation_bits=4, overrides=overrides)
+    case = exports.case(resnet.network, config, resnet.images, resnet.preprocessing, seed=1)
+    path = tmp_path / "model.onnx"
+    for format_ in ("qlinear", "qdq"):
+        exports.check_equal(case, path, format=format_)
+    elements = {initializer.name: initializer.data_type for initializer in onnx.load(path).graph.initializer}
+    assert elements["layer1.0.conv1_weight_packed"] == TensorProto.INT2
+    assert elements["layer2.0.conv1_weight"] == TensorProto.INT8
+    assert elements["fc_weight_packed"] == TensorProto.INT4
+    assert onnx.load(path).opset_import[0].version == 25
+
+
+def test_a_layer_without_any_live_channel_exports(exports: Exports, tmp_path: Path) -> None:
+    resnet = exports.resnet(weight_bits=3)
+    frozen_layer = "layer2.0.conv2"
+    prepared = copy.deepcopy(resnet.prepared)
+    with torch.no_grad():
+        prepared.get_parameter("layer2.0.bn2.weight").zero_()
+    case = exports.frozen(resnet, prepared)
+    assert not case.frozen.get_buffer(f"{frozen_layer}.weight_codes").any()
+    for options in VARIANTS:
+        exports.check_equal(case, tmp_path / "model.onnx", **options)
+        names = {entry.name for entry in onnx.load(tmp_path / "model.onnx").graph.initializer}
+        stored = "weight_packed" if options["weights"] == "packed" else "weight"
+        assert f"{frozen_layer}_{stored}" in names
+
+
+class Small(nn.Module):
+    """Two convolutions and what `tail` makes of them."""
+
+    def __init__(self, tail: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.tail = tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.tail(self.body(x))
+        return y
+
+
+class Doubled(nn.Module):
+    """Adds a tensor to itself, then averages and classifies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(torch.flatten(self.pool(x + x), 1))
+        return logits
+
+
+SMALL = Preprocessing(channels=2, height=6, width=7, scale=0.02, zero_point=100)
+
+
+def small_case(exports: Exports, tail: nn.Module) -> Case:
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).integers(0, 256, (8, *SMALL.shape), np.uint8)
+    return exports.case(Small(tail), QuantConfig(), images, SMALL)
+
+
+def test_a_tensor_may_be_added_to_itself(exports: Exports, tmp_path: Path) -> None:
+    exports.check_equal(small_case(exports, Doubled()), tmp_path / "model.onnx")
+
+
+def test_a_convolution_that_makes_the_logits_is_refused(exports: Exports, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"tail"):
+        small_case(exports, nn.Conv2d(4, 3, (4, 5))).export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flatten_that_keeps_two_dimensions_is_refused(exports: Exports, tmp_path: Path) -> None:
+    tail = nn.Sequential(nn.Flatten(2), nn.Linear(20, 3))
+    with pytest.raises(UnsupportedModelError, match=r"tail\.0"):
+        small_case(exports, tail).export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "options", "message"),
+    [
+        (4, {"opset": 20}, r"opset is 20; packed weights of this model need 21 to 25, or store them as int8\."),
+        (2, {"opset": 24}, r"opset is 24; packed weights of this model need 25 to 25, or store them as int8\."),
+        (2, {"opset": 12, "weights": "int8"}, r"opset is 12; int8 weights of this model need 13 to 25\."),
+        (4, {"opset": 26}, r"opset is 26; packed weights of this model need 21 to 25"),
+    ],
+)
+def test_an_opset_that_does_not_fit_is_refused(
+    exports: Exports, weight_bits: int, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        exports.resnet(weight_bits=weight_bits).export(tmp_path / "model.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "qoperator"}, r"format is 'qoperator'; allowed are qlinear, qdq\."),
+        ({"weights": "int4"}, r"weights is 'int4'; allowed are packed, int8\."),
+        ({"input": "int8"}, r"input is 'int8'; allowed are uint8, float\."),
+    ],
+)
+def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ExportOptions(**options)
+
+
+def test_another_number_of_class_names_is_refused(exports: Exports, tmp_path: Path) -> None:
+    case = exports.resnet()
+    with pytest.raises(ConfigError, match=r"class_names has 9 names, but the model has 10 logits\."):
+        export_onnx(case.frozen, tmp_path / "m.onnx", preprocessing=case.preprocessing, class_names="012345678")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_certificate_leaves_an_older_file_as_it_was(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = exports.resnet()
+    path = case.export(tmp_path / "model.onnx")
+    before = path.read_bytes()
+    codes = export_module.expected_codes(case.frozen)
+    codes["layer1.0.conv2"][0, 0, 0, 0] ^= 1
+    monkeypatch.setattr(export_module, "expected_codes", lambda _model: codes)
+    with pytest.raises(CertificateError, match=r"'weights' fails at layer1\.0\.conv2: 1 is above 0"):
+        case.export(path, weights="int8")
+    assert path.read_bytes() == before
+    with pytest.raises(CertificateError):
+        case.export(tmp_path / "new.onnx")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_graph_that_the_checker_refuses_is_not_written(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A QLinearConv reads no int4: without what unpacks them, the weights do not fit.
+    monkeypatch.setattr(export_module, "choose_opset", lambda *_: 13)
+    with pytest.raises(CertificateError, match="ONNX's checker refuses the graph"):
+        exports.resnet().export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_below_a_file_is_refused(exports: Exports, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OutputError, match=r"cannot write .*file/model\.onnx"):
+        exports.resnet().export(tmp_path / "file" / "model.onnx")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
