@@ -32,8 +32,11 @@ def freeze(model: fx.GraphModule) -> fx.GraphModule:
         model: from `prepare` with `integer` placement, calibrated or trained.
 
     Raises:
-        UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen.
+        UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen, or a model
+            that is frozen already.
     """
+    if any(isinstance(module, FrozenInput) for module in model.modules()):
+        raise UnsupportedModelError("the model is frozen already; freeze the prepared model it came from.")
     if not any(isinstance(module, InputQuantizer) for module in model.modules()):
         raise UnsupportedModelError(
             "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with placement='integer'."

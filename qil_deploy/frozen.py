@@ -258,7 +258,9 @@ def _codes(scaled: Tensor, y: Grid) -> Tensor:
 
 def _convolve(layer: QuantLayer, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, QuantConv2d):
-        return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        # NNPACK, which torch takes where oneDNN is missing, convolves by Winograd or FFT: sums are not exact.
+        with torch.backends.nnpack.flags(enabled=False):
+            return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
     return F.linear(x, weight)
 
 
