@@ -41,6 +41,7 @@ _INTEGER_OPERATORS = frozenset(
         "QLinearGlobalAveragePool",
         "Clip",
         "MaxPool",
+        "NhwcMaxPool",  # what ONNX Runtime makes of MaxPool between convolutions
         "Flatten",
         "Reshape",
         "Transpose",
