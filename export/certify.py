@@ -45,6 +45,9 @@ _INTEGER_OPERATORS = frozenset(
         "Flatten",
         "Reshape",
         "Transpose",
+        # Where a requantization's constant is read by tensors of two ranks, one of them transposed by the optimizer.
+        "Squeeze",
+        "Unsqueeze",
         "QuantizeLinear",
     }
 )
