@@ -18,6 +18,7 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 
 from .data import TrainingBatches, evaluation_batches
+from .models import memory_format_for
 from .recipe import OptimizerSection
 
 
@@ -89,6 +90,7 @@ def train_epochs(
     optimizers = make_optimizers(model, section)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     steps = section.epochs * len(batches)
+    memory_format = memory_format_for(model)
     task = progress.add_task(title, total=steps)
     step = 0
     for epoch in range(section.epochs):
@@ -98,7 +100,7 @@ def train_epochs(
         right = 0
         for x, labels in batches.epoch():
             _set_rates(optimizers, rates, rate_factor(step, steps, section.warmup))
-            loss, logits = _train_step(model, optimizers, x, labels)
+            loss, logits = _train_step(model, optimizers, x.contiguous(memory_format=memory_format), labels)
             if not math.isfinite(loss):
                 raise ConfigError(
                     f"{title}: the loss is {loss} at step {step} of epoch {epoch}; lower the learning rate."

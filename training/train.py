@@ -22,8 +22,8 @@ from torch import fx, nn
 
 from qil_deploy.calibrate import calibrate
 from qil_deploy.checkpoint import CheckpointInfo, load_model, load_tensors, read_checkpoint, save_checkpoint
-from qil_deploy.datasets import load_images, preprocessing_for
-from qil_deploy.errors import ConfigError
+from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
+from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.freeze import freeze
 from qil_deploy.prepare import prepare
@@ -31,7 +31,7 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .data import TrainingBatches, to_input
 from .loop import EpochMetrics, accuracy, train_epochs
-from .models import build_model
+from .models import build_model, memory_format_for
 from .recipe import OptimizerSection, Recipe, StageSection
 
 CALIBRATION_BATCHES = 8
@@ -72,6 +72,7 @@ class Run:
         self.resume = resume
         self.train_set = load_images(recipe.data, "train")
         self.test_set = load_images(recipe.data, "test", shape=self.train_set.images.shape[1:])
+        _check_classes(self.train_set, self.test_set)
         self.preprocessing: Preprocessing = preprocessing_for(recipe.data, self.train_set)
         self.model_arguments: dict[str, Any] = {
             "in_channels": self.preprocessing.channels,
@@ -83,7 +84,7 @@ class Run:
         """Return the float network of the recipe, its weights seeded."""
         torch.manual_seed(self.recipe.seed)
         model = build_model(self.recipe.model.name, self.model_arguments)
-        return model.to(memory_format=torch.channels_last)
+        return model.to(memory_format=memory_format_for(model))
 
     def batches(self, batch_size: int, phase: int) -> TrainingBatches:
         """Return the training batches of one phase, which has a seed of its own: a resumed run repeats them."""
@@ -189,6 +190,15 @@ def _claim_folder(recipe: Recipe, folder: Path, *, resume: bool) -> None:
     if not resume and any(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder} already holds a run; continue it with --resume or choose another --out.")
     write_text(kept, content)
+
+
+def _check_classes(train_set: ImageSet, test_set: ImageSet) -> None:
+    """Raise DataError if the labels of both sets do not mean the same."""
+    if train_set.class_names != test_set.class_names:
+        raise DataError(
+            f"the training images have the classes {', '.join(train_set.class_names)}, but the test images "
+            f"{', '.join(test_set.class_names)}; both need the same."
+        )
 
 
 def _float_phase(run: Run) -> StageResult:
