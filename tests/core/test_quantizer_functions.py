@@ -238,9 +238,7 @@ def away_from_kinks(rng: np.random.Generator, c: float, d: float) -> Array:
 @pytest.mark.usefixtures("without_rounding")
 @pytest.mark.parametrize("gamma", [None, 0.3, 1.0, 2.5])
 @pytest.mark.parametrize(("c", "d"), [(0.6, 0.5), (0.5, 0.5), (0.3, 0.6), (2.0, 0.4)])
-def test_weight_gradient_passes_gradcheck(
-    rng: np.random.Generator, gamma: float | None, c: float, d: float
-) -> None:
+def test_weight_gradient_passes_gradcheck(rng: np.random.Generator, gamma: float | None, c: float, d: float) -> None:
     magnitudes = away_from_kinks(rng, c, d)
     w = magnitudes[magnitudes > 0] * rng.choice([-1, 1], (magnitudes > 0).sum())
     inputs = [double(value, grad=True) for value in (w, c, d)]
@@ -271,9 +269,7 @@ def gradcheck(function: Callable[..., Tensor], *inputs: Tensor) -> bool:
 
 @pytest.mark.parametrize("gamma", [np.exp(-2.0), 0.5, 1.0, np.exp(2.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_are_finite_at_and_just_above_the_pruning_threshold(
-    gamma: float, dtype: torch.dtype
-) -> None:
+def test_gradients_are_finite_at_and_just_above_the_pruning_threshold(gamma: float, dtype: torch.dtype) -> None:
     w = torch.tensor([0.0, 1e-38, 1e-30, 1e-12, 1e-8, -1e-7, 0.25, 1.0, 7.0], dtype=dtype, requires_grad=True)
     c, d, g = (torch.tensor(value, dtype=dtype, requires_grad=True) for value in (0.5, 0.5, float(gamma)))
     value = quantize_weight(w, c, d, g, 7)
