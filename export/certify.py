@@ -76,25 +76,23 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
     Raises:
         CertificateError: a line fails, naming the node and by how much.
     """
-    reference = IntegerReference(read_model(path))
-    graph = _IntegerGraph(reference)
-    lines = [
-        _worst("int32", INT32_LIMIT - 1, graph.accumulators()),
-        _worst("int16", INT16_MAX, graph.products()),
-        _worst("ties", 1.0, graph.tie_risks()),
-        _worst("float", 0, _float_kernels(path)),
-        _worst("weights", 0, graph.different_codes(expected_codes)),
+    # Before the others: they need the integer reference, which has no float operators.
+    float_line = _hold("float", 0, _float_kernels(path))
+    graph = _IntegerGraph(IntegerReference(read_model(path)))
+    return [
+        _hold("int32", INT32_LIMIT - 1, graph.accumulators()),
+        _hold("int16", INT16_MAX, graph.products()),
+        _hold("ties", 1.0, graph.tie_risks()),
+        float_line,
+        _hold("weights", 0, graph.different_codes(expected_codes)),
     ]
-    for line in lines:
-        if line.worst > line.bound:
-            raise CertificateError(
-                f"certificate line {line.name!r} fails at {line.where}: {line.worst:g} is above {line.bound:g}."
-            )
-    return lines
 
 
-def _worst(name: str, bound: float, values: Iterable[tuple[float, str]]) -> CertificateLine:
+def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> CertificateLine:
+    """Return the line of the worst value; raise CertificateError if that is above the bound."""
     worst, where = max(values, default=(0.0, ""))
+    if worst > bound:
+        raise CertificateError(f"certificate line {name!r} fails at {where}: {worst:.10g} is above {bound:.10g}.")
     return CertificateLine(name=name, worst=float(worst), bound=float(bound), where=where if worst else "")
 
 
