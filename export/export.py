@@ -16,7 +16,7 @@ from torch import fx
 
 from qil_deploy.errors import CertificateError, ConfigError
 from qil_deploy.files import atomic_path
-from qil_deploy.freeze import freeze
+from qil_deploy.freezing import freeze
 from qil_deploy.frozen import FrozenInput, FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
 

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .calibrate import calibrate
+    from .calibration import calibrate
     from .config import QuantConfig
-    from .freeze import freeze
-    from .prepare import prepare
+    from .freezing import freeze
+    from .preparation import prepare
 
 __all__ = ["QuantConfig", "calibrate", "freeze", "prepare"]
 
-_HOMES = {"QuantConfig": "config", "calibrate": "calibrate", "freeze": "freeze", "prepare": "prepare"}
+_HOMES = {"QuantConfig": "config", "calibrate": "calibration", "freeze": "freezing", "prepare": "preparation"}
 
 
 def __getattr__(name: str) -> object:

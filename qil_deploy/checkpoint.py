@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from .config import QuantConfig, validation_sentences
 from .errors import CheckpointError
 from .files import write_bytes
-from .freeze import freeze
-from .prepare import prepare
+from .freezing import freeze
+from .preparation import prepare
 from .preprocessing import Preprocessing
 
 SCHEMA: Final = 1

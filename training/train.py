@@ -20,13 +20,13 @@ import torch
 from rich.progress import Progress
 from torch import fx, nn
 
-from qil_deploy.calibrate import calibrate
+from qil_deploy.calibration import calibrate
 from qil_deploy.checkpoint import CheckpointInfo, load_model, load_tensors, read_checkpoint, save_checkpoint
 from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.files import ensure_writable, write_text
-from qil_deploy.freeze import freeze
-from qil_deploy.prepare import prepare
+from qil_deploy.freezing import freeze
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 
 from .data import TrainingBatches, to_input

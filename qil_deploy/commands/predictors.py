@@ -24,7 +24,7 @@ def checkpoint_predictors(path: Path) -> dict[str, Predictor]:
 
     from qil_deploy.checkpoint import load_model
     from qil_deploy.errors import CheckpointError
-    from qil_deploy.freeze import freeze
+    from qil_deploy.freezing import freeze
     from qil_deploy.training.models import build_model
 
     info, model = load_model(path, build_model)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
-from qil_deploy.prepare import prepare
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.data import to_input
 

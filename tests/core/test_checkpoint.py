@@ -15,12 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from qil_deploy.calibrate import calibrate
+from qil_deploy.calibration import calibrate
 from qil_deploy.checkpoint import CheckpointInfo, load_model, load_tensors, read_checkpoint, save_checkpoint
 from qil_deploy.config import LayerOverride, QuantConfig
 from qil_deploy.errors import CheckpointError, OutputError
-from qil_deploy.freeze import freeze
-from qil_deploy.prepare import prepare
+from qil_deploy.freezing import freeze
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(channels=3, height=8, width=8, scale=0.0123, zero_point=77)

@@ -18,10 +18,10 @@ from torch import Tensor, fx, nn
 
 from qil_deploy.config import LayerOverride, QuantConfig
 from qil_deploy.fold import largest_spread
-from qil_deploy.freeze import freeze
+from qil_deploy.freezing import freeze
 from qil_deploy.frozen import FrozenLayer
 from qil_deploy.onnx_file import read_model
-from qil_deploy.prepare import prepare
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
 from qil_deploy.reference import IntegerReference

@@ -181,9 +181,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_every_cut_is_noticed(tmp_path: Path, rng: np.random.Generator) -> None:
     weights = numpy_helper.from_array(rng.integers(-63, 64, (4, 5)).astype(np.int8), "w")
-    content = model_with(
-        weights, helper.make_tensor("p", TensorProto.INT4, [3], [1, 2, 3])
-    ).SerializeToString()
+    content = model_with(weights, helper.make_tensor("p", TensorProto.INT4, [3], [1, 2, 3])).SerializeToString()
     # The opsets come last in a file by `onnx`: one opset less is a whole file again, which says less.
     one_opset_less = len(content) - len(helper.make_opsetid("com.microsoft", 1).SerializeToString()) - 2
     path = tmp_path / "model.onnx"
@@ -202,9 +200,7 @@ def test_flipped_bytes_are_read_or_refused_but_never_crash(
 ) -> None:
     weights = numpy_helper.from_array(np.arange(12, dtype=np.int16).reshape(3, 4), "w")
     content = bytearray(
-        model_with(
-            weights, helper.make_tensor("p", TensorProto.INT2, [5], [1, 0, -1, -2, 1])
-        ).SerializeToString()
+        model_with(weights, helper.make_tensor("p", TensorProto.INT2, [5], [1, 0, -1, -2, 1])).SerializeToString()
     )
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -300,7 +296,5 @@ def test_inputs_of_unknown_type_are_refused(tmp_path: Path) -> None:
 def test_attribute_without_a_type_is_refused(tmp_path: Path) -> None:
     node = helper.make_node("Thing", ["x"], ["y"], name="thing", value=1)
     node.attribute[0].type = onnx.AttributeProto.UNDEFINED
-    with pytest.raises(
-        ModelFileError, match=r"attribute 'value' of node 'thing' \(Thing\) has type number 0"
-    ):
+    with pytest.raises(ModelFileError, match=r"attribute 'value' of node 'thing' \(Thing\) has type number 0"):
         read(tmp_path, model_with(nodes=(node,)))

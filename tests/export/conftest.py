@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from qil_deploy.calibrate import calibrate
+from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.export.capture import node_names
-from qil_deploy.freeze import freeze
+from qil_deploy.freezing import freeze
 from qil_deploy.onnx_file import read_model
-from qil_deploy.prepare import prepare
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 from qil_deploy.reference import IntegerReference

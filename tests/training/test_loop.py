@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from qil_deploy.calibrate import calibrate
+from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError
-from qil_deploy.prepare import prepare
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 from qil_deploy.training.data import TrainingBatches

@@ -70,9 +70,7 @@ class Graph:
     def dequantize(self, codes: str, scale: float, zero_point: int) -> str:
         return self.node("DequantizeLinear", codes, *self.grid(scale, zero_point))
 
-    def dequantize_weights(
-        self, weights: str, bias: Array | None, x_scale: float, scales: Array
-    ) -> list[str]:
+    def dequantize_weights(self, weights: str, bias: Array | None, x_scale: float, scales: Array) -> list[str]:
         """Add weights and bias as a QDQ file stores them: integers, each with its scale along axis 0."""
         grid = self.constant(scales), self.constant(np.zeros(scales.shape, np.int8))
         operands = [self.node("DequantizeLinear", weights, *grid, axis=0)]
@@ -85,9 +83,7 @@ class Graph:
         self, images: Array, *, output: str = "", dtype: DTypeLike = np.uint8, batch: int | str = "batch"
     ) -> onnx.ModelProto:
         """Return the model whose output is the last node's, or the named one."""
-        image_type, output_type = (
-            helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in (images.dtype, dtype)
-        )
+        image_type, output_type = (helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in (images.dtype, dtype))
         graph = helper.make_graph(
             self.nodes,
             "graph",
@@ -107,9 +103,7 @@ def run_runtime(model: onnx.ModelProto, images: Array, level: str, optimized: Pa
     options.log_severity_level = 3
     if optimized:
         options.optimized_model_filepath = str(optimized)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"images": images})[0])
 
 
@@ -150,9 +144,7 @@ class Comparison:
             assert len(np.unique(found)) > 5
         return found
 
-    def check_fused(
-        self, graph: Graph, images: Array, operators: list[str], *, dtype: DTypeLike = np.uint8
-    ) -> Array:
+    def check_fused(self, graph: Graph, images: Array, operators: list[str], *, dtype: DTypeLike = np.uint8) -> Array:
         """Require that a QDQ graph fuses to `operators` and equals ONNX Runtime where that fuses, too."""
         reference = IntegerReference(self.read(graph.model(images, dtype=dtype)))
         assert [node.op_type for node in reference.nodes] == operators

@@ -137,9 +137,7 @@ def test_packed_weights_are_cast_and_spread(
     weights = graph.node("Cast", graph.packed(codes, bits), to=TensorProto.INT8)
     if factor:
         spread = rng.integers(1, 127 // largest, (4, 1, 1, 1), np.int8, endpoint=True)
-        weights = graph.node(
-            "Mul", weights, graph.constant(spread if factor == "per channel" else np.int8(18))
-        )
+        weights = graph.node("Mul", weights, graph.constant(spread if factor == "per channel" else np.int8(18)))
     operands = graph.weights(weights, rng.uniform(0.01, 0.02, 4).astype(np.float32))
     grids = graph.grid(1 / 15, 0), graph.grid(0.01, 100)
     graph.node("QLinearConv", "images", *grids[0], *operands, *grids[1], pads=[1] * 4)
@@ -187,9 +185,7 @@ def test_int32_overflow_is_an_error(comparison: Comparison, graph: Graph) -> Non
     bias = graph.constant(np.array([2**31 - 1], np.int32))
     graph.node("QLinearConv", "images", *graph.grid(1, 0), *operands, *graph.grid(1, 0), bias)
     reference = IntegerReference(comparison.read(graph.model(images)))
-    with pytest.raises(
-        ModelFileError, match=r"'QLinearConv_0' \(QLinearConv\): an accumulator .* beyond int32"
-    ):
+    with pytest.raises(ModelFileError, match=r"'QLinearConv_0' \(QLinearConv\): an accumulator .* beyond int32"):
         reference.run(images)
     assert reference.run(np.zeros_like(images)).tolist() == [[[[255]]]]
 

@@ -35,15 +35,11 @@ def network(graph: Graph) -> Graph:
     return graph
 
 
-def test_a_batch_of_many_blocks_is_its_images(
-    comparison: Comparison, network: Graph, rng: np.random.Generator
-) -> None:
+def test_a_batch_of_many_blocks_is_its_images(comparison: Comparison, network: Graph, rng: np.random.Generator) -> None:
     images = random_images(rng, 25, size=128)
     found = comparison.check(network, images, levels=("all",))
     reference = IntegerReference(comparison.read(network.model(images)))
-    np.testing.assert_array_equal(
-        found, np.concatenate([reference.run(image[None]) for image in images]), strict=True
-    )
+    np.testing.assert_array_equal(found, np.concatenate([reference.run(image[None]) for image in images]), strict=True)
 
 
 def test_no_images_give_no_logits(comparison: Comparison, network: Graph, rng: np.random.Generator) -> None:
@@ -137,12 +133,8 @@ def test_what_cannot_be_computed_is_refused_by_name(
 
 
 def test_several_outputs_of_one_node_are_refused(comparison: Comparison, graph: Graph) -> None:
-    graph.nodes.append(
-        helper.make_node("MaxPool", ["images"], ["y", "indices"], name="pool", kernel_shape=[2, 2])
-    )
-    assert "'pool' (MaxPool): 2 outputs are asked for; only the first is supported" in refusal(
-        comparison, graph
-    )
+    graph.nodes.append(helper.make_node("MaxPool", ["images"], ["y", "indices"], name="pool", kernel_shape=[2, 2]))
+    assert "'pool' (MaxPool): 2 outputs are asked for; only the first is supported" in refusal(comparison, graph)
 
 
 def test_a_graph_without_its_output_is_refused(comparison: Comparison, network: Graph) -> None:

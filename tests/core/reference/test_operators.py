@@ -18,9 +18,7 @@ Array = NDArray[Any]
 
 MICROSOFT = "com.microsoft"
 ODD = 4095  # exported ratios are p/q with one odd q of at most 4095: no result is a tie
-ALL_PAIRS = np.stack(np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8)))[
-    :, None, None
-]
+ALL_PAIRS = np.stack(np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8)))[:, None, None]
 
 
 def random_codes(rng: np.random.Generator, *shape: int) -> Array:
@@ -58,14 +56,10 @@ def test_qgemm(
     comparison.check(graph, images, dtype=np.uint8 if requantized else np.float32)
 
 
-def add_constant(
-    graph: Graph, ratios: tuple[int, int, int], zero_points: tuple[int, int, int], b: Array
-) -> None:
+def add_constant(graph: Graph, ratios: tuple[int, int, int], zero_points: tuple[int, int, int], b: Array) -> None:
     """Add a constant to the images, with scales p_a / q and p_b / q of the result's."""
     p_a, p_b, q = ratios
-    grids = [
-        graph.grid(0.02 * p / q, zero_point) for p, zero_point in zip((p_a, p_b, q), zero_points, strict=True)
-    ]
+    grids = [graph.grid(0.02 * p / q, zero_point) for p, zero_point in zip((p_a, p_b, q), zero_points, strict=True)]
     graph.node("QLinearAdd", "images", *grids[0], graph.constant(b), *grids[1], *grids[2], domain=MICROSOFT)
 
 
@@ -205,9 +199,7 @@ def test_pad_without_value_and_axes_pads_zeros_everywhere(
 @pytest.mark.parametrize(("low", "high"), [(3, 15), (3, None), (None, 15)])
 def test_clip(comparison: Comparison, graph: Graph, low: int | None, high: int | None) -> None:
     codes = np.arange(256, dtype=np.uint8)[None]
-    graph.node(
-        "Clip", "images", *("" if limit is None else graph.constant(np.uint8(limit)) for limit in (low, high))
-    )
+    graph.node("Clip", "images", *("" if limit is None else graph.constant(np.uint8(limit)) for limit in (low, high)))
     expected = codes.clip(0 if low is None else low, 255 if high is None else high)
     np.testing.assert_array_equal(comparison.check(graph, codes), expected, strict=True)
 
@@ -220,9 +212,7 @@ def test_quantize_rounds_half_to_even_and_saturates(
     comparison.check(graph, np.concatenate([halves, others, [1e9, -1e9]])[None].astype(np.float32))
 
 
-def test_quantize_divides_by_the_scale(
-    comparison: Comparison, graph: Graph, rng: np.random.Generator
-) -> None:
+def test_quantize_divides_by_the_scale(comparison: Comparison, graph: Graph, rng: np.random.Generator) -> None:
     graph.quantize("images", 0.0137, 114)
     comparison.check(graph, rng.normal(0, 2, (50, 999)).astype(np.float32))
 
@@ -232,13 +222,9 @@ def test_dequantize(comparison: Comparison, graph: Graph) -> None:
     comparison.check(graph, np.arange(256, dtype=np.uint8)[None], dtype=np.float32)
 
 
-def test_quantize_and_dequantize_per_channel(
-    comparison: Comparison, graph: Graph, rng: np.random.Generator
-) -> None:
+def test_quantize_and_dequantize_per_channel(comparison: Comparison, graph: Graph, rng: np.random.Generator) -> None:
     scales = graph.constant(np.array([0.01, 0.02, 0.03], np.float32))
     zero_points = graph.constant(np.array([1, 128, 200], np.uint8))
     codes = graph.node("QuantizeLinear", "images", scales, zero_points)
     graph.node("DequantizeLinear", codes, scales, zero_points)
-    comparison.check(
-        graph, rng.normal(0, 2, (4, 3, 5)).astype(np.float32), dtype=np.float32, levels=("disabled",)
-    )
+    comparison.check(graph, rng.normal(0, 2, (4, 3, 5)).astype(np.float32), dtype=np.float32, levels=("disabled",))

@@ -58,9 +58,7 @@ def test_conv_with_packed_weights(
         weights = graph.node("Mul", weights, graph.constant(np.int8(factor)))
     scales = rng.uniform(0.5, 1.5, 4).astype(np.float32) / np.float32(largest * (factor or 1))
     operands = graph.dequantize_weights(weights, rng.integers(-99, 99, 4, np.int32), 1 / 15, scales)
-    graph.quantize(
-        graph.node("Conv", graph.dequantize("images", 1 / 15, 0), *operands, pads=[1] * 4), 0.05, 100
-    )
+    graph.quantize(graph.node("Conv", graph.dequantize("images", 1 / 15, 0), *operands, pads=[1] * 4), 0.05, 100)
     comparison.check_fused(graph, rng.integers(0, 16, (2, 3, 8, 8), np.uint8), ["QLinearConv"])
 
 
@@ -162,9 +160,7 @@ def test_a_bias_that_is_no_accumulator_is_refused(
     images = np.zeros((1, 1, 1, 1), np.uint8)
     weights = graph.constant(np.ones((1, 1, 1, 1), np.int8))
     w = graph.node("DequantizeLinear", weights, graph.constant(np.float32(2)))
-    b = graph.node(
-        "DequantizeLinear", graph.constant(np.ones(1, np.int32)), *bias_grid(graph, scale, zero_point)
-    )
+    b = graph.node("DequantizeLinear", graph.constant(np.ones(1, np.int32)), *bias_grid(graph, scale, zero_point))
     graph.quantize(graph.node("Conv", graph.dequantize("images", 0.5, 0), w, b), 1, 0)
     with pytest.raises(ModelFileError, match=f"the bias of 'Conv_3' {message}"):
         IntegerReference(comparison.read(graph.model(images)))
@@ -180,9 +176,7 @@ def test_weights_scaled_along_another_axis_are_refused(comparison: Comparison, g
 
 
 @pytest.mark.parametrize("without", ["data", "weights"])
-def test_a_gemm_that_the_runtime_would_not_fuse_is_refused(
-    comparison: Comparison, graph: Graph, without: str
-) -> None:
+def test_a_gemm_that_the_runtime_would_not_fuse_is_refused(comparison: Comparison, graph: Graph, without: str) -> None:
     images = np.zeros((1, 2), np.uint8)
     data = ["images", *graph.grid(1, 0)]
     weights = list(graph.weights(np.ones((2, 2), np.int8), np.float32(1)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qil_deploy.calibrate import calibrate
+from qil_deploy.calibration import calibrate
 from qil_deploy.errors import DataError
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, best_threshold
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from qil_deploy.calibrate import calibrate
+from qil_deploy.calibration import calibrate
 from qil_deploy.errors import UnsupportedModelError
-from qil_deploy.freeze import freeze
+from qil_deploy.freezing import freeze
 from qil_deploy.frozen import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale, Grid
 from qil_deploy.quantizers import RangeQuantizer
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from qil_deploy.config import LayerOverride, QuantConfig
 from qil_deploy.errors import ConfigError, UnsupportedModelError
 from qil_deploy.layers import GlobalAveragePool, QuantConv2d, QuantLinear
-from qil_deploy.prepare import prepare
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer, WeightQuantizer
 from qil_deploy.training.models import build_model

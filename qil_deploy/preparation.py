@@ -15,7 +15,7 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
-from .calibrate import calibrate_on_first_batch
+from .calibration import calibrate_on_first_batch
 from .config import LayerBits, QuantConfig
 from .errors import UnsupportedModelError
 from .graph import module_of, trace, users_of
