@@ -1,0 +1,112 @@
+"""The emitter: shared constants, unique names, and rewriting that keeps what no rule is for."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qil_deploy.export.emitter import Emitter, integer, real, rewrite
+
+
+def image() -> ir.Value:
+    return ir.Value(name="image", shape=ir.Shape(["batch", 2]), type=ir.TensorType(ir.DataType.FLOAT))
+
+
+def small_model() -> ir.Model:
+    """(image + 1) * [1, 2], with an initializer that nothing reads and one in int4."""
+    emitter, x = Emitter(), image()
+    emitter.constant(np.float32(7), "unread")
+    y = emitter.op("Add", [x, emitter.constant(np.float32(1), "")], "sum")
+    packed = ir.Tensor(np.array([1, 2], ml_dtypes.int4), dtype=ir.DataType.INT4, name="packed")
+    factor = emitter.op("Cast", [emitter.tensor(packed)], "factor", attributes={"to": ir.DataType.FLOAT})
+    z = emitter.op("Mul", [y, factor], "product", node_name="times")
+    return emitter.model([x], [z], {"": 21}, ir_version=10)
+
+
+def test_equal_scalars_and_zeros_are_stored_once() -> None:
+    emitter = Emitter()
+    assert emitter.constant(np.float32(0.1), "a") is emitter.constant(np.float32(0.1), "b")
+    assert emitter.constant(np.zeros(3, np.int8), "a") is emitter.constant(np.zeros(3, np.int8), "b")
+    assert sorted(emitter.initializers) == ["float32_0.100000001", "int8_0x3"]
+
+
+def test_constants_of_other_type_shape_or_value_are_not_shared() -> None:
+    emitter = Emitter()
+    arrays: list[np.ndarray | np.generic] = [
+        np.uint8(0),
+        np.int8(0),
+        np.int32(0),
+        np.zeros(1, np.int8),
+        np.zeros(3, np.int8),
+        np.zeros((3, 1), np.int8),
+    ]
+    arrays += [np.float32(1), np.float32(np.nextafter(np.float32(1), np.float32(2)))]
+    values = [emitter.constant(array, "") for array in arrays]
+    assert len({id(value) for value in values}) == len(arrays)
+    for value, array in zip(values, arrays, strict=True):
+        assert value.const_value is not None
+        np.testing.assert_array_equal(value.const_value.numpy(), array, strict=True)
+
+
+def test_arrays_keep_their_own_name_even_where_they_are_equal() -> None:
+    emitter = Emitter()
+    for name in ("a", "b"):
+        emitter.constant(np.ones(3, np.int8), name)
+    assert sorted(emitter.initializers) == ["a", "b"]
+
+
+def test_two_initializers_of_one_name_are_refused() -> None:
+    emitter = Emitter()
+    emitter.constant(np.ones(3, np.int8), "weights")
+    with pytest.raises(ValueError, match="two initializers are called 'weights'"):
+        emitter.constant(np.full(3, 2, np.int8), "weights")
+
+
+def test_a_model_holds_what_its_nodes_read() -> None:
+    model = small_model()
+    assert sorted(model.graph.initializers) == ["float32_1", "packed"]
+    assert [node.name for node in model.graph] == ["sum", "factor", "times"]
+    assert model.graph.opset_imports == {"": 21}
+    assert model.ir_version == 10
+
+
+def test_rewrite_without_rules_copies() -> None:
+    model = small_model()
+    copy = rewrite(model, {})
+    assert ir.to_proto(copy) == ir.to_proto(model)
+    assert not set(copy.graph) & set(model.graph)
+
+
+def test_rewrite_replaces_what_has_a_rule_and_leaves_the_old_model_alone() -> None:
+    model = small_model()
+    before = ir.to_proto(model)
+
+    def subtract(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+        negated = emitter.op("Neg", [inputs[1]], f"{node.name}_negated")
+        return emitter.op("Sub", [inputs[0], negated], str(node.name))
+
+    result = rewrite(model, {("", "Add"): subtract})
+    assert [(node.op_type, node.name) for node in result.graph] == [
+        ("Neg", "sum_negated"),
+        ("Sub", "sum"),
+        ("Cast", "factor"),
+        ("Mul", "times"),
+    ]
+    assert [output.name for output in result.graph.outputs] == ["product"]
+    assert ir.to_proto(model) == before
+
+
+def test_a_rule_of_another_domain_does_not_apply() -> None:
+    model = small_model()
+
+    def fail(*_: object) -> ir.Value:
+        raise AssertionError
+
+    assert ir.to_proto(rewrite(model, {("qil", "Add"): fail})) == ir.to_proto(model)
+
+
+def test_attributes_are_read_by_type() -> None:
+    node = ir.node("Op", [], attributes={"count": 3, "share": 0.5})
+    assert (integer(node, "count"), real(node, "share")) == (3, 0.5)
