@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from qil_deploy.errors import QilDeployError
 
@@ -40,19 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None)
     except QilDeployError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {_escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("qil_deploy"):
             raise
-        Console(stderr=True).print(
-            f"[red]Error:[/red] this command needs the package {error.name!r}; "
-            "install it with: pip install 'qil-deploy\\[train,export]'.",
-            soft_wrap=True,
+        _fail(
+            f"this command needs the package {error.name!r}; install it with: pip install 'qil-deploy[train,export]'."
         )
-        sys.exit(2)
 
 
-def _escape(text: str) -> str:
-    """Keep rich from reading brackets as markup."""
-    return text.replace("[", "\\[")
+def _fail(sentence: str) -> NoReturn:
+    # A Text, not a string: file names may hold brackets, which rich would read as markup.
+    Console(stderr=True).print(Text.assemble(("Error:", "red"), f" {sentence}"), soft_wrap=True)
+    sys.exit(2)

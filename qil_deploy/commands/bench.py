@@ -34,7 +34,7 @@ def bench_command(
     report = benchmark(models, threads=counts, batch=batch, repeats=repeats, warmup=warmup, seed=seed)
     if json is not None:
         write_report(json, report)
-    Console().print(bench_table(report))
+    Console(markup=False).print(bench_table(report))
 
 
 def parse_threads(text: str) -> tuple[int, ...]:

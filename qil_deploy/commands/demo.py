@@ -24,7 +24,7 @@ def demo_command(
 
     from .deliver import deliver, delivery_table
 
-    console = Console()
+    console = Console(markup=False)
     recipe = load_recipe(RECIPE)
     run_folder = out / "run"
     # Always from the start: a demo that shows an earlier run's figures would prove nothing.

@@ -56,7 +56,7 @@ def export_command(
     ensure_writable(output)
     options = ExportOptions(format=format.value, weights=weights.value, input=input.value, opset=opset)
     info, model = load_model(checkpoint, build_model)
-    console = Console()
+    console = Console(markup=False)
     if isinstance(model, fx.GraphModule):
         if info.kind == "quantized":
             console.print(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qil_deploy.errors import ModelFileError
+
 
 def inspect_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The exported model.")],
@@ -21,7 +23,10 @@ def inspect_command(
 
     exported = read_exported_model(model)
     metadata = json.loads(exported.graph.metadata[METADATA_KEY])
-    console = Console()
+    for entry in ("layers", "certificate"):
+        if exported.format != "float" and entry not in metadata:
+            raise ModelFileError(f"the metadata of {model} has no entry {entry!r}; export the model again.")
+    console = Console(markup=False)
     console.print(
         f"{model}: {model.stat().st_size:,} bytes, format {exported.format}, "
         f"weights {metadata.get('weights', 'float32')}, opset {exported.graph.opsets['']}"

@@ -37,7 +37,7 @@ def train_command(
         torch.set_num_threads(threads)
     if compile_:
         compile_quantizers()
-    console = Console()
+    console = Console(markup=False)
     with Progress(console=console) as progress:
         result = train(loaded, folder, resume=resume, progress=progress)
     console.print(run_table(result))

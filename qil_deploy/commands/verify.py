@@ -65,7 +65,7 @@ def verify_command(
         )
     if json is not None:
         write_report(json, report)
-    Console().print(verify_table(report))
+    Console(markup=False).print(verify_table(report))
     if not report.exact:
         raise typer.Exit(1)
 
