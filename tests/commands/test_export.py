@@ -1,0 +1,158 @@
+"""`export`: float, quantized and frozen checkpoints, every option, and refusals that leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from qil_deploy.checkpoint import CheckpointInfo, load_model, read_checkpoint, save_checkpoint
+from qil_deploy.commands.predictors import checkpoint_predictors
+from qil_deploy.config import QuantConfig
+from qil_deploy.datasets import load_images
+from qil_deploy.onnx_file import read_model
+from qil_deploy.preparation import prepare
+from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests.exported_model import read_exported_model
+from qil_deploy.training.models import build_model
+
+if TYPE_CHECKING:
+    from tests.commands.conftest import Outcome, Run
+
+Call = Callable[..., "Outcome"]
+Refused = Callable[..., str]
+FROZEN_NOW = "This checkpoint is not frozen yet; freezing it now."
+
+
+def metadata(path: Path) -> dict[str, object]:
+    (entry,) = onnx.load(path).metadata_props
+    content: dict[str, object] = json.loads(entry.value)
+    return content
+
+
+def test_a_frozen_checkpoint(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "model.onnx"
+    outcome = call("export", run.frozen, "-o", path)
+    assert (outcome.code, outcome.error) == (0, "")
+    assert FROZEN_NOW not in outcome.out
+    assert f"Wrote {path}, {path.stat().st_size:,} bytes." in outcome.out
+    for line in ("int32", "int16", "ties", "float", "weights"):
+        assert f"│ {line} │" in outcome.out
+    images = load_images("digits").first(50).images
+    expected = checkpoint_predictors(run.frozen)["frozen PyTorch"](images)
+    np.testing.assert_array_equal(IntegerReference(read_model(path)).run(images), expected, strict=True)
+    exported = read_exported_model(path)
+    assert (exported.format, exported.input, exported.data) == ("qlinear", "uint8", "digits")
+    assert exported.class_names == tuple("0123456789")
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_brackets_in_a_path_are_printed_as_they_are(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model[v2].onnx"
+    outcome = call("export", run.frozen, "-o", path)
+    assert f"Wrote {path}," in outcome.out
+
+
+def test_a_quantized_checkpoint_is_frozen_on_the_way(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    outcome = call("export", run.quantized, "-o", path)
+    assert outcome.code == 0
+    assert FROZEN_NOW in outcome.out
+    images = load_images("digits").first(50).images
+    expected = checkpoint_predictors(run.quantized)["frozen PyTorch"](images)
+    np.testing.assert_array_equal(IntegerReference(read_model(path)).run(images), expected, strict=True)
+
+
+def test_a_float_checkpoint_becomes_the_baseline(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    outcome = call("export", run.float, "-o", path)
+    assert outcome.code == 0
+    assert "Certificate" not in outcome.out
+    exported = read_exported_model(path)
+    assert (exported.format, exported.input, exported.data) == ("float", "float", "digits")
+
+
+def test_every_option_reaches_the_file(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    options = ("--format", "qdq", "--weights", "int8", "--input", "float", "--opset", 17)
+    assert call("export", run.frozen, "--output", path, *options).code == 0
+    found = metadata(path)
+    assert (found["format"], found["weights"], found["input"]) == ("qdq", "int8", "float")
+    assert {entry.domain: entry.version for entry in onnx.load(path).opset_import} == {"": 17}
+
+
+def test_the_module_export_is_the_command_export(run: Run, call: Call, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    assert call("export", run.frozen, "-o", ours, "--format", "qdq").code == 0
+    command = [sys.executable, "-m", "qil_deploy.export", str(run.frozen), "-o", str(theirs), "--format", "qdq"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_checkpoint_that_is_missing_cut_or_something_else(
+    run: Run, refused: Refused, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "model.onnx"
+    sentence = refused("export", tmp_path / "absent.safetensors", "-o", output)
+    assert "absent.safetensors does not exist; train one with" in sentence
+    damaged = copy_of(run.frozen)
+    whole = damaged.read_bytes()
+    for size in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        damaged.write_bytes(whole[:size])
+        sentence = refused("export", damaged, "-o", output)
+        assert f"checkpoint {damaged} is damaged or truncated" in sentence
+        assert "restore it from a copy or train again" in sentence
+    damaged.write_text("this is no checkpoint at all, but long enough to look like one")
+    assert "is damaged or truncated" in refused("export", damaged, "-o", output)
+    assert not list(output.parent.glob("*"))
+
+
+def test_an_output_that_cannot_be_written(run: Run, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot write" in refused("export", run.frozen, "-o", tmp_path / "file" / "model.onnx")
+    assert f"{tmp_path} is a folder; name a file to write." in refused("export", run.frozen, "-o", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--opset", 20), "opset is 20; packed weights of this model need 21 to 25, or store them as int8."),
+        (("--opset", 12, "--weights", "int8"), "opset is 12; int8 weights of this model need 13 to 25."),
+    ],
+)
+def test_an_opset_that_is_too_old(
+    run: Run, refused: Refused, options: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    assert refused("export", run.frozen, "-o", tmp_path / "model.onnx", *options) == message
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_options_are_refused(run: Run, call: Call, tmp_path: Path) -> None:
+    for options in (("--format", "qoperator"), ("--weights", "int4"), ("--input", "int8"), ("--opset", "new")):
+        outcome = call("export", run.frozen, "-o", tmp_path / "model.onnx", *options)
+        assert outcome.code == 2
+        assert f"Invalid value for '{options[0]}'" in outcome.error
+        assert "Traceback" not in outcome.error
+    assert call("export", run.frozen).code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_paper_placement_cannot_be_exported(run: Run, refused: Refused, tmp_path: Path) -> None:
+    info, network = load_model(run.float, build_model)
+    config = QuantConfig(placement="paper")
+    x = read_checkpoint(run.float)[1]["conv1.weight"].new_zeros(1, *info.preprocessing.shape)
+    prepared = prepare(network, config, x, input_grid=info.preprocessing)
+    content = info.model_dump() | {"kind": "quantized", "config": config, "preprocessing": info.preprocessing}
+    save_checkpoint(tmp_path / "paper.safetensors", CheckpointInfo(**content), prepared)
+    sentence = refused("export", tmp_path / "paper.safetensors", "-o", tmp_path / "model.onnx", printed=True)
+    assert "'paper' placement keeps float layers" in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["paper.safetensors"]

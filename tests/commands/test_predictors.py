@@ -1,0 +1,56 @@
+"""Predictors of checkpoints: which there are, and that they compute what their model does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from qil_deploy.checkpoint import load_model
+from qil_deploy.commands.predictors import checkpoint_predictors, model_predictor
+from qil_deploy.datasets import load_images
+from qil_deploy.errors import CheckpointError, DataError
+from qil_deploy.training.models import build_model
+
+if TYPE_CHECKING:
+    from tests.commands.conftest import Run
+
+IMAGES = load_images("digits").first(40).images
+
+
+def test_a_frozen_checkpoint_has_one_and_a_quantized_one_two(run: Run) -> None:
+    assert list(checkpoint_predictors(run.frozen)) == ["frozen PyTorch"]
+    assert list(checkpoint_predictors(run.quantized)) == ["unfrozen PyTorch", "frozen PyTorch"]
+
+
+def test_they_run_the_models_on_normalised_images(run: Run) -> None:
+    for path, name in ((run.frozen, "frozen PyTorch"), (run.quantized, "unfrozen PyTorch")):
+        info, model = load_model(path, build_model)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(info.preprocessing.normalize(IMAGES))).numpy()
+        found = checkpoint_predictors(path)[name](IMAGES)
+        np.testing.assert_array_equal(found, expected, strict=True)
+        assert found.dtype == np.float32
+
+
+def test_freezing_moves_logits_a_little(run: Run) -> None:
+    unfrozen, frozen = (predict(IMAGES) for predict in checkpoint_predictors(run.quantized).values())
+    assert (unfrozen != frozen).any()
+    np.testing.assert_allclose(frozen, unfrozen, rtol=0, atol=0.5 * float(np.ptp(unfrozen)))
+
+
+def test_a_float_checkpoint_is_refused(run: Run) -> None:
+    with pytest.raises(CheckpointError, match="holds a float network; name the quantized or frozen one"):
+        checkpoint_predictors(run.float)
+
+
+def test_images_of_another_shape_are_refused(run: Run) -> None:
+    with pytest.raises(DataError, match=r"uint8 of shape \[N, 1, 8, 8\]"):
+        checkpoint_predictors(run.frozen)["frozen PyTorch"](IMAGES[:, :, :4])
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(TypeError, match="a torch module and its preprocessing"):
+        model_predictor("model", None)
