@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-RECIPE = Path("digits_resnet8")
+RECIPE = Path("digits_resnet14")
 
 
 def demo_command(

@@ -15,6 +15,7 @@ from qil_deploy.commands import main
 
 # A minute's recipe cut down to seconds; the accuracy does not matter.
 TINY = (
+    "model.name=resnet8",
     "model.width=8",
     "float_training.epochs=1",
     "float_training.batch_size=128",
@@ -94,7 +95,7 @@ def _wide_terminal() -> Iterator[None]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Train a float network, w4a4 with a frozen stage, and w3a3 without."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    outcome = _call("train", "digits_resnet8", "--out", folder, *_options(TINY))
+    outcome = _call("train", "digits_resnet14", "--out", folder, *_options(TINY))
     assert outcome.code == 0, outcome.error
     return Run(folder=folder, outcome=outcome)
 

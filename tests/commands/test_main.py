@@ -58,7 +58,7 @@ def test_brackets_in_an_error_are_printed_as_they_are(refused: Callable[..., str
 def test_a_missing_package_is_named(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device, which has neither torch nor onnx."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    sentence = refused("train", "digits_resnet8")
+    sentence = refused("train", "digits_resnet14")
     assert sentence == (
         "this command needs the package 'torch'; install it with: pip install 'qil-deploy[train,export]'."
     )

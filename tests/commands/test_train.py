@@ -37,7 +37,7 @@ def test_a_finished_run_is_not_overwritten_and_resumes_at_its_end(
     run: Run, call: Callable[..., Outcome], refused: Refused, tiny_changes: list[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
-    arguments = ("train", "digits_resnet8", "--out", run.folder, *tiny_changes)
+    arguments = ("train", "digits_resnet14", "--out", run.folder, *tiny_changes)
     assert "already holds a run; continue it with --resume or choose another --out" in refused(*arguments)
     outcome = call(*arguments, "--resume")
     assert outcome.code == 0
@@ -51,7 +51,7 @@ def test_the_folder_is_by_default_named_after_the_recipe(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     changes = ("--set", "float_training.epochs=0", "--set", "stages=[]", "--set", "name=quick")
-    assert call("train", "digits_resnet8", *changes, "--threads", "1").code == 0
+    assert call("train", "digits_resnet14", *changes, "--threads", "1").code == 0
     assert (tmp_path / "runs" / "quick" / "float.safetensors").is_file()
 
 
@@ -76,14 +76,14 @@ def test_what_cannot_be_carried_out_is_refused_before_training(
     changes: list[str], message: str, refused: Refused, tmp_path: Path
 ) -> None:
     options = [part for change in changes for part in ("--set", change)]
-    assert message in refused("train", "digits_resnet8", "--out", tmp_path / "run", *options)
+    assert message in refused("train", "digits_resnet14", "--out", tmp_path / "run", *options)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_missing_and_damaged_recipes(refused: Refused, tmp_path: Path) -> None:
     sentence = refused("train", tmp_path / "absent.toml")
     assert "absent.toml cannot be read" in sentence
-    assert "shipped recipes: digits_resnet8, fashion_mnist_resnet20" in sentence
+    assert "shipped recipes: digits_resnet14, fashion_mnist_resnet20" in sentence
     (tmp_path / "bad.toml").write_text("name = ")
     assert "bad.toml is not valid TOML" in refused("train", tmp_path / "bad.toml")
     (tmp_path / "short.toml").write_text('name = "short"')
@@ -92,14 +92,14 @@ def test_missing_and_damaged_recipes(refused: Refused, tmp_path: Path) -> None:
 
 def test_an_output_below_a_file_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "cannot write" in refused("train", "digits_resnet8", "--out", tmp_path / "file" / "run")
+    assert "cannot write" in refused("train", "digits_resnet14", "--out", tmp_path / "file" / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_empty_image_folders_are_refused(refused: Refused, tmp_path: Path) -> None:
     data = tmp_path / "images"
     data.mkdir()
-    arguments = ("train", "digits_resnet8", "--out", tmp_path / "run", "--set", f"data='{data}'")
+    arguments = ("train", "digits_resnet14", "--out", tmp_path / "run", "--set", f"data='{data}'")
     assert "has no subfolder train" in refused(*arguments)
     (data / "train" / "cat").mkdir(parents=True)
     (data / "train" / "cat" / "notes.txt").write_text("no image")
@@ -124,6 +124,6 @@ def test_a_network_that_cannot_be_lowered_is_refused_before_training(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(models.MODELS, "sigmoidal", lambda **_: Sigmoidal())
-    arguments = ("train", "digits_resnet8", "--out", tmp_path / "run", "--set", "model.name=sigmoidal")
+    arguments = ("train", "digits_resnet14", "--out", tmp_path / "run", "--set", "model.name=sigmoidal")
     assert "operation 'sigmoid' (node 'sigmoid') cannot be lowered; supported are Conv2d" in refused(*arguments)
     assert not list(tmp_path.rglob("*.safetensors"))
