@@ -27,24 +27,19 @@ from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 from qil_deploy.training.models import build_model
 
 Array = NDArray[Any]
 
-LEVELS = {
-    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
 # Where ONNX Runtime computes with integers: QDQ is fused from "extended" on.
-EXACT_LEVELS = {"qlinear": tuple(LEVELS), "qdq": ("extended", "all")}
+EXACT_LEVELS = {"qlinear": tuple(OPTIMIZATION_LEVELS), "qdq": ("extended", "all")}
 
 
 def run_runtime(model: onnx.ModelProto, images: Array, level: str = "all") -> dict[str, Array]:
     """Run a model in ONNX Runtime; return its outputs by name."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = LEVELS[level]
+    options.graph_optimization_level = OPTIMIZATION_LEVELS[level]
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
