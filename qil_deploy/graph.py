@@ -13,6 +13,7 @@ replaced by them), each named like the module or operation it came from:
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -103,6 +104,13 @@ def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module:
     return graph_module.get_submodule(str(node.target))
 
 
+def free_name(graph_module: fx.GraphModule, name: str) -> str:
+    """Return `name`, or with a number behind it the first name that no module of the graph has yet."""
+    taken = {existing for existing, _ in graph_module.named_modules(remove_duplicate=False)}
+    candidates = (f"{name}_{number}" for number in itertools.count(2))
+    return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
+
+
 def input_of(node: fx.Node) -> fx.Node:
     """Return the one node that `node` reads."""
     (source,) = node.all_input_nodes
@@ -136,7 +144,7 @@ def _replace_function(graph_module: fx.GraphModule, node: fx.Node, modules: list
     end = node
     sources = tuple(argument for argument in node.args if isinstance(argument, fx.Node))
     for index, module in enumerate(modules):
-        name = node.name if index == 0 else f"{node.name}_{index}"
+        name = free_name(graph_module, node.name if index == 0 else f"{node.name}_{index}")
         graph_module.add_submodule(name, module)
         with graph_module.graph.inserting_after(end):
             end = graph_module.graph.call_module(name, sources)

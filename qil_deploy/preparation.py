@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from .calibration import calibrate_on_first_batch
 from .config import LayerBits, QuantConfig
 from .errors import UnsupportedModelError
-from .graph import module_of, trace, users_of
+from .graph import free_name, module_of, trace, users_of
 from .layers import QuantLayer, quantize_layer
 from .placement import Reader, Site, bits_of_layers, edge_layers, find_sites, readers_of
 from .preprocessing import Preprocessing
@@ -127,6 +127,7 @@ def _insert_after(
 ) -> fx.Node:
     """Insert a call of `module` behind `source`, read by `users` (by all its users if None)."""
     chosen = users_of(source) if users is None else users
+    name = free_name(graph_module, name)
     graph_module.add_submodule(name, module)
     with graph_module.graph.inserting_after(source):
         new = graph_module.graph.call_module(name, (source,))

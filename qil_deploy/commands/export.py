@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from qil_deploy.errors import ConfigError
+
 
 class Format(StrEnum):
     """Integer operators, or float operators between quantize and dequantize."""
@@ -58,10 +60,6 @@ def export_command(
     info, model = load_model(checkpoint, build_model)
     console = Console(markup=False)
     if isinstance(model, fx.GraphModule):
-        if info.kind == "quantized":
-            console.print(
-                "This checkpoint is not frozen yet; freezing it now. `verify --checkpoint` shows what that changes."
-            )
         result = export_onnx(
             model,
             output,
@@ -70,8 +68,17 @@ def export_command(
             data=info.data,
             options=options,
         )
+        if info.kind == "quantized":
+            console.print(
+                "The checkpoint was not frozen; it was frozen on the way. `verify --checkpoint` shows what changed."
+            )
         console.print(certificate_table([asdict(line) for line in result.certificate]))
     else:
+        if options != ExportOptions():
+            raise ConfigError(
+                f"checkpoint {checkpoint} holds a float network, which is written as it is; "
+                "--format, --weights, --input and --opset are for quantized ones."
+            )
         result = export_float_onnx(
             model, output, preprocessing=info.preprocessing, class_names=info.class_names, data=info.data
         )

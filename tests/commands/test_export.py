@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Call = Callable[..., "Outcome"]
 Refused = Callable[..., str]
-FROZEN_NOW = "This checkpoint is not frozen yet; freezing it now."
+FROZEN_NOW = "The checkpoint was not frozen; it was frozen on the way."
 
 
 def metadata(path: Path) -> dict[str, object]:
@@ -156,3 +156,11 @@ def test_paper_placement_cannot_be_exported(run: Run, refused: Refused, tmp_path
     sentence = refused("export", tmp_path / "paper.safetensors", "-o", tmp_path / "model.onnx", printed=True)
     assert "'paper' placement keeps float layers" in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["paper.safetensors"]
+
+
+def test_options_of_quantized_models_are_refused_for_a_float_network(
+    run: Run, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    path = tmp_path / "float.onnx"
+    assert "are for quantized ones" in refused("export", run.float, "-o", path, "--format", "qdq")
+    assert not list(tmp_path.iterdir())
