@@ -1,6 +1,6 @@
 """Make a folder of the zoo: train a recipe, export, verify on the whole test set, time, write the README's table.
 
-    python benchmarks/make_zoo.py fashion_mnist_resnet20 --run runs/fashion_mnist_resnet20 --out zoo/fashion_mnist
+    python benchmarks/make_zoo.py fashion_mnist_resnet20 --run runs/resnet20 --out zoo/fashion_mnist --compile
 
 Training is skipped where the run is finished, so that the files and the table can be made again in minutes.
 """
@@ -41,7 +41,8 @@ def main(
     for checkpoint in checkpoints(result):
         shutil.copyfile(checkpoint, out / checkpoint.name)
     shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
-    write_text(out / "README.md", readme(loaded, str(recipe), deliveries, out))
+    command = f"{recipe} --run {run} --out {out}" + (" --compile" if compile_ else "")
+    write_text(out / "README.md", readme(loaded, command, deliveries))
     console.print(delivery_table(deliveries))
 
 
@@ -54,7 +55,7 @@ def checkpoints(result: RunResult) -> list[Path]:
     return kept
 
 
-def readme(recipe: Recipe, recipe_name: str, deliveries: list[Delivery], out: Path) -> str:
+def readme(recipe: Recipe, command: str, deliveries: list[Delivery]) -> str:
     """Return the text of the zoo's README: a table of figures, what they mean, and how to repeat them."""
     environment = describe_environment()
     rows = [HEADINGS, tuple("---" for _ in HEADINGS)]
@@ -83,7 +84,7 @@ Float: {recipe.float_training.epochs} epochs. Then {stages}. `metrics.jsonl` has
 
 Made by:
 
-    python benchmarks/make_zoo.py {recipe_name} --run runs/{recipe.name} --out {out}
+    python benchmarks/make_zoo.py {command}
 """
 
 
