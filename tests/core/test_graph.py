@@ -26,5 +26,5 @@ def test_names_that_would_collide_are_kept_apart() -> None:
     traced = trace(Network(), torch.zeros(1, 1, 8, 8))
 
     sizes = [module.kernel_size for module in traced.modules() if isinstance(module, nn.MaxPool2d)]
-    assert sorted(map(int, sizes)) == [2, 4]
+    assert set(sizes) == {2, 4}
     assert traced(torch.zeros(1, 1, 8, 8)).shape == (1, 2)
