@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
+from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.frozen import (
     FrozenAdd,
     FrozenGlobalAveragePool,
@@ -37,9 +38,6 @@ from qil_deploy.layers import QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
 
 from .emitter import QIL_DOMAIN, Emitter
-
-INPUT_NAME = "image"
-OUTPUT_NAME = "logits"
 
 InputKind = Literal["uint8", "float"]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from qil_deploy.errors import CertificateError, ConfigError
+from qil_deploy.exported_names import METADATA_KEY
 from qil_deploy.files import atomic_path
 from qil_deploy.freezing import freeze
 from qil_deploy.frozen import FrozenInput, FrozenLayer
@@ -29,7 +30,6 @@ from .store_weights import Storage, packed_dtype, store_weights
 
 Format = Literal["qlinear", "qdq"]
 
-METADATA_KEY = "qil_deploy"
 METADATA_SCHEMA = 1
 # The oldest opset that has what the storage needs (per-channel QDQ, INT4 and INT2 tensors), and the IR of that time.
 _OPSETS = {ir.DataType.INT8: 13, ir.DataType.INT4: 21, ir.DataType.INT2: 25}

@@ -12,10 +12,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.files import atomic_path
 from qil_deploy.preprocessing import Preprocessing
 
-from .capture import INPUT_NAME, OUTPUT_NAME
 from .export import METADATA_SCHEMA, ExportResult, save_model
 
 FLOAT_OPSET = 21

@@ -50,13 +50,11 @@ class OutputGrid:
 
     Attributes:
         scale: step, float32-representable, positive.
-        offset: the value of code `zero_point` (the pruning threshold of an interval, 0 for a range).
-        zero_point: uint8 code of `offset`.
+        offset: the value of the grid's zero point (the pruning threshold of an interval, 0 for a range).
     """
 
     scale: float | None
     offset: float
-    zero_point: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,8 +111,7 @@ class FrozenLayer(nn.Module):
         quantizer = self.layer.weight_quantizer
         gain, shift = self._gain_and_shift()
         step = None if self.y is None else float(self.y_step)
-        zero_point = 0 if self.y is None else int(self.y.zero_point)
-        output = OutputGrid(scale=step, offset=float(self.y_offset), zero_point=zero_point)
+        output = OutputGrid(scale=step, offset=float(self.y_offset))
         # Padding puts the zero point into every window, so codes count with their full uint8 value.
         spread = largest_spread(quantizer.largest_code, max(int(self.x.high), int(self.x.zero_point)))
         codes_real = quantizer.codes_real(self.layer.weight)

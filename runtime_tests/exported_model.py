@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError
+from qil_deploy.exported_names import INPUT_NAME, METADATA_KEY, OUTPUT_NAME
 from qil_deploy.onnx_file import OnnxFile, TensorInfo, read_model
 from qil_deploy.preprocessing import Preprocessing
 
 from .sessions import create_session, run_session
 
-METADATA_KEY = "qil_deploy"
-INPUT_NAME = "image"
-OUTPUT_NAME = "logits"
 FORMATS = ("qlinear", "qdq", "float")
 INPUTS = ("uint8", "float")
 

@@ -29,8 +29,9 @@ from qil_deploy.freezing import freeze
 from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 
+from . import loop
 from .data import TrainingBatches, to_input
-from .loop import EpochMetrics, accuracy, train_epochs
+from .loop import EpochMetrics, train_epochs
 from .models import build_model, memory_format_for
 from .recipe import OptimizerSection, Recipe, StageSection
 
@@ -109,12 +110,14 @@ class Run:
 
     def accuracy(self, model: nn.Module) -> float:
         """Top-1 accuracy on the test set, in percent."""
-        return accuracy(model, self.test_set, self.preprocessing)
+        return loop.accuracy(model, self.test_set, self.preprocessing)
 
-    def fit(self, model: nn.Module, section: OptimizerSection, name: str, phase: int) -> None:
-        """Train `model` in place and append one line per epoch to the metrics file."""
+    def fit(self, model: nn.Module, section: OptimizerSection, name: str, phase: int) -> float:
+        """Train `model` in place, one line per epoch in the metrics file; return its accuracy on the test set."""
+        accuracies: list[float] = []
 
         def on_epoch(metrics: EpochMetrics) -> None:
+            accuracies.append(metrics.test_accuracy)
             with (self.folder / "metrics.jsonl").open("a") as stream:
                 stream.write(json.dumps({"phase": name, **asdict(metrics)}) + "\n")
             self.progress.console.print(
@@ -124,6 +127,7 @@ class Run:
 
         batches = self.batches(section.batch_size, phase)
         train_epochs(model, batches, self.test_set, section, title=name, progress=self.progress, on_epoch=on_epoch)
+        return accuracies[-1] if accuracies else self.accuracy(model)
 
     def save(self, name: str, kind: Kind, model: nn.Module, stage: StageSection | None, **metrics: float) -> None:
         """Write the checkpoint of a phase."""
@@ -204,8 +208,8 @@ def _check_classes(train_set: ImageSet, test_set: ImageSet) -> None:
 def _float_phase(run: Run) -> StageResult:
     if not run.done("float"):
         model = run.build()
-        run.fit(model, run.recipe.float_training, "float", phase=0)
-        run.save("float", "float", model, None, accuracy=run.accuracy(model))
+        accuracy = run.fit(model, run.recipe.float_training, "float", phase=0)
+        run.save("float", "float", model, None, accuracy=accuracy)
     return StageResult(name="float", checkpoint=run.path("float"), accuracy=run.metrics("float")["accuracy"])
 
 
@@ -234,8 +238,8 @@ def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageR
         else:
             model = _prepared(run, stage)
             load_tensors(model, tensors, str(previous.checkpoint))
-        run.fit(model, stage, stage.name, phase=200 + index)
-        run.save(stage.name, "quantized", model, stage, accuracy=run.accuracy(model))
+        accuracy = run.fit(model, stage, stage.name, phase=200 + index)
+        run.save(stage.name, "quantized", model, stage, accuracy=accuracy)
     return StageResult(name=stage.name, checkpoint=run.path(stage.name), accuracy=run.metrics(stage.name)["accuracy"])
 
 
@@ -255,13 +259,13 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
             weight_decay=stage.weight_decay,
             interval_learning_rate=stage.interval_learning_rate * stage.frozen_learning_rate / stage.learning_rate,
         )
-        run.fit(model, section, name, phase=300 + index)
+        accuracy = run.fit(model, section, name, phase=300 + index)
         run.save(
             name,
             "frozen",
             model,
             stage,
-            accuracy=run.accuracy(model),
+            accuracy=accuracy,
             accuracy_before_freezing=result.accuracy,
             accuracy_frozen_at_once=at_once,
         )

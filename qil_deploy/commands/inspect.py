@@ -17,7 +17,8 @@ def inspect_command(
     """Print format, input, classes, layers and certificate of an exported model."""
     from rich.console import Console
 
-    from qil_deploy.runtime_tests.exported_model import METADATA_KEY, read_exported_model
+    from qil_deploy.exported_names import METADATA_KEY
+    from qil_deploy.runtime_tests.exported_model import read_exported_model
 
     from .tables import certificate_table, layer_table
 

@@ -1,0 +1,10 @@
+"""Names in an exported ONNX file that its writer and its readers must agree on."""
+
+METADATA_KEY = "qil_deploy"
+"""The metadata property that holds one JSON object about the model."""
+
+INPUT_NAME = "image"
+"""The graph's input: uint8 images, or normalised float32 ones, [batch, C, H, W]."""
+
+OUTPUT_NAME = "logits"
+"""The graph's output: float32 [batch, classes]."""
