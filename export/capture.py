@@ -7,8 +7,11 @@ rounded here. Scalars become attributes, tensors inputs:
     qil.Conv(x, codes, spread, bias, w_scale)     x_scale, x_zero_point, y_scale, y_zero_point, low, high, weight_bits,
     qil.Gemm(x, codes, spread, bias, w_scale)     (Conv only) strides, pads, dilations, group; without y_scale: logits
     qil.Rescale(x)                                x_scale, x_zero_point, offset, y_scale, low, high
-    qil.Add(a, b)                                 a_scale, a_zero_point, b_scale, b_zero_point, y_scale, y_zero_point
+    qil.Add(a, b)                                 a_scale, a_zero_point, b_scale, b_zero_point, y_scale, y_zero_point,
+                                                  low, high
     qil.GlobalAveragePool(x)                      x_scale, x_zero_point, y_scale, y_zero_point
+    qil.MeanLogits(x)                             scale, x_zero_point, window
+    qil.Dequantize(x)                             x_scale, x_zero_point
 
 Rescales carry input scales that make `x_scale / y_scale` the snapped ratio `p/q`; `offset` is `k/q * y_scale`.
 """
@@ -28,13 +31,16 @@ from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.frozen import (
     FrozenAdd,
+    FrozenDequantize,
     FrozenGlobalAveragePool,
     FrozenInput,
     FrozenLayer,
+    FrozenMeanLogits,
     FrozenRescale,
     Grid,
 )
-from qil_deploy.layers import QuantConv2d, QuantLinear
+from qil_deploy.graph import shape_of
+from qil_deploy.layers import Concat, QuantConv2d
 from qil_deploy.preprocessing import Preprocessing
 
 from .emitter import QIL_DOMAIN, Emitter
@@ -71,22 +77,14 @@ def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: Inp
             else:
                 values[node] = _capture_module(emitter, module, sources, names[node])
     logits = values[model.graph.output_node().all_input_nodes[0]]
-    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", _number_of_logits(model)])
+    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])
     logits.type = ir.TensorType(ir.DataType.FLOAT)
     return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10)
 
 
-def _number_of_logits(model: fx.GraphModule) -> int:
-    name = str(model.graph.output_node().all_input_nodes[0].target)
-    last = model.get_submodule(name)
-    if not isinstance(last, FrozenLayer):
-        raise UnsupportedModelError("the logits of a frozen model have to be made by its last layer; freeze it first.")
-    if not isinstance(last.layer, QuantLinear):
-        # QLinearConv has no float output.
-        raise UnsupportedModelError(
-            f"the logits come from {name!r}, a convolution; flatten in front of it and make it a linear layer."
-        )
-    return len(last.bias)
+def number_of_logits(model: fx.GraphModule) -> int:
+    """Return how many logits a model from `prepare` or `freeze` has."""
+    return shape_of(model.graph.output_node())[1]
 
 
 def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
@@ -148,12 +146,16 @@ def _rescale(emitter: Emitter, module: FrozenRescale, sources: list[ir.Value], n
 def _add(emitter: Emitter, module: FrozenAdd, sources: list[ir.Value], name: str) -> ir.Value:
     step, q = float(module.y.scale), int(module.denominator)
     p_a, p_b = (int(numerator) for numerator in module.numerators)
-    attributes = _grid("y", module.y) | {
-        "a_scale": step * p_a / q,
-        "a_zero_point": int(module.a.zero_point),
-        "b_scale": step * p_b / q,
-        "b_zero_point": int(module.b.zero_point),
-    }
+    attributes = (
+        _grid("y", module.y)
+        | _limits(module.y)
+        | {
+            "a_scale": step * p_a / q,
+            "a_zero_point": int(module.a.zero_point),
+            "b_scale": step * p_b / q,
+            "b_zero_point": int(module.b.zero_point),
+        }
+    )
     return emitter.op("Add", sources, name, domain=QIL_DOMAIN, attributes=attributes)
 
 
@@ -164,6 +166,19 @@ def _pool(emitter: Emitter, module: FrozenGlobalAveragePool, sources: list[ir.Va
         "x_zero_point": int(module.x.zero_point),
     }
     return emitter.op("GlobalAveragePool", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _mean_logits(emitter: Emitter, module: FrozenMeanLogits, sources: list[ir.Value], name: str) -> ir.Value:
+    attributes = {
+        "scale": float(module.scale),
+        "x_zero_point": int(module.x.zero_point),
+        "window": module.window,
+    }
+    return emitter.op("MeanLogits", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _dequantize(emitter: Emitter, module: FrozenDequantize, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("Dequantize", sources, name, domain=QIL_DOMAIN, attributes=_grid("x", module.x))
 
 
 def _max_pool(emitter: Emitter, module: nn.MaxPool2d, sources: list[ir.Value], name: str) -> ir.Value:
@@ -178,6 +193,17 @@ def _max_pool(emitter: Emitter, module: nn.MaxPool2d, sources: list[ir.Value], n
     return emitter.op("MaxPool", sources, name, attributes=attributes)
 
 
+def _upsample(emitter: Emitter, module: nn.Upsample, sources: list[ir.Value], name: str) -> ir.Value:
+    factors = module.scale_factor if isinstance(module.scale_factor, tuple) else (module.scale_factor,) * 2
+    scales = emitter.constant(np.array([1, 1, *factors], np.float32), f"{name}_factors")
+    attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return emitter.op("Resize", [*sources, None, scales], name, attributes=attributes)
+
+
+def _concat(emitter: Emitter, _module: Concat, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("Concat", sources, name, attributes={"axis": 1})
+
+
 def _flatten(emitter: Emitter, module: nn.Flatten, sources: list[ir.Value], name: str) -> ir.Value:
     return emitter.op("Flatten", sources, name, attributes={"axis": module.start_dim})
 
@@ -188,7 +214,11 @@ _CAPTURES: dict[type[nn.Module], Callable[..., ir.Value]] = {
     FrozenRescale: _rescale,
     FrozenAdd: _add,
     FrozenGlobalAveragePool: _pool,
+    FrozenMeanLogits: _mean_logits,
+    FrozenDequantize: _dequantize,
+    Concat: _concat,
     nn.MaxPool2d: _max_pool,
+    nn.Upsample: _upsample,
     nn.Flatten: _flatten,
 }
 

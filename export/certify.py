@@ -42,6 +42,8 @@ _INTEGER_OPERATORS = frozenset(
         "Clip",
         "MaxPool",
         "NhwcMaxPool",  # what ONNX Runtime makes of MaxPool between convolutions
+        "Concat",
+        "Resize",
         "Flatten",
         "Reshape",
         "Transpose",
@@ -105,8 +107,8 @@ class _IntegerGraph:
         self.shapes = {name: array.shape for name, array in reference.run_all(_blank_image(reference)).items()}
         self.largest: dict[str, int] = {}
         for node in self.nodes:
-            source = self.largest.get(node.inputs[0], 255)
-            keeps = node.op_type in ("MaxPool", "Flatten", "Reshape", "Identity")
+            source = max(self.largest.get(name, 255) for name in node.inputs[: _joined_inputs(node)])
+            keeps = node.op_type in ("MaxPool", "Resize", "Concat", "Flatten", "Reshape", "Identity")
             limit = int(self.constants[node.inputs[2]]) if node.op_type == "Clip" else 255
             self.largest[node.outputs[0]] = source if keeps else limit
 
@@ -180,6 +182,11 @@ class _IntegerGraph:
         for name in found.keys() & expected.keys():
             _, weight = found[name]
             yield float((weight != expected[name].reshape(len(weight), -1)).sum()), name
+
+
+def _joined_inputs(node: Node) -> int:
+    """Return how many inputs of a node are data."""
+    return len(node.inputs) if node.op_type == "Concat" else 1
 
 
 def _blank_image(reference: IntegerReference) -> NDArray[Any]:

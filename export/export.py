@@ -21,7 +21,7 @@ from qil_deploy.freezing import freeze
 from qil_deploy.frozen import FrozenInput, FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
 
-from .capture import InputKind, capture, node_names
+from .capture import InputKind, capture, node_names, number_of_logits
 from .certify import CertificateLine, certify
 from .emitter import MICROSOFT_DOMAIN
 from .lower_to_qdq import lower_to_qdq
@@ -115,7 +115,7 @@ def export_onnx(
     options = options or ExportOptions()
     if not any(isinstance(module, FrozenLayer) for module in model.modules()):
         model = freeze(model)
-    classes = len(_layers(model)[-1][1].bias)
+    classes = number_of_logits(model)
     if len(class_names) != classes:
         raise ConfigError(f"class_names has {len(class_names)} names, but the model has {classes} logits.")
     opset = choose_opset(model, options)

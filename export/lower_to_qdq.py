@@ -9,7 +9,7 @@ ONNX Runtime fuses these, at its default optimization level, to the operators of
     qil.GlobalAveragePool    Q(GlobalAveragePool(DQ(x)))
 
 Every DQ and Q writes out its zero point: without them a Gemm stays float. There is no Relu: Q saturates at the
-code of zero, or a Clip does.
+code of zero, or a Clip does. Logits that no Gemm makes are lowered as in `lower_to_qlinear`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import onnx_ir as ir
 from .emitter import QIL_DOMAIN, Emitter, Rule, integer, real, rewrite
 from .lower_to_qlinear import (
     clip,
+    dequantize_logits,
     grid_of,
+    mean_logits,
     offset_operand,
     scale_and_zero_point,
     weight_of,
@@ -111,4 +113,6 @@ _RULES: dict[str, Rule] = {
     "Rescale": _rescale,
     "Add": _add,
     "GlobalAveragePool": _pool,
+    "MeanLogits": mean_logits,
+    "Dequantize": dequantize_logits,
 }

@@ -7,6 +7,9 @@
     qil.Add                  QLinearAdd
     qil.GlobalAveragePool    QLinearGlobalAveragePool
     qil.Quantize             QuantizeLinear
+    qil.Dequantize           DequantizeLinear
+    qil.MeanLogits           Cast(int32) -> ReduceSum over height and width [-> Sub(window * x_zero_point)]
+                             -> Cast(float) -> Mul(scale): an exact integer until its one multiplication
 
 uint8 saturates at 0 and 255; where codes end earlier, a Clip follows. Weights stay `qil.Weight` for `store_weights`.
 """
@@ -85,6 +88,24 @@ def _quantize(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Val
     return emitter.op("QuantizeLinear", [inputs[0], *grid], str(node.name))
 
 
+def dequantize_logits(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    """Lower qil.Dequantize."""
+    return emitter.op("DequantizeLinear", [inputs[0], *grid_of(emitter, node, "x")], str(node.name))
+
+
+def mean_logits(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    """Lower qil.MeanLogits."""
+    name = str(node.name)
+    codes = emitter.op("Cast", inputs, f"{name}_codes", attributes={"to": ir.DataType.INT32})
+    axes = emitter.constant(np.array([2, 3]), f"{name}_axes")
+    total = emitter.op("ReduceSum", [codes, axes], f"{name}_sum", attributes={"keepdims": 1})
+    offset = integer(node, "window") * integer(node, "x_zero_point")
+    if offset:
+        total = emitter.op("Sub", [total, emitter.constant(np.int32(offset), "")], f"{name}_accumulator")
+    accumulator = emitter.op("Cast", [total], f"{name}_real", attributes={"to": ir.DataType.FLOAT})
+    return emitter.op("Mul", [accumulator, emitter.constant(np.float32(real(node, "scale")), "")], name)
+
+
 def _conv(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     x, codes, spread, bias, w_scale = inputs
     weight = [weight_of(emitter, node, codes, spread), w_scale, zero_weight_points(emitter, node, w_scale)]
@@ -112,7 +133,7 @@ def _rescale(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Valu
 def _add(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     a, b = inputs
     operands = [a, *grid_of(emitter, node, "a"), b, *grid_of(emitter, node, "b"), *grid_of(emitter, node, "y")]
-    return emitter.op("QLinearAdd", operands, str(node.name), domain=MICROSOFT_DOMAIN)
+    return clip(emitter, node, emitter.op("QLinearAdd", operands, str(node.name), domain=MICROSOFT_DOMAIN))
 
 
 def _pool(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
@@ -130,4 +151,6 @@ _RULES: dict[str, Rule] = {
     "Rescale": _rescale,
     "Add": _add,
     "GlobalAveragePool": _pool,
+    "MeanLogits": mean_logits,
+    "Dequantize": dequantize_logits,
 }

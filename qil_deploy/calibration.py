@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from .errors import DataError
 from .graph import input_of, module_of
-from .layers import QuantConv2d, QuantLinear, set_output_scale
+from .layers import BatchNorm, Concat, QuantConv2d, QuantLinear, set_output_scale
 from .quantizers import ActivationQuantizer, RangeQuantizer
 
 
@@ -34,13 +34,13 @@ def calibrate(model: fx.GraphModule, batches: Sequence[Tensor]) -> None:
         raise DataError("calibration needs at least one batch of images.")
     training = model.training
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
     interpreter = _Calibrator(model)
     for batch in batches:
-        interpreter.run(batch)
+        interpreter.run_batch(batch)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
@@ -64,31 +64,42 @@ class _Calibrator(fx.Interpreter):
     def __init__(self, model: fx.GraphModule) -> None:
         super().__init__(model)
         self.logs: dict[str, list[float]] = {}
+        self.seen: set[str] = set()
+
+    def run_batch(self, batch: Tensor) -> None:
+        """Run one batch."""
+        self.seen.clear()
+        self.run(batch)
 
     def run_node(self, node: fx.Node) -> object:
         """Set the quantizer or output scale of a node, then run it."""
         if node.op == "call_module":
             module = module_of(self.module, node)  # type: ignore[arg-type] # Interpreter types it as nn.Module
             if isinstance(module, ActivationQuantizer | RangeQuantizer):
-                logs = self.logs.setdefault(str(node.target), [])
-                logs.append(math.log(module.initialize(self.env[input_of(node)])))
-                threshold = math.exp(sum(logs) / len(logs))
-                if isinstance(module, ActivationQuantizer):
-                    module.set_thresholds(0.0, threshold)
-                else:
-                    module.set_largest(threshold)
+                module.set_largest(self._threshold(str(node.target), module.initialize(self.env[input_of(node)])))
             elif isinstance(module, QuantConv2d | QuantLinear):
                 set_output_scale(module, self._input_unit(node))
         return super().run_node(node)
 
+    def _threshold(self, name: str, largest: float) -> float:
+        """Geometric mean over the batches; of the tensors of one batch that share a quantizer, the largest counts."""
+        logs = self.logs.setdefault(name, [])
+        if name in self.seen:
+            logs[-1] = max(logs[-1], math.log(largest))
+        else:
+            self.seen.add(name)
+            logs.append(math.log(largest))
+        return math.exp(sum(logs) / len(logs))
+
     def _input_unit(self, node: fx.Node) -> float:
-        """Value that 1.0 in the input of `node` stands for: a clipping threshold, behind an interval quantizer."""
+        """What 1.0 more in the input of `node` stands for: the width of the interval, behind an interval quantizer."""
         source = input_of(node)
         while source.op == "call_module":
             module = module_of(self.module, source)  # type: ignore[arg-type] # as above
             if isinstance(module, ActivationQuantizer):
-                return module.thresholds[1]
-            if not isinstance(module, nn.MaxPool2d | nn.Flatten | nn.Dropout):
+                lower, upper = module.thresholds
+                return upper - lower
+            if not isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten | nn.Dropout | nn.Dropout2d | Concat):
                 break
-            source = input_of(source)
+            source = source.all_input_nodes[0]
         return 1.0

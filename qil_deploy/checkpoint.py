@@ -127,7 +127,10 @@ def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
     if info.config is None:
         return model
     model = prepare(model, info.config, example_input(info.preprocessing), input_grid=info.preprocessing)
-    return freeze(model) if info.kind == "frozen" else model
+    if info.kind == "frozen":
+        model.get_buffer("calibrated").fill_(True)  # by the tensors that come later
+        return freeze(model)
+    return model
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

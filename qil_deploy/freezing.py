@@ -4,6 +4,8 @@
     8-bit codes -> interval quantizer                        one FrozenRescale
     a + b (-> ReLU) -> range quantizer                       one FrozenAdd
     global average pool -> range quantizer                   one FrozenGlobalAveragePool
+    global average pool -> logits                            one FrozenMeanLogits
+    8-bit codes -> logits                                    one FrozenDequantize
 
 Every rescale ratio is snapped to `p/q` with `q` odd (`ratios`). A rescale has its ratios to itself: what it takes an
 operand's step to be need not be what the operand's producer rounded to, so no scale has to follow from
@@ -18,9 +20,18 @@ import numpy as np
 from torch import fx, nn
 
 from .errors import UnsupportedModelError
-from .frozen import FrozenAdd, FrozenGlobalAveragePool, FrozenInput, FrozenLayer, FrozenRescale, Grid
-from .graph import input_of, module_of, users_of
-from .layers import Add, GlobalAveragePool, QuantConv2d, QuantLinear
+from .frozen import (
+    FrozenAdd,
+    FrozenDequantize,
+    FrozenGlobalAveragePool,
+    FrozenInput,
+    FrozenLayer,
+    FrozenMeanLogits,
+    FrozenRescale,
+    Grid,
+)
+from .graph import add_module, input_of, module_of, users_of
+from .layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 from .ratios import choose_denominator, nearest_numerator
 
@@ -33,13 +44,17 @@ def freeze(model: fx.GraphModule) -> fx.GraphModule:
 
     Raises:
         UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen, or a model
-            that is frozen already.
+            that is frozen already or was never calibrated.
     """
     if any(isinstance(module, FrozenInput) for module in model.modules()):
         raise UnsupportedModelError("the model is frozen already; freeze the prepared model it came from.")
     if not any(isinstance(module, InputQuantizer) for module in model.modules()):
         raise UnsupportedModelError(
             "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with placement='integer'."
+        )
+    if not bool(model.get_buffer("calibrated")):
+        raise UnsupportedModelError(
+            "the model's intervals were never set; train it, or call calibrate(model, batches), before it is frozen."
         )
     frozen = copy.deepcopy(model).eval()
     frozen._forward_pre_hooks.clear()
@@ -66,13 +81,35 @@ class _Freezer:
                 self._freeze_input(node, module)
             elif isinstance(module, ActivationQuantizer | RangeQuantizer):
                 self._freeze_site(node, module)
-            elif isinstance(module, nn.Dropout):
+            elif isinstance(module, nn.Dropout | nn.Dropout2d):
                 node.replace_all_uses_with(input_of(node))
                 self.model.graph.erase_node(node)
-            elif isinstance(module, nn.MaxPool2d | nn.Flatten) and input_of(node) in self.grids:
+            elif isinstance(module, Concat):
+                self.grids[node] = _joined([self.grids[source] for source in node.all_input_nodes])
+            elif isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten) and input_of(node) in self.grids:
                 self.grids[node] = self.grids[input_of(node)]
-        logits = input_of(self.model.graph.output_node())
-        self._freeze_layer(self._chain(logits), None, step=1.0, offset=0.0)
+        self._freeze_logits(input_of(self.model.graph.output_node()))
+
+    def _freeze_logits(self, logits: fx.Node) -> None:
+        if logits in self.grids:
+            self._dequantize(logits)
+            return
+        while isinstance(module_of(self.model, logits), nn.Flatten):
+            logits = input_of(logits)
+        chain = self._chain(logits)
+        producer = module_of(self.model, chain[-1])
+        if isinstance(producer, GlobalAveragePool):
+            frozen = FrozenMeanLogits(self.grids[input_of(chain[-1])], producer.window)
+            self._replace(chain, str(chain[-1].target), frozen, None)
+        else:
+            self._freeze_layer(chain, None, step=1.0, offset=0.0)
+
+    def _dequantize(self, codes: fx.Node) -> None:
+        """Turn codes into the logits that they stand for."""
+        name = add_module(self.model, "logits", FrozenDequantize(self.grids[codes]))
+        output = self.model.graph.output_node()
+        with self.model.graph.inserting_before(output):
+            output.replace_input_with(codes, self.model.graph.call_module(name, (codes,)))
 
     def _freeze_input(self, node: fx.Node, quantizer: InputQuantizer) -> None:
         scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
@@ -86,12 +123,11 @@ class _Freezer:
             self._freeze_rescale(node, quantizer)
         elif isinstance(producer, QuantConv2d | QuantLinear) and isinstance(quantizer, ActivationQuantizer):
             step, offset = _interval_grid(quantizer)
-            relu = any(isinstance(module_of(self.model, part), nn.ReLU) for part in chain[1:])
-            # Where the interval reaches below zero, ReLU's zero is not the lowest code.
-            low = min(max(0, int(np.rint(-offset / step))), quantizer.largest_code) if relu else 0
-            self._freeze_layer(chain, _low_bit_grid(quantizer, low), step, offset)
+            low, high = self._limits(chain, step, offset, 0, quantizer.largest_code)
+            self._freeze_layer(chain, _low_bit_grid(quantizer, low, high), step, offset)
         elif isinstance(quantizer, RangeQuantizer):
-            y = Grid(float(quantizer.step.detach()), quantizer.zero_point, 0, 255)
+            scale, zero_point = float(quantizer.step.detach()), quantizer.zero_point
+            y = Grid(scale, zero_point, *self._limits(chain, scale, 0.0, zero_point, 255))
             if isinstance(producer, QuantConv2d | QuantLinear):
                 self._freeze_layer(chain, y, step=float(y.scale), offset=0.0)
             elif isinstance(producer, Add):
@@ -99,21 +135,37 @@ class _Freezer:
             elif isinstance(producer, GlobalAveragePool):
                 self._freeze_pool(chain, y, producer.window)
 
+    def _limits(
+        self, chain: list[fx.Node], step: float, offset: float, zero_point: int, largest: int
+    ) -> tuple[int, int]:
+        """Return the codes of ReLU's bounds, where a ReLU stands in front of the quantizer, or all codes.
+
+        Zero need not be the lowest code: an interval may begin below it, and unsigned values may share their grid
+        with signed ones.
+        """
+        low, high = 0, largest
+        for module in (module_of(self.model, node) for node in chain[1:]):
+            if isinstance(module, nn.ReLU | nn.Hardtanh):
+                low = int(np.clip(np.rint(-offset / step) + zero_point, 0, largest))
+            if isinstance(module, nn.Hardtanh):
+                high = int(np.clip(np.rint((module.max_val - offset) / step) + zero_point, 0, largest))
+        return low, high
+
     def _chain(self, node: fx.Node) -> list[fx.Node]:
         """Return `node` and what leads to it, back to the layer, addition or pooling that made the value."""
         chain = [node]
-        while isinstance(module_of(self.model, chain[-1]), nn.BatchNorm2d | nn.ReLU):
+        while isinstance(module_of(self.model, chain[-1]), BatchNorm | nn.ReLU | nn.Hardtanh):
             chain.append(input_of(chain[-1]))
         return chain
 
     def _freeze_layer(self, chain: list[fx.Node], y: Grid | None, step: float, offset: float) -> None:
         producer = chain[-1]
         layer = module_of(self.model, producer)
-        norm = next((m for n in chain if isinstance(m := module_of(self.model, n), nn.BatchNorm2d)), None)
+        norm = next((m for n in chain if isinstance(m := module_of(self.model, n), BatchNorm)), None)
         if not isinstance(layer, QuantConv2d | QuantLinear):
-            raise UnsupportedModelError(f"{producer.target!r} makes the logits, but is no quantized layer.")
+            raise TypeError(f"{producer.target!r} is no quantized layer")
         frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
-        norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), nn.BatchNorm2d)]
+        norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), BatchNorm)]
         self._replace(chain, str(producer.target), frozen, y)
         for name in norm_names:
             self.model.delete_submodule(name)
@@ -123,7 +175,7 @@ class _Freezer:
         step, offset = _interval_grid(quantizer)
         ratio = float(x.scale) / step
         q = choose_denominator([(255 + int(x.zero_point)) * ratio, offset / step])
-        y = _low_bit_grid(quantizer, 0)
+        y = _low_bit_grid(quantizer, 0, quantizer.largest_code)
         frozen = FrozenRescale(x, y, step, nearest_numerator(ratio, q), q, round(offset / step * q))
         self._replace([node], str(node.target), frozen, y)
 
@@ -163,6 +215,12 @@ def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:
     return float(np.float32(2 * distance / quantizer.largest_code)), center - distance
 
 
-def _low_bit_grid(quantizer: ActivationQuantizer, low: int) -> Grid:
+def _low_bit_grid(quantizer: ActivationQuantizer, low: int, high: int) -> Grid:
     """Return the grid that a layer behind an interval reads: codes `0..q` stand for `0/q..q/q`."""
-    return Grid(1.0 / quantizer.largest_code, 0, low, quantizer.largest_code)
+    return Grid(1.0 / quantizer.largest_code, 0, low, high)
+
+
+def _joined(grids: list[Grid]) -> Grid:
+    """Return the grid of a concatenation of tensors that share scale and zero point."""
+    lows, highs = zip(*(grid.limits() for grid in grids), strict=True)
+    return Grid(float(grids[0].scale), int(grids[0].zero_point), min(lows), max(highs))

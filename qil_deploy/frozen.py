@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fold import FoldedLayer, OutputGrid, fold, largest_spread
-from .layers import QuantConv2d, QuantLayer
+from .layers import BatchNorm, QuantConv2d, QuantLayer
 from .quantizers import InputQuantizer, round_straight_through
 
 EXACT_FLOAT32 = 2**24
@@ -89,7 +89,7 @@ class FrozenLayer(nn.Module):
     def __init__(
         self,
         layer: QuantLayer,
-        norm: nn.BatchNorm2d | None,
+        norm: BatchNorm | None,
         x: Grid,
         y: Grid | None,
         y_step: float,
@@ -242,6 +242,38 @@ class FrozenGlobalAveragePool(nn.Module):
         """Map codes [N, C, H, W] to codes [N, C, 1, 1]."""
         total = (x.double() - self.x.zero_point).sum((2, 3), keepdim=True) * self.numerator
         return _divide(total, self.denominator, self.y)
+
+
+class FrozenMeanLogits(nn.Module):
+    """Mean over height and width as float logits: `float32(sum(X - x_zero_point)) * scale`.
+
+    Attributes:
+        scale: `float32(x_scale / window)`.
+    """
+
+    scale: Tensor
+
+    def __init__(self, x: Grid, window: int) -> None:
+        super().__init__()
+        self.x, self.window = x, window
+        self.register_buffer("scale", torch.tensor(float(x.scale) / window, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map codes [N, C, H, W] to logits [N, C, 1, 1]."""
+        total = (x.double() - self.x.zero_point).sum((2, 3), keepdim=True)
+        return total.float() * self.scale
+
+
+class FrozenDequantize(nn.Module):
+    """Codes as float logits, `float32(X - x_zero_point) * x_scale`, where no linear layer makes them."""
+
+    def __init__(self, x: Grid) -> None:
+        super().__init__()
+        self.x = x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map codes to logits of the same shape."""
+        return (x - self.x.zero_point) * self.x.scale
 
 
 def _divide(total: Tensor, denominator: Tensor, y: Grid) -> Tensor:

@@ -1,45 +1,59 @@
 """Trace a network to a graph of a few known modules, or refuse it with a sentence.
 
 After `trace` every node is the input, the output, or a call of one of these modules (functional forms are
-replaced by them), each named like the module or operation it came from:
+replaced by them, see `known_modules`), each named like the module or operation it came from:
 
     conv, linear      torch.nn.Conv2d, Linear
-    bn                BatchNorm2d
-    relu              ReLU
+    bn                BatchNorm2d, BatchNorm1d
+    relu              ReLU, ReLU6, Hardtanh from 0
     add               layers.Add
     pool              layers.GlobalAveragePool
-    pass              MaxPool2d, Flatten, Dropout: what they return is on the grid of what they read
+    average           AvgPool2d
+    concat            layers.Concat
+    standalone        layers.Standalone
+    pass              MaxPool2d, Upsample, Flatten, Dropout: what they return is on the grid of what they read
+
+Every node carries the shape of its result for the example input in `node.meta["shape"]`.
 """
 
 from __future__ import annotations
 
 import itertools
-import operator
-from collections.abc import Callable, Sequence
+import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from .errors import UnsupportedModelError
-from .layers import Add, GlobalAveragePool
+from .known_modules import module_for_module, modules_for_function
+from .layers import Add, Concat, GlobalAveragePool, Standalone
 
-Kind = Literal["input", "output", "conv", "linear", "bn", "relu", "add", "pool", "pass"]
+Kind = Literal[
+    "input", "output", "conv", "linear", "bn", "relu", "add", "pool", "average", "concat", "standalone", "pass"
+]
 
 _KINDS: tuple[tuple[type[nn.Module], Kind], ...] = (
     (nn.Conv2d, "conv"),
     (nn.Linear, "linear"),
     (nn.BatchNorm2d, "bn"),
+    (nn.BatchNorm1d, "bn"),
     (nn.ReLU, "relu"),
+    (nn.Hardtanh, "relu"),
     (Add, "add"),
     (GlobalAveragePool, "pool"),
+    (nn.AvgPool2d, "average"),
+    (Concat, "concat"),
+    (Standalone, "standalone"),
     (nn.MaxPool2d, "pass"),
+    (nn.Upsample, "pass"),
     (nn.Flatten, "pass"),
     (nn.Dropout, "pass"),
+    (nn.Dropout2d, "pass"),
 )
 _SUPPORTED = (
-    "Conv2d, Linear, BatchNorm2d, ReLU, addition of two tensors, global average pooling, MaxPool2d, Flatten, Dropout"
+    "Conv2d, Linear, BatchNorm, ReLU, ReLU6, addition of two tensors, concatenation of channels, average and maximum "
+    "pooling, nearest-neighbour Upsample, Flatten, Dropout"
 )
 
 
@@ -51,8 +65,8 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
         example_input: float32 [N, C, H, W]; only its shape matters.
 
     Raises:
-        UnsupportedModelError: the network cannot be traced, or holds a module or operation that cannot be
-        lowered.
+        UnsupportedModelError: the network cannot be traced, does not run on such an input, or holds a module or
+            operation that cannot be lowered.
     """
     try:
         graph_module = fx.symbolic_trace(model)
@@ -61,13 +75,23 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced by torch.fx: {error}. Move control flow that depends on "
             "tensor values out of forward."
         ) from error
+    _check_inputs(graph_module)
+    _note_results(graph_module, example_input)
     for node in list(graph_module.graph.nodes):
         _normalize(graph_module, node)
     graph_module.graph.eliminate_dead_code()
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
-    _check_inputs(graph_module)
-    _set_pool_windows(graph_module, example_input)
+    for node in graph_module.graph.nodes:
+        kind_of(graph_module, node)
+    _note_results(graph_module, example_input)
+    logits = shape_of(graph_module.graph.output_node())
+    if len(logits) != 2:
+        raise UnsupportedModelError(
+            f"the network returns a tensor of shape {list(logits)} for one of shape {list(example_input.shape)}; it "
+            "has to return one row of logits per image."
+        )
+    _set_pool_windows(graph_module)
     return graph_module
 
 
@@ -83,20 +107,43 @@ def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind:
         return "output"
     if node.op == "call_module":
         module = module_of(graph_module, node)
-        for cls, kind in _KINDS:
-            if isinstance(module, cls) and not _keeps_dimensions(module):
-                return kind
-        raise UnsupportedModelError(
-            f"module {node.target!r} ({type(module).__name__}) cannot be lowered; supported are {_SUPPORTED}."
-        )
+        kind = next((kind for cls, kind in _KINDS if isinstance(module, cls)), None)
+        reason = _refusal(module)
+        if kind is None or reason:
+            raise UnsupportedModelError(
+                f"module {node.target!r} ({type(module).__name__}) cannot be lowered{reason}; "
+                f"supported are {_SUPPORTED}."
+            )
+        return kind
     raise UnsupportedModelError(
         f"operation {_name_of(node.target)!r} (node {node.name!r}) cannot be lowered; supported are {_SUPPORTED}."
     )
 
 
-def _keeps_dimensions(module: nn.Module) -> bool:
-    """Whether a module flattens less than a whole image, which ONNX's Flatten cannot do."""
-    return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1)
+def _refusal(module: nn.Module) -> str:
+    """Return what about a module of a known type cannot be lowered, or nothing."""
+    reason = ""
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        reason = "keeps more dimensions than the batch"
+    elif isinstance(module, nn.Hardtanh) and (module.min_val != 0 or not module.max_val > 0):
+        reason = f"clips to {module.min_val}..{module.max_val}, not from 0"
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d) and module.running_mean is None:
+        reason = "has no running statistics"
+    elif isinstance(module, nn.AvgPool2d):
+        if module.ceil_mode:
+            reason = "has windows that reach past the image"
+        elif module.padding not in (0, (0, 0)) and not module.count_include_pad:
+            reason = "divides by another number at the border (count_include_pad=False)"
+    elif isinstance(module, nn.MaxPool2d) and module.return_indices:
+        reason = "returns indices"
+    elif isinstance(module, nn.Upsample) and not _copies_pixels(module):
+        reason = "does not repeat each pixel a whole number of times"
+    return f": it {reason}" if reason else ""
+
+
+def _copies_pixels(module: nn.Upsample) -> bool:
+    factors = module.scale_factor if isinstance(module.scale_factor, tuple) else (module.scale_factor,) * 2
+    return module.mode == "nearest" and all(factor is not None and float(factor).is_integer() for factor in factors)
 
 
 def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module:
@@ -111,6 +158,13 @@ def free_name(graph_module: fx.GraphModule, name: str) -> str:
     return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
 
 
+def add_module(graph_module: fx.GraphModule, name: str, module: nn.Module) -> str:
+    """Add a module under `name`, or the first free name like it; return the name."""
+    name = free_name(graph_module, name)
+    graph_module.add_submodule(name, module)
+    return name
+
+
 def input_of(node: fx.Node) -> fx.Node:
     """Return the one node that `node` reads."""
     (source,) = node.all_input_nodes
@@ -122,143 +176,79 @@ def users_of(node: fx.Node) -> list[fx.Node]:
     return list(node.users)
 
 
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a node's result for the example input."""
+    shape: tuple[int, ...] = node.meta["shape"]
+    return shape
+
+
 def _name_of(target: object) -> str:
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
 def _normalize(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    """Replace a functional operation, or a module with a plainer equivalent, by a known module."""
+    """Replace a functional operation, or a module with a plainer equivalent, by known modules."""
     if node.op in ("call_function", "call_method"):
-        _replace_function(graph_module, node, _modules_for(node))
+        _replace(graph_module, node, modules_for_function(node), node.name)
     elif node.op == "call_module":
         module = module_of(graph_module, node)
-        if isinstance(module, nn.Identity):
-            node.replace_all_uses_with(input_of(node))
-            graph_module.graph.erase_node(node)
-        elif isinstance(module, nn.AdaptiveAvgPool2d) and _is_one(module.output_size):
-            graph_module.add_submodule(str(node.target), GlobalAveragePool())
+        plain = module_for_module(node, module)
+        if isinstance(plain, nn.Identity):
+            _replace(graph_module, node, [plain], node.name)
+        elif plain is not module:
+            # Other calls of the module may need another window.
+            called_once = sum(other.target == node.target for other in graph_module.graph.nodes) == 1
+            node.target = str(node.target) if called_once else free_name(graph_module, str(node.target))
+            graph_module.add_submodule(node.target, plain)
 
 
-def _replace_function(graph_module: fx.GraphModule, node: fx.Node, modules: list[nn.Module]) -> None:
-    """Put calls of `modules`, one after the other, in the place of a functional node, under its name."""
-    end = node
-    sources = tuple(argument for argument in node.args if isinstance(argument, fx.Node))
-    for index, module in enumerate(modules):
-        name = free_name(graph_module, node.name if index == 0 else f"{node.name}_{index}")
-        graph_module.add_submodule(name, module)
+def _replace(graph_module: fx.GraphModule, node: fx.Node, modules: list[nn.Module], name: str) -> None:
+    """Put calls of `modules`, one after the other, in the place of a node; an Identity needs no call."""
+    if not modules:
+        return
+    sources: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), sources.append)
+    end, inputs = node, tuple(source for source in sources if "shape" in source.meta)
+    for index, module in enumerate(module for module in modules if not isinstance(module, nn.Identity)):
+        new_name = add_module(graph_module, name if index == 0 else f"{name}_{index}", module)
         with graph_module.graph.inserting_after(end):
-            end = graph_module.graph.call_module(name, sources)
-        sources = (end,)
-    if modules:
-        node.replace_all_uses_with(end)
-        graph_module.graph.erase_node(node)
-
-
-def _modules_for(node: fx.Node) -> list[nn.Module]:
-    """Return the modules, in order of application, that do what a functional node does; none if there are none."""
-    function = _FUNCTIONS.get(node.target)
-    return [] if function is None else function(node)
-
-
-def _argument(node: fx.Node, position: int, name: str, default: object = None) -> object:
-    """Return an argument of a call, whether it was given by position or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _relu(_node: fx.Node) -> list[nn.Module]:
-    return [nn.ReLU()]
-
-
-def _add(node: fx.Node) -> list[nn.Module]:
-    plain = len(node.args) == 2 and all(isinstance(operand, fx.Node) for operand in node.args)
-    return [Add()] if plain and "alpha" not in node.kwargs else []
-
-
-def _adaptive_pool(node: fx.Node) -> list[nn.Module]:
-    return [GlobalAveragePool()] if _is_one(_argument(node, 1, "output_size")) else []
-
-
-def _mean(node: fx.Node) -> list[nn.Module]:
-    dimensions = _argument(node, 1, "dim")
-    if not isinstance(dimensions, Sequence) or {value % 4 for value in dimensions} != {2, 3}:
-        return []
-    flatten: list[nn.Module] = [] if _argument(node, 2, "keepdim") else [nn.Flatten(1)]
-    return [GlobalAveragePool(), *flatten]
-
-
-def _flatten(node: fx.Node) -> list[nn.Module]:
-    whole = _argument(node, 1, "start_dim") == 1 and _argument(node, 2, "end_dim", -1) == -1
-    return [nn.Flatten(1)] if whole else []
-
-
-def _max_pool(node: fx.Node) -> list[nn.Module]:
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    options: dict[str, Any] = {
-        name: value
-        for position, name in enumerate(names, start=1)
-        if (value := _argument(node, position, name)) is not None
-    }
-    return [nn.MaxPool2d(**options)]
-
-
-def _dropout(node: fx.Node) -> list[nn.Module]:
-    share = _argument(node, 1, "p", 0.5)
-    return [nn.Dropout(share)] if isinstance(share, float) else []
-
-
-_FUNCTIONS: dict[object, Callable[[fx.Node], list[nn.Module]]] = {
-    F.relu: _relu,
-    torch.relu: _relu,
-    "relu": _relu,
-    "relu_": _relu,
-    operator.add: _add,
-    operator.iadd: _add,
-    torch.add: _add,
-    "add": _add,
-    "add_": _add,
-    F.adaptive_avg_pool2d: _adaptive_pool,
-    "mean": _mean,
-    torch.mean: _mean,
-    torch.flatten: _flatten,
-    "flatten": _flatten,
-    F.max_pool2d: _max_pool,
-    F.dropout: _dropout,
-}
-
-
-def _is_one(size: object) -> bool:
-    return size in (1, (1, 1), [1, 1])
+            end = graph_module.graph.call_module(new_name, inputs)
+        end.meta["shape"] = node.meta["shape"]
+        inputs = (end,)
+    node.replace_all_uses_with(inputs[0])
+    graph_module.graph.erase_node(node)
 
 
 def _check_inputs(graph_module: fx.GraphModule) -> None:
     inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    outputs = graph_module.graph.output_node().all_input_nodes
-    if len(inputs) != 1 or len(outputs) != 1:
+    outputs = graph_module.graph.output_node().args[0]
+    number = 1 if isinstance(outputs, fx.Node) else len(graph_module.graph.output_node().all_input_nodes)
+    if len(inputs) != 1 or number != 1:
         raise UnsupportedModelError(
-            f"the network has {len(inputs)} inputs and {len(outputs)} outputs; one image in and one tensor of logits "
+            f"the network has {len(inputs)} inputs and {number} outputs; one image in and one tensor of logits "
             "out are supported."
         )
-    for node in graph_module.graph.nodes:
-        kind_of(graph_module, node)
 
 
-class _PoolWindows(fx.Interpreter):
-    """Runs a graph and notes how many pixels each global average pool averages."""
+class _Results(fx.Interpreter):
+    """Runs a graph and notes on each node the shape of its result, or the result itself where it is no tensor."""
 
-    def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        """Note the window of a pool, then run the module."""
-        module = self.fetch_attr(str(target))
-        if isinstance(module, GlobalAveragePool):
-            module.window = args[0].shape[2] * args[0].shape[3]
-        return super().call_module(target, args, kwargs)
+    def run_node(self, node: fx.Node) -> object:
+        """Run a node and note what came out."""
+        result = super().run_node(node)
+        if isinstance(result, Tensor):
+            node.meta["shape"] = tuple(result.shape)
+        else:
+            node.meta["value"] = result
+        return result
 
 
 @torch.no_grad()
-def _set_pool_windows(graph_module: fx.GraphModule, example_input: Tensor) -> None:
+def _note_results(graph_module: fx.GraphModule, example_input: Tensor) -> None:
     training = graph_module.training
     graph_module.eval()
     parameter = next(graph_module.parameters(), example_input)
-    interpreter = _PoolWindows(graph_module)
+    interpreter = _Results(graph_module)
     interpreter.extra_traceback = False  # it would be added to the message
     try:
         interpreter.run(example_input.to(parameter.device, parameter.dtype))
@@ -267,3 +257,10 @@ def _set_pool_windows(graph_module: fx.GraphModule, example_input: Tensor) -> No
             f"the network does not run on an input of shape {list(example_input.shape)}: {error}"
         ) from error
     graph_module.train(training)
+
+
+def _set_pool_windows(graph_module: fx.GraphModule) -> None:
+    for node in graph_module.graph.nodes:
+        module: Any = module_of(graph_module, node) if node.op == "call_module" else None
+        if isinstance(module, GlobalAveragePool):
+            module.window = math.prod(shape_of(input_of(node))[2:])

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from .config import LayerBits
 from .quantizers import WeightQuantizer
 
+AVERAGING_BITS = 2  # a weight of 1 needs no more
+
 
 class QuantConv2d(nn.Conv2d):
     """Convolution of quantized activations with quantized weights (made by `quantize_layer`).
@@ -42,6 +44,7 @@ class QuantLinear(nn.Linear):
 
 
 QuantLayer = QuantConv2d | QuantLinear
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def _scale_and_shift(y: Tensor, layer: QuantLayer) -> Tensor:
@@ -67,10 +70,10 @@ def quantize_layer(layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized:
         result = QuantConv2d(
             layer.in_channels,
             layer.out_channels,
-            _pair(layer.kernel_size),
-            _pair(layer.stride),
-            _pair(layer.padding),
-            _pair(layer.dilation),
+            pair(layer.kernel_size),
+            pair(layer.stride),
+            pair(layer.padding),
+            pair(layer.dilation),
             layer.groups,
             bias=False,
         )
@@ -88,13 +91,34 @@ def set_output_scale(layer: QuantLayer, input_unit: float) -> None:
     """Start the output scale at the product of both clipping thresholds.
 
     Args:
-        layer: a layer without BatchNorm behind it.
+        layer: one with a trained output scale; others are left alone.
         input_unit: the value that 1.0 in the layer's input stands for.
     """
-    if layer.log_output_scale is not None:
+    if layer.log_output_scale is not None and layer.log_output_scale.requires_grad:
         _, upper = layer.weight_quantizer.thresholds
         with torch.no_grad():
             layer.log_output_scale.fill_(math.log(upper * input_unit))
+
+
+def averaging_layer(
+    channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], divisor: int | None
+) -> QuantConv2d:
+    """Return a depthwise convolution that sums each window and divides by `divisor`; nothing in it is trained.
+
+    Average pooling (and, with a window of one, what carries a lone BatchNorm or ReLU) takes the form of a quantized
+    layer: exact sums, one multiplier per channel, and no rounding of its own.
+
+    Args:
+        channels: of input and output.
+        kernel, stride, padding: of the window; padding adds zeros.
+        divisor: None where a BatchNorm follows, which takes the place of any scale.
+    """
+    layer = QuantConv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
+    nn.init.ones_(layer.weight)
+    layer.weight_quantizer = WeightQuantizer(AVERAGING_BITS)
+    layer.weight_quantizer.set_thresholds(0.0, 1.0)
+    layer.log_output_scale = None if divisor is None else nn.Parameter(torch.tensor(-math.log(divisor)))
+    return layer.requires_grad_(False)
 
 
 class Add(nn.Module):
@@ -103,6 +127,25 @@ class Add(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return `a + b`."""
         return a + b
+
+
+class Concat(nn.Module):
+    """Tensors behind each other along the channels."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Join [N, C_1, ...], [N, C_2, ...], ... to [N, C_1 + C_2 + ..., ...]."""
+        return torch.cat(tensors, 1)
+
+
+class Standalone(nn.Module):
+    """Stands in front of a BatchNorm or ReLU that no layer before it takes in, and returns what it gets.
+
+    In `integer` placement an `averaging_layer` with a window of one takes its place.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
 
 
 class GlobalAveragePool(nn.Module):
@@ -125,7 +168,8 @@ class GlobalAveragePool(nn.Module):
         return f"window={self.window}"
 
 
-def _pair(value: int | str | Sequence[int]) -> tuple[int, int]:
+def pair(value: int | str | Sequence[int]) -> tuple[int, int]:
+    """Return a size given once or per direction as (vertical, horizontal)."""
     if isinstance(value, str):
         raise TypeError(f"padding {value!r} has no fixed size")
     if isinstance(value, int):

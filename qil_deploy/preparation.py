@@ -3,14 +3,16 @@
 `paper` placement: one interval quantizer in front of every inner convolution and linear layer; the first and
 last layer, residual stream and pooled features stay float.
 
-`integer` placement: every site carries one grid. A convolution or linear site whose readers all want the same
-interval carries that interval; any other site carries 8-bit codes, and low-bit intervals are placed behind
-them, one per bit width and tensor (decision 0008).
+`integer` placement: every group of sites carries one grid. Layers whose readers all want the same interval carry that
+interval; any other group carries 8-bit codes, and low-bit intervals are placed behind them, one per bit width
+and tensor (decision 0008). Average poolings and lone BatchNorms and ReLUs become layers (`averaging_layer`). Logits
+stay float where a linear layer or a global pooling makes them; elsewhere they are 8-bit codes.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,9 +20,18 @@ from torch import Tensor, fx, nn
 from .calibration import calibrate_on_first_batch
 from .config import LayerBits, QuantConfig
 from .errors import UnsupportedModelError
-from .graph import free_name, module_of, trace, users_of
-from .layers import QuantLayer, quantize_layer
-from .placement import Reader, Site, bits_of_layers, edge_layers, find_sites, readers_of
+from .graph import add_module, module_of, shape_of, trace, users_of
+from .layers import BatchNorm, QuantLayer, averaging_layer, pair, quantize_layer
+from .placement import (
+    LAYER_KINDS,
+    Group,
+    Reader,
+    Site,
+    bits_of_layers,
+    edge_layers,
+    find_groups,
+    isolate,
+)
 from .preprocessing import Preprocessing
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
@@ -44,21 +55,23 @@ def prepare(
         ConfigError: bits out of range, or an override that matches no layer.
     """
     graph_module = trace(copy.deepcopy(model), example_input)
+    isolate(graph_module)
     edges = edge_layers(graph_module)
     bits = bits_of_layers(graph_module, config, edges)
-    sites = find_sites(graph_module)
-    readers = {site: readers_of(graph_module, site, config, edges) for site in sites}
+    groups = find_groups(graph_module, config, edges)
     kept_float = edges if config.placement == "paper" else set()
-    for site in sites:
+    for site in (site for group in groups for site in group.sites):
         if site.kind in ("conv", "linear") and site.producer not in kept_float:
             _quantize_layer(graph_module, site, bits[site.producer], config)
-    for site in sites:
+        elif site.kind in ("average", "standalone") and config.placement == "integer":
+            _use_averaging_layer(graph_module, site)
+    for group in groups:
         if config.placement == "paper":
-            for reader in readers[site]:
+            for reader in group.readers:
                 if reader.interval_bits is not None:
-                    _insert_interval(graph_module, reader.via, [reader])
+                    _insert_interval(graph_module, reader.via, [reader], signed=group.signed)
         else:
-            _insert_grid(graph_module, site, readers[site], input_grid)
+            _insert_grid(graph_module, group, input_grid)
     graph_module.register_buffer("calibrated", torch.tensor(False))
     graph_module.register_forward_pre_hook(calibrate_on_first_batch)
     graph_module.graph.lint()
@@ -76,59 +89,80 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
             f"layer {name!r} pads with {layer.padding!r} in mode {layer.padding_mode!r}; only a fixed number of zeros "
             "can be lowered."
         )
-    quantized: QuantLayer = quantize_layer(
-        layer, bits, normalized=site.norm is not None, train_gamma=config.train_gamma
-    )
+    norm = module_of(graph_module, site.norm) if site.norm is not None else None
+    if isinstance(norm, BatchNorm) and norm.running_mean is not None and layer.bias is not None:
+        norm.running_mean -= layer.bias.detach()
+    quantized: QuantLayer = quantize_layer(layer, bits, normalized=norm is not None, train_gamma=config.train_gamma)
     graph_module.add_submodule(name, quantized)
 
 
-def _insert_grid(graph_module: fx.GraphModule, site: Site, readers: list[Reader], input_grid: Preprocessing) -> None:
-    """Put onto one site what its readers want in `integer` placement."""
-    if any(reader.node.op == "output" for reader in readers):
+def _use_averaging_layer(graph_module: fx.GraphModule, site: Site) -> None:
+    """Replace an average pooling, or what stands in for a lone BatchNorm or ReLU, by a convolution that does it."""
+    module = module_of(graph_module, site.producer)
+    channels = shape_of(site.producer)[1]
+    if isinstance(module, nn.AvgPool2d):
+        kernel, stride, padding = (pair(value) for value in (module.kernel_size, module.stride, module.padding))
+        divisor = module.divisor_override or kernel[0] * kernel[1]
+        layer = averaging_layer(channels, kernel, stride, padding, divisor)
+    else:
+        layer = averaging_layer(channels, (1, 1), (1, 1), (0, 0), None if site.norm is not None else 1)
+    graph_module.add_submodule(str(site.producer.target), layer)
+
+
+def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preprocessing) -> None:
+    """Put onto one group what its readers want in `integer` placement."""
+    first = group.sites[0]
+    widths = {reader.interval_bits for reader in group.readers}
+    if _makes_float_logits(group):
         return
-    widths = {reader.interval_bits for reader in readers}
-    if site.kind == "input":
+    if first.kind == "input":
         name, grid = "input_quantizer", InputQuantizer(input_grid.scale, input_grid.zero_point)
-        via = _insert_after(graph_module, site.end, name, grid)
-    elif site.kind in ("conv", "linear") and len(widths) == 1 and None not in widths:
-        _insert_interval(graph_module, site.end, readers, all_users=True)
+        behind = {first.end: _insert_after(graph_module, first.end, add_module(graph_module, name, grid))}
+    elif len(widths) == 1 and None not in widths and all(site.kind in LAYER_KINDS for site in group.sites):
+        name = _add_interval(graph_module, group.readers[0], signed=group.signed)
+        for site in group.sites:
+            _insert_after(graph_module, site.end, name)
         return
     else:
-        name = f"ranges.{site.end.name}"
-        via = _insert_after(graph_module, site.end, name, RangeQuantizer(signed=site.signed))
-    groups: dict[tuple[fx.Node, int], list[Reader]] = {}
-    for reader in readers:
+        name = add_module(graph_module, f"ranges.{first.end.name}", RangeQuantizer(signed=group.signed))
+        behind = {site.end: _insert_after(graph_module, site.end, name) for site in group.sites}
+    intervals: dict[tuple[fx.Node, int], list[Reader]] = {}
+    for reader in group.readers:
         if reader.interval_bits is not None:
-            source = via if reader.via is site.end else reader.via
-            groups.setdefault((source, reader.interval_bits), []).append(reader)
-    for (source, _), group in groups.items():
-        _insert_interval(graph_module, source, group)
+            source = behind.get(reader.via, reader.via)
+            intervals.setdefault((source, reader.interval_bits), []).append(reader)
+    for (source, _), readers in intervals.items():
+        _insert_interval(graph_module, source, readers, signed=group.signed)
 
 
-def _insert_interval(
-    graph_module: fx.GraphModule, source: fx.Node, readers: list[Reader], *, all_users: bool = False
-) -> None:
-    """Put one interval quantizer between `source` and the given readers (or all users of `source`)."""
-    bits = readers[0].interval_bits
-    if bits is None:
-        raise TypeError(f"{readers[0].node.name} reads 8-bit codes")
+def _makes_float_logits(group: Group) -> bool:
+    """Whether a group is the logits, which stay float: of a linear layer, or pooled to one pixel."""
+    site = group.sites[0]
+    if len(group.sites) > 1 or any(reader.node.op != "output" for reader in group.readers):
+        return False
+    return site.kind == "pool" or (site.kind == "linear" and site.relu is None)
+
+
+def _insert_interval(graph_module: fx.GraphModule, source: fx.Node, readers: list[Reader], *, signed: bool) -> None:
+    """Put one interval quantizer between `source` and the given readers."""
+    name = _add_interval(graph_module, readers[0], signed=signed)
+    _insert_after(graph_module, source, name, [reader.node for reader in readers])
+
+
+def _add_interval(graph_module: fx.GraphModule, reader: Reader, *, signed: bool) -> str:
+    """Add the interval quantizer that `reader` wants; return its name."""
+    if reader.interval_bits is None:
+        raise TypeError(f"{reader.node.name} reads 8-bit codes")
     # Module names cannot hold dots; the quantizer is named after the first layer that reads it.
-    name = f"intervals.{str(readers[0].node.target).replace('.', '_')}"
-    users = None if all_users else [reader.node for reader in readers]
-    _insert_after(graph_module, source, name, ActivationQuantizer(bits), users)
+    name = f"intervals.{str(reader.node.target).replace('.', '_')}"
+    return add_module(graph_module, name, ActivationQuantizer(reader.interval_bits, signed=signed))
 
 
 def _insert_after(
-    graph_module: fx.GraphModule,
-    source: fx.Node,
-    name: str,
-    module: nn.Module,
-    users: list[fx.Node] | None = None,
+    graph_module: fx.GraphModule, source: fx.Node, name: str, users: Sequence[fx.Node] | None = None
 ) -> fx.Node:
-    """Insert a call of `module` behind `source`, read by `users` (by all its users if None)."""
+    """Insert a call of module `name` behind `source`, read by `users` (by all its users if None)."""
     chosen = users_of(source) if users is None else users
-    name = free_name(graph_module, name)
-    graph_module.add_submodule(name, module)
     with graph_module.graph.inserting_after(source):
         new = graph_module.graph.call_module(name, (source,))
     for user in chosen:

@@ -106,10 +106,16 @@ class WeightQuantizer(IntervalQuantizer):
 
 
 class ActivationQuantizer(IntervalQuantizer):
-    """QIL activation quantizer: values `X / q` with codes `X` in `0..q`, `q = 2**bits - 1`."""
+    """QIL activation quantizer: values `X / q` with codes `X` in `0..q`, `q = 2**bits - 1`.
 
-    def __init__(self, bits: int) -> None:
+    Args:
+        bits: 2 to 8.
+        signed: whether activations can be negative; the interval then starts symmetric around 0.
+    """
+
+    def __init__(self, bits: int, *, signed: bool = False) -> None:
         super().__init__(bits, 2**bits - 1)
+        self.signed = signed
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized activations, in [0, 1], of the shape of `x`."""
@@ -117,8 +123,14 @@ class ActivationQuantizer(IntervalQuantizer):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> float:
-        """Return the upper threshold of least squared error for these activations (the lower one is 0)."""
+        """Return the largest value of the interval of least squared error for these activations."""
+        if self.signed:
+            return best_threshold(x.abs(), (self.largest_code + 1) // 2)
         return best_threshold(x.clamp_min(0), self.largest_code)
+
+    def set_largest(self, largest: float) -> None:
+        """Set the interval to `[0, largest]`, or `[-largest, largest]` where activations can be negative."""
+        self.set_thresholds(-largest if self.signed else 0.0, largest)
 
 
 class RangeQuantizer(nn.Module):

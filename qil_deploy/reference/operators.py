@@ -240,6 +240,32 @@ def _cast(node: Node, inputs: Inputs) -> Array:
     return _required(inputs, 0).astype(data_type_name(_integer(node, "to", 0)))
 
 
+def _subtract(_node: Node, inputs: Inputs) -> Array:
+    a, b = _required(inputs, 0), _required(inputs, 1)
+    if a.dtype != np.int32 or b.dtype != np.int32:
+        raise ValueError(f"Sub of {a.dtype} and {b.dtype} is not supported, only of int32")
+    return np.subtract(a, b)
+
+
+def _reduce_sum(node: Node, inputs: Inputs) -> Array:
+    x, axes = _required(inputs, 0), _required(inputs, 1)
+    if x.dtype != np.int32:
+        raise ValueError(f"ReduceSum of {x.dtype} is not supported, only of int32")
+    keep = bool(_integer(node, "keepdims", 1))
+    total: Array = x.sum(axis=tuple(int(axis) for axis in axes), keepdims=keep, dtype=np.int64)
+    return total.astype(np.int32)
+
+
+def _resize(node: Node, inputs: Inputs) -> Array:
+    x, factors = _images(inputs), _required(inputs, 2)
+    expected = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    found = {name: node.attributes.get(name) for name in expected}
+    if found != expected or factors.shape != (4,) or np.any(factors[:2] != 1) or np.any(factors != np.rint(factors)):
+        raise ValueError(f"only Resize that repeats pixels is supported, not {found} by {factors.tolist()}")
+    rows, columns = (int(factor) for factor in factors[2:])
+    return x.repeat(rows, axis=2).repeat(columns, axis=3)
+
+
 def _multiply(_node: Node, inputs: Inputs) -> Array:
     return kernels.multiply(_required(inputs, 0), _required(inputs, 1))
 
@@ -275,6 +301,11 @@ _OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "Concat"): Operator(_concat, frozenset({"axis"})),
     ("", "Cast"): Operator(_cast, frozenset({"to"})),
     ("", "Mul"): Operator(_multiply),
+    ("", "Sub"): Operator(_subtract),
+    ("", "ReduceSum"): Operator(_reduce_sum, frozenset({"keepdims"})),
+    ("", "Resize"): Operator(
+        _resize, frozenset({"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a"})
+    ),
     ("", "Pad"): Operator(_pad),
     ("", "SpaceToDepth"): Operator(_space_to_depth, frozenset({"blocksize"})),
 }

@@ -86,7 +86,7 @@ class Network(nn.Module):
         self.head = nn.Identity() if case.y_bits is None else nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.reader(self.relu(self.norm(self.layer(self.stem(x))))))
+        logits: Tensor = self.head(self.reader(self.relu(self.norm(self.layer(self.stem(x)))))).flatten(1)
         return logits
 
 
@@ -129,6 +129,7 @@ def build(case: Case) -> fx.GraphModule:
             output.set_thresholds(case.lower, case.lower + case.width)
         else:
             output.set_largest(case.width)
+    model.get_buffer("calibrated").fill_(True)  # the thresholds are set by hand
     return model
 
 

@@ -269,12 +269,49 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Wrapped(lambda m, x: m.fc(torch.add(m.first(x), m.first(x), alpha=2).flatten(1))),
         "operation 'add' .* cannot be lowered",
     ),
-    "view": (Wrapped(lambda m, x: m.fc(m.first(x).view(1, -1))), "operation 'view' .* cannot be lowered"),
-    "average pooling": (network(nn.AvgPool2d(2)), r"\(AvgPool2d\) cannot be lowered"),
+    "average of another number at the border": (
+        network(nn.AvgPool2d(3, padding=1, count_include_pad=False)),
+        r"module '2' \(AvgPool2d\) cannot be lowered: it divides by another number at the border",
+    ),
+    "average beyond the image": (
+        network(nn.AvgPool2d(3, ceil_mode=True)),
+        r"\(AvgPool2d\) cannot be lowered: it has windows that reach past the image",
+    ),
+    "uneven average": (network(nn.AdaptiveAvgPool2d(3)), r"module '2' \(AdaptiveAvgPool2d\) cannot be lowered; supp"),
+    "pooling with indices": (
+        Wrapped(lambda m, x: m.fc(m.pool(m.first(x))[0].flatten(1)), pool=nn.MaxPool2d(1, return_indices=True)),
+        r"\(MaxPool2d\) cannot be lowered: it returns indices",
+    ),
+    "smooth upsampling": (
+        network(nn.Upsample(scale_factor=2, mode="bilinear")),
+        r"\(Upsample\) cannot be lowered: it does not repeat each pixel a whole number of times",
+    ),
+    "clipping below zero": (network(nn.Hardtanh()), r"\(Hardtanh\) cannot be lowered: it clips to -1.0..1.0, not from"),
+    "no statistics": (
+        network(conv4(padding=1), nn.BatchNorm2d(4, track_running_stats=False)),
+        r"module '3' \(BatchNorm2d\) cannot be lowered: it has no running statistics",
+    ),
+    "inner flatten": (
+        network(nn.Flatten(2), last=nn.Flatten()),
+        r"module '2' \(Flatten\) cannot be lowered: it keeps more dimensions than the batch",
+    ),
+    "concatenated rows": (
+        Wrapped(lambda m, x: m.fc(torch.cat([y := m.first(x), y], 2).flatten(1))),
+        "does not run on an input of shape",
+    ),
+    "rows side by side": (
+        Wrapped(lambda m, x: torch.cat([y := m.first(x), y], 2).flatten(1)),
+        "operation 'cat' .* cannot be lowered",
+    ),
+    "norm of rows": (
+        Wrapped(lambda m, x: m.norm(m.pool(m.first(x)).flatten(1)), pool=nn.MaxPool2d(8), norm=nn.BatchNorm1d(4)),
+        r"'norm' reads 'flatten(_1)?', which is no convolution, linear layer or addition of its own, and holds no images",
+    ),
+    "no row of logits": (network(last=conv4()), r"the network returns a tensor of shape \[1, 4, 6, 6\] for one of"),
     "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
     "transposed": (network(nn.ConvTranspose2d(4, 4, 3)), r"\(ConvTranspose2d\) cannot be lowered"),
     "reflect": (network(conv4(padding=1, padding_mode="reflect")), r"layer '2' pads with .* in mode 'reflect'; only"),
-    "same": (network(conv4(padding="same")), "layer '2' pads with 'same' in mode 'zeros'; only a fixed number of zero"),
+    "same": (network(nn.Conv2d(4, 4, 2, padding="same")), "layer '2' pads with 'same' in mode 'zeros'; only a fixed"),
     "two inputs": (TwoInputs(), "the network has 2 inputs and 1 outputs; one image in and one tensor of logits"),
     "two outputs": (TwoOutputs(), "the network has 1 inputs and 2 outputs"),
     "control flow": (Wrapped(branch), "Wrapped cannot be traced by torch.fx: .*Move control flow"),
@@ -289,21 +326,6 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
             other=nn.Conv2d(3, 4, 3, padding=1),
         ),
         "layer 'norm' is called more than once",
-    ),
-    "norm of a pool": (network(nn.MaxPool2d(2), nn.BatchNorm2d(4)), "bn '3' reads '_2', which is no convolution"),
-    "lonely relu": (network(nn.MaxPool2d(2), nn.ReLU()), "relu '3' reads '_2', which is no convolution"),
-    "norm of a shared tensor": (
-        Wrapped(lambda m, x: m.fc((m.norm(y := m.first(x)) + y).flatten(1)), norm=nn.BatchNorm2d(4)),
-        "bn 'norm' reads 'first', which is no convolution, linear layer or addition of its own",
-    ),
-    "logits of a pool": (
-        network(last=nn.AdaptiveAvgPool2d(1)),
-        "the logits come from '_2'; they have to be the result",
-    ),
-    "logits of a relu": (network(nn.Flatten(), nn.Linear(256, 2), last=nn.ReLU()), "the logits come from '_4'"),
-    "logits used twice": (
-        Wrapped(lambda m, x: m.fc(y := m.first(x).flatten(1)) + m.other(y), other=nn.Linear(256, 2)),
-        "the logits come from 'add_1'; they have to be the result of a linear layer or a convolution",
     ),
     "wrong size": (
         network(nn.Flatten(), last=nn.Linear(5, 2)),
@@ -330,7 +352,7 @@ class LogitsInside(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.last(self.first(x))
         self.unused(logits)
-        return logits
+        return logits.flatten(1)
 
 
 def test_a_branch_that_leads_nowhere_is_dropped() -> None:

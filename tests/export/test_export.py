@@ -212,12 +212,6 @@ def small_case(exports: Exports, tail: nn.Module) -> Case:
     return exports.case(Small(tail), QuantConfig(), images, SMALL)
 
 
-def test_a_convolution_that_makes_the_logits_is_refused(exports: Exports, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"tail"):
-        small_case(exports, nn.Conv2d(4, 3, (4, 5))).export(tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_flatten_that_keeps_two_dimensions_is_refused(exports: Exports, tmp_path: Path) -> None:
     tail = nn.Sequential(nn.Flatten(2), nn.Linear(20, 3))
     with pytest.raises(UnsupportedModelError, match=r"tail\.0"):
