@@ -27,10 +27,10 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """The network: its name in `training.models.MODELS` and its width."""
+    """The network: its name in `training.models.MODELS` and, where the network has one, its width (None: its own)."""
 
     name: str
-    width: Annotated[int, Field(ge=1)] = 16
+    width: Annotated[int, Field(ge=1)] | None = None
 
 
 class AugmentationSection(_Section):

@@ -78,8 +78,9 @@ class Run:
         self.model_arguments: dict[str, Any] = {
             "in_channels": self.preprocessing.channels,
             "num_classes": len(self.train_set.class_names),
-            "width": recipe.model.width,
         }
+        if recipe.model.width is not None:
+            self.model_arguments["width"] = recipe.model.width
 
     def build(self) -> nn.Module:
         """Return the float network of the recipe, its weights seeded."""

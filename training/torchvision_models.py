@@ -1,0 +1,58 @@
+"""Networks of torchvision, for images of any number of channels, and AlexNet with BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torchvision import models
+
+TORCHVISION_CHANNELS = 3
+
+
+def torchvision_model(name: str, **options: Any) -> Callable[..., nn.Module]:  # noqa: ANN401 - of that network
+    """Return the builder of a network of `torchvision.models`, its weights random, with `options` of its own.
+
+    For images of other than three channels the first convolution is replaced by one of the same shape otherwise,
+    initialised as PyTorch does by default.
+    """
+
+    def build(in_channels: int, num_classes: int) -> nn.Module:
+        model: nn.Module = getattr(models, name)(num_classes=num_classes, **options)
+        if in_channels != TORCHVISION_CHANNELS:
+            _replace_first_convolution(model, in_channels)
+        return model
+
+    return build
+
+
+def alexnet_bn(in_channels: int, num_classes: int) -> nn.Module:
+    """Build torchvision's AlexNet with BatchNorm between each convolution and its ReLU.
+
+    Those convolutions have no bias. The linear layers keep theirs, and have no BatchNorm: a quantized linear layer
+    has a learned output scale instead, which does what the slope of a BatchNorm would.
+    """
+    model = torchvision_model("alexnet")(in_channels, num_classes)
+    layers: list[nn.Module] = []
+    for layer in model.get_submodule("features").children():
+        if isinstance(layer, nn.Conv2d):
+            layer.bias = None
+            layers += [layer, nn.BatchNorm2d(layer.out_channels)]
+        else:
+            layers.append(layer)
+    model.features = nn.Sequential(*layers)
+    return model
+
+
+def _replace_first_convolution(model: nn.Module, in_channels: int) -> None:
+    name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    replacement = nn.Conv2d(
+        in_channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type] # hinted as tuple[int, ...]
+        first.stride,  # type: ignore[arg-type] # as above
+        first.padding,  # type: ignore[arg-type] # as above
+        bias=first.bias is not None,
+    )
+    model.set_submodule(name, replacement)
