@@ -84,9 +84,9 @@ def largest_spread(largest_weight_code: int, largest_activation: int) -> int:
 
     Args:
         largest_weight_code: `q_W`.
-        largest_activation: largest uint8 code.
+        largest_activation: largest uint8 code; 0 where an interval prunes all that a bounded ReLU lets through.
     """
-    limit = min(INT8_MAX, INT16_MAX // (2 * largest_activation))
+    limit = min(INT8_MAX, INT16_MAX // (2 * max(1, largest_activation)))
     return max(1, limit // largest_weight_code)
 
 

@@ -55,7 +55,7 @@ def _source_shape(node: fx.Node) -> tuple[int, ...]:
 
 def _argument(node: fx.Node, position: int, name: str, default: object = None) -> Any:  # noqa: ANN401 - as given
     """Return an argument of a call, whether it was given by position or by name; sizes of tensors as numbers."""
-    value = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    value: Any = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
     return fx.node.map_arg(value, lambda source: source.meta.get("value", source))
 
 
@@ -94,9 +94,9 @@ def _adaptive_pool(node: fx.Node) -> Modules:
     return _adaptive_average(node, _argument(node, 1, "output_size"))
 
 
-def _adaptive_average(node: fx.Node, output_size: int | Sequence[int | None]) -> Modules:
+def _adaptive_average(node: fx.Node, output_size: int | Sequence[int | None] | None) -> Modules:
     """Windows of one size, if the image divides into them; copies of each pixel, if the result does."""
-    wanted = (output_size, output_size) if isinstance(output_size, int) else output_size
+    wanted = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     found = _source_shape(node)[2:]
     sizes = [size if want is None else want for want, size in zip(wanted, found, strict=True)]
     if sizes == list(found):

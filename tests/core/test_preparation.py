@@ -305,7 +305,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "norm of rows": (
         Wrapped(lambda m, x: m.norm(m.pool(m.first(x)).flatten(1)), pool=nn.MaxPool2d(8), norm=nn.BatchNorm1d(4)),
-        r"'norm' reads 'flatten(_1)?', which is no convolution, linear layer or addition of its own, and holds no images",
+        r"'norm' reads 'flatten(_1)?', which is no convolution, linear layer or addition of its own, and holds no",
     ),
     "no row of logits": (network(last=conv4()), r"the network returns a tensor of shape \[1, 4, 6, 6\] for one of"),
     "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
