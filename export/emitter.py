@@ -103,10 +103,10 @@ def rewrite(model: ir.Model, rules: Mapping[tuple[str, str], Rule]) -> ir.Model:
         return values[value]
 
     for node in model.graph:
-        sources = [translate(value) for value in node.inputs if value is not None]
+        sources = [None if value is None else translate(value) for value in node.inputs]
         rule = rules.get((node.domain, node.op_type))
         if rule is not None:
-            values[node.outputs[0]] = rule(emitter, node, sources)
+            values[node.outputs[0]] = rule(emitter, node, [source for source in sources if source is not None])
         else:
             attributes = {attribute.name: attribute for attribute in node.attributes.values()}
             values[node.outputs[0]] = emitter.op(
