@@ -308,6 +308,10 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         r"'norm' reads 'flatten(_1)?', which is no convolution, linear layer or addition of its own, and holds no",
     ),
     "no row of logits": (network(last=conv4()), r"the network returns a tensor of shape \[1, 4, 6, 6\] for one of"),
+    "channel shuffle": (
+        Wrapped(lambda m, x: m.fc((y := m.first(x)).view(y.size(0), 2, 2, 8, 8).transpose(1, 2).flatten(1))),
+        "operation 'view' .* cannot be lowered",
+    ),
     "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
     "transposed": (network(nn.ConvTranspose2d(4, 4, 3)), r"\(ConvTranspose2d\) cannot be lowered"),
     "reflect": (network(conv4(padding=1, padding_mode="reflect")), r"layer '2' pads with .* in mode 'reflect'; only"),
