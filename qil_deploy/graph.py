@@ -83,7 +83,7 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
     for node in graph_module.graph.nodes:
-        if "shape" in node.meta:  # where a size is left, what reads it is refused
+        if "shape" in node.meta or node.op == "call_module":  # where a size is left, what reads it is refused
             kind_of(graph_module, node)
     _note_results(graph_module, example_input)
     logits = shape_of(graph_module.graph.output_node())
