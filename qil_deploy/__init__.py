@@ -13,10 +13,17 @@ if TYPE_CHECKING:
     from .config import QuantConfig
     from .freezing import freeze
     from .preparation import prepare
+    from .preprocessing import Preprocessing
 
-__all__ = ["QuantConfig", "calibrate", "freeze", "prepare"]
+__all__ = ["Preprocessing", "QuantConfig", "calibrate", "freeze", "prepare"]
 
-_HOMES = {"QuantConfig": "config", "calibrate": "calibration", "freeze": "freezing", "prepare": "preparation"}
+_HOMES = {
+    "Preprocessing": "preprocessing",
+    "QuantConfig": "config",
+    "calibrate": "calibration",
+    "freeze": "freezing",
+    "prepare": "preparation",
+}
 
 
 def __getattr__(name: str) -> object:
