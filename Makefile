@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LINT_TREE := .lint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint editor clean
+.PHONY: help setup demo bench test test-fast lint editor clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -19,6 +19,12 @@ setup: $(VENV)/.installed-all ## create .venv and install everything, developmen
 
 demo: $(VENV)/.installed-demo ## train, export, verify and time a small network (minutes)
 	$(BIN)/python -m qil_deploy demo
+
+bench: $(VENV)/.installed-all ## measure exports beside their peers and write docs/benchmarks.md (minutes)
+	$(BIN)/python benchmarks/exporters.py resnet18 alexnet
+	$(BIN)/python benchmarks/export_cost.py
+	$(BIN)/python benchmarks/openvino_agreement.py
+	$(BIN)/python benchmarks/write_tables.py runs/benchmarks
 
 test: setup ## run every test
 	$(BIN)/python -m pytest
@@ -31,7 +37,7 @@ lint: setup ## check style, types and import rules
 	$(BIN)/ruff format --check .
 	rm -rf $(LINT_TREE) build/lib build/bdist.*
 	$(PIP) --no-deps --target $(LINT_TREE) .
-	$(BIN)/mypy $(LINT_TREE)/qil_deploy tests
+	$(BIN)/mypy $(LINT_TREE)/qil_deploy tests benchmarks
 	cd $(LINT_TREE) && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache --config $(CURDIR)/pyproject.toml
 
 editor: ## link the folders as they are installed, for editors (see CONTRIBUTING.md)

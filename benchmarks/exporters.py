@@ -1,0 +1,202 @@
+"""Exported networks side by side with their peers: file size and latency, interleaved in one run.
+
+    python benchmarks/exporters.py resnet18 alexnet --threads 1,2 --out runs/benchmarks
+
+Each network gets random weights that spread like trained ones and is quantized on enlarged images of Fashion-MNIST.
+Written are `OUT/NETWORK/MODEL.onnx` and the report `OUT/NETWORK.json`, from which `write_tables.py` makes the tables
+of docs/benchmarks.md. A peer that is not installed is listed with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import typer
+from rich.console import Console
+from torch import Tensor, nn
+
+from goals import GOALS, Verdict, judge
+from networks import (
+    CLASS_NAMES,
+    DATA,
+    PREPROCESSING,
+    colour_images,
+    normalized_batches,
+    quantized_network,
+    random_network,
+)
+from peers import export_brevitas_layers, export_brevitas_post_training, export_onnxruntime_int8
+from qil_deploy.commands.bench import parse_threads
+from qil_deploy.config import QuantConfig
+from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+from qil_deploy.files import ensure_writable
+from qil_deploy.runtime_tests import BenchReport, benchmark, write_report
+from qil_deploy.training.models import MODELS
+from tables import Rows, console_table, describe
+
+# The default, 7 bits in the last layer, alone would take 4.1 MB of AlexNet's file.
+LAST_LAYER_OVERRIDES = {"alexnet": {"classifier.6": {"weight_bits": 4}}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A model that could not be made, and why."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportersReport:
+    """Outcome for one network.
+
+    Attributes:
+        schema: `SCHEMA`.
+        network: name in `training.models.MODELS`.
+        bench: sizes and latencies, the float network first.
+        verdicts: goals and whether they are met.
+        skipped: models that are missing.
+    """
+
+    SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.exporters/1"
+
+    schema: str
+    network: str
+    bench: BenchReport
+    verdicts: tuple[Verdict, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def main(
+    networks: Annotated[list[str], typer.Argument(help="Names in training.models.MODELS.")],
+    out: Annotated[Path, typer.Option(help="Folder for the models and reports.")] = Path("runs/benchmarks"),
+    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1,2",
+    repeats: Annotated[int, typer.Option(help="Measured runs of each model.")] = 100,
+    images: Annotated[int, typer.Option(help="Images for calibration.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the weights, the inputs and the order of the models.")] = 0,
+) -> None:
+    """Export networks, and time them beside float, ONNX Runtime's int8 and Brevitas."""
+    console = Console()
+    unknown = [name for name in networks if name not in MODELS]
+    if unknown:
+        raise typer.BadParameter(f"unknown networks {', '.join(unknown)}; known are {', '.join(MODELS)}")
+    counts = parse_threads(threads)
+    batches = normalized_batches(colour_images(images))
+    for name in networks:
+        ensure_writable(out / f"{name}.json")
+        report = compare(name, batches, out, threads=counts, repeats=repeats, seed=seed, console=console)
+        write_report(out / f"{name}.json", report)
+        console.print(console_table(f"{name}: {describe(report.bench.environment)}", latency_rows(report)))
+        for line in skipped_lines(report):
+            console.print(line, markup=False)
+        console.print(console_table(f"{name}: goals", goal_rows(report)))
+
+
+def compare(
+    network: str,
+    batches: list[Tensor],
+    out: Path,
+    *,
+    threads: tuple[int, ...],
+    repeats: int,
+    seed: int,
+    console: Console,
+) -> ExportersReport:
+    """Write every model of one network to `out/network`, then measure them all, interleaved."""
+    model = random_network(network, batches, seed=seed)
+    paths, skipped = [], []
+    for name, write in writers(network, model, batches, out / network).items():
+        path = out / network / f"{name}.onnx"
+        ensure_writable(path)
+        console.print(f"Writing {path} ...")
+        try:
+            write(path)
+        except ImportError as error:
+            skipped.append(Skipped(model=name, reason=f"not installed ({error})"))
+        else:
+            paths.append(path)
+    console.print(f"Timing {len(paths)} models of {network} ...")
+    bench = benchmark(paths, threads=threads, repeats=repeats, seed=seed)
+    names = {str(path): path.stem for path in paths}
+    return ExportersReport(
+        schema=ExportersReport.SCHEMA,
+        network=network,
+        bench=bench,
+        verdicts=tuple(judge(GOALS.get(network, ()), names, bench)),
+        skipped=tuple(skipped),
+    )
+
+
+def writers(network: str, model: nn.Module, batches: list[Tensor], folder: Path) -> dict[str, Callable[[Path], object]]:
+    """Return, by name, the functions that write each model of a network; the float one has to be the first."""
+
+    def write_float(path: Path) -> None:
+        export_float_onnx(model, path, preprocessing=PREPROCESSING, class_names=CLASS_NAMES, data=DATA)
+
+    def ours(bits: int, options: ExportOptions, overrides: dict[str, Any] | None = None) -> Callable[[Path], object]:
+        def write(path: Path) -> None:
+            config = QuantConfig(weight_bits=bits, activation_bits=bits, overrides=overrides or {})
+            quantized = quantized_network(model, config, batches)
+            export_onnx(
+                quantized, path, preprocessing=PREPROCESSING, class_names=CLASS_NAMES, data=DATA, options=options
+            )
+
+        return write
+
+    qlinear, qdq = ExportOptions(format="qlinear"), ExportOptions(format="qdq")
+    overrides = LAST_LAYER_OVERRIDES.get(network)
+    result: dict[str, Callable[[Path], object]] = {
+        "float": write_float,
+        "onnxruntime_int8": lambda path: export_onnxruntime_int8(folder / "float.onnx", path, batches),
+        "w4a4_qlinear": ours(4, qlinear),
+        "w2a2_qlinear": ours(2, qlinear, overrides),
+        "w4a4_qdq": ours(4, qdq),
+        "brevitas_w4a4": lambda path: export_brevitas_layers(model, path, batches),
+        "brevitas_ptq_w4a4": lambda path: export_brevitas_post_training(model, path, batches),
+    }
+    if overrides:
+        result["w2a2_qlinear_7bit_end"] = ours(2, qlinear)
+    return result
+
+
+def latency_rows(report: ExportersReport) -> Rows:
+    """One row per model: size, and with each number of threads median, and times as fast as float and as int8."""
+    latencies = report.bench.latencies
+    counts = sorted({latency.threads for latency in latencies})
+    medians = {(Path(latency.model.path).stem, latency.threads): latency.median_ms for latency in latencies}
+    headings = ["model", "MB"]
+    for count in counts:
+        headings += [f"{count} thread{'s'[: count > 1]}\nms", "x float", "x int8"]
+    cells = []
+    for latency in latencies[: len(latencies) // len(counts)]:
+        name = Path(latency.model.path).stem
+        row = [name, f"{latency.model.bytes / 1e6:.2f}"]
+        for count in counts:
+            median = medians[name, count]
+            row += [
+                f"{median:.2f}",
+                f"{medians['float', count] / median:.2f}",
+                f"{medians['onnxruntime_int8', count] / median:.2f}",
+            ]
+        cells.append(row)
+    return Rows(headings=tuple(headings), cells=cells)
+
+
+def skipped_lines(report: ExportersReport) -> list[str]:
+    """Say which models are missing, one line each."""
+    return [f"{skipped.model} was skipped: {skipped.reason}." for skipped in report.skipped]
+
+
+def goal_rows(report: ExportersReport) -> Rows:
+    """One row per goal."""
+    cells = [
+        [verdict.goal, f"{verdict.measured:.2f}", "met" if verdict.met else "MISSED"] for verdict in report.verdicts
+    ]
+    return Rows(headings=("goal", "measured", "verdict"), cells=cells)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,189 @@
+"""Does OpenVINO give the classes that ONNX Runtime gives? The zoo's networks on all Fashion-MNIST test images.
+
+    python benchmarks/openvino_agreement.py --out runs/benchmarks
+
+Every frozen checkpoint of the zoo is exported as `qdq` with int8 storage, which OpenVINO runs in integer kernels, and
+both runtimes classify the same images. OpenVINO rounds its own way, so logits differ; what counts is top-1. Written
+are `OUT/openvino/*.onnx` and the report `OUT/openvino.json`. Needs OpenVINO: pip install 'qil-deploy[bench]'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import fx
+
+from qil_deploy.checkpoint import load_model
+from qil_deploy.datasets import load_images
+from qil_deploy.errors import CheckpointError
+from qil_deploy.export import ExportOptions, export_onnx
+from qil_deploy.files import ensure_writable
+from qil_deploy.runtime_tests import write_report
+from qil_deploy.runtime_tests.environment import Environment, describe_environment
+from qil_deploy.runtime_tests.exported_model import ExportedModel, Predictor, read_exported_model
+from qil_deploy.training.models import build_model
+from tables import Rows, console_table, describe
+
+ZOO = Path(__file__).parents[1] / "zoo" / "fashion_mnist"
+GOAL = 0.995
+BATCH_SIZE = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """One model, its checkpoint's name, and on how many images both runtimes give the same class.
+
+    Attributes:
+        model: name of the checkpoint.
+        images: how many were classified.
+        differing: predictions that differ.
+        onnxruntime_accuracy, openvino_accuracy: top-1, 0 to 1.
+    """
+
+    model: str
+    images: int
+    differing: int
+    onnxruntime_accuracy: float
+    openvino_accuracy: float
+
+    @property
+    def share(self) -> float:
+        """Share of the images with the same class, 0 to 1."""
+        return 1 - self.differing / self.images
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenvinoReport:
+    """Outcome for the whole zoo."""
+
+    SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.openvino/1"
+
+    schema: str
+    openvino: str
+    agreements: tuple[Agreement, ...]
+    environment: Environment
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the models and the report.")] = Path("runs/benchmarks"),
+    images: Annotated[int, typer.Option(help="Test images, from the first.")] = 10_000,
+) -> None:
+    """Compare OpenVINO's top-1 with ONNX Runtime's."""
+    console = Console()
+    try:
+        import openvino
+    except ImportError:
+        console.print("Skipped: OpenVINO is not installed; pip install 'qil-deploy\\[bench]'.")
+        return
+    report_path = out / "openvino.json"
+    ensure_writable(report_path)
+    agreements = []
+    for checkpoint in sorted(ZOO.glob("*_frozen.safetensors")):
+        console.print(f"Comparing {checkpoint.stem} ...", markup=False)
+        model = export_int8_qdq(checkpoint, out / "openvino" / f"{checkpoint.stem}.onnx")
+        agreements.append(compare(model, checkpoint.stem, images))
+    report = OpenvinoReport(
+        schema=OpenvinoReport.SCHEMA,
+        openvino=str(openvino.__version__),
+        agreements=tuple(agreements),
+        environment=describe_environment(),
+    )
+    write_report(report_path, report)
+    console.print(console_table(environment_line(report), agreement_rows(report)))
+
+
+def export_int8_qdq(checkpoint: Path, path: Path) -> ExportedModel:
+    """Export a frozen checkpoint as `qdq` with int8 storage.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or holds a float network.
+    """
+    info, model = load_model(checkpoint, build_model)
+    if not isinstance(model, fx.GraphModule):
+        raise CheckpointError(f"checkpoint {checkpoint} holds a float network; name a frozen one.")
+    options = ExportOptions(format="qdq", weights="int8")
+    export_onnx(
+        model,
+        path,
+        preprocessing=info.preprocessing,
+        class_names=info.class_names,
+        data=info.data,
+        options=options,
+    )
+    return read_exported_model(path)
+
+
+def compare(model: ExportedModel, name: str, count: int) -> Agreement:
+    """Classify the first `count` test images of the model's data set in both runtimes."""
+    images = load_images(model.data or "", "test", shape=model.preprocessing.shape).first(count)
+    in_onnxruntime = classify(model.onnx_predictor(), images.images)
+    in_openvino = classify(openvino_predictor(model), images.images)
+    return Agreement(
+        model=name,
+        images=len(images),
+        differing=int(np.count_nonzero(in_onnxruntime != in_openvino)),
+        onnxruntime_accuracy=float(np.mean(in_onnxruntime == images.labels)),
+        openvino_accuracy=float(np.mean(in_openvino == images.labels)),
+    )
+
+
+def openvino_predictor(model: ExportedModel) -> Predictor:
+    """Return a function from uint8 images to logits that runs a model in OpenVINO, with its default options.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(model.path), "CPU")
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = compiled([model.prepare_input(images)])[0]
+        return logits
+
+    return predict
+
+
+def classify(predict: Predictor, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the class of each image: where its largest logit is."""
+    starts = range(0, len(images), BATCH_SIZE)
+    return np.concatenate([predict(images[start : start + BATCH_SIZE]).argmax(1) for start in starts])
+
+
+def agreement_rows(report: OpenvinoReport) -> Rows:
+    """One row per model: same classes, differing ones, and each runtime's accuracy."""
+    cells = [
+        [
+            agreement.model,
+            f"{100 * agreement.share:.2f} %",
+            f"{agreement.differing} of {agreement.images:,}",
+            f"{100 * agreement.onnxruntime_accuracy:.2f} %",
+            f"{100 * agreement.openvino_accuracy:.2f} %",
+            "met" if agreement.share >= GOAL else "MISSED",
+        ]
+        for agreement in report.agreements
+    ]
+    headings = (
+        "model",
+        "same class",
+        "differing",
+        "accuracy in\nONNX Runtime",
+        "in OpenVINO",
+        f"goal:\n{100 * GOAL:g} %",
+    )
+    return Rows(headings=headings, cells=cells)
+
+
+def environment_line(report: OpenvinoReport) -> str:
+    """Say where this was measured, and with which OpenVINO."""
+    return f"{describe(report.environment)}, openvino {report.openvino}"
+
+
+if __name__ == "__main__":
+    typer.run(main)

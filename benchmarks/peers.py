@@ -1,0 +1,153 @@
+"""The other ways to the same network in ONNX: ONNX Runtime's own int8 quantization, and Brevitas at four bits.
+
+Brevitas is optional; a function that needs it raises ImportError where it is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+from qil_deploy.exported_names import INPUT_NAME
+
+BITS = 4
+EDGE_BITS = 8
+OPSET = 17
+
+
+def export_onnxruntime_int8(float_file: Path, path: Path, batches: list[Tensor]) -> None:
+    """Quantize a float32 ONNX file with `quantize_static`: uint8 activations, int8 weights per channel, QDQ.
+
+    The file goes through ONNX Runtime's own pre-processing first, which fuses BatchNorm.
+    """
+    logging.getLogger().setLevel(logging.ERROR)  # it warns of options left at their default
+    with TemporaryDirectory() as folder:
+        preprocessed = Path(folder) / "preprocessed.onnx"
+        quant_pre_process(str(float_file), str(preprocessed))
+        quantize_static(
+            str(preprocessed),
+            str(path),
+            _Calibration(batches),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc] # onnxruntime publishes no type hints
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches: Iterator[Tensor] = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {INPUT_NAME: batch.numpy()}
+
+
+def export_brevitas_layers(model: nn.Module, path: Path, batches: list[Tensor]) -> None:
+    """Write a network built from Brevitas's quantized layers, as trained with them: 4-bit weights and activations.
+
+    The stem and the linear layers have 8-bit weights; BatchNorm and residual adds stay float between the layers.
+
+    Raises:
+        ImportError: Brevitas or a package it exports with is missing.
+    """
+    quantized = copy.deepcopy(model)
+    _use_brevitas_layers(quantized)
+    quantized.train()  # its activation quantizers learn their ranges from the first batches
+    with torch.no_grad():
+        for batch in batches:
+            quantized(batch)
+    _export_brevitas(quantized, path, batches)
+
+
+def export_brevitas_post_training(model: nn.Module, path: Path, batches: list[Tensor]) -> None:
+    """Write what Brevitas's post-training flow makes of a network: BatchNorm merged, four bits everywhere.
+
+    Raises:
+        ImportError: Brevitas or a package it exports with is missing.
+    """
+    from brevitas.graph.calibrate import calibration_mode
+    from brevitas.graph.quantize import (
+        COMPUTE_LAYER_MAP,
+        QUANT_ACT_MAP,
+        QUANT_IDENTITY_MAP,
+        preprocess_for_quantize,
+        quantize,
+    )
+
+    def with_bits(layers: dict[Any, Any], option: str) -> dict[Any, Any]:
+        return {kind: to and (to[0], {**to[1], option: BITS}) for kind, to in layers.items()}
+
+    merged = preprocess_for_quantize(copy.deepcopy(model), equalize_iters=0)
+    quantized = quantize(
+        merged,
+        compute_layer_map=with_bits(COMPUTE_LAYER_MAP, "weight_bit_width"),
+        quant_act_map=with_bits(QUANT_ACT_MAP, "bit_width"),
+        quant_identity_map=with_bits(QUANT_IDENTITY_MAP, "bit_width"),
+    ).eval()
+    with torch.no_grad(), calibration_mode(quantized):
+        for batch in batches:
+            quantized(batch)
+    _export_brevitas(quantized, path, batches)
+
+
+def _use_brevitas_layers(module: nn.Module) -> None:
+    """Replace every convolution, ReLU and linear layer inside `module` by Brevitas's quantized one."""
+    from brevitas import nn as quantized
+    from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
+
+    for name, child in module.named_children():
+        new: nn.Module
+        if isinstance(child, nn.Conv2d):
+            new = quantized.QuantConv2d(
+                child.in_channels,
+                child.out_channels,
+                child.kernel_size,
+                child.stride,
+                child.padding,
+                groups=child.groups,
+                bias=child.bias is not None,
+                weight_quant=Int8WeightPerChannelFloat,
+                weight_bit_width=EDGE_BITS if child.in_channels == 3 else BITS,
+            )
+            new.load_state_dict(child.state_dict(), strict=False)
+        elif isinstance(child, nn.Linear):
+            new = quantized.QuantLinear(
+                child.in_features,
+                child.out_features,
+                bias=child.bias is not None,
+                weight_quant=Int8WeightPerChannelFloat,
+                weight_bit_width=EDGE_BITS,
+            )
+            new.load_state_dict(child.state_dict(), strict=False)
+        elif isinstance(child, nn.ReLU):
+            new = quantized.QuantReLU(act_quant=Uint8ActPerTensorFloat, bit_width=BITS)
+        else:
+            _use_brevitas_layers(child)
+            continue
+        setattr(module, name, new)
+
+
+def _export_brevitas(quantized: nn.Module, path: Path, batches: list[Tensor]) -> None:
+    from brevitas.export import export_onnx_qcdq
+
+    quantized.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.onnx, about the exporter that Brevitas uses
+        # With dynamo=True Brevitas writes the weights in float32: 47 MB instead of 12 for ResNet-18, as slow.
+        export_onnx_qcdq(
+            quantized.eval(), args=batches[0][:1], export_path=str(path), opset_version=OPSET, dynamo=False
+        )

@@ -1,0 +1,88 @@
+"""Write the tables of docs/benchmarks.md from the reports that the other commands left.
+
+    python benchmarks/write_tables.py runs/benchmarks
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`; those without a report stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import export_cost
+import exporters
+import openvino_agreement
+from qil_deploy.errors import DataError
+from qil_deploy.files import write_text
+from qil_deploy.runtime_tests import read_report
+from tables import describe, markdown_table
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+_TABLE = re.compile(r"(?P<begin><!-- (?P<name>(?!end)\w+) -->\n)(?P<table>.*?)(?P<end><!-- end -->)", re.DOTALL)
+
+
+def main(
+    reports: Annotated[Path, typer.Argument(help="Folder with the reports: --out of the other commands.")],
+    page: Annotated[Path, typer.Option(help="The page to rewrite.")] = PAGE,
+) -> None:
+    """Replace the tables of a page by what was measured last."""
+    replaced = [name for name in table_names(page.read_text()) if (reports / f"{name}.json").is_file()]
+    write_text(page, with_tables(page.read_text(), {name: table_of(name, reports) for name in replaced}))
+    Console().print(f"Wrote {', '.join(replaced) or 'no table'} into {page}.", markup=False)
+
+
+def table_names(page: str) -> list[str]:
+    """Return the names of the tables of a page, in order."""
+    return [match["name"] for match in _TABLE.finditer(page)]
+
+
+def with_tables(page: str, tables: dict[str, str]) -> str:
+    """Return `page` with the given tables in place of those of the same name.
+
+    Raises:
+        DataError: the page has no place for one of them.
+    """
+    missing = tables.keys() - set(table_names(page))
+    if missing:
+        raise DataError(f"the page has no place <!-- {sorted(missing)[0]} --> ... <!-- end --> for a table.")
+
+    def replace(match: re.Match[str]) -> str:
+        return match["begin"] + tables.get(match["name"], match["table"]) + match["end"]
+
+    return _TABLE.sub(replace, page)
+
+
+def table_of(name: str, reports: Path) -> str:
+    """Return the Markdown that stands for the report `reports/name.json`, with a line on where it was measured.
+
+    Raises:
+        DataError: the report is damaged.
+    """
+    path = reports / f"{name}.json"
+    if name == "export_cost":
+        cost = read_report(path, export_cost.ExportCostReport)
+        parts = [markdown_table(export_cost.cost_rows(cost)), f"{describe(cost.environment)}."]
+    elif name == "openvino":
+        agreement = read_report(path, openvino_agreement.OpenvinoReport)
+        parts = [
+            markdown_table(openvino_agreement.agreement_rows(agreement)),
+            f"{openvino_agreement.environment_line(agreement)}.",
+        ]
+    else:
+        report = read_report(path, exporters.ExportersReport)
+        parts = [
+            markdown_table(exporters.latency_rows(report)),
+            markdown_table(exporters.goal_rows(report)),
+            *exporters.skipped_lines(report),
+            f"{describe(report.bench.environment)}, medians of {report.bench.repeats} interleaved runs.",
+        ]
+    return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)
