@@ -33,7 +33,7 @@ from .frozen import (
 from .graph import add_module, input_of, module_of, users_of
 from .layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
-from .ratios import choose_denominator, nearest_numerator
+from .ratios import choose_denominator, nearest_numerator, shrink_factor
 
 
 def freeze(model: fx.GraphModule) -> fx.GraphModule:
@@ -173,16 +173,21 @@ class _Freezer:
     def _freeze_rescale(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
         x = self.grids[input_of(node)]
         step, offset = _interval_grid(quantizer)
-        ratio = float(x.scale) / step
-        q = choose_denominator([(255 + int(x.zero_point)) * ratio, offset / step])
+        ratio, pruned, largest = float(x.scale) / step, offset / step, 255 + int(x.zero_point)
+        factor = shrink_factor([largest * ratio, pruned])
+        ratio, pruned = factor * ratio, factor * pruned
+        q = choose_denominator([largest * ratio, pruned])
         y = _low_bit_grid(quantizer, 0, quantizer.largest_code)
-        frozen = FrozenRescale(x, y, step, nearest_numerator(ratio, q), q, round(offset / step * q))
+        frozen = FrozenRescale(x, y, step, nearest_numerator(ratio, q), q, round(pruned * q))
         self._replace([node], str(node.target), frozen, y)
 
     def _freeze_add(self, chain: list[fx.Node], y: Grid) -> None:
         a, b = (self.grids[source] for source in chain[-1].args if isinstance(source, fx.Node))
         ratios = [float(x.scale) / float(y.scale) for x in (a, b)]
-        terms = [(255 + int(x.zero_point)) * ratio for x, ratio in zip((a, b), ratios, strict=True)]
+        largest = [255 + int(x.zero_point) for x in (a, b)]
+        factor = shrink_factor([code * ratio for code, ratio in zip(largest, ratios, strict=True)])
+        ratios = [factor * ratio for ratio in ratios]
+        terms = [code * ratio for code, ratio in zip(largest, ratios, strict=True)]
         q = choose_denominator([*terms, float(y.zero_point)])
         p_a, p_b = (nearest_numerator(ratio, q) for ratio in ratios)
         self._replace(chain, str(chain[-1].target), FrozenAdd(a, b, y, p_a, p_b, q), y)
@@ -190,6 +195,7 @@ class _Freezer:
     def _freeze_pool(self, chain: list[fx.Node], y: Grid, window: int) -> None:
         x = self.grids[input_of(chain[-1])]
         ratio = float(x.scale) / (window * float(y.scale))
+        ratio *= shrink_factor([255 * window * ratio])
         q = choose_denominator([255 * window * ratio, float(y.zero_point)])
         frozen = FrozenGlobalAveragePool(x, y, window, nearest_numerator(ratio, q), q)
         self._replace(chain, str(chain[-1].target), frozen, y)

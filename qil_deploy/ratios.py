@@ -7,7 +7,9 @@ than that as long as `q` is small enough for the size of the terms:
     ratios r = s_in/s_out carry two roundings (s_out to float32, the division), each product one, each of two
     sums one: error <= 5 * 2**-24 * (|a*r_a| + |b*r_b| + |k/q|)
 
-so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound.
+so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound. Ratios so large that not even `q = 1`
+is safe, where one step of the input is thousands of steps of the output, are first shrunk together with the offset:
+which codes saturate at which end stays the same, but for the one in between.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 
 MAX_DENOMINATOR = 4095
 _FLOAT32_ERROR = 5 * 2.0**-24
+_LARGEST_TERMS = 2.0**19
 
 
 def rounding_error_bound(largest_terms: Sequence[float]) -> float:
@@ -25,6 +28,16 @@ def rounding_error_bound(largest_terms: Sequence[float]) -> float:
         largest_terms: the largest magnitude of each term of the sum, in output codes.
     """
     return _FLOAT32_ERROR * sum(abs(term) for term in largest_terms)
+
+
+def shrink_factor(largest_terms: Sequence[float]) -> float:
+    """Return the factor on ratios and offset with which `choose_denominator` finds a `q`: 1 unless they are extreme.
+
+    Args:
+        largest_terms: as for `rounding_error_bound`.
+    """
+    total = sum(abs(term) for term in largest_terms)
+    return min(1.0, _LARGEST_TERMS / total) if total else 1.0
 
 
 def choose_denominator(largest_terms: Sequence[float]) -> int:

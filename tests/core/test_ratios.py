@@ -9,7 +9,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from qil_deploy.ratios import MAX_DENOMINATOR, choose_denominator, nearest_numerator, rounding_error_bound
+from qil_deploy.ratios import (
+    MAX_DENOMINATOR,
+    choose_denominator,
+    nearest_numerator,
+    rounding_error_bound,
+    shrink_factor,
+)
 
 CODES = np.arange(256, dtype=np.int64)
 
@@ -30,6 +36,20 @@ def test_ordinary_terms_take_the_largest_denominator_and_none_at_all_too() -> No
 def test_terms_that_cannot_be_rescaled_exactly_are_refused() -> None:
     with pytest.raises(ValueError, match="are too large to be rescaled exactly"):
         choose_denominator([1e8])
+
+
+@given(ratio=st.floats(1e-6, 1e9), threshold=st.floats(-400, 400))
+def test_extreme_ratios_shrink_to_what_float32_rounds_and_saturate_as_before(ratio: float, threshold: float) -> None:
+    terms = np.array([255 * ratio, threshold * ratio])
+    factor = shrink_factor(list(terms))
+    q = choose_denominator(list(factor * terms))
+    assert (factor == 1.0) == (np.abs(terms).sum() <= 2**19)
+    if factor < 1:
+        p, k = nearest_numerator(factor * ratio, q), round(factor * threshold * ratio * q)
+        found = np.clip(np.rint((CODES * p - k) / q), 0, 255)
+        expected = np.clip(np.rint((CODES - threshold) * ratio), 0, 255)
+        # One step of the input is more than the whole output: at most the code next to the threshold can differ.
+        assert np.count_nonzero(found != expected) <= 1
 
 
 @given(ratio=st.floats(1e-9, 1e3), half=st.integers(0, 2047))
