@@ -10,7 +10,7 @@ while no partial sum can reach 2**24 (float32) or 2**53 (float64): `exact_float`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -284,18 +284,6 @@ def dequantize_linear(x: Array, grid: Grid) -> Array:
     return np.multiply(centred.astype(np.float32), grid.scale, dtype=np.float32)
 
 
-def space_to_depth(x: Array, block: int) -> Array:
-    """Move blocks of block x block pixels to channels, block position outermost (ONNX SpaceToDepth).
-
-    [N, C, H, W] becomes [N, block * block * C, H / block, W / block].
-    """
-    images, channels, height, width = x.shape
-    if height % block or width % block:
-        raise ValueError(f"an image of {height}x{width} does not divide into blocks of {block}")
-    split = x.reshape(images, channels, height // block, block, width // block, block)
-    return split.transpose(0, 3, 5, 1, 2, 4).reshape(images, -1, height // block, width // block)
-
-
 def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int]) -> Array:
     """Pad with a constant (ONNX Pad, mode constant).
 
@@ -307,8 +295,33 @@ def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int]) -> Arr
     return np.pad(x, before_after, constant_values=value.item())
 
 
+def checked_int32(integers: Array) -> Array:
+    """Convert int64 to int32.
+
+    Raises:
+        OverflowError: a number does not fit.
+    """
+    if integers.size and (integers.min() < -(2**31) or integers.max() >= 2**31):
+        raise OverflowError(f"results span {integers.min()} to {integers.max()}, beyond int32")
+    return integers.astype(np.int32)
+
+
+def exact_int32(function: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """Apply an arithmetic function to int32 operands.
+
+    Raises:
+        ValueError: an operand has another type; sums of floats depend on who rounds them.
+        OverflowError: a result leaves int32.
+    """
+    if a.dtype != np.int32 or b.dtype != np.int32:
+        raise ValueError(f"operands are {a.dtype} and {b.dtype}; only int32 is supported")
+    return checked_int32(function(a.astype(np.int64), b.astype(np.int64)))
+
+
 def multiply(a: Array, b: Array) -> Array:
-    """Multiply constants (ONNX Mul), such as packed weight codes by the integer that spreads them over int8.
+    """Multiply (ONNX Mul), such as packed weight codes by the integer that spreads them over int8.
+
+    Integers are exact; floats, such as an accumulator and its multiplier, are rounded once.
 
     Raises:
         OverflowError: a product leaves the integer type.

@@ -6,7 +6,7 @@ returns the node's one output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,8 @@ from qil_deploy.onnx_file import Node
 from qil_deploy.onnx_tensors import Array, data_type_name
 
 from . import kernels
-from .windows import Window
-
-Inputs = Sequence[Array | None]
+from .arguments import Inputs, grid_at, images_of, integer, integers, optional, required, scalar_grid_at, window_of
+from .matmul_nbits import matmul_nbits, unpack_blocks
 
 MICROSOFT = "com.microsoft"
 
@@ -40,7 +39,7 @@ def find_operator(node: Node) -> Operator:
     operator = _OPERATORS.get((node.domain, node.op_type))
     if operator is None:
         surrounded = ""
-        if node.op_type in ("Conv", "Gemm", "Add", "AveragePool", "GlobalAveragePool"):
+        if node.op_type in ("Conv", "Gemm", "AveragePool", "GlobalAveragePool"):
             surrounded = "; in a QDQ file it has to stand between DequantizeLinear and QuantizeLinear"
         raise ValueError(f"no integer kernel exists for {node.domain or 'ai.onnx'} {node.op_type}{surrounded}")
     for name, value in node.attributes.items():
@@ -71,193 +70,137 @@ _FIXED_ATTRIBUTES: dict[str, int | float | str] = {
 }
 
 
-def _required(inputs: Inputs, index: int) -> Array:
-    value = inputs[index] if index < len(inputs) else None
-    if value is None:
-        raise ValueError(f"input {index} is missing")
-    return value
-
-
-def _optional(inputs: Inputs, index: int) -> Array | None:
-    return inputs[index] if index < len(inputs) else None
-
-
-def _grid(inputs: Inputs, index: int, dtype: np.dtype[Any]) -> kernels.Grid:
-    """Return the grid of scale and zero point at inputs `index` and `index` + 1.
-
-    ONNX writes scalars with or without a dimension of one; a zero point that is left out is 0 of type
-    `dtype`.
-    """
-    scale, zero_point = _required(inputs, index), _optional(inputs, index + 1)
-    if zero_point is None:
-        zero_point = np.zeros((), dtype)
-    return kernels.Grid(*(value.reshape(()) if value.size == 1 else value for value in (scale, zero_point)))
-
-
-def _scalar_grid(inputs: Inputs, index: int, dtype: np.dtype[Any]) -> kernels.Grid:
-    """Return a grid like `_grid`, of one scale and one zero point for the whole tensor."""
-    grid = _grid(inputs, index, dtype)
-    if grid.scale.ndim or grid.zero_point.ndim:
-        raise ValueError(f"inputs {index} and {index + 1} (scale and zero point) must be scalars")
-    return grid
-
-
-def _integers(node: Node, name: str, default: Sequence[int]) -> list[int]:
-    value = node.attributes.get(name, default)
-    return [int(entry) for entry in value]  # type: ignore[union-attr]  # a wrong type is a TypeError
-
-
-def _integer(node: Node, name: str, default: int) -> int:
-    return int(node.attributes.get(name, default))  # type: ignore[arg-type]  # a wrong type is a TypeError
-
-
-def _window(node: Node, kernel: Sequence[int]) -> Window:
-    kernel = _integers(node, "kernel_shape", kernel)
-    pads = _integers(node, "pads", [0] * 4)
-    strides = _integers(node, "strides", [1, 1])
-    dilations = _integers(node, "dilations", [1, 1])
-    if [len(kernel), len(strides), len(dilations), len(pads)] != [2, 2, 2, 4]:
-        raise ValueError(f"kernel_shape {kernel} with pads {pads}: only two-dimensional windows are supported")
-    if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
-        raise ValueError(f"kernel_shape {kernel}, strides {strides}, dilations {dilations}, pads {pads} make no window")
-    return Window(
-        kernel=(kernel[0], kernel[1]),
-        strides=(strides[0], strides[1]),
-        dilations=(dilations[0], dilations[1]),
-        pads_begin=(pads[0], pads[1]),
-        pads_end=(pads[2], pads[3]),
-        ceil_mode=bool(_integer(node, "ceil_mode", 0)),
-    )
-
-
-def _images(inputs: Inputs) -> Array:
-    x = _required(inputs, 0)
-    if x.ndim != 4:
-        raise ValueError(f"an input of shape {list(x.shape)} is not [N, C, H, W]")
-    return x
-
-
 def _qlinear_conv(node: Node, inputs: Inputs) -> Array:
-    x, w = _images(inputs), _required(inputs, 3)
+    x, w = images_of(inputs), required(inputs, 3)
     return kernels.qlinear_conv(
         x,
-        _scalar_grid(inputs, 1, x.dtype),
+        scalar_grid_at(inputs, 1, x.dtype),
         w,
-        _grid(inputs, 4, w.dtype),
-        _scalar_grid(inputs, 6, x.dtype),
-        bias=_optional(inputs, 8),
-        window=_window(node, w.shape[2:]),
-        groups=_integer(node, "group", 1),
+        grid_at(inputs, 4, w.dtype),
+        scalar_grid_at(inputs, 6, x.dtype),
+        bias=optional(inputs, 8),
+        window=window_of(node, w.shape[2:]),
+        groups=integer(node, "group", 1),
     )
 
 
 def _qgemm(node: Node, inputs: Inputs) -> Array:
-    a, b = _required(inputs, 0), _required(inputs, 3)
+    a, b = required(inputs, 0), required(inputs, 3)
     return kernels.qgemm(
         a,
-        _scalar_grid(inputs, 1, a.dtype),
+        scalar_grid_at(inputs, 1, a.dtype),
         b,
-        _grid(inputs, 4, b.dtype),
-        None if _optional(inputs, 7) is None else _scalar_grid(inputs, 7, a.dtype),
-        bias=_optional(inputs, 6),
-        transpose_b=bool(_integer(node, "transB", 0)),
+        grid_at(inputs, 4, b.dtype),
+        None if optional(inputs, 7) is None else scalar_grid_at(inputs, 7, a.dtype),
+        bias=optional(inputs, 6),
+        transpose_b=bool(integer(node, "transB", 0)),
     )
 
 
 def _qlinear_add(_node: Node, inputs: Inputs) -> Array:
-    a, b = _required(inputs, 0), _required(inputs, 3)
-    grids = [_scalar_grid(inputs, index, a.dtype) for index in (1, 4, 6)]
+    a, b = required(inputs, 0), required(inputs, 3)
+    grids = [scalar_grid_at(inputs, index, a.dtype) for index in (1, 4, 6)]
     return kernels.qlinear_add(a, grids[0], b, grids[1], grids[2])
 
 
 def _qlinear_average_pool(node: Node, inputs: Inputs) -> Array:
-    x = _images(inputs)
+    x = images_of(inputs)
     return kernels.qlinear_average_pool(
         x,
-        _scalar_grid(inputs, 1, x.dtype),
-        _scalar_grid(inputs, 3, x.dtype),
-        _window(node, []),
-        count_include_pad=bool(_integer(node, "count_include_pad", 0)),
+        scalar_grid_at(inputs, 1, x.dtype),
+        scalar_grid_at(inputs, 3, x.dtype),
+        window_of(node, []),
+        count_include_pad=bool(integer(node, "count_include_pad", 0)),
     )
 
 
 def _qlinear_global_average_pool(_node: Node, inputs: Inputs) -> Array:
-    x = _required(inputs, 0)
-    grids = [_scalar_grid(inputs, index, x.dtype) for index in (1, 3)]
+    x = required(inputs, 0)
+    grids = [scalar_grid_at(inputs, index, x.dtype) for index in (1, 3)]
     return kernels.qlinear_global_average_pool(x, grids[0], grids[1])
 
 
 def _clip(_node: Node, inputs: Inputs) -> Array:
-    x, low, high = _required(inputs, 0), _optional(inputs, 1), _optional(inputs, 2)
+    x, low, high = required(inputs, 0), optional(inputs, 1), optional(inputs, 2)
     if low is not None:
         x = np.maximum(x, low)
     return x if high is None else np.minimum(x, high)
 
 
 def _max_pool(node: Node, inputs: Inputs) -> Array:
-    return kernels.max_pool(_images(inputs), _window(node, []))
+    return kernels.max_pool(images_of(inputs), window_of(node, []))
 
 
 def _grid_along_axis(node: Node, inputs: Inputs, dtype: np.dtype[Any]) -> kernels.Grid:
     """Shape a per-channel grid at inputs 1 and 2 so that it broadcasts along the node's axis of input 0."""
-    grid = _grid(inputs, 1, dtype)
-    shape = [1] * _required(inputs, 0).ndim
+    grid = grid_at(inputs, 1, dtype)
+    shape = [1] * required(inputs, 0).ndim
     if shape:
-        shape[_integer(node, "axis", 1 if len(shape) > 1 else 0)] = -1
+        shape[integer(node, "axis", 1 if len(shape) > 1 else 0)] = -1
     return kernels.Grid(*(value.reshape(shape) if value.ndim else value for value in (grid.scale, grid.zero_point)))
 
 
 def _quantize_linear(node: Node, inputs: Inputs) -> Array:
     grid = _grid_along_axis(node, inputs, np.dtype(np.uint8))
-    return kernels.quantize_linear(_required(inputs, 0), grid)
+    return kernels.quantize_linear(required(inputs, 0), grid)
 
 
 def _dequantize_linear(node: Node, inputs: Inputs) -> Array:
-    x = _required(inputs, 0)
+    x = required(inputs, 0)
     return kernels.dequantize_linear(x, _grid_along_axis(node, inputs, x.dtype))
 
 
 def _flatten(node: Node, inputs: Inputs) -> Array:
-    x = _required(inputs, 0)
-    axis = _integer(node, "axis", 1) % (x.ndim + 1)
+    x = required(inputs, 0)
+    axis = integer(node, "axis", 1) % (x.ndim + 1)
     return x.reshape(int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
 
 
 def _reshape(_node: Node, inputs: Inputs) -> Array:
-    x, shape = _required(inputs, 0), _required(inputs, 1)
+    x, shape = required(inputs, 0), required(inputs, 1)
     return x.reshape([x.shape[axis] if size == 0 else int(size) for axis, size in enumerate(shape)])
 
 
 def _identity(_node: Node, inputs: Inputs) -> Array:
-    return _required(inputs, 0)
+    return required(inputs, 0)
 
 
 def _concat(node: Node, inputs: Inputs) -> Array:
-    return np.concatenate([_required(inputs, index) for index in range(len(inputs))], _integer(node, "axis", 0))
+    return np.concatenate([required(inputs, index) for index in range(len(inputs))], integer(node, "axis", 0))
+
+
+def _transpose(node: Node, inputs: Inputs) -> Array:
+    x = required(inputs, 0)
+    return x.transpose(integers(node, "perm", range(x.ndim)[::-1]))
+
+
+def _expand(_node: Node, inputs: Inputs) -> Array:
+    x, shape = required(inputs, 0), required(inputs, 1)
+    return x * np.ones([int(size) for size in shape], x.dtype)
 
 
 def _cast(node: Node, inputs: Inputs) -> Array:
-    return _required(inputs, 0).astype(data_type_name(_integer(node, "to", 0)))
+    return required(inputs, 0).astype(data_type_name(integer(node, "to", 0)))
+
+
+def _add(_node: Node, inputs: Inputs) -> Array:
+    return kernels.exact_int32(np.add, required(inputs, 0), required(inputs, 1))
 
 
 def _subtract(_node: Node, inputs: Inputs) -> Array:
-    a, b = _required(inputs, 0), _required(inputs, 1)
-    if a.dtype != np.int32 or b.dtype != np.int32:
-        raise ValueError(f"Sub of {a.dtype} and {b.dtype} is not supported, only of int32")
-    return np.subtract(a, b)
+    return kernels.exact_int32(np.subtract, required(inputs, 0), required(inputs, 1))
 
 
 def _reduce_sum(node: Node, inputs: Inputs) -> Array:
-    x, axes = _required(inputs, 0), _required(inputs, 1)
+    x, axes = required(inputs, 0), required(inputs, 1)
     if x.dtype != np.int32:
         raise ValueError(f"ReduceSum of {x.dtype} is not supported, only of int32")
-    keep = bool(_integer(node, "keepdims", 1))
-    total: Array = x.sum(axis=tuple(int(axis) for axis in axes), keepdims=keep, dtype=np.int64)
-    return total.astype(np.int32)
+    keep = bool(integer(node, "keepdims", 1))
+    return kernels.checked_int32(x.sum(axis=tuple(int(axis) for axis in axes), keepdims=keep, dtype=np.int64))
 
 
 def _resize(node: Node, inputs: Inputs) -> Array:
-    x, factors = _images(inputs), _required(inputs, 2)
+    x, factors = images_of(inputs), required(inputs, 2)
     expected = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     found = {name: node.attributes.get(name) for name in expected}
     if found != expected or factors.shape != (4,) or np.any(factors[:2] != 1) or np.any(factors != np.rint(factors)):
@@ -267,21 +210,26 @@ def _resize(node: Node, inputs: Inputs) -> Array:
 
 
 def _multiply(_node: Node, inputs: Inputs) -> Array:
-    return kernels.multiply(_required(inputs, 0), _required(inputs, 1))
+    return kernels.multiply(required(inputs, 0), required(inputs, 1))
 
 
 def _pad(_node: Node, inputs: Inputs) -> Array:
-    x, value, axes = _required(inputs, 0), _optional(inputs, 2), _optional(inputs, 3)
+    x, value, axes = required(inputs, 0), optional(inputs, 2), optional(inputs, 3)
     return kernels.pad(
         x,
-        pads=[int(count) for count in _required(inputs, 1)],
+        pads=[int(count) for count in required(inputs, 1)],
         value=np.zeros((), x.dtype) if value is None else value,
         axes=range(x.ndim) if axes is None else [int(axis) for axis in axes],
     )
 
 
-def _space_to_depth(node: Node, inputs: Inputs) -> Array:
-    return kernels.space_to_depth(_images(inputs), _integer(node, "blocksize", 0))
+def _matmul_nbits(node: Node, inputs: Inputs) -> Array:
+    shape, bits = (integer(node, "N", 0), integer(node, "K", 0)), integer(node, "bits", 4)
+    a, b, scales = (required(inputs, index) for index in range(3))
+    if len(inputs) > 3:
+        raise ValueError(f"{len(inputs)} inputs are given; only data, weights and scales are supported")
+    weights = unpack_blocks(b, shape, bits, integer(node, "block_size", 0))
+    return matmul_nbits(a, weights, scales, bits, integer(node, "accuracy_level", 0))
 
 
 _WINDOW = frozenset({"kernel_shape", "strides", "dilations", "pads"})
@@ -307,5 +255,8 @@ _OPERATORS: dict[tuple[str, str], Operator] = {
         _resize, frozenset({"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a"})
     ),
     ("", "Pad"): Operator(_pad),
-    ("", "SpaceToDepth"): Operator(_space_to_depth, frozenset({"blocksize"})),
+    ("", "Transpose"): Operator(_transpose, frozenset({"perm"})),
+    ("", "Expand"): Operator(_expand),
+    ("", "Add"): Operator(_add),
+    (MICROSOFT, "MatMulNBits"): Operator(_matmul_nbits, frozenset({"N", "K", "bits", "block_size", "accuracy_level"})),
 }

@@ -117,8 +117,13 @@ WINDOW = {"kernel_shape": [2, 2]}
         ("Reshape", ["images", "Reshape_0"], {}, "nothing before it produces its input 'Reshape_0'"),
         ("Reshape", ["images"], {}, "input 1 is missing"),
         ("Reshape", ["images", "shape"], {}, "cannot reshape array of size 16"),
-        ("SpaceToDepth", ["images"], {"blocksize": 3}, "does not divide into blocks of 3"),
-        ("SpaceToDepth", ["images"], {}, "(SpaceToDepth): "),
+        ("Resize", ["images", "", "ones"], {"mode": "linear"}, "only Resize that repeats pixels is supported"),
+        ("ReduceSum", ["images", "shape"], {}, "ReduceSum of uint8 is not supported, only of int32"),
+        ("Transpose", ["images"], {"perm": [0, 1]}, "(Transpose): "),
+        ("Expand", ["images", "shape"], {}, "(Expand): "),
+        ("Add", ["images", "images"], {}, "(Add): operands are uint8 and uint8; only int32 is supported"),
+        ("Sub", ["hundred", "hundred"], {}, "(Sub): operands are int8 and int8; only int32 is supported"),
+        ("Add", ["large", "large"], {}, "results span 3000000000 to 3000000000, beyond int32"),
         ("Cast", ["shape"], {"to": TensorProto.STRING}, "element type number 8 is no numpy type"),
         ("Mul", ["hundred", "hundred"], {}, "products span 10000 to 10000, beyond int8"),
     ],
@@ -127,7 +132,9 @@ def test_what_cannot_be_computed_is_refused_by_name(
     comparison: Comparison, graph: Graph, op: str, inputs: list[str], attributes: dict[str, Any], message: str
 ) -> None:
     graph.constant(np.array([1, 17]), "shape")
+    graph.constant(np.ones(4, np.float32), "ones")
     graph.constant(np.int8(100), "hundred")
+    graph.constant(np.int32(1_500_000_000), "large")
     graph.node(op, *inputs, **attributes)
     assert message in refusal(comparison, graph)
 

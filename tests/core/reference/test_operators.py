@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 if TYPE_CHECKING:
     from tests.core.reference.conftest import Comparison, Graph
@@ -181,12 +182,50 @@ def test_max_pool(
 def test_operators_that_move_codes(comparison: Comparison, graph: Graph, rng: np.random.Generator) -> None:
     pads, axes = graph.constant(np.array([1, 2, 0, 2])), graph.constant(np.array([2, 3]))
     padded = graph.node("Pad", "images", pads, graph.constant(np.uint8(77)), axes)
-    blocks = graph.node("SpaceToDepth", padded, blocksize=2)
+    blocks = graph.node("Reshape", padded, graph.constant(np.array([0, 3, 4, 2, 10])))
+    blocks = graph.node("Transpose", blocks, perm=[0, 3, 1, 2, 4])
+    blocks = graph.node("Reshape", blocks, graph.constant(np.array([0, 6, 4, 10])))
     clipped = graph.node("Clip", blocks, graph.constant(np.uint8(20)), graph.constant(np.uint8(200)))
     joined = graph.node("Concat", blocks, clipped, graph.node("Identity", clipped), axis=1)
     shaped = graph.node("Reshape", joined, graph.constant(np.array([0, 4, -1])))
     graph.node("Flatten", shaped, axis=2)
     assert comparison.check(graph, random_codes(rng, 2, 3, 7, 6)).shape == (8, 180)
+
+
+def test_transpose_without_an_order_reverses_the_axes(
+    comparison: Comparison, graph: Graph, rng: np.random.Generator
+) -> None:
+    graph.node("Transpose", "images")
+    comparison.check(graph, random_codes(rng, 2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul"])
+def test_int32_arithmetic(comparison: Comparison, graph: Graph, rng: np.random.Generator, op_type: str) -> None:
+    integers = graph.node("Cast", "images", to=TensorProto.INT32)
+    graph.node(op_type, integers, graph.constant(rng.integers(-9999, 9999, 7, np.int32)))
+    comparison.check(graph, random_codes(rng, 4, 7), dtype=np.int32)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_sums_over_positions(comparison: Comparison, graph: Graph, rng: np.random.Generator, keepdims: int) -> None:
+    integers = graph.node("Cast", "images", to=TensorProto.INT32)
+    total = graph.node("ReduceSum", integers, graph.constant(np.array([2, 3])), keepdims=keepdims)
+    real = graph.node("Cast", total, to=TensorProto.FLOAT)
+    graph.node("Mul", real, graph.constant(np.float32(0.0173)))
+    comparison.check(graph, random_codes(rng, 4, 7, 5, 6), dtype=np.float32)
+
+
+def test_resize_repeats_pixels(comparison: Comparison, graph: Graph, rng: np.random.Generator) -> None:
+    factors = graph.constant(np.array([1, 1, 2, 3], np.float32))
+    modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    graph.node("Resize", "images", "", factors, **modes)
+    assert comparison.check(graph, random_codes(rng, 2, 3, 4, 5)).shape == (2, 3, 8, 15)
+
+
+def test_expand_repeats_along_axes(comparison: Comparison, graph: Graph, rng: np.random.Generator) -> None:
+    repeated = graph.node("Expand", graph.constant(np.array([3, 5], np.int32)), graph.constant(np.array([4, 2])))
+    graph.node("Add", graph.node("Cast", "images", to=TensorProto.INT32), repeated)
+    comparison.check(graph, random_codes(rng, 4, 2), dtype=np.int32)
 
 
 def test_pad_without_value_and_axes_pads_zeros_everywhere(

@@ -1,0 +1,92 @@
+"""Read the inputs and attributes of a node: those it must have, those with a default, grids and windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_tensors import Array
+
+from . import kernels
+from .windows import Window
+
+Inputs = Sequence[Array | None]
+
+
+def required(inputs: Inputs, index: int) -> Array:
+    """Return an input, or raise ValueError where it is left out."""
+    value = inputs[index] if index < len(inputs) else None
+    if value is None:
+        raise ValueError(f"input {index} is missing")
+    return value
+
+
+def optional(inputs: Inputs, index: int) -> Array | None:
+    """Return an input, or None where it is left out."""
+    return inputs[index] if index < len(inputs) else None
+
+
+def grid_at(inputs: Inputs, index: int, dtype: np.dtype[Any]) -> kernels.Grid:
+    """Return the grid of scale and zero point at inputs `index` and `index` + 1.
+
+    ONNX writes scalars with or without a dimension of one; a zero point that is left out is 0 of type
+    `dtype`.
+    """
+    scale, zero_point = required(inputs, index), optional(inputs, index + 1)
+    if zero_point is None:
+        zero_point = np.zeros((), dtype)
+    return kernels.Grid(*(value.reshape(()) if value.size == 1 else value for value in (scale, zero_point)))
+
+
+def scalar_grid_at(inputs: Inputs, index: int, dtype: np.dtype[Any]) -> kernels.Grid:
+    """Return a grid like `grid_at`, of one scale and one zero point for the whole tensor."""
+    grid = grid_at(inputs, index, dtype)
+    if grid.scale.ndim or grid.zero_point.ndim:
+        raise ValueError(f"inputs {index} and {index + 1} (scale and zero point) must be scalars")
+    return grid
+
+
+def integers(node: Node, name: str, default: Sequence[int]) -> list[int]:
+    """Return an attribute that is a list of integers."""
+    value = node.attributes.get(name, default)
+    return [int(entry) for entry in value]  # type: ignore[union-attr]  # a wrong type is a TypeError
+
+
+def integer(node: Node, name: str, default: int) -> int:
+    """Return an attribute that is an integer."""
+    return int(node.attributes.get(name, default))  # type: ignore[arg-type]  # a wrong type is a TypeError
+
+
+def window_of(node: Node, kernel: Sequence[int]) -> Window:
+    """Return the window that a node's attributes describe; its size is `kernel` where they leave it out.
+
+    Raises:
+        ValueError: the window is not two-dimensional, or an entry is out of range.
+    """
+    kernel = integers(node, "kernel_shape", kernel)
+    pads = integers(node, "pads", [0] * 4)
+    strides = integers(node, "strides", [1, 1])
+    dilations = integers(node, "dilations", [1, 1])
+    if [len(kernel), len(strides), len(dilations), len(pads)] != [2, 2, 2, 4]:
+        raise ValueError(f"kernel_shape {kernel} with pads {pads}: only two-dimensional windows are supported")
+    if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
+        raise ValueError(f"kernel_shape {kernel}, strides {strides}, dilations {dilations}, pads {pads} make no window")
+    return Window(
+        kernel=(kernel[0], kernel[1]),
+        strides=(strides[0], strides[1]),
+        dilations=(dilations[0], dilations[1]),
+        pads_begin=(pads[0], pads[1]),
+        pads_end=(pads[2], pads[3]),
+        ceil_mode=bool(integer(node, "ceil_mode", 0)),
+    )
+
+
+def images_of(inputs: Inputs) -> Array:
+    """Return input 0, or raise ValueError unless it is [N, C, H, W]."""
+    x = required(inputs, 0)
+    if x.ndim != 4:
+        raise ValueError(f"an input of shape {list(x.shape)} is not [N, C, H, W]")
+    return x
