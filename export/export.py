@@ -24,6 +24,7 @@ from qil_deploy.preprocessing import Preprocessing
 from .capture import InputKind, capture, node_names, number_of_logits
 from .certify import CertificateLine, certify
 from .emitter import MICROSOFT_DOMAIN
+from .keep_roundings import keep_roundings
 from .lower_to_qdq import lower_to_qdq
 from .lower_to_qlinear import lower_to_qlinear
 from .store_weights import Storage, packed_dtype, store_weights
@@ -135,6 +136,8 @@ def export_onnx(
 def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOptions, opset: int) -> ir.Model:
     """Return the ONNX model of a frozen model, without metadata."""
     captured = capture(model, preprocessing, options.input)
+    if options.format == "qdq" and options.weights == "int8":
+        captured = keep_roundings(captured)
     lowered = lower_to_qlinear(captured) if options.format == "qlinear" else lower_to_qdq(captured)
     stored = store_weights(lowered, options.weights)
     domains = {node.domain for node in stored.graph}
