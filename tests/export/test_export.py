@@ -74,6 +74,8 @@ def test_node_counts(exports: Exports, depth: int, format_: str, tmp_path: Path)
     assert Counter(node.op_type for node in packed.graph.node) == expected
     plain = onnx.load(case.export(tmp_path / "plain.onnx", format=format_, weights="int8"))
     without = {op: count for op, count in expected.items() if op not in ("Cast", "Mul")}
+    if format_ == "qdq":  # one pool per operand of an addition that is a convolution's own: keep_roundings
+        without["MaxPool"] = expected["Conv"] // 2 + 1
     assert Counter(node.op_type for node in plain.graph.node) == without
     floats = onnx.load(case.export(tmp_path / "floats.onnx", format=format_, input="float"))
     quantize = Counter({"QuantizeLinear": 1})
