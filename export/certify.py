@@ -14,18 +14,17 @@ what the exporter meant to write. Lines:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.config import INT16_MAX
 from qil_deploy.errors import CertificateError
+from qil_deploy.executed_kernels import executed_operators
 from qil_deploy.onnx_file import Node, read_model
 from qil_deploy.ratios import rounding_error_bound
 from qil_deploy.reference import IntegerReference
@@ -193,17 +192,6 @@ def _blank_image(reference: IntegerReference) -> NDArray[Any]:
     image = reference.model.inputs[0]
     sizes = [size if isinstance(size, int) else 1 for size in image.shape or ()]
     return np.zeros(sizes, np.dtype(image.dtype))
-
-
-def executed_operators(path: Path) -> list[tuple[str, str]]:
-    """Return (operator, node name) of everything ONNX Runtime executes for a file, after its own optimizer."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(optimized)
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return [(node.op_type, node.name) for node in read_model(optimized).nodes]
 
 
 def _float_kernels(path: Path) -> Iterable[tuple[float, str]]:
