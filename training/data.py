@@ -86,12 +86,3 @@ class TrainingBatches:
             if self.shift:
                 images = random_shift(images, self.shift, self.generator)
             yield to_input(images, self.preprocessing), self.labels[chosen]
-
-
-def evaluation_batches(
-    data: ImageSet, preprocessing: Preprocessing, batch_size: int = 500
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (input, labels) in order, without augmentation, the last batch included."""
-    for start in range(0, len(data), batch_size):
-        images = torch.tensor(data.images[start : start + batch_size])
-        yield to_input(images, preprocessing), torch.tensor(data.labels[start : start + batch_size])

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError
+from qil_deploy.freezing_report import predictions
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 
-from .data import TrainingBatches, evaluation_batches
+from .data import TrainingBatches
 from .models import memory_format_for
 from .recipe import OptimizerSection
 
@@ -62,14 +63,9 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
     return optimizers
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, data: ImageSet, preprocessing: Preprocessing) -> float:
     """Top-1 accuracy of a model in evaluation mode, in percent."""
-    model.eval()
-    right = 0
-    for x, labels in evaluation_batches(data, preprocessing):
-        right += int((model(x).argmax(1) == labels).sum())
-    return 100.0 * right / len(data)
+    return 100.0 * float((predictions(model, data.images, preprocessing) == data.labels).mean())
 
 
 def train_epochs(

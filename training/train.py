@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import fx, nn
 
@@ -26,6 +28,7 @@ from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.freezing import freeze
+from qil_deploy.freezing_report import predictions
 from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 
@@ -112,6 +115,10 @@ class Run:
     def accuracy(self, model: nn.Module) -> float:
         """Top-1 accuracy on the test set, in percent."""
         return loop.accuracy(model, self.test_set, self.preprocessing)
+
+    def predictions(self, model: nn.Module) -> NDArray[np.int64]:
+        """Class of each test image."""
+        return predictions(model, self.test_set.images, self.preprocessing)
 
     def fit(self, model: nn.Module, section: OptimizerSection, name: str, phase: int) -> float:
         """Train `model` in place, one line per epoch in the metrics file; return its accuracy on the test set."""
@@ -252,7 +259,7 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
         if not isinstance(prepared, fx.GraphModule):
             raise TypeError(f"{result.checkpoint} holds no prepared model")
         model = freeze(prepared)
-        at_once = run.accuracy(model)
+        before, at_once = run.predictions(prepared), run.predictions(model)
         section = OptimizerSection(
             epochs=stage.frozen_epochs,
             batch_size=stage.batch_size,
@@ -268,7 +275,10 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
             stage,
             accuracy=accuracy,
             accuracy_before_freezing=result.accuracy,
-            accuracy_frozen_at_once=at_once,
+            accuracy_frozen_at_once=100.0 * float((at_once == run.test_set.labels).mean()),
+            test_images=float(len(run.test_set)),
+            changed_predictions_at_once=float((before != at_once).sum()),
+            changed_predictions=float((before != run.predictions(model)).sum()),
         )
     metrics = run.metrics(name)
     return replace(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.training.data import TrainingBatches, evaluation_batches, random_flip, random_shift, to_input
+from qil_deploy.training.data import TrainingBatches, random_flip, random_shift, to_input
 
 PREPROCESSING = Preprocessing(channels=3, height=5, width=7, scale=0.0123, zero_point=77)
 
@@ -92,10 +92,3 @@ def test_augmentation_keeps_images_on_the_uint8_grid(data: ImageSet) -> None:
         assert torch.allclose(codes, codes.round(), atol=1e-3)
         assert len(labels) == len(x)
         assert set(np.unique(pixels(x))) <= {0, *data.images.ravel().tolist()}
-
-
-def test_evaluation_takes_all_images_in_order(data: ImageSet) -> None:
-    found = list(evaluation_batches(data, PREPROCESSING, batch_size=10))
-    assert [len(x) for x, _ in found] == [10, 10, 3]
-    assert torch.cat([labels for _, labels in found]).tolist() == list(range(23))
-    np.testing.assert_array_equal(np.concatenate([pixels(x) for x, _ in found]), data.images)

@@ -15,6 +15,7 @@ from torch import fx
 from qil_deploy.checkpoint import load_model, read_checkpoint
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError, OutputError
+from qil_deploy.freezing_report import predictions
 from qil_deploy.frozen import FrozenLayer
 from qil_deploy.training.loop import accuracy
 from qil_deploy.training.models import build_model
@@ -73,11 +74,19 @@ def test_checkpoints_say_what_they_are(finished: tuple[Path, RunResult]) -> None
         assert info.model_arguments == {"in_channels": 1, "num_classes": 10, "width": 4}
     last = result.stages[-1]
     assert last.frozen == folder / "w2a2_frozen.safetensors"
-    assert information["w2a2_frozen"].metrics == {
+    metrics = information["w2a2_frozen"].metrics
+    changed = [metrics.pop(name) for name in ("changed_predictions_at_once", "changed_predictions")]
+    assert metrics == {
         "accuracy": last.frozen_accuracy,
         "accuracy_before_freezing": last.accuracy,
         "accuracy_frozen_at_once": last.frozen_at_once,
+        "test_images": 360,
     }
+    models = {name: load_model(folder / f"{name}.safetensors", build_model) for name in ("w2a2", "w2a2_frozen")}
+    images = load_images("digits", "test").images
+    before, after = (predictions(model, images, info.preprocessing) for info, model in models.values())
+    assert changed[1] == (before != after).sum()
+    assert 0 < changed[0] < 360
     assert result.stages[0].frozen is None
 
 

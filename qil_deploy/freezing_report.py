@@ -1,0 +1,72 @@
+"""What freezing costs: accuracy and predictions of a prepared model and of the frozen one, on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .datasets import ImageSet
+from .preprocessing import Preprocessing
+
+_BATCH_SIZE = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezingReport:
+    """Both models side by side; accuracies in percent.
+
+    Attributes:
+        data: name of the data set; its test images were used.
+        images: how many.
+        accuracy_before: of the prepared model, with fake quantization.
+        accuracy_after: of the frozen model, with the arithmetic of the exported file.
+        changed_predictions: how many images got another class.
+    """
+
+    data: str
+    images: int
+    accuracy_before: float
+    accuracy_after: float
+    changed_predictions: int
+
+    def sentence(self) -> str:
+        """Say it in one sentence."""
+        return (
+            f"Freezing changed {self.changed_predictions:,} of {self.images:,} predictions on {self.data}; accuracy "
+            f"was {self.accuracy_before:.2f} % and is {self.accuracy_after:.2f} %."
+        )
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.int64]:
+    """Return the class that a model in evaluation mode gives each image, int64 [N].
+
+    Args:
+        model: float, prepared or frozen; put into evaluation mode.
+        images: uint8 [N, C, H, W].
+        preprocessing: from images to the model's input.
+    """
+    model.eval()
+    classes = [
+        model(torch.from_numpy(preprocessing.normalize(images[start : start + _BATCH_SIZE]))).argmax(1).numpy()
+        for start in range(0, len(images), _BATCH_SIZE)
+    ]
+    return np.concatenate(classes) if classes else np.zeros(0, np.int64)
+
+
+def compare_freezing(
+    prepared: nn.Module, frozen: nn.Module, data: str, images: ImageSet, preprocessing: Preprocessing
+) -> FreezingReport:
+    """Run both models on the images of a data set called `data`."""
+    before, after = (predictions(model, images.images, preprocessing) for model in (prepared, frozen))
+    return FreezingReport(
+        data=data,
+        images=len(images),
+        accuracy_before=100.0 * float((before == images.labels).mean()),
+        accuracy_after=100.0 * float((after == images.labels).mean()),
+        changed_predictions=int((before != after).sum()),
+    )
