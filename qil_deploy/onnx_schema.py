@@ -6,6 +6,8 @@ parser.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
@@ -80,6 +82,18 @@ def parse_model(content: bytes) -> Message:
     """
     descriptor = _POOL.FindMessageTypeByName("qil_deploy_onnx.ModelProto")
     return message_factory.GetMessageClass(descriptor).FromString(content)
+
+
+def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
+    """Return a model's bytes with more of its tensors as graph outputs.
+
+    Protobuf merges what stands behind a message into it: a second graph that has outputs alone adds them.
+    """
+    descriptor = _POOL.FindMessageTypeByName("qil_deploy_onnx.ModelProto")
+    addition = message_factory.GetMessageClass(descriptor)()
+    for name in names:
+        addition.graph.output.add(name=name)
+    return content + addition.SerializeToString()
 
 
 def _build_pool() -> descriptor_pool.DescriptorPool:

@@ -24,7 +24,9 @@ OPTIMIZATION_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = MappingP
 _FATAL = 4
 
 
-def create_session(path: Path, *, threads: int = 1, level: str = "all") -> onnxruntime.InferenceSession:
+def create_session(
+    path: Path, *, threads: int = 1, level: str = "all", content: bytes | None = None
+) -> onnxruntime.InferenceSession:
     """Load an ONNX file for ONNX Runtime's CPU execution provider.
 
     The session's threads sleep between runs instead of spinning, so that several sessions of one process can
@@ -34,6 +36,7 @@ def create_session(path: Path, *, threads: int = 1, level: str = "all") -> onnxr
         path: the ONNX file.
         threads: how many threads one operator may use.
         level: graph optimizations, one of `OPTIMIZATION_LEVELS` ("all" is ONNX Runtime's own default).
+        content: what to load instead of the file's own bytes, such as the same model with more outputs.
 
     Raises:
         ConfigError: `threads` or `level` is out of range.
@@ -53,7 +56,7 @@ def create_session(path: Path, *, threads: int = 1, level: str = "all") -> onnxr
     options.log_severity_level = _FATAL
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         raise ModelFileError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path} at optimization level {level!r}: "

@@ -1,0 +1,175 @@
+"""Golden vectors: a few images with every code that the integer graph computes from them, to compare any runtime with.
+
+One .npz file (arrays, no pickles), computed by the integer reference from the exported file itself:
+
+    about         JSON in one string: schema, name and SHA-256 of the model, its format, where the images are from, and
+                  "tensors", the names of all that follow, in order of execution
+    images        uint8 [N, C, H, W]
+    the tensors   by the names that they have in the ONNX graph; the last one is the logits
+
+docs/golden.md says how to check them from another language.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qil_deploy.errors import DataError
+from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
+from qil_deploy.files import atomic_path
+from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.reference import IntegerReference
+
+from .exported_model import ExportedModel, read_exported_model
+from .reports import ModelFile
+from .sessions import create_session, run_session
+
+SCHEMA: Final = "qil_deploy.golden/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenInfo:
+    """What a file of golden vectors says about itself; fields as in the module's docstring."""
+
+    schema: str
+    model: str
+    sha256: str
+    format: str
+    images_from: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first tensor that is not as the golden vectors have it.
+
+    Attributes:
+        tensor: its name in the graph.
+        differing: how many elements differ.
+        elements: how many it has.
+        largest_step: largest difference, in codes (or logits).
+        index: position of the first element that differs, image first.
+    """
+
+    tensor: str
+    differing: int
+    elements: int
+    largest_step: float
+    index: tuple[int, ...]
+
+
+def golden_path(model: Path) -> Path:
+    """Return where the golden vectors of a model are written: beside it."""
+    return model.with_suffix(".golden.npz")
+
+
+def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path: Path) -> None:
+    """Compute and write the golden vectors of an exported model, whole or not at all.
+
+    Args:
+        model: the ONNX file, `qlinear` or `qdq`.
+        images: uint8 [N, C, H, W].
+        images_from: the name of their data set, or how else they came to be.
+        path: the .npz file.
+
+    Raises:
+        DataError: no images, or images that do not fit the model.
+        ModelFileError: the integer reference cannot compute the model.
+        OutputError: `path` cannot be written.
+    """
+    exported = read_exported_model(model)
+    if len(images) == 0:
+        raise DataError(f"there are no images to make golden vectors of {model} from.")
+    tensors = IntegerReference(exported.graph).run_all(exported.prepare_input(images))
+    in_file = {name for node in exported.graph.nodes for name in node.outputs}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in in_file and name != OUTPUT_NAME} | {
+        OUTPUT_NAME: tensors[OUTPUT_NAME]
+    }
+    info = GoldenInfo(
+        schema=SCHEMA,
+        model=model.name,
+        sha256=ModelFile.of(model).sha256,
+        format=exported.format,
+        images_from=images_from,
+        tensors=tuple(tensors),
+    )
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        arrays: dict[str, Any] = {"about": np.array(json.dumps(asdict(info))), "images": images}
+        np.savez_compressed(stream, **arrays, **tensors)
+
+
+def check_golden(model: Path, path: Path, *, level: str = "all", threads: int = 1) -> Difference | None:
+    """Run a model in ONNX Runtime on golden images; return the first tensor that differs, or None.
+
+    The logits are compared once as the file is, with every fusion that the optimizer finds, and all tensors once more
+    in a session that has them as outputs.
+
+    Raises:
+        ModelFileError: the model cannot be read or run.
+        DataError: the golden vectors are missing, damaged, or of another model.
+        ConfigError: an unknown optimization level, or no threads.
+    """
+    exported = read_exported_model(model)
+    info, images, tensors = _read_golden(path, exported)
+    inputs = {INPUT_NAME: exported.prepare_input(images)}
+    session = create_session(model, threads=threads, level=level)
+    (logits,) = run_session(session, inputs, path=model)
+    content = with_outputs(model.read_bytes(), [name for name in info.tensors if name != OUTPUT_NAME])
+    watched = create_session(model, threads=threads, level=level, content=content)
+    names = [output.name for output in watched.get_outputs()]
+    found = dict(zip(names, run_session(watched, inputs, path=model), strict=True))
+    for name in info.tensors:
+        difference = _difference(name, found[name], tensors[name])
+        if difference is not None:
+            return difference
+    return _difference(OUTPUT_NAME, logits, tensors[OUTPUT_NAME])
+
+
+def _difference(name: str, found: NDArray[Any], expected: NDArray[Any]) -> Difference | None:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return Difference(
+            tensor=name, differing=expected.size, elements=expected.size, largest_step=float("inf"), index=()
+        )
+    differing = found != expected
+    if not differing.any():
+        return None
+    steps = np.abs(found[differing].astype(np.float64) - expected[differing].astype(np.float64))
+    return Difference(
+        tensor=name,
+        differing=int(differing.sum()),
+        elements=int(differing.size),
+        largest_step=float(steps.max()),
+        index=tuple(int(axis) for axis in np.argwhere(differing)[0]),
+    )
+
+
+def _read_golden(path: Path, model: ExportedModel) -> tuple[GoldenInfo, NDArray[np.uint8], dict[str, NDArray[Any]]]:
+    if not path.is_file():
+        raise DataError(f"there are no golden vectors {path}; export the model with --golden N to have them written.")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            content = json.loads(str(arrays["about"]))
+            if content.get("schema") != SCHEMA:
+                raise DataError(f"{path} has schema {content.get('schema')!r}; this version reads {SCHEMA!r}.")
+            info = GoldenInfo(**{**content, "tensors": tuple(map(str, content["tensors"]))})
+            images = arrays["images"]
+            tensors = {name: arrays[name] for name in info.tensors}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"golden vectors {path} are damaged ({error}); write them again with --golden N.") from error
+    if info.sha256 != ModelFile.of(model.path).sha256:
+        raise DataError(
+            f"golden vectors {path} are of another file than {model.path}: of {info.model} with SHA-256 "
+            f"{info.sha256[:12]}...; export the model again with --golden N."
+        )
+    if OUTPUT_NAME not in tensors or len(images) == 0:
+        raise DataError(
+            f"golden vectors {path} hold no {'images' if len(images) == 0 else 'logits'}; write them again."
+        )
+    return info, images, tensors
