@@ -43,6 +43,7 @@ from qil_deploy.graph import shape_of
 from qil_deploy.layers import Concat, QuantConv2d
 from qil_deploy.preprocessing import Preprocessing
 
+from .capture_moves import concat, flatten, max_pool, upsample
 from .emitter import QIL_DOMAIN, Emitter
 
 InputKind = Literal["uint8", "float"]
@@ -181,33 +182,6 @@ def _dequantize(emitter: Emitter, module: FrozenDequantize, sources: list[ir.Val
     return emitter.op("Dequantize", sources, name, domain=QIL_DOMAIN, attributes=_grid("x", module.x))
 
 
-def _max_pool(emitter: Emitter, module: nn.MaxPool2d, sources: list[ir.Value], name: str) -> ir.Value:
-    top, left = _pair(module.padding)
-    attributes = {
-        "kernel_shape": _pair(module.kernel_size),
-        "strides": _pair(module.stride),
-        "pads": [top, left, top, left],
-        "dilations": _pair(module.dilation),
-        "ceil_mode": int(module.ceil_mode),
-    }
-    return emitter.op("MaxPool", sources, name, attributes=attributes)
-
-
-def _upsample(emitter: Emitter, module: nn.Upsample, sources: list[ir.Value], name: str) -> ir.Value:
-    factors = module.scale_factor if isinstance(module.scale_factor, tuple) else (module.scale_factor,) * 2
-    scales = emitter.constant(np.array([1, 1, *factors], np.float32), f"{name}_factors")
-    attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return emitter.op("Resize", [*sources, None, scales], name, attributes=attributes)
-
-
-def _concat(emitter: Emitter, _module: Concat, sources: list[ir.Value], name: str) -> ir.Value:
-    return emitter.op("Concat", sources, name, attributes={"axis": 1})
-
-
-def _flatten(emitter: Emitter, module: nn.Flatten, sources: list[ir.Value], name: str) -> ir.Value:
-    return emitter.op("Flatten", sources, name, attributes={"axis": module.start_dim})
-
-
 _CAPTURES: dict[type[nn.Module], Callable[..., ir.Value]] = {
     FrozenInput: _input,
     FrozenLayer: _layer,
@@ -216,10 +190,10 @@ _CAPTURES: dict[type[nn.Module], Callable[..., ir.Value]] = {
     FrozenGlobalAveragePool: _pool,
     FrozenMeanLogits: _mean_logits,
     FrozenDequantize: _dequantize,
-    Concat: _concat,
-    nn.MaxPool2d: _max_pool,
-    nn.Upsample: _upsample,
-    nn.Flatten: _flatten,
+    Concat: concat,
+    nn.MaxPool2d: max_pool,
+    nn.Upsample: upsample,
+    nn.Flatten: flatten,
 }
 
 
@@ -234,7 +208,3 @@ def _limits(grid: Grid) -> dict[str, int]:
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
-
-
-def _pair(value: int | tuple[int, ...]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from .config import INT16_MAX
+from .layers import BatchNorm, QuantLayer
 from .quantizers import round_straight_through
 
 INT8_MAX = 127
@@ -77,6 +78,26 @@ class FoldedLayer:
         """Return `M`, float32 [C_out]; without `y_scale` the scale of float logits."""
         scale = x_scale * self.w_scale
         return scale if y_scale is None else scale / y_scale
+
+
+def gain_and_shift(layer: QuantLayer, norm: BatchNorm | None) -> tuple[Tensor, Tensor]:
+    """Return gain and shift behind the sum, float64 [C_out] each (module docstring).
+
+    Args:
+        layer: a convolution or linear layer.
+        norm: the BatchNorm behind it, which has running statistics; None for an output scale and bias.
+    """
+    if norm is not None:
+        if norm.running_mean is None or norm.running_var is None:
+            raise TypeError("BatchNorm without running statistics cannot be folded")
+        gain = (norm.running_var.double() + norm.eps).rsqrt()
+        shift = -norm.running_mean.double() * gain
+        if norm.affine:
+            gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+        return gain, shift
+    zeros = torch.zeros(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
+    scale = zeros if layer.log_output_scale is None else layer.log_output_scale.double().exp()
+    return zeros + scale, zeros if layer.bias is None else layer.bias.double()
 
 
 def largest_spread(largest_weight_code: int, largest_activation: int) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fold import FoldedLayer, OutputGrid, fold, largest_spread
+from .fold import FoldedLayer, OutputGrid, fold, gain_and_shift, largest_spread
 from .layers import BatchNorm, QuantConv2d, QuantLayer
 from .quantizers import InputQuantizer, round_straight_through
 
@@ -109,29 +109,13 @@ class FrozenLayer(nn.Module):
     def fold(self) -> FoldedLayer:
         """Fold the present parameters."""
         quantizer = self.layer.weight_quantizer
-        gain, shift = self._gain_and_shift()
+        gain, shift = gain_and_shift(self.layer, self.norm)
         step = None if self.y is None else float(self.y_step)
         output = OutputGrid(scale=step, offset=float(self.y_offset))
         # Padding puts the zero point into every window, so codes count with their full uint8 value.
         spread = largest_spread(quantizer.largest_code, max(int(self.x.high), int(self.x.zero_point)))
         codes_real = quantizer.codes_real(self.layer.weight)
         return fold(codes_real, quantizer.largest_code, gain, shift, self.x.scale, output, spread)
-
-    def _gain_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return gain and shift behind the sum, float64 [C_out] (module docstring of `fold`)."""
-        layer, norm = self.layer, self.norm
-        channels = layer.weight.shape[0]
-        if norm is not None:
-            if norm.running_mean is None or norm.running_var is None:
-                raise TypeError("BatchNorm without running statistics cannot be frozen")
-            gain = (norm.running_var.double() + norm.eps).rsqrt()
-            shift = -norm.running_mean.double() * gain
-            if norm.affine:
-                gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
-            return gain, shift
-        zeros = torch.zeros(channels, dtype=torch.float64, device=layer.weight.device)
-        scale = zeros if layer.log_output_scale is None else layer.log_output_scale.double().exp()
-        return zeros + scale, zeros if layer.bias is None else layer.bias.double()
 
     @torch.no_grad()
     def fold_to_buffers(self) -> None:
