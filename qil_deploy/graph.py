@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import UnsupportedModelError
-from .known_modules import module_for_module, modules_for_function
+from .known_modules import modules_for_function, modules_for_module
 from .layers import Add, Concat, GlobalAveragePool, Standalone
 
 Kind = Literal[
@@ -193,14 +193,14 @@ def _normalize(graph_module: fx.GraphModule, node: fx.Node) -> None:
         _replace(graph_module, node, modules_for_function(node), node.name)
     elif node.op == "call_module":
         module = module_of(graph_module, node)
-        plain = module_for_module(node, module)
-        if isinstance(plain, nn.Identity):
-            _replace(graph_module, node, [plain], node.name)
-        elif plain is not module:
+        plain = modules_for_module(node, module)
+        if len(plain) > 1 or isinstance(plain[0], nn.Identity):
+            _replace(graph_module, node, plain, node.name)
+        elif plain[0] is not module:
             # Other calls of the module may need another window.
             called_once = sum(other.target == node.target for other in graph_module.graph.nodes) == 1
             node.target = str(node.target) if called_once else free_name(graph_module, str(node.target))
-            graph_module.add_submodule(node.target, plain)
+            graph_module.add_submodule(node.target, plain[0])
 
 
 def _replace(graph_module: fx.GraphModule, node: fx.Node, modules: list[nn.Module], name: str) -> None:

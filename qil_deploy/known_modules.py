@@ -26,15 +26,17 @@ def modules_for_function(node: fx.Node) -> Modules:
     return [] if function is None else function(node)
 
 
-def module_for_module(node: fx.Node, module: nn.Module) -> nn.Module:
-    """Return what stands for a module: a plainer one where there is any (Identity: nothing), or the module itself."""
+def modules_for_module(node: fx.Node, module: nn.Module) -> Modules:
+    """Return what stands for a module: plainer ones where there are any (Identity: nothing), or the module itself."""
     if isinstance(module, nn.AdaptiveAvgPool2d):
-        return next(iter(_adaptive_average(node, module.output_size)), module)
+        return _adaptive_average(node, module.output_size) or [module]
     if isinstance(module, nn.AvgPool2d):
-        return _average(node, module)
+        return [_average(node, module)]
+    if isinstance(module, nn.MaxPool2d):
+        return _maximum(node, module)
     if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
-        return _with_fixed_padding(module)
-    return module
+        return [_with_fixed_padding(module)]
+    return [module]
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -116,11 +118,40 @@ def _average(node: fx.Node, pool: nn.AvgPool2d) -> nn.Module:
     if kernel == _source_shape(node)[2:] and padding == (0, 0) and pool.divisor_override is None:
         return GlobalAveragePool()
     floor = nn.AvgPool2d(kernel, stride, padding, False, pool.count_include_pad, pool.divisor_override)
-    sizes = [
-        (size + 2 * pad - window) // step + 1
-        for size, pad, window, step in zip(_source_shape(node)[2:], padding, kernel, stride, strict=True)
+    rooms = [size + 2 * pad - reach for size, pad, reach in zip(_source_shape(node)[2:], padding, kernel, strict=True)]
+    return floor if _rounded_down(rooms, stride) == _shape(node)[2:] else pool
+
+
+def _maximum(node: fx.Node, pool: nn.MaxPool2d) -> Modules:
+    """Return the pooling in a form for which every ONNX operator set counts the same windows.
+
+    In ceil mode torch leaves out a last window that would begin behind the image, and so does ONNX Runtime; the shapes
+    of operator sets below 22 count it. Rounding down is the same in such a direction; if the other one does round up,
+    each gets a pooling of its own.
+    """
+    if not pool.ceil_mode or pool.return_indices:
+        return [pool]
+    kernel, stride, padding, dilation = (
+        _pair(value) for value in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    )
+    reaches = [(window - 1) * step + 1 for window, step in zip(kernel, dilation, strict=True)]
+    rooms = [size + 2 * pad - reach for size, pad, reach in zip(_source_shape(node)[2:], padding, reaches, strict=True)]
+    rounded_up = [result > down for result, down in zip(_shape(node)[2:], _rounded_down(rooms, stride), strict=True)]
+    if all(up or room % step == 0 for up, room, step in zip(rounded_up, rooms, stride, strict=True)):
+        return [pool]
+    if not any(rounded_up):
+        return [nn.MaxPool2d(kernel, stride, padding, dilation)]
+    rows, columns = zip(kernel, stride, padding, dilation, strict=True)
+    alone = (1, 1, 0, 1)
+    return [
+        nn.MaxPool2d(*zip(*windows, strict=True), ceil_mode=up)
+        for windows, up in zip(((rows, alone), (alone, columns)), rounded_up, strict=True)
     ]
-    return floor if tuple(sizes) == _shape(node)[2:] else pool
+
+
+def _rounded_down(rooms: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Count the windows that fit: `rooms` is what is left of image and padding beside the first."""
+    return tuple(room // stride + 1 for room, stride in zip(rooms, strides, strict=True))
 
 
 def _functional_average(node: fx.Node) -> Modules:
@@ -160,7 +191,7 @@ def _max_pool(node: fx.Node) -> Modules:
         for position, name in enumerate(names, start=1)
         if (value := _argument(node, position, name)) is not None
     }
-    return [nn.MaxPool2d(**options)]
+    return _maximum(node, nn.MaxPool2d(**options))
 
 
 def _dropout(node: fx.Node) -> Modules:
