@@ -77,6 +77,18 @@ class Emitter:
         return ir.Model(graph, ir_version=ir_version, producer_name="qil_deploy")
 
 
+def copy_node(emitter: Emitter, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:
+    """Append a copy of a node of another graph, with new inputs."""
+    return emitter.op(
+        node.op_type,
+        inputs,
+        str(node.outputs[0].name),
+        domain=node.domain,
+        attributes={attribute.name: attribute for attribute in node.attributes.values()},
+        node_name=node.name,
+    )
+
+
 Rule = Callable[[Emitter, ir.Node, list[ir.Value]], ir.Value]
 
 
@@ -108,15 +120,7 @@ def rewrite(model: ir.Model, rules: Mapping[tuple[str, str], Rule]) -> ir.Model:
         if rule is not None:
             values[node.outputs[0]] = rule(emitter, node, [source for source in sources if source is not None])
         else:
-            attributes = {attribute.name: attribute for attribute in node.attributes.values()}
-            values[node.outputs[0]] = emitter.op(
-                node.op_type,
-                sources,
-                str(node.outputs[0].name),
-                domain=node.domain,
-                attributes=attributes,
-                node_name=node.name,
-            )
+            values[node.outputs[0]] = copy_node(emitter, node, sources)
     outputs = []
     for old in model.graph.outputs:
         new = values[old]

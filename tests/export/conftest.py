@@ -22,6 +22,7 @@ from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.export.capture import node_names
 from qil_deploy.freezing import freeze
+from qil_deploy.frozen import FrozenDequantize, FrozenLayer, FrozenMeanLogits
 from qil_deploy.onnx_file import read_model
 from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
@@ -147,13 +148,14 @@ class Case:
         with torch.no_grad():
             recorder.run(torch.from_numpy(self.preprocessing.normalize(self.images)))
         names = node_names(recorder.graph_module)
-        values = {names[node]: value for node, value in recorder.values.items()}
-        last = names[recorder.graph_module.graph.output_node().all_input_nodes[0]]
-        logits = values.pop(last)
-        codes = {name: value.astype(np.uint8) for name, value in values.items()}
-        for name, value in codes.items():
-            np.testing.assert_array_equal(value, values[name], err_msg=f"{name} is no uint8 code")
-        return {**codes, "logits": logits}
+        last = recorder.graph_module.graph.output_node().all_input_nodes[0]
+        names[last] = "logits"
+        reals = _real_nodes(recorder.graph_module)
+        values = {}
+        for node, value in recorder.values.items():
+            values[names[node]] = value if node in reals else value.astype(np.uint8)
+            np.testing.assert_array_equal(values[names[node]], value, err_msg=f"{names[node]} is no uint8 code")
+        return values
 
     def runtime_values(self, path: Path, names: Sequence[str], level: str) -> dict[str, Array]:
         """Return the named tensors of a file in ONNX Runtime."""
@@ -161,6 +163,19 @@ class Case:
         kept = {output.name for output in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in kept)
         return run_runtime(model, self.input_of(path), level)
+
+
+def _real_nodes(model: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes whose values are float logits, flattened or not."""
+    reals: set[fx.Node] = set()
+    for node in model.graph.nodes:
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        makes_logits = isinstance(module, FrozenMeanLogits | FrozenDequantize) or (
+            isinstance(module, FrozenLayer) and module.y is None
+        )
+        if makes_logits or reals.intersection(node.all_input_nodes):
+            reals.add(node)
+    return reals
 
 
 class _Recorder(fx.Interpreter):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CertificateError, ConfigError, OutputError, UnsupportedModelError
-from qil_deploy.export import ExportOptions, certify, export_float_onnx, export_onnx
+from qil_deploy.export import ExportOptions, certify, export_float_onnx, export_onnx, lowering
 from qil_deploy.export import export as export_module
 from qil_deploy.frozen import FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
@@ -42,26 +42,27 @@ def test_the_same_model_gives_the_same_bytes(exports: Exports, tmp_path: Path) -
 #               block's first convolution and its shortcut)
 #   Clip        one behind each low-bit result: 3b requantizations, 3b first convolutions of a block; 8-bit results
 #               (stem, second convolutions, shortcuts, additions, pooling) saturate by themselves
+#   Pad         planes that fill the image's channels up to four
 #   Cast, Mul   one each per packed layer: all convolutions but the 7-bit stem, which like the 7-bit classifier is
 #               stored in int8
 NODE_COUNTS = {
     (8, "qlinear"): {
         "QLinearConv": 9, "QLinearAdd": 6, "Clip": 6, "QLinearGlobalAveragePool": 1, "Flatten": 1, "QGemm": 1,
-        "Cast": 8, "Mul": 8,
+        "Pad": 1, "Cast": 8, "Mul": 8,
     },
     (20, "qlinear"): {
         "QLinearConv": 21, "QLinearAdd": 18, "Clip": 18, "QLinearGlobalAveragePool": 1, "Flatten": 1, "QGemm": 1,
-        "Cast": 20, "Mul": 20,
+        "Pad": 1, "Cast": 20, "Mul": 20,
     },
     # Per Conv 3 DequantizeLinear (data, weights, bias) and a QuantizeLinear, per Add 2 and 1, pooling 1 and 1,
     # Gemm 3 and none, for logits are float.
     (8, "qdq"): {
-        "Conv": 9, "Add": 6, "Clip": 6, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1, "Cast": 8, "Mul": 8,
+        "Conv": 9, "Add": 6, "Clip": 6, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1, "Pad": 1, "Cast": 8, "Mul": 8,
         "DequantizeLinear": 3 * 9 + 2 * 6 + 1 + 3, "QuantizeLinear": 9 + 6 + 1,
     },
     (20, "qdq"): {
-        "Conv": 21, "Add": 18, "Clip": 18, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1, "Cast": 20, "Mul": 20,
-        "DequantizeLinear": 3 * 21 + 2 * 18 + 1 + 3, "QuantizeLinear": 21 + 18 + 1,
+        "Conv": 21, "Add": 18, "Clip": 18, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1, "Pad": 1,
+        "Cast": 20, "Mul": 20, "DequantizeLinear": 3 * 21 + 2 * 18 + 1 + 3, "QuantizeLinear": 21 + 18 + 1,
     },
 }  # fmt: skip
 
@@ -119,7 +120,7 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
     assert metadata.pop("certificate") == [
         {"name": line.name, "worst": line.worst, "bound": line.bound, "where": line.where} for line in lines
     ]
-    assert [line.name for line in lines] == ["int32", "int16", "ties", "float", "weights"]
+    assert [line.name for line in lines] == ["int32", "int16", "matmul", "ties", "float", "weights"]
     layers = metadata.pop("layers")
     assert [layer["name"] for layer in layers] == [
         node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")
@@ -128,13 +129,16 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
     for layer in layers:
         inner = layer["name"] not in ("conv1", "fc")
         expected = {"weight_bits": 3, "largest_input_code": 31} if inner else edge
-        assert layer == {"name": layer["name"], **expected}
+        shape = list(case.frozen.get_buffer(f"{layer['name']}.weight_codes").shape)
+        assert layer == {"name": layer["name"], "weight_shape": shape, **expected}
     pixels = case.preprocessing
     assert metadata == {
         "schema": 1,
         "format": "qdq",
         "weights": "packed",
         "input": "uint8",
+        "batch": None,
+        "passes": {"space_to_depth": ["conv1"]},
         "input_scale": pixels.scale,
         "input_zero_point": pixels.zero_point,
         "preprocessing": {
@@ -142,6 +146,7 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
         },
         "class_names": list(case.class_names),
         "data": "digits",
+        "freezing": None,
     }  # fmt: skip
 
 
@@ -279,7 +284,7 @@ def test_a_graph_that_the_checker_refuses_is_not_written(
     exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A QLinearConv reads no int4: without what unpacks them, the weights do not fit.
-    monkeypatch.setattr(export_module, "choose_opset", lambda *_: 13)
+    monkeypatch.setattr(lowering, "choose_opset", lambda *_: 13)
     with pytest.raises(CertificateError, match="ONNX's checker refuses the graph"):
         exports.resnet().export(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

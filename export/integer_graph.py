@@ -1,0 +1,240 @@
+"""An exported file as its certificate sees it: integer operators, layers, and the largest code of every tensor.
+
+QDQ is fused as ONNX Runtime fuses it, constants are computed, and layers are written down for the tensor that their
+passes' moves start from (`weight_layout`), whichever operators compute them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qil_deploy.errors import CertificateError
+from qil_deploy.onnx_file import Node
+from qil_deploy.reference import IntegerReference
+from qil_deploy.reference.arguments import integer
+from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, unpack_blocks
+from qil_deploy.reference.operators import find_operator
+
+from .weight_layout import MovedInput, follow_moves, undo_convolution, undo_linear
+
+Integers = NDArray[np.int64]
+
+_KEEPS_CODES = ("MaxPool", "Resize", "Concat", "Flatten", "Reshape", "Transpose", "Identity", "Pad")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One convolution or linear layer, as that of the tensor its moves start from.
+
+    Attributes:
+        node: the operator that multiplies.
+        weights: [C_out, ...], codes times spread.
+        bias: [C_out].
+        largest_input: largest magnitude that a code contributes, its zero point taken off or not.
+        largest_product: largest magnitude of one product in the kernel.
+    """
+
+    node: Node
+    weights: Integers
+    bias: Integers
+    largest_input: int
+    largest_product: int
+
+
+class IntegerGraph:
+    """The integer operators of a file, its constants, and shape and largest code of every tensor.
+
+    Attributes:
+        nodes: in order of execution.
+        constants: initializers and what is computed from them.
+    """
+
+    def __init__(self, reference: IntegerReference) -> None:
+        self.nodes = reference.nodes
+        self.constants = reference.constants
+        self._producers = {output: node for node in self.nodes for output in node.outputs}
+        self._readers: defaultdict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.inputs:
+                self._readers[name].append(node)
+        image = reference.model.inputs[0]
+        blank = np.zeros((1, *(int(size or 1) for size in (image.shape or ())[1:])), image.dtype)
+        self.shapes = self._infer_shapes(image.name, blank)
+        self.largest = self._bound_codes()
+
+    def _infer_shapes(self, name: str, blank: NDArray[Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor for one image."""
+        tensors = {name: blank}
+        for node in self.nodes:
+            inputs = [self.constants.get(entry, tensors.get(entry)) if entry else None for entry in node.inputs]
+            if node.op_type == "MatMulNBits":  # whether the reference may compute it is for the certificate to say
+                result = np.zeros((len(blank), integer(node, "N", 0)), np.float32)
+            else:
+                result = find_operator(node).compute(node, inputs)
+            tensors[node.outputs[0]] = result
+        return {entry: tensor.shape for entry, tensor in tensors.items()}
+
+    def _bound_codes(self) -> dict[str, int]:
+        """Return the largest code of every tensor that a node makes; other tensors reach 255."""
+        largest: dict[str, int] = {}
+        for node in self.nodes:
+            joined = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+            source = max(largest.get(name, 255) for name in joined)
+            if node.op_type == "Pad" and len(node.inputs) > 2:
+                source = max(source, int(self.constants[node.inputs[2]]))
+            elif node.op_type == "Clip":
+                source = min(source, int(self.constants[node.inputs[2]]))
+            elif node.op_type not in _KEEPS_CODES:
+                source = 255
+            largest[node.outputs[0]] = source
+        return largest
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every convolution and linear layer.
+
+        Raises:
+            CertificateError: the operators around a MatMulNBits, or the moves in front of a layer, compute something
+                else than a layer.
+        """
+        return tuple(self._layers())
+
+    def _layers(self) -> Iterator[Layer]:
+        for node in self.nodes:
+            if node.op_type == "QLinearConv":
+                yield self._convolution(node)
+            elif node.op_type == "QGemm":
+                yield self._linear(node)
+            elif node.op_type == "MatMulNBits":
+                yield self.matmul(node).layer
+
+    def _moved(self, node: Node) -> MovedInput:
+        return follow_moves(node.inputs[0], self._producers, self.constants, self.shapes)
+
+    def _layer(self, node: Node, weights: Integers, bias: str) -> Layer:
+        zero_point = int(self.constants[node.inputs[2]])
+        largest = max(self.largest.get(node.inputs[0], 255), zero_point)
+        return Layer(
+            node=node,
+            weights=weights,
+            bias=self.constants[bias].astype(np.int64),
+            largest_input=largest,
+            largest_product=largest * int(np.abs(weights).max(initial=0)),
+        )
+
+    def _convolution(self, node: Node) -> Layer:
+        weights, moved = self.constants[node.inputs[3]].astype(np.int64), self._moved(node)
+        if not moved.is_source:
+            weights = undo_convolution(node, weights, moved, int(self.constants[node.inputs[2]]))
+        return self._layer(node, weights, node.inputs[8])
+
+    def _linear(self, node: Node) -> Layer:
+        weights, moved = self.constants[node.inputs[3]].astype(np.int64), self._moved(node)
+        weights = weights if node.attributes.get("transB", 0) else weights.T
+        if not moved.is_source:
+            weights = undo_linear(node, weights, moved)
+        return self._layer(node, weights, node.inputs[6])
+
+    def matmul(self, node: Node) -> MatMul:
+        """Return what a MatMulNBits and the operators behind it compute.
+
+        Raises:
+            CertificateError: they are not those of a linear layer on integers.
+        """
+        bits, block = integer(node, "bits", 0), integer(node, "block_size", 0)
+        stored = unpack_blocks(
+            self.constants[node.inputs[1]], (integer(node, "N", 0), integer(node, "K", 0)), bits, block
+        ).astype(np.int64)
+        moved = self._moved(node)
+        codes = undo_linear(node, stored.reshape(len(stored), -1), moved)
+        spread, bias = self._spread_and_bias(node, len(stored))
+        largest = self.largest.get(moved.source, 255)
+        return MatMul(
+            layer=Layer(
+                node=node,
+                weights=codes * spread[:, None],
+                bias=bias,
+                largest_input=largest,
+                largest_product=LANE_CODE * (2**bits - 1),
+            ),
+            stored=stored + 2 ** (bits - 1),
+            offset=2 ** (bits - 1),
+            constants=np.where(moved.positions < 0, -1 - moved.positions, -1).reshape(stored.shape[1:]),
+            scales=self.constants[node.inputs[2]],
+            level=integer(node, "accuracy_level", 0),
+        )
+
+    def _spread_and_bias(self, node: Node, outputs: int) -> tuple[Integers, Integers]:
+        """Follow MatMulNBits -> Cast(int32) [-> Mul(spread)] -> Add(bias)."""
+        spread = np.ones(outputs, np.int64)
+        values = self._only_reader(self._only_reader(node, "Cast"))
+        if values.op_type == "Mul":
+            spread = self._int32(values, outputs)
+            values = self._only_reader(values, "Add")
+        if values.op_type != "Add":
+            raise _refusal(node, f"{values.op_type} reads its integers, and not the addition of a bias")
+        return spread, self._int32(values, outputs)
+
+    def _only_reader(self, node: Node, op_type: str | None = None) -> Node:
+        readers = self._readers[node.outputs[0]]
+        if len(readers) != 1 or op_type not in (None, readers[0].op_type):
+            found = ", ".join(reader.op_type for reader in readers) or "nothing"
+            raise _refusal(node, f"{found} reads {node.outputs[0]!r}, and not one {op_type or 'operator'}")
+        return readers[0]
+
+    def _int32(self, node: Node, outputs: int) -> Integers:
+        constant = self.constants.get(node.inputs[1])
+        if constant is None or constant.dtype != np.int32:
+            raise _refusal(node, "its second operand is no int32 constant")
+        return np.broadcast_to(constant.astype(np.int64).ravel(), (outputs,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatMul:
+    """A linear layer as MatMulNBits.
+
+    Attributes:
+        layer: the layer.
+        stored: codes plus `offset`, [C_out, blocks, block], 0 to 2**bits - 1.
+        offset: 2**(bits - 1).
+        constants: [blocks, block], the constant that stands at a place, -1 where codes do.
+        scales: one per output and block.
+        level: accuracy level.
+    """
+
+    layer: Layer
+    stored: Integers
+    offset: int
+    constants: Integers
+    scales: NDArray[Any]
+    level: int
+
+    def partial_sum(self) -> int:
+        """Return the largest partial sum of the kernel, of stored codes or of their offsets.
+
+        Raises:
+            CertificateError: the kernel would round: a block without the constant 127, a larger code, or a scale other
+                than 1.
+        """
+        node, largest = self.layer.node, np.where(self.constants < 0, self.layer.largest_input, self.constants)
+        missing = np.flatnonzero(~(self.constants == LANE_CODE).any(axis=1))
+        if missing.size:
+            raise _refusal(node, f"block {missing[0]} of {len(self.constants)} has no constant {LANE_CODE}")
+        if largest.max() > LANE_CODE:
+            raise _refusal(node, f"its input reaches {largest.max()}, above {LANE_CODE}")
+        if np.any(self.scales != 1):
+            raise _refusal(node, f"{np.count_nonzero(self.scales != 1)} of its scales are not 1")
+        if self.level != EXACT_LEVEL:
+            raise _refusal(node, f"its accuracy_level is {self.level}, not {EXACT_LEVEL}")
+        return int(max((self.stored * largest).sum(axis=(1, 2)).max(), self.offset * largest.sum()))
+
+
+def _refusal(node: Node, reason: str) -> CertificateError:
+    return CertificateError(f"certificate line 'matmul' fails at {node.name}: {reason}.")

@@ -1,0 +1,96 @@
+"""From a frozen model to the graph that is written: all passes in their order, and where each of them ran.
+
+Passes on the captured graph (`qil` nodes) come first, then the lowering to one of the two formats, then passes on what
+will be executed; last, weights are stored, and opset and batch size written down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+from torch import fx
+
+from qil_deploy.errors import ConfigError
+from qil_deploy.preprocessing import Preprocessing
+
+from .capture import capture
+from .emitter import MICROSOFT_DOMAIN
+from .keep_roundings import keep_roundings
+from .lower_to_qdq import lower_to_qdq
+from .lower_to_qlinear import lower_to_qlinear
+from .options import ExportOptions
+from .space_to_depth import space_to_depth
+from .store_weights import store_weights
+
+# The oldest opset that has what the storage needs (per-channel QDQ, INT4 and INT2 tensors), and the IR of that time.
+_OPSETS = {ir.DataType.INT4: 21, ir.DataType.INT2: 25}
+_IR_VERSIONS = {13: 7, 21: 10, 25: 13}
+MIN_OPSET, MAX_OPSET = 13, 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoweredModel:
+    """A model that is ready to be written.
+
+    Attributes:
+        model: the ONNX model, without metadata.
+        passes: by name of an optional pass that was switched on: the layers it rewrote.
+    """
+
+    model: ir.Model
+    passes: dict[str, Any] = field(default_factory=dict)
+
+
+def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOptions) -> LoweredModel:
+    """Return the ONNX model of a frozen model.
+
+    Raises:
+        ConfigError: an opset that the storage does not allow.
+    """
+    passes: dict[str, Any] = {}
+    graph = capture(model, preprocessing, options.input)
+    if options.space_to_depth:
+        graph, passes["space_to_depth"] = space_to_depth(graph)
+    if options.format == "qdq" and options.weights == "int8":
+        graph = keep_roundings(graph)
+    graph = lower_to_qlinear(graph) if options.format == "qlinear" else lower_to_qdq(graph)
+    graph = store_weights(graph, options.weights)
+    _set_versions(graph, choose_opset(graph, options))
+    if options.batch is not None:
+        _fix_batch(graph, options.batch)
+    return LoweredModel(model=graph, passes=passes)
+
+
+def choose_opset(graph: ir.Model, options: ExportOptions) -> int:
+    """Return the opset to write: the wanted one, or the oldest that holds the weights.
+
+    Raises:
+        ConfigError: the wanted one is too old for the storage, or newer than what is supported.
+    """
+    needed = max(_OPSETS.get(value.dtype, MIN_OPSET) for value in graph.graph.initializers.values() if value.dtype)
+    if options.opset is None:
+        return needed
+    if not needed <= options.opset <= MAX_OPSET:
+        raise ConfigError(
+            f"opset is {options.opset}; {options.weights} weights of this model need {needed} to {MAX_OPSET}"
+            + (", or store them as int8." if options.weights == "packed" else ".")
+        )
+    return options.opset
+
+
+def _set_versions(graph: ir.Model, opset: int) -> None:
+    domains = {node.domain for node in graph.graph}
+    graph.graph.opset_imports.clear()
+    graph.graph.opset_imports[""] = opset
+    if MICROSOFT_DOMAIN in domains:
+        graph.graph.opset_imports[MICROSOFT_DOMAIN] = 1
+    graph.ir_version = max(version for minimum, version in _IR_VERSIONS.items() if minimum <= opset)
+
+
+def _fix_batch(graph: ir.Model, batch: int) -> None:
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        if value.shape is None:
+            raise ValueError(f"{value.name!r} has no shape")
+        value.shape = ir.Shape([batch, *value.shape[1:]])

@@ -1,0 +1,51 @@
+"""How a model is to be written: every option of the export, checked before work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qil_deploy.errors import ConfigError
+
+from .capture import InputKind
+from .store_weights import Storage
+
+Format = Literal["qlinear", "qdq"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a model is written.
+
+    Attributes:
+        format: `qlinear` (integer operators) or `qdq` (float operators between quantize and dequantize).
+        weights: `packed` to 4 or 2 bits, or `int8`.
+        input: `uint8` (raw images) or `float` (normalised images).
+        opset: ONNX operator set; None for the oldest that the storage allows.
+        batch: images per run; None for any number.
+        space_to_depth: whether the stem may be rewritten (`space_to_depth`).
+    """
+
+    format: Format = "qlinear"
+    weights: Storage = "packed"
+    input: InputKind = "uint8"
+    opset: int | None = None
+    batch: int | None = None
+    space_to_depth: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every value against what is allowed.
+
+        Raises:
+            ConfigError: naming the option, its value and the allowed ones.
+        """
+        allowed = {
+            "format": ("qlinear", "qdq"),
+            "weights": ("packed", "int8"),
+            "input": ("uint8", "float"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}.")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}; it must be at least 1, or None for any number of images.")
