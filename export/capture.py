@@ -110,7 +110,10 @@ def _input(emitter: Emitter, module: FrozenInput, sources: list[ir.Value], name:
 
 
 def _layer(emitter: Emitter, module: FrozenLayer, sources: list[ir.Value], name: str) -> ir.Value:
-    attributes: dict[str, Any] = _grid("x", module.x) | {"weight_bits": module.layer.weight_quantizer.bits}
+    attributes: dict[str, Any] = _grid("x", module.x) | {
+        "x_high": int(module.x.high),
+        "weight_bits": module.layer.weight_quantizer.bits,
+    }
     if module.y is not None:
         attributes |= _grid("y", module.y) | _limits(module.y) | {"y_scale": float(module.y_step)}
     layer = module.layer

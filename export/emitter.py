@@ -137,3 +137,14 @@ def integer(node: ir.Node, name: str) -> int:
 def real(node: ir.Node, name: str) -> float:
     """Return a float attribute."""
     return node.attributes[name].as_float()
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """Return the content of a constant.
+
+    Raises:
+        ValueError: a node computes the value.
+    """
+    if value.const_value is None:
+        raise ValueError(f"{value.name!r} is computed, and has to be a constant")
+    return value.const_value.numpy()

@@ -20,6 +20,7 @@ from .emitter import MICROSOFT_DOMAIN
 from .keep_roundings import keep_roundings
 from .lower_to_qdq import lower_to_qdq
 from .lower_to_qlinear import lower_to_qlinear
+from .matmul_nbits import matmul_nbits
 from .options import ExportOptions
 from .space_to_depth import space_to_depth
 from .store_weights import store_weights
@@ -53,6 +54,8 @@ def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOp
     graph = capture(model, preprocessing, options.input)
     if options.space_to_depth:
         graph, passes["space_to_depth"] = space_to_depth(graph)
+    if options.matmul_nbits and options.format == "qlinear" and options.weights == "packed":
+        graph, passes["matmul_nbits"] = matmul_nbits(graph)
     if options.format == "qdq" and options.weights == "int8":
         graph = keep_roundings(graph)
     graph = lower_to_qlinear(graph) if options.format == "qlinear" else lower_to_qdq(graph)

@@ -24,6 +24,8 @@ class ExportOptions:
         opset: ONNX operator set; None for the oldest that the storage allows.
         batch: images per run; None for any number.
         space_to_depth: whether the stem may be rewritten (`space_to_depth`).
+        matmul_nbits: whether large linear layers may be rewritten (`matmul_nbits`); only packed, in `qlinear`.
+        simplify: whether work that changes no code is left out (`simplify`).
     """
 
     format: Format = "qlinear"
@@ -32,6 +34,8 @@ class ExportOptions:
     opset: int | None = None
     batch: int | None = None
     space_to_depth: bool = True
+    matmul_nbits: bool = True
+    simplify: bool = True
 
     def __post_init__(self) -> None:
         """Check every value against what is allowed.

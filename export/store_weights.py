@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from .emitter import QIL_DOMAIN, Emitter, integer, rewrite
+from .emitter import QIL_DOMAIN, Emitter, array_of, integer, rewrite
 
 Storage = Literal["packed", "int8"]
 
@@ -34,7 +34,7 @@ def packed_dtype(bits: int) -> ir.DataType:
 
 
 def _store(emitter: Emitter, node: ir.Node, inputs: list[ir.Value], storage: Storage) -> ir.Value:
-    codes, spread = (_array(value) for value in inputs)
+    codes, spread = (array_of(value) for value in inputs)
     factors = spread.reshape((-1,) + (1,) * (codes.ndim - 1))
     dtype = packed_dtype(integer(node, "bits"))
     if storage == "int8" or dtype is ir.DataType.INT8:
@@ -48,9 +48,3 @@ def _store(emitter: Emitter, node: ir.Node, inputs: list[ir.Value], storage: Sto
     cast = emitter.op("Cast", [stored], f"{node.name}_codes", attributes={"to": ir.DataType.INT8})
     factor = emitter.constant(spread[0], "") if uniform else emitter.constant(factors, f"{node.name}_spread")
     return emitter.op("Mul", [cast, factor], str(node.name))
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    if value.const_value is None:
-        raise ValueError(f"{value.name!r} is computed; weights have to be constants")
-    return value.const_value.numpy()

@@ -55,6 +55,11 @@ def data_type_name(number: int) -> str:
     return name
 
 
+def bits_of_type(name: str) -> int:
+    """Return the bits of one stored element of a type of `DATA_TYPES`, by its name."""
+    return next(bits for known, bits, _ in DATA_TYPES.values() if known == name)
+
+
 def data_type(number: int, where: str) -> tuple[str, int, str]:
     """Look an element type up in `DATA_TYPES`.
 

@@ -1,42 +1,87 @@
-"""`inspect`: what an exported model is made of."""
+"""`inspect`: what an exported model is made of, and what ONNX Runtime executes of it."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qil_deploy.errors import ModelFileError
 
+if TYPE_CHECKING:
+    from qil_deploy.runtime_tests.exported_model import ExportedModel
+
+SCHEMA = "qil_deploy.inspect/1"
+_SHOWN_CLASSES = 12
+
 
 def inspect_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The exported model.")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
 ) -> None:
-    """Print format, input, classes, layers and certificate of an exported model."""
+    """Print format, input, layers and certificate of an exported model, and the kernels that ONNX Runtime runs."""
     from rich.console import Console
 
+    from qil_deploy.executed_kernels import executed_operators, float_kernels
     from qil_deploy.exported_names import METADATA_KEY
+    from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.runtime_tests.exported_model import read_exported_model
+    from qil_deploy.runtime_tests.layers import describe_layers
 
-    from .tables import certificate_table, layer_table
+    from .tables import certificate_table, kernel_table, layer_table
 
+    if json_file is not None:
+        ensure_writable(json_file)
     exported = read_exported_model(model)
     metadata = json.loads(exported.graph.metadata[METADATA_KEY])
-    for entry in ("layers", "certificate"):
-        if exported.format != "float" and entry not in metadata:
-            raise ModelFileError(f"the metadata of {model} has no entry {entry!r}; export the model again.")
+    quantized = exported.format != "float"
+    if quantized and "certificate" not in metadata:
+        raise ModelFileError(f"the metadata of {model} has no entry 'certificate'; export the model again.")
+    layers = describe_layers(exported) if quantized else ()
+    executed = executed_operators(model)
+    in_float = float_kernels(model) if quantized else []
     console = Console(markup=False)
-    console.print(
-        f"{model}: {model.stat().st_size:,} bytes, format {exported.format}, "
-        f"weights {metadata.get('weights', 'float32')}, opset {exported.graph.opsets['']}"
-    )
-    pixels = exported.preprocessing
-    console.print(
-        f"Input: {exported.input} image {list(pixels.shape)}, scale {pixels.scale:.6g}, zero point {pixels.zero_point}"
-    )
-    console.print(f"Classes: {', '.join(exported.class_names)}")
-    if exported.format != "float":
-        console.print(layer_table(exported.graph, metadata["layers"]))
+    for line in _heading(exported, metadata):
+        console.print(line)
+    if quantized:
+        console.print(layer_table(layers))
         console.print(certificate_table(metadata["certificate"]))
+    console.print(kernel_table(Counter(operator for operator, _ in executed), in_float))
+    if json_file is not None:
+        content = {
+            "schema": SCHEMA,
+            "path": str(model),
+            "bytes": model.stat().st_size,
+            "opset": exported.graph.opsets[""],
+            "metadata": metadata,
+            "layers": [asdict(layer) for layer in layers],
+            "kernels": [{"operator": operator, "name": name} for operator, name in executed],
+            "float_kernels": [{"operator": operator, "name": name} for operator, name in in_float],
+        }
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
+
+
+def _heading(exported: ExportedModel, metadata: dict[str, Any]) -> list[str]:
+    """Return what is said in front of the tables."""
+    pixels, names = exported.preprocessing, exported.class_names
+    batch = exported.graph.inputs[0].shape
+    images = f"{batch[0]} images" if batch and isinstance(batch[0], int) else "any number of images"
+    classes = ", ".join(names[:_SHOWN_CLASSES])
+    if len(names) > _SHOWN_CLASSES:
+        classes += f" and {len(names) - _SHOWN_CLASSES} more"
+    size, opset = exported.path.stat().st_size, exported.graph.opsets[""]
+    weights = metadata.get("weights", "float32")
+    grid = f"scale {pixels.scale:.6g}, zero point {pixels.zero_point}"
+    lines = [
+        f"{exported.path}: {size:,} bytes, format {exported.format}, weights {weights}, opset {opset}",
+        f"Input: {exported.input} image {list(pixels.shape)}, {grid}; {images} per run",
+        f"Classes: {classes}",
+    ]
+    for name, layers in metadata.get("passes", {}).items():
+        if layers:
+            lines.append(f"Rewritten by {name}: {', '.join(map(str, layers))}")
+    return lines

@@ -27,6 +27,10 @@ def verify_command(
     batch_size: Annotated[int, typer.Option(help="Images per run.")] = 250,
     limit: Annotated[int | None, typer.Option(help="Use the first N images only.", metavar="N")] = None,
     threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Compare with golden vectors instead: every code of a few images."),
+    ] = None,
 ) -> None:
     """Compare every logit of a test set with the integer reference, and report the accuracy.
 
@@ -42,6 +46,11 @@ def verify_command(
 
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1.")
+    if golden is not None:
+        if checkpoint is not None or data is not None or json is not None:
+            raise ConfigError("--golden takes no data set, checkpoint or report; give it alone.")
+        _verify_golden(model, golden, threads)
+        return
     if json is not None:
         ensure_writable(json)
     images = _test_images(read_exported_model(model), data)
@@ -67,6 +76,31 @@ def verify_command(
         write_report(json, report)
     Console(markup=False).print(verify_table(report))
     if not report.exact:
+        raise typer.Exit(1)
+
+
+def _verify_golden(model: Path, golden: Path, threads: int) -> None:
+    """Compare ONNX Runtime with golden vectors, at every optimization level that has to be exact."""
+    from rich.console import Console
+
+    from qil_deploy.runtime_tests.exported_model import read_exported_model
+    from qil_deploy.runtime_tests.golden import check_golden
+    from qil_deploy.runtime_tests.verify import exact_levels
+
+    console = Console(markup=False)
+    equal = True
+    for level in exact_levels(read_exported_model(model).format):
+        difference = check_golden(model, golden, level=level, threads=threads)
+        if difference is None:
+            console.print(f"ONNX Runtime ({level}): every code and logit is as in {golden}.")
+        else:
+            equal = False
+            console.print(
+                f"ONNX Runtime ({level}): {difference.tensor!r} is the first tensor that differs from {golden}: "
+                f"{difference.differing:,} of {difference.elements:,} elements, first at {list(difference.index)}, by "
+                f"{difference.largest_step:g} at most."
+            )
+    if not equal:
         raise typer.Exit(1)
 
 

@@ -1,0 +1,234 @@
+"""Write a prepared model in `paper` placement down as a QDQ graph: low-bit layers between float ones.
+
+    interval quantizer          Sub(l) -> QuantizeLinear(step) -> Clip(0, q) -> DequantizeLinear(1/q)
+    low-bit layer (-> BatchNorm)   Conv or Gemm(x, DequantizeLinear(W, abs(gain) / q_W), shift)
+    float layer                 Conv, Gemm
+    anything else               its float operator
+
+`step = 2d / q`, `l = c - d`. `W` are the weight codes, with the sign of their channel's gain, which is BatchNorm's or
+the output scale (`qil_deploy.fold`); BatchNorm never touches the weight grid here either. What ONNX Runtime computes
+from such a graph is float arithmetic on low-bit values: it repeats the paper's numbers, not their last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from qil_deploy.errors import UnsupportedModelError
+from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
+from qil_deploy.fold import gain_and_shift
+from qil_deploy.graph import module_of
+from qil_deploy.layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear, Standalone, pair
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.quantizers import ActivationQuantizer
+
+from .capture import node_names, number_of_logits
+from .capture_moves import concat, flatten, max_pool, symmetric_window, upsample
+from .emitter import QIL_DOMAIN, Emitter
+from .options import InputKind
+
+_UNCHANGED = (nn.Dropout, nn.Dropout2d, Standalone)
+
+
+def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: InputKind) -> ir.Model:
+    """Return the QDQ graph of a prepared model, its weights as `qil.Weight` nodes.
+
+    Args:
+        model: from `qil_deploy.prepare` in `paper` placement, calibrated or trained.
+        preprocessing: shape of the image, and its map to the network's input.
+        input_kind: `uint8` (raw images, normalised in the graph) or `float`.
+
+    Raises:
+        UnsupportedModelError: a module that has no float operator here.
+    """
+    emitter = Emitter()
+    dtype = ir.DataType.UINT8 if input_kind == "uint8" else ir.DataType.FLOAT
+    image = ir.Value(name=INPUT_NAME, shape=ir.Shape(["batch", *preprocessing.shape]), type=ir.TensorType(dtype))
+    values: dict[fx.Node, ir.Value] = {}
+    names = node_names(model)
+    folded = {norm for node in model.graph.nodes if (norm := _norm_behind(model, node)) is not None}
+    for node in model.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = _normalize(emitter, image, preprocessing) if input_kind == "uint8" else image
+        elif node.op == "call_module":
+            module = module_of(model, node)
+            sources = [values[source] for source in node.args if isinstance(source, fx.Node)]
+            if isinstance(module, _UNCHANGED) or node in folded:
+                values[node] = sources[0]
+            elif isinstance(module, QuantConv2d | QuantLinear):
+                norm = _norm_behind(model, node)
+                values[node] = _low_bit_layer(emitter, module, norm and module_of(model, norm), sources, names[node])
+            else:
+                values[node] = _float_operator(emitter, module, sources, names[node])
+    logits = values[model.graph.output_node().all_input_nodes[0]]
+    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])
+    logits.type = ir.TensorType(ir.DataType.FLOAT)
+    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10)
+
+
+def paper_codes(model: fx.GraphModule) -> dict[str, NDArray[np.int8]]:
+    """Return the weight codes of every low-bit layer, with their signs, by graph node name."""
+    names = node_names(model)
+    return {
+        names[node]: _codes_and_scale(module, norm and module_of(model, norm))[0]
+        for node in names
+        if isinstance(module := module_of(model, node), QuantConv2d | QuantLinear)
+        for norm in [_norm_behind(model, node)]
+    }
+
+
+def _norm_behind(model: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Return the BatchNorm that a low-bit layer was prepared with: one without scale and bias of its own."""
+    if node.op != "call_module":
+        return None
+    layer = module_of(model, node)
+    if not isinstance(layer, QuantConv2d | QuantLinear) or layer.log_output_scale is not None:
+        return None
+    return next(iter(node.users))
+
+
+def _codes_and_scale(
+    layer: QuantConv2d | QuantLinear, norm: nn.Module | None
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """Return weight codes [C_out, ...], the value of one code step [C_out], and what is added [C_out]."""
+    gain, shift = gain_and_shift(layer, norm if isinstance(norm, BatchNorm) else None)
+    codes = layer.weight_quantizer.codes_real(layer.weight).round()
+    signs = gain.sign().to(codes.dtype).reshape((-1,) + (1,) * (codes.ndim - 1))
+    q_w = layer.weight_quantizer.largest_code
+    # A channel without gain has no weights; any scale will do.
+    scale = np.where(_numpy(gain) == 0, 1.0, np.abs(_numpy(gain)) / q_w)
+    return _numpy(codes * signs).astype(np.int8), scale.astype(np.float32), _numpy(shift).astype(np.float32)
+
+
+def _low_bit_layer(
+    emitter: Emitter,
+    layer: QuantConv2d | QuantLinear,
+    norm: nn.Module | None,
+    sources: list[ir.Value],
+    name: str,
+) -> ir.Value:
+    codes, scale, shift = _codes_and_scale(layer, norm)
+    constants = [
+        emitter.constant(codes, f"{name}_codes"),
+        emitter.constant(np.ones(len(codes), np.int8), f"{name}_one"),
+    ]
+    attributes = {"bits": layer.weight_quantizer.bits}
+    weight = emitter.op("Weight", constants, f"{name}_weight", domain=QIL_DOMAIN, attributes=attributes)
+    grid = [
+        emitter.constant(scale, f"{name}_w_scale"),
+        emitter.constant(np.zeros(scale.shape, np.int8), f"{name}_w_zero_point"),
+    ]
+    real = emitter.op("DequantizeLinear", [weight, *grid], f"{name}_weight_real", attributes={"axis": 0})
+    return _multiply(emitter, layer, [*sources, real, emitter.constant(shift, f"{name}_bias")], name)
+
+
+def _float_layer(emitter: Emitter, layer: nn.Conv2d | nn.Linear, sources: list[ir.Value], name: str) -> ir.Value:
+    parameters = [emitter.constant(_numpy(layer.weight), f"{name}_weight")]
+    if layer.bias is not None:
+        parameters.append(emitter.constant(_numpy(layer.bias), f"{name}_bias"))
+    return _multiply(emitter, layer, [*sources, *parameters], name)
+
+
+def _multiply(emitter: Emitter, layer: nn.Conv2d | nn.Linear, operands: list[ir.Value], name: str) -> ir.Value:
+    """Emit the Conv or Gemm of a layer."""
+    if not isinstance(layer, nn.Conv2d):
+        return emitter.op("Gemm", operands, name, attributes={"transB": 1})
+    window = symmetric_window(layer.kernel_size, layer.stride, pair(layer.padding))
+    attributes = window | {"dilations": list(layer.dilation), "group": layer.groups}
+    return emitter.op("Conv", operands, name, attributes=attributes)
+
+
+def _normalize(emitter: Emitter, image: ir.Value, preprocessing: Preprocessing) -> ir.Value:
+    """Turn uint8 pixels into what the network sees (`preprocessing`)."""
+    pixels = emitter.op("Cast", [image], "pixels", attributes={"to": ir.DataType.FLOAT})
+    centred = emitter.op("Sub", [pixels, emitter.constant(np.float32(preprocessing.zero_point), "")], "centred")
+    return emitter.op("Mul", [centred, emitter.constant(np.float32(preprocessing.scale), "")], "normalized")
+
+
+def _interval(emitter: Emitter, module: ActivationQuantizer, sources: list[ir.Value], name: str) -> ir.Value:
+    q, (lower, upper) = module.largest_code, module.thresholds
+    (x,) = sources
+    if lower != 0:
+        x = emitter.op("Sub", [x, emitter.constant(np.float32(lower), "")], f"{name}_shifted")
+    zero = emitter.constant(np.uint8(0), "")
+    step = emitter.constant(np.float32((upper - lower) / q), "")
+    codes = emitter.op("QuantizeLinear", [x, step, zero], f"{name}_unclipped")
+    codes = emitter.op("Clip", [codes, zero, emitter.constant(np.uint8(q), "")], f"{name}_codes")
+    return emitter.op("DequantizeLinear", [codes, emitter.constant(np.float32(1 / q), ""), zero], name)
+
+
+def _norm(emitter: Emitter, module: BatchNorm, sources: list[ir.Value], name: str) -> ir.Value:
+    if module.running_mean is None or module.running_var is None:
+        raise TypeError(f"{name} has no running statistics")
+    ones, zeros = np.ones(module.num_features, np.float32), np.zeros(module.num_features, np.float32)
+    parameters = {
+        "scale": _numpy(module.weight) if module.affine else ones,
+        "shift": _numpy(module.bias) if module.affine else zeros,
+        "mean": _numpy(module.running_mean),
+        "variance": _numpy(module.running_var),
+    }
+    constants = [emitter.constant(array, f"{name}_{what}") for what, array in parameters.items()]
+    return emitter.op("BatchNormalization", [*sources, *constants], name, attributes={"epsilon": module.eps})
+
+
+def _bounded(emitter: Emitter, module: nn.Hardtanh, sources: list[ir.Value], name: str) -> ir.Value:
+    limits = [emitter.constant(np.float32(limit), "") for limit in (module.min_val, module.max_val)]
+    return emitter.op("Clip", [*sources, *limits], name)
+
+
+def _relu(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("Relu", sources, name)
+
+
+def _add(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("Add", sources, name)
+
+
+def _mean(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("GlobalAveragePool", sources, name)
+
+
+def _average(emitter: Emitter, module: nn.AvgPool2d, sources: list[ir.Value], name: str) -> ir.Value:
+    kernel = pair(module.kernel_size)
+    window = symmetric_window(kernel, pair(module.stride), pair(module.padding))
+    mean = emitter.op("AveragePool", sources, name, attributes=window | {"count_include_pad": 1})
+    if not module.divisor_override:
+        return mean
+    mean.name = f"{name}_mean"
+    factor = np.float32(kernel[0] * kernel[1] / module.divisor_override)
+    return emitter.op("Mul", [mean, emitter.constant(factor, "")], name, node_name=f"{name}_divisor")
+
+
+_OPERATORS: tuple[tuple[type[nn.Module], Callable[..., ir.Value]], ...] = (
+    (ActivationQuantizer, _interval),
+    (nn.Conv2d, _float_layer),
+    (nn.Linear, _float_layer),
+    (nn.BatchNorm2d, _norm),
+    (nn.BatchNorm1d, _norm),
+    (nn.Hardtanh, _bounded),
+    (nn.ReLU, _relu),
+    (Add, _add),
+    (GlobalAveragePool, _mean),
+    (nn.AvgPool2d, _average),
+    (Concat, concat),
+    (nn.MaxPool2d, max_pool),
+    (nn.Upsample, upsample),
+    (nn.Flatten, flatten),
+)
+
+
+def _float_operator(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    for cls, function in _OPERATORS:
+        if isinstance(module, cls):
+            return function(emitter, module, sources, name)
+    raise UnsupportedModelError(f"{name!r} is a {type(module).__name__}, for which there is no float operator here.")
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())

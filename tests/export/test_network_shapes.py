@@ -1,0 +1,148 @@
+"""Structures beyond the plain residual network: every code and logit equal, in both formats and all bit widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qil_deploy.config import QuantConfig
+from qil_deploy.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from .conftest import Exports
+
+SIZE = 10
+GRID = Preprocessing(channels=3, height=SIZE, width=SIZE, scale=0.0123, zero_point=77)
+
+
+class Network(nn.Module):
+    """Layers for the cases to call; the function is the case."""
+
+    def __init__(self, function: Callable[[Network, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.left, self.right = nn.Conv2d(6, 6, 1, bias=False), nn.Conv2d(6, 6, 3, padding=1)
+        self.left_norm, self.joined_norm = nn.BatchNorm2d(6), nn.BatchNorm2d(12)
+        self.joined, self.wide = nn.Conv2d(12, 6, 1), nn.Conv2d(9, 6, 1)
+        self.hidden, self.hidden_norm, self.fc = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 7)
+        self.small, self.other = nn.Linear(6, 7), nn.Linear(6, 7)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - layers that the cases call
+        return super().__getattr__(name)
+
+
+def head(m: Network, x: Tensor) -> Tensor:
+    logits: Tensor = m.small(F.adaptive_avg_pool2d(x, 1).flatten(1))
+    return logits
+
+
+def stem(m: Network, x: Tensor) -> Tensor:
+    return F.relu(m.norm(m.stem(x)))
+
+
+def dense(m: Network, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    y = m.right(F.relu(m.left_norm(x)))
+    return head(m, m.joined(F.relu(m.joined_norm(torch.cat([x, y], 1)))))
+
+
+def fire(m: Network, x: Tensor) -> Tensor:
+    x = stem(m, x)
+    joined = torch.cat([F.relu(m.left(x)), F.relu(m.right(x))], 1)
+    return head(m, F.relu(m.joined(F.max_pool2d(joined, 3, 2, ceil_mode=True))))
+
+
+def inception(m: Network, x: Tensor) -> Tensor:
+    x = stem(m, x)
+    y = F.relu(m.joined(torch.cat([m.left(x), F.max_pool2d(x, 3, 1, 1)], 1)))
+    return head(m, y + x)
+
+
+def image_joined(m: Network, x: Tensor) -> Tensor:
+    return head(m, F.relu(m.wide(torch.cat([x, F.relu6(m.stem(x))], 1))))
+
+
+def bounded(m: Network, x: Tensor) -> Tensor:
+    x = F.relu6(m.stem(x))
+    return head(m, F.relu(m.right(F.relu6(m.left(x) + x))))
+
+
+def averages(m: Network, x: Tensor) -> Tensor:
+    x = F.avg_pool2d(m.stem(x), 3, 2, 1)
+    return head(m, F.avg_pool2d(F.relu(m.right(x)), (1, 5)))
+
+
+def enlarged(m: Network, x: Tensor) -> Tensor:
+    x = F.interpolate(stem(m, F.max_pool2d(x, 2)), scale_factor=2)
+    return head(m, F.relu(m.right(x)) + x)
+
+
+def norm_of_rows(m: Network, x: Tensor) -> Tensor:
+    rows = F.max_pool2d(stem(m, x), SIZE).flatten(1)
+    logits: Tensor = m.fc(F.relu(m.hidden_norm(m.hidden(rows))))
+    return logits
+
+
+def lone_relus(m: Network, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    y = m.left_norm(F.max_pool2d(x, 2))
+    return head(m, F.relu(m.right(F.relu(y))) + F.relu(F.max_pool2d(x, 2)))
+
+
+def pooled_logits(m: Network, x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(F.relu(m.right(stem(m, x))), 1).flatten(1)
+
+
+def signed_pooled_logits(m: Network, x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(m.right(stem(m, x)), 1).flatten(1)
+
+
+def convolved_logits(m: Network, x: Tensor) -> Tensor:
+    return F.max_pool2d(m.right(stem(m, x)), SIZE).flatten(1)
+
+
+def added_logits(m: Network, x: Tensor) -> Tensor:
+    rows = F.max_pool2d(stem(m, x), SIZE).flatten(1)
+    logits: Tensor = m.small(rows) + m.other(rows)
+    return logits
+
+
+CASES = (
+    dense,
+    fire,
+    inception,
+    image_joined,
+    bounded,
+    averages,
+    enlarged,
+    norm_of_rows,
+    lone_relus,
+    pooled_logits,
+    signed_pooled_logits,
+    convolved_logits,
+    added_logits,
+)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 7])
+@pytest.mark.parametrize("function", CASES, ids=lambda function: function.__name__)
+def test_every_code_and_logit_is_equal(
+    exports: Exports, function: Callable[[Network, Tensor], Tensor], bits: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(bits)
+    images = np.random.default_rng(bits).integers(0, 256, (9, 3, SIZE, SIZE), dtype=np.uint8)
+    case = exports.case(Network(function), QuantConfig(weight_bits=bits, activation_bits=bits), images, GRID, seed=bits)
+    for format_ in ("qlinear", "qdq"):
+        exports.check_equal(case, tmp_path / f"{format_}.onnx", format=format_)
