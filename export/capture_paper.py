@@ -28,10 +28,9 @@ from qil_deploy.layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantCo
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 
-from .capture import node_names, number_of_logits
+from .capture import InputKind, node_names, number_of_logits
 from .capture_moves import concat, flatten, max_pool, symmetric_window, upsample
 from .emitter import QIL_DOMAIN, Emitter
-from .options import InputKind
 
 _UNCHANGED = (nn.Dropout, nn.Dropout2d, Standalone)
 
@@ -52,18 +51,17 @@ def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kin
     image = ir.Value(name=INPUT_NAME, shape=ir.Shape(["batch", *preprocessing.shape]), type=ir.TensorType(dtype))
     values: dict[fx.Node, ir.Value] = {}
     names = node_names(model)
-    folded = {norm for node in model.graph.nodes if (norm := _norm_behind(model, node)) is not None}
+    norms = _folded_norms(model)
     for node in model.graph.nodes:
         if node.op == "placeholder":
             values[node] = _normalize(emitter, image, preprocessing) if input_kind == "uint8" else image
         elif node.op == "call_module":
             module = module_of(model, node)
             sources = [values[source] for source in node.args if isinstance(source, fx.Node)]
-            if isinstance(module, _UNCHANGED) or node in folded:
+            if isinstance(module, _UNCHANGED) or node in norms.values():
                 values[node] = sources[0]
             elif isinstance(module, QuantConv2d | QuantLinear):
-                norm = _norm_behind(model, node)
-                values[node] = _low_bit_layer(emitter, module, norm and module_of(model, norm), sources, names[node])
+                values[node] = _low_bit_layer(emitter, module, _norm_of(model, norms, node), sources, names[node])
             else:
                 values[node] = _float_operator(emitter, module, sources, names[node])
     logits = values[model.graph.output_node().all_input_nodes[0]]
@@ -75,29 +73,35 @@ def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kin
 def paper_codes(model: fx.GraphModule) -> dict[str, NDArray[np.int8]]:
     """Return the weight codes of every low-bit layer, with their signs, by graph node name."""
     names = node_names(model)
+    norms = _folded_norms(model)
     return {
-        names[node]: _codes_and_scale(module, norm and module_of(model, norm))[0]
-        for node in names
+        name: _codes_and_scale(module, _norm_of(model, norms, node))[0]
+        for node, name in names.items()
         if isinstance(module := module_of(model, node), QuantConv2d | QuantLinear)
-        for norm in [_norm_behind(model, node)]
     }
 
 
-def _norm_behind(model: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return the BatchNorm that a low-bit layer was prepared with: one without scale and bias of its own."""
-    if node.op != "call_module":
-        return None
-    layer = module_of(model, node)
-    if not isinstance(layer, QuantConv2d | QuantLinear) or layer.log_output_scale is not None:
-        return None
-    return next(iter(node.users))
+def _folded_norms(model: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Return the BatchNorm behind every low-bit layer that has no output scale of its own."""
+    return {
+        node: next(iter(node.users))
+        for node in model.graph.nodes
+        if node.op == "call_module"
+        and isinstance(layer := module_of(model, node), QuantConv2d | QuantLinear)
+        and layer.log_output_scale is None
+    }
+
+
+def _norm_of(model: fx.GraphModule, norms: dict[fx.Node, fx.Node], node: fx.Node) -> BatchNorm | None:
+    norm = module_of(model, norms[node]) if node in norms else None
+    return norm if isinstance(norm, BatchNorm) else None
 
 
 def _codes_and_scale(
-    layer: QuantConv2d | QuantLinear, norm: nn.Module | None
+    layer: QuantConv2d | QuantLinear, norm: BatchNorm | None
 ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
     """Return weight codes [C_out, ...], the value of one code step [C_out], and what is added [C_out]."""
-    gain, shift = gain_and_shift(layer, norm if isinstance(norm, BatchNorm) else None)
+    gain, shift = gain_and_shift(layer, norm)
     codes = layer.weight_quantizer.codes_real(layer.weight).round()
     signs = gain.sign().to(codes.dtype).reshape((-1,) + (1,) * (codes.ndim - 1))
     q_w = layer.weight_quantizer.largest_code
@@ -109,7 +113,7 @@ def _codes_and_scale(
 def _low_bit_layer(
     emitter: Emitter,
     layer: QuantConv2d | QuantLinear,
-    norm: nn.Module | None,
+    norm: BatchNorm | None,
     sources: list[ir.Value],
     name: str,
 ) -> ir.Value:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.config import INT16_MAX
+from qil_deploy.dequantized_weights import dequantized_codes
 from qil_deploy.errors import CertificateError
 from qil_deploy.executed_kernels import float_kernels
 from qil_deploy.onnx_file import Node, read_model
@@ -73,6 +74,28 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
         float_line,
         _hold("weights", 0, _different_codes(graph, expected_codes)),
     ]
+
+
+def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
+    """Check the line `weights` on a file of `paper` placement, whose float parts have no bounds to check.
+
+    Args:
+        path: the exported ONNX file.
+        expected_codes: by layer (node) name, the weight codes with their signs.
+
+    Raises:
+        CertificateError: the line fails, naming the node and by how much.
+    """
+    graph = read_model(path)
+    layers = {node.name: node for node in graph.nodes if node.op_type in ("Conv", "Gemm")}
+
+    def different(name: str, expected: NDArray[np.int8]) -> float:
+        stored = dequantized_codes(graph, layers[name]) if name in layers else None
+        if stored is None or stored.shape != expected.shape:
+            return float(expected.size)
+        return float(np.count_nonzero(stored != expected))
+
+    return [_hold("weights", 0, ((different(name, codes), name) for name, codes in expected_codes.items()))]
 
 
 def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> CertificateLine:

@@ -15,15 +15,20 @@ from numpy.typing import NDArray
 from torch import fx
 
 from qil_deploy.errors import CertificateError, ConfigError
+from qil_deploy.executed_kernels import float_kernels
 from qil_deploy.exported_names import METADATA_KEY
 from qil_deploy.files import atomic_path
-from qil_deploy.freezing import freeze
+from qil_deploy.freezing import freeze, keeps_float
 from qil_deploy.freezing_report import FreezingReport
 from qil_deploy.frozen import FrozenInput, FrozenLayer
+from qil_deploy.graph import input_of, module_of
+from qil_deploy.layers import QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.quantizers import ActivationQuantizer
 
 from .capture import node_names, number_of_logits
-from .certify import CertificateLine, certify
+from .capture_paper import paper_codes
+from .certify import CertificateLine, certify, certify_weights
 from .lowering import lower
 from .options import ExportOptions
 
@@ -57,11 +62,11 @@ def export_onnx(
 ) -> ExportResult:
     """Write a prepared or frozen model as ONNX.
 
-    A prepared model is frozen on the way. The file appears under its name only when ONNX's checker and every line of
-    the certificate have passed.
+    A prepared model is frozen on the way, except in `paper` placement, whose float layers cannot be. The file appears
+    under its name only when ONNX's checker and every line of the certificate have passed.
 
     Args:
-        model: from `prepare` or `freeze`, `integer` placement.
+        model: from `prepare` or `freeze`.
         path: the file to write.
         preprocessing: shape of an image and the map from its pixels to the network's input.
         class_names: one per logit.
@@ -70,19 +75,26 @@ def export_onnx(
         freezing: what freezing cost, for the metadata; None if it was not measured.
 
     Raises:
-        ConfigError: an opset that the storage does not allow, or another number of class names than of logits.
+        ConfigError: an opset that the storage does not allow, `qlinear` for `paper` placement, or another number of
+            class names than of logits.
         UnsupportedModelError: a model that cannot be frozen.
         CertificateError: the graph breaks a bound.
         OutputError: `path` cannot be written.
     """
     options = options or ExportOptions()
-    if not any(isinstance(module, FrozenLayer) for module in model.modules()):
+    paper = keeps_float(model)
+    if not paper and not any(isinstance(module, FrozenLayer) for module in model.modules()):
         model = freeze(model)
     classes = number_of_logits(model)
     if len(class_names) != classes:
         raise ConfigError(f"class_names has {len(class_names)} names, but the model has {classes} logits.")
     lowered = lower(model, preprocessing, options)
-    metadata = _metadata(model, options) | {
+    metadata = (_paper_metadata(model) if paper else _integer_metadata(model)) | {
+        "schema": METADATA_SCHEMA,
+        "format": options.format,
+        "weights": options.weights,
+        "input": options.input,
+        "batch": options.batch,
         "passes": lowered.passes,
         "preprocessing": asdict(preprocessing),
         "class_names": list(class_names),
@@ -91,7 +103,11 @@ def export_onnx(
     }
     with atomic_path(path) as temporary:
         save_model(lowered.model, temporary, metadata)
-        lines = certify(temporary, expected_codes(model))
+        if paper:
+            lines = certify_weights(temporary, paper_codes(model))
+            metadata["float_parts"] = [name for _, name in float_kernels(temporary)]
+        else:
+            lines = certify(temporary, expected_codes(model))
         save_model(lowered.model, temporary, metadata | {"certificate": [asdict(line) for line in lines]})
     return ExportResult(path=path, size=path.stat().st_size, certificate=tuple(lines))
 
@@ -114,8 +130,8 @@ def _layers(model: fx.GraphModule) -> list[tuple[str, FrozenLayer]]:
     ]
 
 
-def _metadata(model: fx.GraphModule, options: ExportOptions) -> dict[str, Any]:
-    """Return what the metadata says about the model itself."""
+def _integer_metadata(model: fx.GraphModule) -> dict[str, Any]:
+    """Return what the metadata says about a frozen model."""
     quantizer = next(module for module in model.modules() if isinstance(module, FrozenInput))
     layers = [
         {
@@ -127,15 +143,27 @@ def _metadata(model: fx.GraphModule, options: ExportOptions) -> dict[str, Any]:
         for name, layer in _layers(model)
     ]
     return {
-        "schema": METADATA_SCHEMA,
-        "format": options.format,
-        "weights": options.weights,
-        "input": options.input,
-        "batch": options.batch,
+        "placement": "integer",
         "input_scale": float(quantizer.scale),
         "input_zero_point": int(quantizer.zero_point),
         "layers": layers,
     }
+
+
+def _paper_metadata(model: fx.GraphModule) -> dict[str, Any]:
+    """Return what the metadata says about a prepared model in `paper` placement."""
+    layers = [
+        {
+            "name": name,
+            "weight_bits": layer.weight_quantizer.bits,
+            "weight_shape": list(layer.weight.shape),
+            "largest_input_code": quantizer.largest_code,
+        }
+        for node, name in node_names(model).items()
+        if isinstance(layer := module_of(model, node), QuantConv2d | QuantLinear)
+        and isinstance(quantizer := module_of(model, input_of(node)), ActivationQuantizer)
+    ]
+    return {"placement": "paper", "layers": layers}
 
 
 def save_model(graph: ir.Model, path: Path, metadata: dict[str, Any]) -> None:

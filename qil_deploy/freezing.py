@@ -30,7 +30,7 @@ from .frozen import (
     FrozenRescale,
     Grid,
 )
-from .graph import add_module, input_of, module_of, users_of
+from .graph import add_module, input_of, module_of, shape_of, users_of
 from .layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 from .ratios import choose_denominator, nearest_numerator, shrink_factor
@@ -48,7 +48,7 @@ def freeze(model: fx.GraphModule) -> fx.GraphModule:
     """
     if any(isinstance(module, FrozenInput) for module in model.modules()):
         raise UnsupportedModelError("the model is frozen already; freeze the prepared model it came from.")
-    if not any(isinstance(module, InputQuantizer) for module in model.modules()):
+    if keeps_float(model):
         raise UnsupportedModelError(
             "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with placement='integer'."
         )
@@ -64,6 +64,11 @@ def freeze(model: fx.GraphModule) -> fx.GraphModule:
     frozen.recompile()
     frozen.delete_all_unused_submodules()
     return frozen.eval()
+
+
+def keeps_float(model: fx.GraphModule) -> bool:
+    """Tell whether a model from `prepare` is in `paper` placement: its image is not quantized."""
+    return not any(isinstance(module, InputQuantizer | FrozenInput) for module in model.modules())
 
 
 class _Freezer:
@@ -109,7 +114,9 @@ class _Freezer:
         name = add_module(self.model, "logits", FrozenDequantize(self.grids[codes]))
         output = self.model.graph.output_node()
         with self.model.graph.inserting_before(output):
-            output.replace_input_with(codes, self.model.graph.call_module(name, (codes,)))
+            logits = self.model.graph.call_module(name, (codes,))
+        logits.meta["shape"] = shape_of(codes)
+        output.replace_input_with(codes, logits)
 
     def _freeze_input(self, node: fx.Node, quantizer: InputQuantizer) -> None:
         scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
@@ -206,6 +213,7 @@ class _Freezer:
         self.model.add_submodule(name, module)
         with self.model.graph.inserting_after(chain[0]):
             new = self.model.graph.call_module(name, sources)
+        new.meta["shape"] = shape_of(chain[0])
         chain[0].replace_all_uses_with(new)
         for node in chain:
             if users_of(node):

@@ -6,12 +6,13 @@ The metadata is one JSON object under the key `qil_deploy` of the ONNX file's me
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError
@@ -40,6 +41,8 @@ class ExportedModel:
         preprocessing: shape of an image and the map from its pixels to the network's input.
         class_names: one name per class, in the order of the logits.
         data: name of the data set it was trained on, if the file says so.
+        batch: images per run; None for any number.
+        float_parts: names of the operators that compute in float, in a file whose network was not quantized as a whole.
     """
 
     path: Path
@@ -49,6 +52,8 @@ class ExportedModel:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     data: str | None
+    batch: int | None = None
+    float_parts: tuple[str, ...] = ()
 
     def prepare_input(self, images: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
         """Turn uint8 images [N, C, H, W] into the model's own input: themselves, or normalised float32."""
@@ -67,9 +72,35 @@ class ExportedModel:
         session = create_session(self.path, threads=threads, level=level)
 
         def predict(images: NDArray[np.uint8]) -> NDArray[Any]:
-            return run_session(session, {INPUT_NAME: self.prepare_input(images)}, path=self.path)[0]
+            return self.run(session, images)[OUTPUT_NAME]
 
         return predict
+
+    def run(self, session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Run a session of this file on any number of uint8 images; return its outputs by name.
+
+        Raises:
+            ModelFileError: ONNX Runtime cannot run the file.
+        """
+        names = [output.name for output in session.get_outputs()]
+        return self.in_batches(
+            lambda x: dict(zip(names, run_session(session, {INPUT_NAME: x}, path=self.path), strict=True)), images
+        )
+
+    def in_batches(
+        self, compute: Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]], images: NDArray[np.uint8]
+    ) -> dict[str, NDArray[Any]]:
+        """Return what `compute` makes of the model's input for all images, in as many calls as the batch demands.
+
+        Where the file has a fixed batch, the last one is filled up with blank images.
+        """
+        if self.batch is None:
+            return dict(compute(self.prepare_input(images)))
+        missing = -len(images) % self.batch
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
+        starts = range(0, len(filled), self.batch)
+        results = [compute(self.prepare_input(filled[start : start + self.batch])) for start in starts]
+        return {name: np.concatenate([result[name] for result in results])[: len(images)] for name in results[0]}
 
 
 def read_exported_model(path: Path) -> ExportedModel:
@@ -102,6 +133,8 @@ def read_exported_model(path: Path) -> ExportedModel:
             ),
             class_names=_names(metadata["class_names"]),
             data=None if metadata.get("data") is None else str(metadata["data"]),
+            batch=None if metadata.get("batch") is None else int(metadata["batch"]),
+            float_parts=tuple(map(str, metadata.get("float_parts", ()))),
         )
     except KeyError as error:
         raise ModelFileError(f"the metadata of {path} has no entry {error}; export the model again.") from error
@@ -123,13 +156,13 @@ def _check(model: ExportedModel) -> None:
             raise ModelFileError(f"the metadata of {model.path} says {name} {value!r}; known are {', '.join(allowed)}.")
     shape = model.preprocessing.shape
     dtype = "uint8" if model.input == "uint8" else "float32"
-    _check_tensors(model.path, "takes", model.graph.inputs, TensorInfo(INPUT_NAME, dtype, (None, *shape)))
-    logits = TensorInfo(OUTPUT_NAME, "float32", (None, len(model.class_names)))
+    _check_tensors(model.path, "takes", model.graph.inputs, TensorInfo(INPUT_NAME, dtype, (model.batch, *shape)))
+    logits = TensorInfo(OUTPUT_NAME, "float32", (model.batch, len(model.class_names)))
     _check_tensors(model.path, "returns", model.graph.outputs, logits)
 
 
 def _check_tensors(path: Path, verb: str, found: Sequence[TensorInfo], promised: TensorInfo) -> None:
-    """Raise unless `found` is the one tensor `promised`; the first dimension, the batch, has to be free."""
+    """Raise unless `found` is the one tensor `promised`."""
 
     def describe(tensor: TensorInfo) -> str:
         shape = ("?",) if tensor.shape is None else tensor.shape

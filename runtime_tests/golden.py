@@ -21,15 +21,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.errors import DataError
-from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
+from qil_deploy.errors import DataError, ModelFileError
+from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.files import atomic_path
 from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.reference import IntegerReference
 
 from .exported_model import ExportedModel, read_exported_model
 from .reports import ModelFile
-from .sessions import create_session, run_session
+from .sessions import create_session
 
 SCHEMA: Final = "qil_deploy.golden/1"
 
@@ -85,9 +85,13 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
         OutputError: `path` cannot be written.
     """
     exported = read_exported_model(model)
+    if exported.float_parts:
+        raise ModelFileError(
+            f"{model} has float parts, whose values depend on the kernel; golden vectors are for integer models."
+        )
     if len(images) == 0:
         raise DataError(f"there are no images to make golden vectors of {model} from.")
-    tensors = IntegerReference(exported.graph).run_all(exported.prepare_input(images))
+    tensors = exported.in_batches(IntegerReference(exported.graph).run_all, images)
     in_file = {name for node in exported.graph.nodes for name in node.outputs}
     tensors = {name: tensor for name, tensor in tensors.items() if name in in_file and name != OUTPUT_NAME} | {
         OUTPUT_NAME: tensors[OUTPUT_NAME]
@@ -102,7 +106,7 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
     )
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
         arrays: dict[str, Any] = {"about": np.array(json.dumps(asdict(info))), "images": images}
-        np.savez_compressed(stream, **arrays, **tensors)
+        np.savez_compressed(stream, **(arrays | tensors))
 
 
 def check_golden(model: Path, path: Path, *, level: str = "all", threads: int = 1) -> Difference | None:
@@ -118,13 +122,10 @@ def check_golden(model: Path, path: Path, *, level: str = "all", threads: int = 
     """
     exported = read_exported_model(model)
     info, images, tensors = _read_golden(path, exported)
-    inputs = {INPUT_NAME: exported.prepare_input(images)}
-    session = create_session(model, threads=threads, level=level)
-    (logits,) = run_session(session, inputs, path=model)
+    logits = exported.onnx_predictor(threads=threads, level=level)(images)
     content = with_outputs(model.read_bytes(), [name for name in info.tensors if name != OUTPUT_NAME])
     watched = create_session(model, threads=threads, level=level, content=content)
-    names = [output.name for output in watched.get_outputs()]
-    found = dict(zip(names, run_session(watched, inputs, path=model), strict=True))
+    found = exported.run(watched, images)
     for name in info.tensors:
         difference = _difference(name, found[name], tensors[name])
         if difference is not None:

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qil_deploy.dequantized_weights import dequantized_codes
 from qil_deploy.errors import ModelFileError
 from qil_deploy.exported_names import METADATA_KEY
 from qil_deploy.onnx_file import Node, OnnxFile
+from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.onnx_tensors import bits_of_type
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.matmul_nbits import unpack_blocks
 
 from .exported_model import ExportedModel
+from .sessions import create_session
 
 _LAYER_OPERATORS = ("QLinearConv", "QGemm", "MatMulNBits")
 
@@ -37,7 +40,7 @@ class LayerDescription:
         zero_share: of the weight codes, those that are zero (pruned), 0 to 1.
         dead_channels: output channels whose weights are all zero.
         smallest_multiplier, largest_multiplier: `M` over the channels, output codes (or logits) per step of the
-            accumulator; None where the graph spreads it over several operators (MatMulNBits).
+            accumulator; None where the graph spreads it over several operators (MatMulNBits, float parts).
     """
 
     name: str
@@ -54,12 +57,14 @@ class LayerDescription:
 
 
 def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
-    """Describe every layer of a model in `qlinear` or `qdq` format, in order of execution.
+    """Describe every quantized layer of a model in `qlinear` or `qdq` format, in order of execution.
 
     Raises:
         ModelFileError: the metadata lists no layers, or others than the graph has.
     """
     listed = _listed_layers(model)
+    if model.float_parts:
+        return _describe_paper(model, listed)
     reference = IntegerReference(model.graph)
     shapes = {name: array.shape for name, array in reference.run_all(_blank_image(model)).items()}
     nodes = {node.name: node for node in reference.nodes if node.op_type in _LAYER_OPERATORS}
@@ -70,6 +75,36 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
         _describe(model.graph, reference.constants, node, listed[name], shapes[node.outputs[0]])
         for name, node in nodes.items()
     )
+
+
+def _describe_paper(model: ExportedModel, listed: dict[str, dict[str, Any]]) -> tuple[LayerDescription, ...]:
+    """Describe the low-bit layers of a file with float parts; their output shapes come from ONNX Runtime."""
+    nodes = {node.name: node for node in model.graph.nodes if node.name in listed}
+    outputs = {name: node.outputs[0] for name, node in nodes.items()}
+    content = with_outputs(model.path.read_bytes(), outputs.values())
+    session = create_session(model.path, level="disabled", content=content)
+    tensors = model.run(session, np.zeros((1, *model.preprocessing.shape), np.uint8))
+    layers = []
+    for name, layer in listed.items():
+        codes = dequantized_codes(model.graph, nodes[name]) if name in nodes else None
+        if codes is None:
+            raise ModelFileError(f"metadata and graph of {model.path} disagree about layer {name!r}; export it again.")
+        layers.append(
+            LayerDescription(
+                name=name,
+                operator=nodes[name].op_type,
+                weight_bits=int(layer["weight_bits"]),
+                largest_input_code=int(layer["largest_input_code"]),
+                weight_shape=codes.shape,
+                macs=codes[0].size * math.prod(tensors[outputs[name]].shape[1:]),
+                bytes=_stored_bytes(model.graph, f"{name}_weight"),
+                zero_share=float((codes == 0).mean()),
+                dead_channels=int((~codes.reshape(len(codes), -1).any(axis=1)).sum()),
+                smallest_multiplier=None,
+                largest_multiplier=None,
+            )
+        )
+    return tuple(layers)
 
 
 def _listed_layers(model: ExportedModel) -> dict[str, dict[str, Any]]:

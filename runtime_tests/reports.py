@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +76,16 @@ def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
 
 
 def _restore(kind: type[object], value: object, where: str) -> object:
-    """Build `kind` (a dataclass, tuple[X, ...] or a plain type) from decoded JSON, checking every type."""
+    """Build `kind` (a dataclass, tuple[X, ...], X | None or a plain type) from decoded JSON, checking every type."""
+    if isinstance(kind, types.UnionType):
+        (option,) = set(typing.get_args(kind)) - {types.NoneType}
+        return None if value is None else _restore(option, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        types = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind)
         names = [field.name for field in dataclasses.fields(kind)]
         if not isinstance(value, dict) or set(value) != set(names):
             raise ValueError(f"{where} must be an object with the entries {', '.join(names)}")
-        return kind(**{name: _restore(types[name], value[name], f"{where}.{name}") for name in names})
+        return kind(**{name: _restore(hints[name], value[name], f"{where}.{name}") for name in names})
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list")

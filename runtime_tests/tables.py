@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bench import BenchReport
-from .verify import REFERENCE, BackendResult, VerifyReport
+from .verify import BackendResult, VerifyReport
 
 
 def verify_table(report: VerifyReport) -> Table:
-    """Return one row per backend: accuracy and what differs from the integer reference."""
+    """Return one row per backend: accuracy and what differs from the reference."""
     table = _table(
         title=f"{escape(report.model.path)} ({report.format}, {report.input} input), {report.images} images",
         caption="\n".join((_verdict(report), *(f"Note: {warning}" for warning in report.warnings))),
@@ -22,7 +22,7 @@ def verify_table(report: VerifyReport) -> Table:
     for column in ("top-1 %", "differing\nlogits", "changed\nclasses", "largest\ndifference"):
         table.add_column(column, justify="right")
     table.add_column("result")
-    table.add_row(REFERENCE, _percent(report.reference_accuracy))
+    table.add_row(escape(report.reference), _percent(report.reference_accuracy))
     for backend in report.backends:
         table.add_row(
             escape(backend.name),
@@ -92,6 +92,8 @@ def _result(backend: BackendResult) -> str:
 
 
 def _verdict(report: VerifyReport) -> str:
+    if report.exact is None:
+        return "Nothing had to be equal: the file has float parts."
     if report.exact:
         return "Exact: every backend that must equal the integer reference does, in every logit."
     wrong = [backend.name for backend in report.backends if _fails(backend)]

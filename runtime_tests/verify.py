@@ -4,6 +4,9 @@ The integer reference runs once over the images. ONNX Runtime at each graph-opti
 with it, and so is any other function from images to logits, such as the frozen PyTorch model (the caller
 supplies it; this package needs no torch). All go batch by batch, in memory that does not grow with the data
 set. Two logits are equal when they are the same float32 number: no tolerance, and NaN equals nothing.
+
+A file with float parts (`paper` placement) has no integer reference: float sums depend on the kernel. There
+everything is compared with ONNX Runtime without its optimizer, and nothing has to be equal unless the caller says so.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, DataError, ModelFileError
+from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
 from .environment import Environment, describe_environment
@@ -25,6 +29,7 @@ from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
 
 REFERENCE = "integer reference"
+UNOPTIMIZED = "disabled"
 FROZEN = "frozen PyTorch"
 UNFROZEN = "unfrozen PyTorch"
 _NO_PREDICTION = -1
@@ -32,7 +37,7 @@ _NO_PREDICTION = -1
 
 @dataclass(frozen=True, kw_only=True)
 class BackendResult:
-    """One backend against the integer reference, over all images.
+    """One backend against the reference, over all images.
 
     Attributes:
         name: "ONNX Runtime (LEVEL)" or the name the caller gave.
@@ -64,8 +69,10 @@ class VerifyReport:
         input: "uint8" or "float".
         images, classes: size of the comparison.
         batch_size, threads: how it was run.
-        reference_accuracy: top-1 of the integer reference, a fraction in [0, 1].
-        exact: whether every backend that must equal the reference does, in every logit.
+        reference: what the backends are compared with: the integer reference, or for a file with float parts ONNX
+            Runtime without its optimizer.
+        reference_accuracy: top-1 of the reference, a fraction in [0, 1].
+        exact: whether every backend that must equal the reference does, in every logit; None if none must.
         backends: one entry per backend, in the order they ran.
         warnings: sentences about what makes the outcome say less than it seems to.
         environment: versions and processor.
@@ -81,8 +88,9 @@ class VerifyReport:
     classes: int
     batch_size: int
     threads: int
+    reference: str
     reference_accuracy: float
-    exact: bool
+    exact: bool | None
     backends: tuple[BackendResult, ...]
     warnings: tuple[str, ...]
     environment: Environment
@@ -122,7 +130,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         others: further backends by name: functions from uint8 images to float32 logits [N, classes].
         must_equal: names of the backends that have to equal the reference. By default these are ONNX Runtime
             at every level for "qlinear", at level "all" for "qdq" (at the others the runtime may compute in
-            float), and all of `others` except "unfrozen PyTorch", which shows what freezing changed.
+            float), and all of `others` except "unfrozen PyTorch", which shows what freezing changed. None for a file
+            with float parts.
         levels: graph-optimization levels to run.
         batch_size: images per run.
         threads: threads of ONNX Runtime.
@@ -139,7 +148,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     required = _required(model, predictors, others or {}, must_equal)
     if batch_size < 1:
         raise ConfigError(f"batch size is {batch_size}; it must be at least 1.")
-    reference = IntegerReference(model.graph)
+    pivot, reference = _reference(model, threads)
+    predictors.pop(pivot, None)
     classes = len(model.class_names)
 
     tallies = {name: _Tally() for name in predictors}
@@ -148,7 +158,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     constant = True
     for start in range(0, len(images), batch_size):
         batch, truth = images[start : start + batch_size], labels[start : start + batch_size]
-        expected = _check_logits(REFERENCE, reference.run(model.prepare_input(batch)), len(batch), classes)
+        expected = _check_logits(pivot, reference(batch), len(batch), classes)
         reference_tally.add(expected, expected, truth)
         first_logits = expected[:1] if first_logits is None else first_logits
         constant = constant and bool((expected == first_logits).all())
@@ -167,10 +177,11 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         classes=classes,
         batch_size=batch_size,
         threads=threads,
-        reference_accuracy=reference_tally.result(REFERENCE, True).accuracy,
-        exact=all(backend.differing_logits == 0 for backend in backends if backend.must_equal),
+        reference=pivot,
+        reference_accuracy=reference_tally.result(pivot, True).accuracy,
+        exact=all(backend.differing_logits == 0 for backend in backends if backend.must_equal) if required else None,
         backends=backends,
-        warnings=_warnings(len(images), constant),
+        warnings=_warnings(model, pivot, len(images), constant),
         environment=describe_environment(),
     )
 
@@ -215,6 +226,14 @@ def _predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.where(np.isnan(logits).any(axis=1), _NO_PREDICTION, logits.argmax(axis=1)).astype(np.int64)
 
 
+def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
+    """Return name and predictor of what everything is compared with."""
+    if model.float_parts:
+        return onnx_backend_name(UNOPTIMIZED), model.onnx_predictor(threads=threads, level=UNOPTIMIZED)
+    reference = IntegerReference(model.graph)
+    return REFERENCE, lambda images: model.in_batches(lambda x: {OUTPUT_NAME: reference.run(x)}, images)[OUTPUT_NAME]
+
+
 def _onnx_predictors(model: ExportedModel, levels: Sequence[str], threads: int) -> dict[str, Predictor]:
     if model.format == "float":
         raise ModelFileError(
@@ -243,6 +262,8 @@ def _required(
         if unknown:
             raise ConfigError(f"must_equal names {unknown}; the backends are {', '.join(predictors)}.")
     else:
+        if model.float_parts:
+            return frozenset()
         candidates = {*map(onnx_backend_name, exact_levels(model.format)), *others} - {UNFROZEN}
         required = frozenset(candidates.intersection(predictors))
     if not required:
@@ -279,7 +300,13 @@ def _check_logits(name: str, logits: NDArray[Any], images: int, classes: int) ->
     return logits
 
 
-def _warnings(images: int, constant: bool) -> tuple[str, ...]:
+def _warnings(model: ExportedModel, pivot: str, images: int, constant: bool) -> tuple[str, ...]:
+    warnings = []
+    if model.float_parts:
+        warnings.append(
+            f"{len(model.float_parts)} operators of this file compute in float, so its logits depend on kernels and "
+            "optimizer in their last bits; integer placement has none."
+        )
     if constant and images > 1:
-        return ("the integer reference returns the same logits for every image: equality proves little.",)
-    return ()
+        warnings.append(f"{pivot} returns the same logits for every image: equality proves little.")
+    return tuple(warnings)

@@ -15,9 +15,10 @@ from hypothesis import settings
 SEED = 20190618
 
 # No deadline: a timing is never an assertion. Every run tries the same cases;
-# `pytest --hypothesis-profile=thorough` looks for new ones, and for more of them.
+# `pytest --hypothesis-profile=thorough` looks for new ones, and for more of them; `campaign` is for random networks.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.register_profile("campaign", deadline=None, max_examples=4000)
 settings.load_profile("repeatable")
 
 

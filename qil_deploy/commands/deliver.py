@@ -188,7 +188,7 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> _
     }
     report = verify(model, images.images, images.labels, others=others)
     write_report(folder / f"{stage.name}_verify.json", report)
-    if not report.exact:
+    if report.exact is False:
         raise CertificateError(f"{model} does not compute what was trained; see {folder / stage.name}_verify.json.")
     backends = {backend.name: backend for backend in report.backends}
     return _Check(

@@ -45,6 +45,7 @@ class Pass(StrEnum):
     """Rewrites that make a file faster and change none of its integers."""
 
     space_to_depth = "space-to-depth"
+    channels_last = "channels-last"
     matmul_nbits = "matmul-nbits"
     simplify = "simplify"
 
@@ -82,7 +83,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     from qil_deploy.checkpoint import load_model
     from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
     from qil_deploy.files import ensure_writable
-    from qil_deploy.freezing import freeze
+    from qil_deploy.freezing import freeze, keeps_float
     from qil_deploy.training.models import build_model
 
     from .tables import certificate_table
@@ -98,8 +99,13 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     info, model = load_model(checkpoint, build_model)
     console = Console(markup=False)
     if isinstance(model, fx.GraphModule):
+        if golden is not None and keeps_float(model):
+            raise ConfigError(
+                f"checkpoint {checkpoint} has float parts, whose values depend on the kernel; --golden is for integer "
+                "placement."
+            )
         report = None
-        if info.kind == "quantized":
+        if info.kind == "quantized" and not keeps_float(model):
             prepared, model = model, freeze(model)
             if freezing_report:
                 report = _freezing_report(prepared, model, data or info.data, info.preprocessing, limit, console)

@@ -15,7 +15,8 @@ def checkpoint_predictors(path: Path) -> dict[str, Predictor]:
     """Return the predictors of a checkpoint by name.
 
     A frozen checkpoint gives `frozen PyTorch`. A quantized one gives `unfrozen PyTorch`, its fake quantization, and
-    `frozen PyTorch`, the same frozen now: what an export of it writes.
+    `frozen PyTorch`, the same frozen now: what an export of it writes; in `paper` placement, which cannot be frozen,
+    `unfrozen PyTorch` alone.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or holds a float network.
@@ -24,7 +25,7 @@ def checkpoint_predictors(path: Path) -> dict[str, Predictor]:
 
     from qil_deploy.checkpoint import load_model
     from qil_deploy.errors import CheckpointError
-    from qil_deploy.freezing import freeze
+    from qil_deploy.freezing import freeze, keeps_float
     from qil_deploy.training.models import build_model
 
     info, model = load_model(path, build_model)
@@ -32,10 +33,10 @@ def checkpoint_predictors(path: Path) -> dict[str, Predictor]:
         raise CheckpointError(f"checkpoint {path} holds a float network; name the quantized or frozen one.")
     if info.kind == "frozen":
         return {"frozen PyTorch": model_predictor(model, info.preprocessing)}
-    return {
-        "unfrozen PyTorch": model_predictor(model, info.preprocessing),
-        "frozen PyTorch": model_predictor(freeze(model), info.preprocessing),
-    }
+    unfrozen = {"unfrozen PyTorch": model_predictor(model, info.preprocessing)}
+    if keeps_float(model):
+        return unfrozen
+    return unfrozen | {"frozen PyTorch": model_predictor(freeze(model), info.preprocessing)}
 
 
 def model_predictor(model: object, preprocessing: object) -> Predictor:

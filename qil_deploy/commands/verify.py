@@ -75,7 +75,7 @@ def verify_command(
     if json is not None:
         write_report(json, report)
     Console(markup=False).print(verify_table(report))
-    if not report.exact:
+    if report.exact is False:
         raise typer.Exit(1)
 
 

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+from qil_deploy.calibration import calibrate
+from qil_deploy.checkpoint import load_model, save_checkpoint
 from qil_deploy.commands import main
+from qil_deploy.config import QuantConfig
+from qil_deploy.datasets import load_images
+from qil_deploy.preparation import prepare
+from qil_deploy.training.models import build_model
 
 # A minute's recipe cut down to seconds; the accuracy does not matter.
 TINY = (
@@ -98,6 +105,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     outcome = _call("train", "digits_resnet14", "--out", folder, *_options(TINY))
     assert outcome.code == 0, outcome.error
     return Run(folder=folder, outcome=outcome)
+
+
+def paper_checkpoint(run: Run, folder: Path) -> Path:
+    """Write the run's float network in `paper` placement with 5 bits, calibrated and not trained."""
+    info, network = load_model(run.float, build_model)
+    data = load_images("digits")
+    x = torch.from_numpy(info.preprocessing.normalize(data.images[:256]))
+    config = QuantConfig(weight_bits=5, activation_bits=5, placement="paper")
+    prepared = prepare(network, config, x[:1], input_grid=info.preprocessing)
+    calibrate(prepared, [x])
+    path = folder / "paper.safetensors"
+    entry = info.model_copy(update={"kind": "quantized", "config": config})
+    save_checkpoint(path, entry, prepared)
+    return path
 
 
 @pytest.fixture

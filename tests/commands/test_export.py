@@ -13,22 +13,21 @@ import numpy as np
 import onnx
 import pytest
 
-from qil_deploy.checkpoint import CheckpointInfo, load_model, read_checkpoint, save_checkpoint
 from qil_deploy.commands.predictors import checkpoint_predictors
-from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images
 from qil_deploy.onnx_file import read_model
-from qil_deploy.preparation import prepare
 from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests import VerifyReport, read_report
 from qil_deploy.runtime_tests.exported_model import read_exported_model
-from qil_deploy.training.models import build_model
+
+from .conftest import paper_checkpoint
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Outcome, Run
 
 Call = Callable[..., "Outcome"]
 Refused = Callable[..., str]
-FROZEN_NOW = "The checkpoint was not frozen; it was frozen on the way."
+FROZEN_NOW = "Freezing"
 
 
 def metadata(path: Path) -> dict[str, object]:
@@ -88,6 +87,80 @@ def test_every_option_reaches_the_file(run: Run, call: Call, tmp_path: Path) -> 
     assert {entry.domain: entry.version for entry in onnx.load(path).opset_import} == {"": 17}
 
 
+def test_what_freezing_costs_is_said_and_kept(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    outcome = call("export", run.quantized, "-o", path, "--limit", 100)
+    assert "of 100 predictions on digits; accuracy was" in outcome.out
+    kept = metadata(path)["freezing"]
+    assert isinstance(kept, dict)
+    assert (kept["data"], kept["images"]) == ("digits", 100)
+    assert f"Freezing changed {kept['changed_predictions']} of 100" in outcome.out
+    outcome = call("export", run.quantized, "-o", path, "--no-freezing-report")
+    assert "Freezing was not measured" in outcome.out
+    assert metadata(path)["freezing"] is None
+    assert call("export", run.frozen, "-o", path).code == 0
+    kept = metadata(path)["freezing"]
+    assert isinstance(kept, dict)
+    assert kept["images"] == len(load_images("digits", "test"))
+
+
+def test_rewrites_are_switched_off(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    passes = ("space-to-depth", "channels-last", "matmul-nbits", "simplify")
+    assert call("export", run.frozen, "-o", path).code == 0
+    assert metadata(path)["passes"] == {
+        "simplify": [], "channels_last": [], "space_to_depth": ["conv1"], "matmul_nbits": []
+    }  # fmt: skip
+    assert call("export", run.frozen, "-o", path, *(part for name in passes for part in ("--without", name))).code == 0
+    assert metadata(path)["passes"] == {}
+
+
+def test_a_fixed_batch(run: Run, call: Call, tmp_path: Path) -> None:
+    free, fixed = tmp_path / "free.onnx", tmp_path / "fixed.onnx"
+    assert call("export", run.frozen, "-o", free).code == 0
+    assert call("export", run.frozen, "-o", fixed, "--batch", 8, "--golden", 3).code == 0
+    images = load_images("digits").first(20).images
+    expected = read_exported_model(free).onnx_predictor()(images)
+    np.testing.assert_array_equal(read_exported_model(fixed).onnx_predictor()(images), expected, strict=True)
+    assert onnx.load(fixed).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 8
+    assert call("verify", fixed, "--limit", 20, "--checkpoint", run.frozen).code == 0
+    assert call("verify", fixed, "--golden", tmp_path / "fixed.golden.npz").code == 0
+    assert "8 images per run" in call("inspect", fixed).out
+
+
+def test_golden_vectors_on_request(run: Run, call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    outcome = call("export", run.frozen, "-o", path, "--golden", 5)
+    golden = tmp_path / "model.golden.npz"
+    assert f"Wrote {golden}, {golden.stat().st_size:,} bytes: 5 images (digits, test images)." in outcome.out
+    assert call("verify", path, "--golden", golden).code == 0
+
+
+def test_a_paper_checkpoint_becomes_qdq(run: Run, call: Call, refused: Refused, tmp_path: Path) -> None:
+    checkpoint, path = paper_checkpoint(run, tmp_path), tmp_path / "model.onnx"
+    assert "is written as 'qdq'" in refused("export", checkpoint, "-o", path)
+    for options in ((), ("--weights", "int8"), ("--input", "float"), ("--batch", 7)):
+        assert call("export", checkpoint, "-o", path, "--format", "qdq", *options).code == 0
+        assert metadata(path)["placement"] == "paper"
+        assert metadata(path)["float_parts"]
+        outcome = call("verify", path, "--checkpoint", checkpoint, "--json", tmp_path / "report.json")
+        assert outcome.code == 0
+        assert "Nothing had to be equal: the file has float parts." in outcome.out
+        report = read_report(tmp_path / "report.json", VerifyReport)
+        assert report.reference == "ONNX Runtime (disabled)"
+        assert report.exact is None
+        unfrozen = {backend.name: backend for backend in report.backends}["unfrozen PyTorch"]
+        assert unfrozen.changed_predictions <= report.images / 50
+    assert "has float parts" in refused("export", checkpoint, "-o", path, "--format", "qdq", "--golden", 3)
+    assert not list(tmp_path.glob("*.npz"))
+
+
+@pytest.mark.parametrize("option", ["--golden", "--limit", "--batch"])
+def test_numbers_below_one(run: Run, refused: Refused, option: str, tmp_path: Path) -> None:
+    assert "must be at least 1" in refused("export", run.frozen, "-o", tmp_path / "model.onnx", option, 0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_module_export_is_the_command_export(run: Run, call: Call, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "a.onnx", tmp_path / "b.onnx"
     assert call("export", run.frozen, "-o", ours, "--format", "qdq").code == 0
@@ -144,18 +217,6 @@ def test_unknown_options_are_refused(run: Run, call: Call, tmp_path: Path) -> No
         assert "Traceback" not in outcome.error
     assert call("export", run.frozen).code == 2
     assert not list(tmp_path.iterdir())
-
-
-def test_paper_placement_cannot_be_exported(run: Run, refused: Refused, tmp_path: Path) -> None:
-    info, network = load_model(run.float, build_model)
-    config = QuantConfig(placement="paper")
-    x = read_checkpoint(run.float)[1]["conv1.weight"].new_zeros(1, *info.preprocessing.shape)
-    prepared = prepare(network, config, x, input_grid=info.preprocessing)
-    content = info.model_dump() | {"kind": "quantized", "config": config, "preprocessing": info.preprocessing}
-    save_checkpoint(tmp_path / "paper.safetensors", CheckpointInfo(**content), prepared)
-    sentence = refused("export", tmp_path / "paper.safetensors", "-o", tmp_path / "model.onnx", printed=True)
-    assert "'paper' placement keeps float layers" in sentence
-    assert [path.name for path in tmp_path.iterdir()] == ["paper.safetensors"]
 
 
 def test_options_of_quantized_models_are_refused_for_a_float_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ import pytest
 from qil_deploy.checkpoint import load_model
 from qil_deploy.frozen import FrozenLayer
 from qil_deploy.training.models import build_model
+
+from .conftest import paper_checkpoint
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Outcome, Run
@@ -38,12 +41,55 @@ def test_layers_and_certificate(run: Run, call: Call, format_: str, weights: str
     assert "Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in outcome.out
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FrozenLayer)}
     assert len(layers) == 10
+    rows = {name: outcome.out.split(f"│ {name} │ ", 1)[1].split(" │ ") for name in layers}
     for name, layer in layers.items():
         bits, codes = layer.layer.weight_quantizer.bits, layer.weight_codes.numpy()
-        zeros = f"{100 * np.mean(codes == 0):.1f} %"
-        assert f"│ {name} │ {bits} │ 0..{int(layer.x.high)} │ {codes.size:,} │ {zeros} │" in outcome.out
-    for line in ("int32", "int16", "ties", "float", "weights"):
+        operator = "QGemm" if name == "fc" else "QLinearConv"
+        shape = "x".join(map(str, codes.shape))
+        assert rows[name][:4] == [operator, str(bits), f"0..{int(layer.x.high)}", shape]
+        stored = layer_bytes(path, f"{name}_weight")
+        dead = int((~codes.reshape(len(codes), -1).any(axis=1)).sum())
+        assert rows[name][5:8] == [f"{stored:,}", f"{100 * np.mean(codes == 0):.1f} %", f"{dead}"]
+    assert rows["layer2.0.conv1"][4] == f"{16 * 8 * 9 * 4 * 4:,}"  # multiplications
+    for line in ("int32", "int16", "matmul", "ties", "float", "weights"):
         assert f"│ {line} │" in outcome.out
+    assert "│ QLinearConv │ 9 │" in outcome.out
+    assert "Rewritten by space_to_depth: conv1" in outcome.out
+
+
+def layer_bytes(path: Path, name: str) -> int:
+    """Bytes of a layer's weights, packed or not, and of what spreads them."""
+    stored = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+    found = [tensor for key, tensor in stored.items() if key in (name, f"{name}_packed", f"{name}_spread")]
+    if not found or found[0].data_type == onnx.TensorProto.INT8:
+        return sum(len(tensor.raw_data) for tensor in found)
+    # One byte for a spread that all channels share.
+    return sum(len(tensor.raw_data) for tensor in found) + (f"{name}_spread" not in stored)
+
+
+def test_the_json_says_what_the_tables_say(run: Run, call: Call, tmp_path: Path) -> None:
+    path, report = tmp_path / "model.onnx", tmp_path / "new" / "report.json"
+    assert call("export", run.frozen, "-o", path).code == 0
+    assert call("inspect", path, "--json", report).code == 0
+    content = json.loads(report.read_text())
+    assert (content["schema"], content["bytes"], content["opset"]) == ("qil_deploy.inspect/1", path.stat().st_size, 21)
+    assert [layer["name"] for layer in content["layers"]][::9] == ["conv1", "fc"]
+    assert content["float_kernels"] == []
+    assert content["metadata"]["certificate"]
+    assert {"operator": "QLinearConv", "name": "conv1"}.items() <= {
+        **next(kernel for kernel in content["kernels"] if kernel["operator"] == "QLinearConv"), "name": "conv1"
+    }.items()  # fmt: skip
+
+
+def test_float_kernels_of_a_paper_model_are_named(run: Run, call: Call, tmp_path: Path) -> None:
+    checkpoint, path = paper_checkpoint(run, tmp_path), tmp_path / "paper.onnx"
+    assert call("export", checkpoint, "-o", path, "--format", "qdq").code == 0
+    outcome = call("inspect", path)
+    assert outcome.code == 0
+    kernels = outcome.out[outcome.out.index("Executed by ONNX Runtime") :]
+    assert "fc" in kernels
+    assert "│ layer1.0.conv1 │ Conv │ 5 │ 0..31 │ 8x8x3x3 │" in outcome.out
+    assert "conv1 │ QLinearConv │ 7" not in outcome.out
 
 
 def test_a_float_model_has_neither(run: Run, call: Call, tmp_path: Path) -> None:
