@@ -77,6 +77,7 @@ def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: Inp
                 values[node] = sources[0]
             else:
                 values[node] = _capture_module(emitter, module, sources, names[node])
+                values[node].shape = ir.Shape(["batch", *shape_of(node)[1:]])
     logits = values[model.graph.output_node().all_input_nodes[0]]
     logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])
     logits.type = ir.TensorType(ir.DataType.FLOAT)

@@ -24,6 +24,7 @@ from .lower_to_qlinear import (
     grid_of,
     mean_logits,
     offset_operand,
+    output_name,
     scale_and_zero_point,
     weight_of,
     window_of,
@@ -46,8 +47,8 @@ def _dequantize_per_channel(emitter: Emitter, operands: list[ir.Value], name: st
 
 def _quantize(emitter: Emitter, node: ir.Node, value: ir.Value, grid: list[ir.Value]) -> ir.Value:
     """Return the codes of `value`, clipped; the float value takes the name `..._real`."""
-    value.name = f"{node.name}_real"
-    name = str(node.name)
+    name = output_name(node)
+    value.name = f"{name}_real"
     codes = emitter.op("QuantizeLinear", [value, *grid], name, node_name=f"{name}_quantize")
     return clip(emitter, node, codes)
 

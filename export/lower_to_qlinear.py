@@ -27,6 +27,11 @@ def lower_to_qlinear(model: ir.Model) -> ir.Model:
     return rewrite(model, {(QIL_DOMAIN, name): rule for name, rule in _RULES.items()})
 
 
+def output_name(node: ir.Node) -> str:
+    """Return the name of a node's result: its own, unless a pass has moved what follows."""
+    return str(node.outputs[0].name)
+
+
 def scale_and_zero_point(
     emitter: Emitter, scale: float, zero_point: int, dtype: type[np.integer] = np.uint8
 ) -> list[ir.Value]:
@@ -110,7 +115,7 @@ def _conv(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     x, codes, spread, bias, w_scale = inputs
     weight = [weight_of(emitter, node, codes, spread), w_scale, zero_weight_points(emitter, node, w_scale)]
     operands = [x, *grid_of(emitter, node, "x"), *weight, *grid_of(emitter, node, "y"), bias]
-    result = emitter.op("QLinearConv", operands, str(node.name), attributes=window_of(node))
+    result = emitter.op("QLinearConv", operands, output_name(node), attributes=window_of(node), node_name=node.name)
     return clip(emitter, node, result)
 
 
@@ -120,20 +125,30 @@ def _gemm(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     output = grid_of(emitter, node, "y") if "y_scale" in node.attributes else []
     operands = [x, *grid_of(emitter, node, "x"), *weight, bias, *output]
     attributes = {"alpha": 1.0, "transA": 0, "transB": 1}
-    result = emitter.op("QGemm", operands, str(node.name), domain=MICROSOFT_DOMAIN, attributes=attributes)
+    result = emitter.op(
+        "QGemm", operands, output_name(node), domain=MICROSOFT_DOMAIN, attributes=attributes, node_name=node.name
+    )
     return clip(emitter, node, result)
 
 
 def _rescale(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     output = scale_and_zero_point(emitter, real(node, "y_scale"), 0)
     operands = [inputs[0], *grid_of(emitter, node, "x"), *offset_operand(emitter, node), *output]
-    return clip(emitter, node, emitter.op("QLinearAdd", operands, str(node.name), domain=MICROSOFT_DOMAIN))
+    return clip(
+        emitter,
+        node,
+        emitter.op("QLinearAdd", operands, output_name(node), domain=MICROSOFT_DOMAIN, node_name=node.name),
+    )
 
 
 def _add(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     a, b = inputs
     operands = [a, *grid_of(emitter, node, "a"), b, *grid_of(emitter, node, "b"), *grid_of(emitter, node, "y")]
-    return clip(emitter, node, emitter.op("QLinearAdd", operands, str(node.name), domain=MICROSOFT_DOMAIN))
+    return clip(
+        emitter,
+        node,
+        emitter.op("QLinearAdd", operands, output_name(node), domain=MICROSOFT_DOMAIN, node_name=node.name),
+    )
 
 
 def _pool(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:

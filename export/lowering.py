@@ -7,21 +7,24 @@ will be executed; last, weights are stored, and opset and batch size written dow
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 from torch import fx
 
 from qil_deploy.errors import ConfigError
+from qil_deploy.freezing import keeps_float
 from qil_deploy.preprocessing import Preprocessing
 
 from .capture import capture
+from .capture_paper import capture_paper
+from .channels_last import channels_last
 from .emitter import MICROSOFT_DOMAIN
 from .keep_roundings import keep_roundings
 from .lower_to_qdq import lower_to_qdq
 from .lower_to_qlinear import lower_to_qlinear
 from .matmul_nbits import matmul_nbits
 from .options import ExportOptions
+from .simplify import simplify
 from .space_to_depth import space_to_depth
 from .store_weights import store_weights
 
@@ -37,33 +40,52 @@ class LoweredModel:
 
     Attributes:
         model: the ONNX model, without metadata.
-        passes: by name of an optional pass that was switched on: the layers it rewrote.
+        passes: by name of an optional pass that was switched on: the nodes it rewrote.
     """
 
     model: ir.Model
-    passes: dict[str, Any] = field(default_factory=dict)
+    passes: dict[str, list[str]] = field(default_factory=dict)
 
 
 def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOptions) -> LoweredModel:
-    """Return the ONNX model of a frozen model.
+    """Return the ONNX model of a frozen model, or of a prepared one in `paper` placement.
 
     Raises:
-        ConfigError: an opset that the storage does not allow.
+        ConfigError: an opset that the storage does not allow, or `qlinear` for a model with float layers.
     """
-    passes: dict[str, Any] = {}
+    passes: dict[str, list[str]] = {}
+    if keeps_float(model):
+        if options.format != "qdq":
+            raise ConfigError(
+                f"format is {options.format!r}; a model in 'paper' placement has float layers and is written as 'qdq'. "
+                "Prepare it with placement='integer' for the other."
+            )
+        graph = capture_paper(model, preprocessing, options.input)
+    else:
+        graph = _lower_integers(model, preprocessing, options, passes)
+    graph = store_weights(graph, options.weights)
+    _set_versions(graph, choose_opset(graph, options))
+    if options.batch is not None:
+        _fix_batch(graph, options.batch)
+    return LoweredModel(model=graph, passes=passes)
+
+
+def _lower_integers(
+    model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOptions, passes: dict[str, list[str]]
+) -> ir.Model:
+    """Return the graph of a frozen model, weights not stored yet; note in `passes` what was rewritten."""
     graph = capture(model, preprocessing, options.input)
+    if options.channels_last and options.format == "qlinear":
+        graph, passes["channels_last"] = channels_last(graph)
+    if options.simplify:
+        graph, passes["simplify"] = simplify(graph)
     if options.space_to_depth:
         graph, passes["space_to_depth"] = space_to_depth(graph)
     if options.matmul_nbits and options.format == "qlinear" and options.weights == "packed":
         graph, passes["matmul_nbits"] = matmul_nbits(graph)
     if options.format == "qdq" and options.weights == "int8":
         graph = keep_roundings(graph)
-    graph = lower_to_qlinear(graph) if options.format == "qlinear" else lower_to_qdq(graph)
-    graph = store_weights(graph, options.weights)
-    _set_versions(graph, choose_opset(graph, options))
-    if options.batch is not None:
-        _fix_batch(graph, options.batch)
-    return LoweredModel(model=graph, passes=passes)
+    return lower_to_qlinear(graph) if options.format == "qlinear" else lower_to_qdq(graph)
 
 
 def choose_opset(graph: ir.Model, options: ExportOptions) -> int:

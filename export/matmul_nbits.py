@@ -77,8 +77,9 @@ def _is_exact(node: ir.Node, inputs: int) -> bool:
     bits = integer(node, "weight_bits")
     if bits > MAX_BITS or integer(node, "x_zero_point") != 0 or largest > LANE_CODE:
         return False
-    blocks, _ = _split(inputs)
-    return (2 ** _stored_bits(bits) - 1) * (inputs * largest + blocks * (BLOCK - 1) * LANE_CODE) < SUM_LIMIT
+    blocks, per_block = _split(inputs)
+    largest_sum = inputs * largest + blocks * (BLOCK - per_block) * LANE_CODE
+    return bool((2 ** _stored_bits(bits) - 1) * largest_sum < SUM_LIMIT)
 
 
 def _stored_bits(bits: int) -> int:
@@ -99,7 +100,7 @@ def _emit(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     factors = array_of(spread).astype(np.int32)
     if np.any(factors != 1):
         uniform = bool(np.all(factors == factors[0]))
-        factor = emitter.constant(factors[0] if uniform else factors, f"{name}_spread")
+        factor = emitter.constant(factors[0] if uniform else factors, f"{name}_factors")
         sums = emitter.op("Mul", [sums, factor], f"{name}_spread_sums")
     accumulator = emitter.op("Add", [sums, bias], f"{name}_accumulator")
     in_float = emitter.op("Cast", [accumulator], f"{name}_float", attributes={"to": ir.DataType.FLOAT})

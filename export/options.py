@@ -24,6 +24,7 @@ class ExportOptions:
         opset: ONNX operator set; None for the oldest that the storage allows.
         batch: images per run; None for any number.
         space_to_depth: whether the stem may be rewritten (`space_to_depth`).
+        channels_last: whether linear layers may read feature maps channels last (`channels_last`); only in `qlinear`.
         matmul_nbits: whether large linear layers may be rewritten (`matmul_nbits`); only packed, in `qlinear`.
         simplify: whether work that changes no code is left out (`simplify`).
     """
@@ -34,6 +35,7 @@ class ExportOptions:
     opset: int | None = None
     batch: int | None = None
     space_to_depth: bool = True
+    channels_last: bool = True
     matmul_nbits: bool = True
     simplify: bool = True
 

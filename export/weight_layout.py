@@ -142,7 +142,7 @@ def _tap_offsets(node: Node, views: Positions, shape: tuple[int, ...]) -> Positi
     row, column = row - strides[0] * y, column - strides[1] * x
     first = valid.reshape(taps, -1).argmax(axis=1)
     origin = [values.reshape(taps, -1)[np.arange(taps), first] for values in (channel, row, column)]
-    ever = valid.reshape(taps, -1).any(axis=1)
+    ever: NDArray[np.bool_] = np.asarray(valid.reshape(taps, -1).any(axis=1))
     expected_row, expected_column = (
         origin[1][:, None, None] + strides[0] * y,
         origin[2][:, None, None] + strides[1] * x,

@@ -143,10 +143,11 @@ def _maximum(node: fx.Node, pool: nn.MaxPool2d) -> Modules:
         return [nn.MaxPool2d(kernel, stride, padding, dilation)]
     rows, columns = zip(kernel, stride, padding, dilation, strict=True)
     alone = (1, 1, 0, 1)
-    return [
-        nn.MaxPool2d(*zip(*windows, strict=True), ceil_mode=up)
-        for windows, up in zip(((rows, alone), (alone, columns)), rounded_up, strict=True)
-    ]
+    pools: list[nn.Module] = []
+    for windows, up in zip(((rows, alone), (alone, columns)), rounded_up, strict=True):
+        window, step, pad, spread = zip(*windows, strict=True)
+        pools.append(nn.MaxPool2d(window, step, pad, spread, ceil_mode=up))
+    return pools
 
 
 def _rounded_down(rooms: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
     addition = message_factory.GetMessageClass(descriptor)()
     for name in names:
         addition.graph.output.add(name=name)
-    return content + addition.SerializeToString()
+    return content + bytes(addition.SerializeToString())
 
 
 def _build_pool() -> descriptor_pool.DescriptorPool:

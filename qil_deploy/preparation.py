@@ -165,6 +165,7 @@ def _insert_after(
     chosen = users_of(source) if users is None else users
     with graph_module.graph.inserting_after(source):
         new = graph_module.graph.call_module(name, (source,))
+    new.meta["shape"] = shape_of(source)
     for user in chosen:
         user.replace_input_with(source, new)
     return new

@@ -138,7 +138,8 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
         "weights": "packed",
         "input": "uint8",
         "batch": None,
-        "passes": {"space_to_depth": ["conv1"]},
+        "passes": {"simplify": [], "space_to_depth": ["conv1"]},
+            "placement": "integer",
         "input_scale": pixels.scale,
         "input_zero_point": pixels.zero_point,
         "preprocessing": {

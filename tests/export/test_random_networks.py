@@ -1,169 +1,56 @@
-"""Random networks of all supported operations: reference, ONNX Runtime and frozen PyTorch agree on every code."""
+"""Random networks of all supported operations: reference, ONNX Runtime and frozen PyTorch agree on every code.
+
+The normal run tries a few, always the same. Thousands of new ones (CONTRIBUTING.md):
+
+    python -m pytest tests/export/test_random_networks.py --hypothesis-profile=campaign --hypothesis-show-statistics
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import fx, nn
 
 from qil_deploy.config import LayerOverride, QuantConfig
+from qil_deploy.export import lowering
+from qil_deploy.export.matmul_nbits import matmul_nbits
 from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
+
+from .random_networks import HEADS, Head, RandomNetwork, Step, steps
 
 if TYPE_CHECKING:
-    from tests.export.conftest import Exports
+    from tests.export.conftest import Case, Exports
 
-CHANNELS = 4
 CLASSES = 3
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution, with or without BatchNorm and ReLU; padding keeps the size at stride 1."""
-
-    kernel: int
-    stride: int
-    groups: int  # CHANNELS: depthwise
-    norm: bool
-    relu: bool
-    bias: bool
-    dilation: int = 1
-
-    def build(self, in_channels: int = CHANNELS) -> nn.Sequential:
-        padding = self.dilation * (self.kernel // 2)
-        groups = 1 if in_channels != CHANNELS else self.groups
-        layers: list[nn.Module] = [
-            nn.Conv2d(in_channels, CHANNELS, self.kernel, self.stride, padding, self.dilation, groups, bias=self.bias)
-        ]
-        layers += [nn.BatchNorm2d(CHANNELS)] if self.norm else []
-        layers += [nn.ReLU()] if self.relu else []
-        return nn.Sequential(*layers)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A max pool."""
-
-    kernel: int
-    stride: int
-    padding: int
-    ceil_mode: bool
-
-    def build(self) -> nn.Module:
-        return nn.MaxPool2d(self.kernel, self.stride, self.padding, ceil_mode=self.ceil_mode)
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """A dropout: nothing, in evaluation."""
-
-    def build(self) -> nn.Module:
-        return nn.Dropout(0.3)
-
-
-@dataclass(frozen=True)
-class Residual:
-    """Two convolutions and a shortcut around them: identity, or a convolution."""
-
-    first: Conv
-    second: Conv
-    shortcut: Conv | None
-    relu: bool
-
-    def build(self) -> nn.Module:
-        return ResidualBlock(self)
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, block: Residual) -> None:
-        super().__init__()
-        self.body = nn.Sequential(block.first.build(), block.second.build())
-        self.shortcut = nn.Identity() if block.shortcut is None else block.shortcut.build()
-        self.relu = block.relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.body(x) + self.shortcut(x)
-        return F.relu(y) if self.relu else y
+PASSES = ("space_to_depth", "channels_last", "matmul_nbits", "simplify")
+IN_CAMPAIGN = settings.get_current_profile_name() == "campaign"
 
 
 @dataclass(frozen=True)
 class Spec:
     """A network, how it is quantized, and what its image and numbers are drawn from."""
 
-    stem: Conv
-    blocks: tuple[Conv | Pool | Dropout | Residual, ...]
-    pooled: bool
-    hidden: tuple[int, ...]
+    plan: tuple[Step, ...]
+    head: Head
     weight_bits: int
     activation_bits: int
     override: LayerOverride | None
+    train_gamma: bool
+    extreme: bool
     image_channels: int
     size: tuple[int, int]
     input_zero_point: int
     seed: int
-
-
-class Network(nn.Module):
-    """A stem, blocks, and a head: pooled features and one linear layer, or several linear layers like AlexNet's."""
-
-    def __init__(self, spec: Spec) -> None:
-        super().__init__()
-        self.stem = spec.stem.build(spec.image_channels)
-        self.blocks = nn.Sequential(*(block.build() for block in spec.blocks))
-        self.pool = nn.AdaptiveAvgPool2d(1) if spec.pooled else nn.Identity()
-        with torch.no_grad():
-            image = torch.zeros(2, spec.image_channels, *spec.size)
-            features = self.features(image).shape[1]
-        layers: list[nn.Module] = []
-        for width in spec.hidden:
-            layers += [nn.Dropout(), nn.Linear(features, width), nn.ReLU()]
-            features = width
-        self.head = nn.Sequential(*layers, nn.Linear(features, CLASSES))
-
-    def features(self, x: Tensor) -> Tensor:
-        return torch.flatten(self.pool(self.blocks(self.stem(x))), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x))
-        return logits
-
-
-def convs(strides: tuple[int, ...] = (1, 2)) -> st.SearchStrategy[Conv]:
-    return st.builds(
-        Conv,
-        kernel=st.sampled_from((1, 3, 5)),
-        stride=st.sampled_from(strides),
-        groups=st.sampled_from((1, 2, CHANNELS)),
-        norm=st.booleans(),
-        relu=st.booleans(),
-        bias=st.booleans(),
-        dilation=st.sampled_from((1, 1, 2)),
-    )
-
-
-@st.composite
-def residuals(draw: st.DrawFn) -> Residual:
-    first, second = draw(convs()), draw(convs((1,)))
-    needed = first.stride != 1
-    # The shortcut has to end at the size of the body: kernel 1 or 3 with its padding, and the same stride.
-    shortcut = draw(convs((first.stride,))) if needed or draw(st.booleans()) else None
-    return Residual(first, second, shortcut, relu=draw(st.booleans()))
-
-
-def _pool(window: tuple[int, int, int], ceil_mode: bool) -> Pool:
-    return Pool(*window, ceil_mode=ceil_mode)
-
-
-def pools() -> st.SearchStrategy[Pool]:
-    windows = st.sampled_from(((2, 2, 0), (2, 1, 0), (3, 2, 1), (3, 1, 1), (2, 1, 1)))
-    return st.builds(_pool, windows, st.booleans())
 
 
 @st.composite
@@ -173,34 +60,35 @@ def specs(draw: st.DrawFn) -> Spec:
     )
     bits = st.none() | st.integers(2, 7)
     return Spec(
-        stem=draw(convs((1,))),
-        blocks=tuple(draw(st.lists(convs() | pools() | residuals() | st.just(Dropout()), min_size=1, max_size=4))),
-        pooled=draw(st.booleans()),
-        hidden=tuple(draw(st.lists(st.integers(2, 6), max_size=2))),
+        plan=tuple(draw(st.lists(steps(), min_size=1, max_size=7))),
+        head=draw(st.sampled_from(HEADS)),
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         override=draw(st.none() | st.builds(LayerOverride, weight_bits=bits, activation_bits=bits)),
-        image_channels=draw(st.sampled_from((1, 3))),
-        size=draw(st.sampled_from(((8, 8), (9, 7), (12, 10)))),
+        train_gamma=draw(st.booleans()),
+        extreme=draw(st.sampled_from((False, False, True))),
+        image_channels=draw(st.sampled_from((1, 3, 4))),
+        size=draw(st.sampled_from(((8, 8), (9, 7), (12, 10), (5, 13)))),
         input_zero_point=draw(st.sampled_from((0, 73, 128, 255))),
         seed=draw(st.integers(0, 1000)),
     )
 
 
-def has(spec: Spec, kind: type) -> bool:
-    return any(isinstance(block, kind) for block in spec.blocks)
+@st.composite
+def forms(draw: st.DrawFn) -> dict[str, Any]:
+    """Options of one exported file."""
+    weights = draw(st.sampled_from(("packed", "int8")))
+    return {
+        "format": draw(st.sampled_from(("qlinear", "qlinear", "qdq"))),
+        "weights": weights,
+        "input": draw(st.sampled_from(("uint8", "float"))),
+        **dict(zip(PASSES, draw(st.sampled_from(((True,) * 4, (True,) * 4, (False,) * 4))), strict=True)),
+        "opset": draw(st.sampled_from((13, 17, 21, 25))) if weights == "int8" else None,
+    }
 
 
-@given(spec=specs(), input_kind=st.sampled_from(("uint8", "float")), weights=st.sampled_from(("packed", "int8")))
-# Shrinking such networks takes many minutes and their specs are short already.
-@settings(max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-def test_every_code_and_logit_is_equal(
-    exports: Exports, folder: Path, spec: Spec, input_kind: str, weights: str
-) -> None:
-    event(f"residual: {has(spec, Residual)}, max pool: {has(spec, Pool)}, linear layers: {1 + len(spec.hidden)}")
-    torch.manual_seed(spec.seed)
-    network = Network(spec)
-    rng = np.random.default_rng(spec.seed)
+def awkward(network: nn.Module, rng: np.random.Generator) -> None:
+    """Draw all weights anew, in each layer one channel that is dead, tiny or large."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             with torch.no_grad():
@@ -208,10 +96,40 @@ def test_every_code_and_logit_is_equal(
                 layer.weight[int(rng.integers(len(layer.weight)))] *= float(rng.choice((0.0, 1e-9, 5.0)))
                 if layer.bias is not None:
                     layer.bias.normal_()
-    inner = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)][1:-1]
+
+
+def make_extreme(model: fx.GraphModule, rng: np.random.Generator) -> None:
+    """Move some intervals and ranges far from where calibration put them."""
+    for module in model.modules():
+        if rng.random() < 0.6:
+            continue
+        with torch.no_grad():
+            if isinstance(module, ActivationQuantizer):
+                width = module.thresholds[1] * float(10 ** rng.uniform(-2, 1))
+                lower = width * float(rng.choice((-3, -0.5, 0, 0.5, 3)))
+                module.set_thresholds(lower, lower + width)
+            elif isinstance(module, WeightQuantizer):
+                module.set_thresholds(float(rng.uniform(-1, 1)), float(rng.uniform(1, 4)))
+                if module.gamma_raw is not None:
+                    module.gamma_raw.fill_(float(rng.normal(0, 3)))
+            elif isinstance(module, RangeQuantizer):
+                module.log_step.add_(float(rng.uniform(-3, 3)))
+
+
+def case_of(exports: Exports, spec: Spec) -> Case:
+    torch.manual_seed(spec.seed)
+    network = RandomNetwork(spec.plan, spec.head, spec.image_channels, spec.size, CLASSES)
+    rng = np.random.default_rng(spec.seed)
+    awkward(network, rng)
+    inner = network.layers()[1:-1]
     overrides = {inner[0]: spec.override} if inner and spec.override is not None else {}
-    config = QuantConfig(weight_bits=spec.weight_bits, activation_bits=spec.activation_bits, overrides=overrides)
-    images = rng.integers(0, 256, (6, spec.image_channels, *spec.size), np.uint8)
+    config = QuantConfig(
+        weight_bits=spec.weight_bits,
+        activation_bits=spec.activation_bits,
+        overrides=overrides,
+        train_gamma=spec.train_gamma,
+    )
+    images = rng.integers(0, 256, (5, spec.image_channels, *spec.size), np.uint8)
     preprocessing = Preprocessing(
         channels=spec.image_channels,
         height=spec.size[0],
@@ -220,9 +138,35 @@ def test_every_code_and_logit_is_equal(
         zero_point=spec.input_zero_point,
     )
     case = exports.case(network, config, images, preprocessing, spec.seed)
-    for format_ in ("qlinear", "qdq"):
-        values = exports.check_equal(case, folder / "model.onnx", format=format_, input=input_kind, weights=weights)
-        assert np.isfinite(values["logits"]).all()
+    if spec.extreme:
+        make_extreme(case.prepared, rng)
+        case = exports.frozen(case, case.prepared)
+    return case
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_linears_are_large_enough() -> Iterator[None]:
+    """Let linear layers of any size become MatMulNBits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowering, "matmul_nbits", partial(matmul_nbits, min_weights=1))
+        yield
+
+
+@given(spec=specs(), form=forms())
+# Shrinking such networks takes many minutes and their specs are short already.
+@settings(
+    max_examples=4000 if IN_CAMPAIGN else 60,
+    derandomize=not IN_CAMPAIGN,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
+def test_every_code_and_logit_is_equal(exports: Exports, folder: Path, spec: Spec, form: dict[str, Any]) -> None:
+    case = case_of(exports, spec)
+    values = exports.check_equal(case, folder / "model.onnx", **form)
+    assert np.isfinite(values["logits"]).all()
+    event(f"head: {spec.head}")
+    event(f"format: {form['format']}")
+    event(f"bits: {spec.weight_bits}/{spec.activation_bits}")
+    event("all logits equal" if len(np.unique(values["logits"])) == 1 else "logits differ from image to image")
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ class Stem:
             "high": 255, "weight_bits": 7, "strides": list(self.stride), "pads": list(self.pads),
             "dilations": [self.dilation] * 2, "group": self.group,
         }  # fmt: skip
-        constants = {
+        constants: dict[str, Array] = {
             "codes": codes,
             "spread": np.ones(OUTPUTS, np.int8),
             "bias": np.arange(OUTPUTS, dtype=np.int32) * 100,

@@ -95,5 +95,5 @@ def test_computed_codes_are_refused() -> None:
     image = ir.Value(name="image", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT8))
     ones = emitter.constant(np.ones(1, np.int8), "ones")
     weight = emitter.op("Weight", [image, ones], "w", domain=QIL_DOMAIN, attributes={"bits": 4})
-    with pytest.raises(ValueError, match="'image' is computed; weights have to be constants"):
+    with pytest.raises(ValueError, match="'image' is computed, and has to be a constant"):
         store_weights(emitter.model([image], [weight], {"": 21, QIL_DOMAIN: 1}, 10), "packed")

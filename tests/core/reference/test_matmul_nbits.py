@@ -25,7 +25,7 @@ MICROSOFT = "com.microsoft"
 def packed(codes: Array, bits: int) -> Array:
     """Weights [N, blocks, block] as MatMulNBits stores them: codes with an offset, low bits first."""
     stored = (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8).reshape(*codes.shape[:2], -1, 8 // bits)
-    return np.bitwise_or.reduce(stored << np.arange(0, 8, bits, dtype=np.uint8), axis=-1).astype(np.uint8)
+    return np.asarray(np.bitwise_or.reduce(stored << np.arange(0, 8, bits, dtype=np.uint8), axis=-1), np.uint8)
 
 
 def add_matmul(graph: Graph, data: str, codes: Array, bits: int, scale: float = 1.0, level: int = 4) -> str:

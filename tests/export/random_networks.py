@@ -1,0 +1,248 @@
+"""Random small CNNs for `test_random_networks`: a list of steps, each of which is valid on whatever came before.
+
+A step names an operation and a few small numbers; `RandomNetwork` reads the numbers modulo what is possible (which of
+the tensors so far, which window still fits), so that every list of steps is a network and hypothesis can shorten it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+Operation = Literal["conv", "depthwise", "norm", "act", "maxpool", "avgpool", "upsample", "add", "concat", "dropout"]
+Head = Literal[
+    "pooled", "flat", "tiles", "mean logits", "signed mean logits", "map logits", "sum of two", "norm of rows"
+]
+
+OPERATIONS: tuple[Operation, ...] = (
+    "conv",
+    "conv",
+    "conv",
+    "depthwise",
+    "add",
+    "add",
+    "concat",
+    "concat",
+    "norm",
+    "act",
+    "maxpool",
+    "avgpool",
+    "upsample",
+    "dropout",
+)
+HEADS: tuple[Head, ...] = (
+    "pooled",
+    "flat",
+    "tiles",
+    "mean logits",
+    "signed mean logits",
+    "map logits",
+    "sum of two",
+    "norm of rows",
+)
+LARGEST_CHANNELS, LARGEST_SIZE = 16, 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        operation: what is done.
+        back: how many tensors before the newest the (first) operand is.
+        other: how many tensors before the newest the second operand is.
+        window, stride, padding, dilation: taken modulo what fits.
+        channels: of a convolution's result.
+        groups: of a convolution, where they divide the channels.
+        norm, bias: whether BatchNorm follows; whether the convolution has a bias.
+        act: 0 none, 1 ReLU, 2 ReLU6, 3 Hardtanh(0, 0.8).
+    """
+
+    operation: Operation
+    back: int = 0
+    other: int = 0
+    window: int = 0
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    channels: int = 4
+    groups: int = 1
+    norm: bool = True
+    bias: bool = False
+    act: int = 1
+
+
+def steps() -> st.SearchStrategy[Step]:
+    """Steps of all kinds; mostly on the newest tensor."""
+    recent = st.sampled_from((0, 0, 0, 1, 1, 2, 3))
+    return st.builds(
+        Step,
+        operation=st.sampled_from(OPERATIONS),
+        back=recent,
+        other=recent,
+        window=st.integers(0, 3),
+        stride=st.sampled_from((1, 1, 2)),
+        padding=st.integers(0, 2),
+        dilation=st.sampled_from((1, 1, 1, 2)),
+        channels=st.sampled_from((4, 4, 2, 6)),
+        groups=st.sampled_from((1, 1, 2)),
+        norm=st.booleans(),
+        bias=st.booleans(),
+        act=st.sampled_from((0, 1, 1, 2, 3)),
+    )
+
+
+class RandomNetwork(nn.Module):
+    """The network of a list of steps and a head."""
+
+    def __init__(self, plan: tuple[Step, ...], head: Head, channels: int, size: tuple[int, int], classes: int) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, Callable[..., Tensor], tuple[int, ...]]] = []
+        self.tensors = [torch.zeros(2, channels, *size)]
+        with torch.no_grad():
+            self._conv(Step("conv", padding=1, window=2), groups=1)
+            for step in plan:
+                self._add_step(step)
+            self._add_head(head, classes)
+        self.tensors = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = [x]
+        for _, function, sources in self.calls:
+            tensors.append(function(*(tensors[source] for source in sources)))
+        return tensors[-1]
+
+    def _call(self, name: str, function: Callable[..., Tensor], *sources: int) -> None:
+        """Append a call of a module (kept under a name of its own) or function; -1 is the newest tensor."""
+        name = f"{name}{len(self.calls)}"
+        if isinstance(function, nn.Module):
+            self.add_module(name, function.eval())
+        positions = tuple(source % len(self.tensors) for source in sources)
+        self.calls.append((name, function, positions))
+        self.tensors.append(function(*(self.tensors[position] for position in positions)))
+
+    def layers(self) -> list[str]:
+        """Return the names of the convolutions and linear layers that the result depends on, in order."""
+        needed = {len(self.calls)}
+        names = []
+        for position in range(len(self.calls), 0, -1):
+            name, function, sources = self.calls[position - 1]
+            if position in needed:
+                needed.update(sources)
+                if isinstance(function, nn.Conv2d | nn.Linear):
+                    names.append(name)
+        return names[::-1]
+
+    def _newest(self) -> int:
+        return len(self.tensors) - 1
+
+    def _source(self, back: int) -> int:
+        """The image (tensor 0) is read by the first convolution, and by others only through it."""
+        return max(1, self._newest() - back)
+
+    def _size(self, source: int) -> int:
+        return min(self.tensors[source].shape[2:])
+
+    def _add_step(self, step: Step) -> None:
+        source = self._source(step.back)
+        size = self._size(source)
+        channels = self.tensors[source].shape[1]
+        if step.operation == "conv":
+            self._conv(step, step.groups if channels % step.groups == 0 else 1, source)
+        elif step.operation == "depthwise":
+            self._conv(step, channels, source)
+        elif step.operation == "norm":
+            self._call("norm", nn.BatchNorm2d(channels), source)
+            self._act(step.act)
+        elif step.operation == "act":
+            self._act(step.act or 1, source)
+        elif step.operation in ("maxpool", "avgpool"):
+            self._pool(step, min(1 + step.window, size), source)
+        elif step.operation == "upsample" and 2 * max(self.tensors[source].shape[2:]) <= LARGEST_SIZE:
+            self._call("up", nn.Upsample(scale_factor=2), source)
+        elif step.operation == "add":
+            self._add(source, self._source(step.other), step)
+        elif step.operation == "concat":
+            self._concat(source, self._source(step.other), twice=step.bias)
+        elif step.operation == "dropout":
+            self._call("dropout", nn.Dropout(0.3), source)
+
+    def _conv(self, step: Step, groups: int, source: int = 0) -> None:
+        channels, size = self.tensors[source].shape[1], self._size(source)
+        out = channels if groups == channels else step.channels * groups
+        kernel = 1 + step.window
+        dilation = step.dilation if kernel > 1 else 1
+        padding = min(step.padding, kernel)
+        if dilation * (kernel - 1) + 1 > size + 2 * padding:
+            kernel = 1
+        self._call("conv", nn.Conv2d(channels, out, kernel, step.stride, padding, dilation, groups, step.bias), source)
+        if step.norm:
+            self._call("norm", nn.BatchNorm2d(out), self._newest())
+        self._act(step.act)
+
+    def _pool(self, step: Step, window: int, source: int) -> None:
+        padding = min(step.padding, window // 2)
+        if step.operation == "maxpool":
+            self._call("pool", nn.MaxPool2d(window, step.stride, padding, ceil_mode=step.bias), source)
+        else:
+            self._call("pool", nn.AvgPool2d(window, step.stride, padding), source)
+
+    def _act(self, act: int, source: int | None = None) -> None:
+        if act:
+            module = (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(0.0, 0.8))[act - 1]
+            self._call("act", module, self._newest() if source is None else source)
+
+    def _add(self, first: int, second: int, step: Step) -> None:
+        """Add two tensors, the second through a convolution where the shapes differ in channels only."""
+        a, b = self.tensors[first].shape, self.tensors[second].shape
+        if a[2:] != b[2:]:
+            second = first
+        elif a != b:
+            self._call("project", nn.Conv2d(b[1], a[1], 1, bias=step.bias), second)
+            second = self._newest()
+        self._call("add", torch.add, first, second)
+        self._act(step.act)
+
+    def _concat(self, first: int, second: int, *, twice: bool) -> None:
+        if self.tensors[first].shape[2:] != self.tensors[second].shape[2:]:
+            second = first
+        sources = (first, second, first) if twice else (first, second)
+        if sum(self.tensors[source].shape[1] for source in sources) <= LARGEST_CHANNELS:
+            self._call("concat", _join, *sources)
+
+    def _add_head(self, head: Head, classes: int) -> None:
+        source = self._newest()
+        channels, height, width = self.tensors[source].shape[1:]
+        if head == "tiles" and height % 2 == 0 and width % 2 == 0:
+            self._call("pool", nn.AdaptiveAvgPool2d((2, 2)), source)
+        elif head in ("mean logits", "signed mean logits", "map logits"):
+            self._call("conv", nn.Conv2d(channels, classes, 1), source)
+            if head != "signed mean logits":
+                self._act(1)
+            self._call("pool", nn.MaxPool2d((height, width)) if head == "map logits" else nn.AdaptiveAvgPool2d(1), -1)
+            self._call("flatten", nn.Flatten(), -1)
+            return
+        elif head != "flat":
+            self._call("pool", nn.AdaptiveAvgPool2d(1), source)
+        self._call("flatten", nn.Flatten(), -1)
+        rows = self._newest()
+        features = self.tensors[rows].shape[1]
+        if head in ("flat", "norm of rows"):
+            self._call("hidden", nn.Linear(features, 6), rows)
+            if head == "norm of rows":
+                self._call("norm", nn.BatchNorm1d(6), -1)
+            self._act(1)
+            features = 6
+        self._call("fc", nn.Linear(features, classes), -1)
+        if head == "sum of two":
+            self._call("fc", nn.Linear(features, classes), rows)
+            self._call("add", torch.add, self._newest() - 1, self._newest())
+
+
+def _join(*tensors: Tensor) -> Tensor:
+    return torch.cat(tensors, 1)
