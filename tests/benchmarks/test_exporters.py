@@ -101,7 +101,7 @@ def test_the_float_network_comes_first_and_alexnet_has_both_last_layers(
 ) -> None:
     names = {name: list(exporters.writers(name, network, batches, tmp_path)) for name in ("resnet18", "alexnet")}
     assert names["resnet18"][0] == names["alexnet"][0] == "float"
-    assert set(names["alexnet"]) - set(names["resnet18"]) == {"w2a2_qlinear_7bit_end"}
+    assert set(names["alexnet"]) - set(names["resnet18"]) == {"w4a4_7bit_end", "w2a2_7bit_end"}
 
 
 def test_onnxruntime_quantizes_per_channel_to_uint8_and_int8(
