@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,21 +34,36 @@ def calibrate(model: fx.GraphModule, batches: Sequence[Tensor]) -> None:
         raise DataError("calibration needs at least one batch of images.")
     training = model.training
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
         norm.train()
     interpreter = _Calibrator(model)
     for batch in batches:
         interpreter.run_batch(batch)
+    estimate_batchnorm(model, batches)
+    model.get_buffer("calibrated").fill_(True)
+    model.train(training)
+
+
+@torch.no_grad()
+def estimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Estimate the running statistics of every BatchNorm anew, as plain means over batches; all else stays.
+
+    Args:
+        model: float or prepared; its mode stays.
+        batches: inputs, float32 [N, C, H, W] each.
+    """
+    training = model.training
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
+        norm.train()
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
     for batch in batches:
-        fx.Interpreter(model).run(batch)
+        model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    model.get_buffer("calibrated").fill_(True)
     model.train(training)
 
 

@@ -31,3 +31,7 @@ class CertificateError(QilDeployError):
 
 class OutputError(QilDeployError):
     """An output that cannot be written."""
+
+
+class TrainingError(QilDeployError):
+    """Training that cannot go on: a loss that is infinite or no number, a run state that does not fit."""

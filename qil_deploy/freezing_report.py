@@ -51,9 +51,10 @@ def predictions(model: nn.Module, images: NDArray[np.uint8], preprocessing: Prep
         preprocessing: from images to the model's input.
     """
     model.eval()
+    device = next(model.parameters()).device
+    batches = (images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE))
     classes = [
-        model(torch.from_numpy(preprocessing.normalize(images[start : start + _BATCH_SIZE]))).argmax(1).numpy()
-        for start in range(0, len(images), _BATCH_SIZE)
+        model(torch.from_numpy(preprocessing.normalize(batch)).to(device)).argmax(1).cpu().numpy() for batch in batches
     ]
     return np.concatenate(classes) if classes else np.zeros(0, np.int64)
 

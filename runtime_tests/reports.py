@@ -75,7 +75,7 @@ def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
         raise DataError(f"{path} is damaged: {error}.") from error
 
 
-def _restore(kind: type[object], value: object, where: str) -> object:
+def _restore(kind: type[object] | types.UnionType, value: object, where: str) -> object:
     """Build `kind` (a dataclass, tuple[X, ...], X | None or a plain type) from decoded JSON, checking every type."""
     if isinstance(kind, types.UnionType):
         (option,) = set(typing.get_args(kind)) - {types.NoneType}

@@ -1,19 +1,61 @@
-"""Batches for training and evaluation from an image set held in memory.
+"""Batches for training from an image set held in memory.
 
 Images stay uint8 until the batch is made; augmentation (flip, shifted crop) moves pixels and never blends
 them, so that an augmented image is still a uint8 image and its codes are exact.
+
+Everything random is a function of seed, epoch and batch: any batch of any epoch can be made again, so that a run goes
+on where it was interrupted, and several processes, each taking its rows of every batch, see together what one would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError
 from qil_deploy.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which rows of every batch a process takes: `rank`, `rank + of`, `rank + 2 * of`, ..."""
+
+    rank: int = 0
+    of: int = 1
+
+    def take(self, values: Tensor) -> Tensor:
+        """Return this process's rows."""
+        return values[self.rank :: self.of]
+
+
+class Batches(Protocol):
+    """What training takes its batches from.
+
+    Attributes:
+        batch_size: images per batch, over all processes.
+        preprocessing: map from pixels to input.
+    """
+
+    batch_size: int
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (input float32 [n, C, H, W], labels int64 [n]) of this process, from batch `start` of an epoch on."""
+
+
+def seeded(*keys: int) -> torch.Generator:
+    """Return a generator whose numbers depend on these keys alone."""
+    (state,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def to_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -39,16 +81,20 @@ def random_shift(images: Tensor, padding: int, generator: torch.Generator) -> Te
     return padded[torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None], rows, columns]
 
 
-class TrainingBatches:
-    """Shuffled, augmented batches of a training set; the last, smaller batch of an epoch is dropped.
+class ArrayBatches:
+    """Shuffled, augmented batches of a training set in memory; the last, smaller batch of an epoch is dropped.
 
     Args:
         data: the training set.
         preprocessing: map from pixels to input.
-        batch_size: images per batch, at most the size of the set.
+        batch_size: images per batch over all processes, at most the size of the set.
         flip: mirror at random.
         shift: shift by up to so many pixels at random.
-        generator: source of all randomness.
+        seed: of order and augmentation.
+        share: of this process.
+
+    Raises:
+        ConfigError: a batch larger than the set, or one that the processes cannot share evenly.
     """
 
     def __init__(
@@ -59,30 +105,37 @@ class TrainingBatches:
         batch_size: int,
         flip: bool,
         shift: int,
-        generator: torch.Generator,
+        seed: int,
+        share: Share = Share(),
     ) -> None:
         if batch_size > len(data):
             raise ConfigError(f"batch_size is {batch_size}, but the training set has only {len(data)} images.")
+        if batch_size % share.of:
+            raise ConfigError(f"batch_size is {batch_size}, which {share.of} processes cannot share evenly.")
         self.images = torch.tensor(data.images)
         self.labels = torch.tensor(data.labels)
         self.preprocessing = preprocessing
         self.batch_size = batch_size
         self.flip = flip
         self.shift = shift
-        self.generator = generator
+        self.seed = seed
+        self.share = share
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self.images) // self.batch_size
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (input float32 [N, C, H, W], labels int64 [N]) once through the set, in a new order."""
-        order = torch.randperm(len(self.images), generator=self.generator)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            images = self.images[chosen]
-            if self.flip:
-                images = random_flip(images, self.generator)
-            if self.shift:
-                images = random_shift(images, self.shift, self.generator)
-            yield to_input(images, self.preprocessing), self.labels[chosen]
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (input float32 [n, C, H, W], labels int64 [n]) of this process, from batch `start` of an epoch on."""
+        order = torch.randperm(len(self.images), generator=seeded(self.seed, epoch))
+        for index in range(start, len(self)):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            images = self._augment(self.images[chosen], seeded(self.seed, epoch, index))
+            yield to_input(self.share.take(images), self.preprocessing), self.share.take(self.labels[chosen])
+
+    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.flip:
+            images = random_flip(images, generator)
+        if self.shift:
+            images = random_shift(images, self.shift, generator)
+        return images

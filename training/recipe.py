@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,10 +27,19 @@ class _Section(BaseModel):
 
 
 class ModelSection(_Section):
-    """The network: its name in `training.models.MODELS` and, where the network has one, its width (None: its own)."""
+    """The network.
+
+    Attributes:
+        name: in `training.models.MODELS`, or `module:function` of yours.
+        width: channels of the first group, where the network has a width (None: its own).
+        weights: where it starts from: None (random), `torchvision`, or a file (`initial_weights`).
+        reset_head: start the last layer anew where `weights` has another number of classes.
+    """
 
     name: str
     width: Annotated[int, Field(ge=1)] | None = None
+    weights: str | None = None
+    reset_head: bool = False
 
 
 class AugmentationSection(_Section):
@@ -45,7 +54,14 @@ class OptimizerSection(_Section):
 
     Weights: SGD with Nesterov momentum 0.9, weight decay on convolution and linear weights only. Interval
     parameters: Adam without weight decay. Both rates rise linearly over the first `warmup` share of the steps
-    and fall by a cosine to zero.
+    and then follow the schedule.
+
+    Attributes:
+        batch_size: over all processes.
+        schedule: `cosine` to zero, or `step`: times `decay` at each of `milestones`, shares of the phase.
+        label_smoothing: of the cross-entropy.
+        average: decay per step of a moving average of the weights, which replaces them at the end; None without.
+        batchnorm_batches: batches from which BatchNorm's statistics are estimated anew at the end; 0 leaves them.
     """
 
     epochs: Epochs
@@ -54,13 +70,35 @@ class OptimizerSection(_Section):
     weight_decay: NotNegative = 5e-4
     interval_learning_rate: NotNegative = 2e-3
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    batchnorm_batches: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check_milestones(self) -> Self:
+        if bool(self.milestones) != (self.schedule == "step") or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(
+                f"milestones {list(self.milestones)} with schedule {self.schedule!r}: schedule 'step' needs rising "
+                "milestones between 0 and 1, 'cosine' none"
+            )
+        return self
 
 
 class StageSection(OptimizerSection):
-    """One quantized stage: its bits, its optimization, and the frozen epochs at its end."""
+    """One quantized stage: its bits, its optimization, and the frozen epochs at its end.
+
+    Attributes:
+        overrides: bits by layer-name pattern, after those of the recipe.
+        from_float: start from the float network and its data instead of the stage before.
+    """
 
     weight_bits: int
     activation_bits: int
+    overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
+    from_float: bool = False
     learning_rate: Positive = 0.02
     weight_decay: NotNegative = 1e-4
     frozen_epochs: Epochs = 0
@@ -73,13 +111,23 @@ class StageSection(OptimizerSection):
 
 
 class Recipe(_Section):
-    """A whole run. See the files under `training/recipes/`."""
+    """A whole run. See the files under `training/recipes/`.
+
+    Attributes:
+        image_size: height and width to which images are brought; None keeps those of the data set.
+        seed: of weights, order, augmentation and dropout.
+        train_gamma: learn the exponent of each weight transformer.
+        allow_float: keep operations without an integer form in float.
+        overrides: bits by layer-name pattern.
+    """
 
     name: str
     data: str
-    seed: int = 0
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
     placement: Placement = "integer"
     train_gamma: bool = False
+    allow_float: bool = False
     overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
     model: ModelSection
     augmentation: AugmentationSection = AugmentationSection()
@@ -107,7 +155,8 @@ class Recipe(_Section):
             activation_bits=stage.activation_bits,
             placement=self.placement,
             train_gamma=self.train_gamma,
-            overrides=self.overrides,
+            allow_float=self.allow_float,
+            overrides=self.overrides | stage.overrides,
         )
 
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Precision(StrEnum):
+    """Types that convolutions and linear layers compute in while training."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 def train_command(
@@ -14,31 +23,43 @@ def train_command(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished phase.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run last was kept.")] = False,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile; needs a C++ compiler.")
     ] = False,
+    allow_float: Annotated[
+        bool,
+        typer.Option("--allow-float", help="Keep what has no integer form in float: short for --set allow_float=true."),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch. [default: all cores]")] = None,
+    mixed_precision: Annotated[
+        Precision, typer.Option(help="Of convolutions and linear layers; quantizers stay float32.")
+    ] = Precision.no,
+    save_minutes: Annotated[float, typer.Option(min=0, help="How often the middle of a phase is kept.")] = 10.0,
 ) -> None:
-    """Train a float network, learn its intervals stage by stage, and freeze it."""
+    """Train a float network, learn its intervals stage by stage, and freeze it.
+
+    Several processes train together: `accelerate launch -m qil_deploy train ...` or `torchrun -m qil_deploy train ...`.
+    """
     import torch
+    from accelerate import PartialState
     from rich.console import Console
-    from rich.progress import Progress
 
     from qil_deploy.quantizers import compile_quantizers
     from qil_deploy.training.recipe import load_recipe
-    from qil_deploy.training.train import train
+    from qil_deploy.training.train import Settings, train
 
     from .tables import run_table
 
-    loaded = load_recipe(recipe, tuple(changes or ()))
+    loaded = load_recipe(recipe, (*(changes or ()), *(["allow_float=true"] if allow_float else [])))
     folder = out or Path("runs") / loaded.name
     if threads is not None:
         torch.set_num_threads(threads)
     if compile_:
         compile_quantizers()
-    console = Console(markup=False)
-    with Progress(console=console) as progress:
-        result = train(loaded, folder, resume=resume, progress=progress)
-    console.print(run_table(result))
-    console.print(f"Checkpoints and metrics are in {folder}.")
+    settings = Settings(mixed_precision=mixed_precision.value, save_minutes=save_minutes)
+    result = train(loaded, folder, resume=resume, settings=settings)
+    if PartialState().is_main_process:
+        console = Console(markup=False)
+        console.print(run_table(result))
+        console.print(f"Checkpoints and metrics are in {folder}.")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.training.data import TrainingBatches, random_flip, random_shift, to_input
+from qil_deploy.training.data import ArrayBatches, Share, random_flip, random_shift, to_input
 
 PREPROCESSING = Preprocessing(channels=3, height=5, width=7, scale=0.0123, zero_point=77)
 
@@ -22,10 +22,15 @@ def data(rng: np.random.Generator) -> ImageSet:
 
 
 def batches(
-    data: ImageSet, *, batch_size: int = 4, flip: bool = False, shift: int = 0, seed: int = 1
-) -> TrainingBatches:
-    generator = torch.Generator().manual_seed(seed)
-    return TrainingBatches(data, PREPROCESSING, batch_size=batch_size, flip=flip, shift=shift, generator=generator)
+    data: ImageSet,
+    *,
+    batch_size: int = 4,
+    flip: bool = False,
+    shift: int = 0,
+    seed: int = 1,
+    share: Share = Share(),  # noqa: B008 - frozen
+) -> ArrayBatches:
+    return ArrayBatches(data, PREPROCESSING, batch_size=batch_size, flip=flip, shift=shift, seed=seed, share=share)
 
 
 def pixels(x: torch.Tensor) -> NDArray[np.uint8]:
@@ -41,7 +46,7 @@ def test_input_is_what_preprocessing_says(data: ImageSet) -> None:
 def test_an_epoch_takes_every_image_once_but_the_last_few(data: ImageSet) -> None:
     source = batches(data)
     assert len(source) == 5
-    epoch = list(source.epoch())
+    epoch = list(source.epoch(0))
     assert [len(labels) for _, labels in epoch] == [4] * 5
     labels = torch.cat([labels for _, labels in epoch]).tolist()
     assert len(set(labels)) == 20
@@ -50,15 +55,42 @@ def test_an_epoch_takes_every_image_once_but_the_last_few(data: ImageSet) -> Non
 
 
 def test_order_changes_between_epochs_and_repeats_with_the_seed(data: ImageSet) -> None:
-    def order(source: TrainingBatches) -> list[int]:
-        return [int(label) for _, labels in source.epoch() for label in labels]
+    def order(source: ArrayBatches, epoch: int) -> list[int]:
+        return [int(label) for _, labels in source.epoch(epoch) for label in labels]
 
     source = batches(data)
-    first, second = order(source), order(source)
+    first, second = order(source, 0), order(source, 1)
     assert first != second
-    again = batches(data)
-    assert [order(again), order(again)] == [first, second]
-    assert order(batches(data, seed=2)) != first
+    # Whatever was drawn before.
+    assert [order(source, 1), order(batches(data), 1), order(source, 0)] == [second, second, first]
+    assert order(batches(data, seed=2), 0) != first
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_an_epoch_goes_on_in_its_middle(data: ImageSet, start: int) -> None:
+    source = batches(data, flip=True, shift=2)
+    whole, rest = list(source.epoch(3)), list(source.epoch(3, start))
+    assert len(rest) == 5 - start
+    for (x, labels), (expected_x, expected_labels) in zip(rest, whole[start:], strict=True):
+        torch.testing.assert_close(x, expected_x, atol=0, rtol=0)
+        assert labels.tolist() == expected_labels.tolist()
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_processes_see_together_what_one_sees(data: ImageSet, processes: int) -> None:
+    def epoch(share: Share) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(batches(data, batch_size=6, flip=True, shift=1, share=share).epoch(1))
+
+    alone, shares = epoch(Share()), [epoch(Share(rank=rank, of=processes)) for rank in range(processes)]
+    for index, (x, labels) in enumerate(alone):
+        for rank, share in enumerate(shares):
+            torch.testing.assert_close(share[index][0], x[rank::processes], atol=0, rtol=0)
+            assert share[index][1].tolist() == labels[rank::processes].tolist()
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(data: ImageSet) -> None:
+    with pytest.raises(ConfigError, match="batch_size is 4, which 3 processes cannot share evenly"):
+        batches(data, share=Share(rank=0, of=3))
 
 
 def test_a_batch_larger_than_the_set_is_refused(data: ImageSet) -> None:
@@ -87,7 +119,7 @@ def test_shift_moves_whole_images_by_whole_pixels(padding: int) -> None:
 
 
 def test_augmentation_keeps_images_on_the_uint8_grid(data: ImageSet) -> None:
-    for x, labels in batches(data, flip=True, shift=2).epoch():
+    for x, labels in batches(data, flip=True, shift=2).epoch(0):
         codes = x / PREPROCESSING.scale + PREPROCESSING.zero_point
         assert torch.allclose(codes, codes.round(), atol=1e-3)
         assert len(labels) == len(x)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -15,19 +16,30 @@ from torch import Tensor, nn
 from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import ImageSet
-from qil_deploy.errors import ConfigError
+from qil_deploy.errors import TrainingError
 from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
-from qil_deploy.training.data import TrainingBatches
-from qil_deploy.training.loop import EpochMetrics, accuracy, make_optimizers, rate_factor, train_epochs
+from qil_deploy.training.data import ArrayBatches
+from qil_deploy.training.loop import (
+    EpochMetrics,
+    Phase,
+    Reports,
+    StepMetrics,
+    make_optimizers,
+    rate_factor,
+    train_phase,
+)
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.run_state import Learner, Position
+
+from .conftest import accuracy
 
 PREPROCESSING = Preprocessing(channels=1, height=8, width=8, scale=0.01, zero_point=128)
 
 
-def section(**values: float) -> OptimizerSection:
+def section(**values: object) -> OptimizerSection:
     return OptimizerSection.model_validate({"epochs": 2, "batch_size": 16} | values)
 
 
@@ -39,9 +51,8 @@ def data(rng: np.random.Generator) -> ImageSet:
     return ImageSet(images=images.astype(np.uint8), labels=labels, class_names=("dark", "bright"))
 
 
-def batches(data: ImageSet) -> TrainingBatches:
-    generator = torch.Generator().manual_seed(0)
-    return TrainingBatches(data, PREPROCESSING, batch_size=16, flip=False, shift=0, generator=generator)
+def batches(data: ImageSet) -> ArrayBatches:
+    return ArrayBatches(data, PREPROCESSING, batch_size=16, flip=False, shift=0, seed=0)
 
 
 def network() -> nn.Module:
@@ -49,23 +60,39 @@ def network() -> nn.Module:
     return build_model("resnet8", {"in_channels": 1, "num_classes": 2, "width": 4})
 
 
-def run(model: nn.Module, data: ImageSet, options: OptimizerSection) -> list[EpochMetrics]:
+def run(model: nn.Module, data: ImageSet, options: OptimizerSection, *, norms_stay: bool = False) -> list[EpochMetrics]:
     epochs: list[EpochMetrics] = []
+    steps: list[StepMetrics] = []
+    reports = Reports(
+        evaluate=lambda model: accuracy(model, data, PREPROCESSING),
+        on_step=steps.append,
+        on_epoch=lambda metrics, _position: epochs.append(metrics),
+        save=lambda _position: None,
+    )
+    phase = Phase(name="test", batches=batches(data), section=options, seed=0, norms_stay=norms_stay)
+    learner = Learner(model=model, optimizers=make_optimizers(model, options))
     progress = Progress(console=Console(file=io.StringIO()))
-    train_epochs(model, batches(data), data, options, title="test", progress=progress, on_epoch=epochs.append)
+    train_phase(phase, learner, reports, position=Position(), accelerator=Accelerator(), progress=progress)
+    assert [step.step for step in steps] == list(range(4 * options.epochs))
     return epochs
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.5, 0.99])
 def test_rates_rise_then_fall_and_stay_positive(steps: int, warmup: float) -> None:
-    factors = [rate_factor(step, steps, warmup) for step in range(steps)]
+    factors = [rate_factor(step, steps, section(warmup=warmup)) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
     assert max(factors) == pytest.approx(1.0)
     peak = factors.index(max(factors))
     assert factors[: peak + 1] == sorted(factors[: peak + 1])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
     assert steps < 1000 or factors[-1] < 0.03
+
+
+def test_rates_fall_at_milestones() -> None:
+    options = section(schedule="step", milestones=(0.5, 0.75), decay=0.1, warmup=0.2)
+    factors = [rate_factor(step, 20, options) for step in range(20)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0] + [1.0] * 6 + [0.1] * 5 + [0.01] * 5)
 
 
 def test_weights_decay_and_intervals_do_not() -> None:
@@ -102,7 +129,7 @@ def test_training_learns_and_reports_each_epoch(data: ImageSet) -> None:
 
 def test_training_a_quantized_network_moves_its_intervals(data: ImageSet) -> None:
     model = prepare(network(), QuantConfig(weight_bits=2), torch.zeros(1, 1, 8, 8), input_grid=PREPROCESSING)
-    calibrate(model, [next(batches(data).epoch())[0]])
+    calibrate(model, [next(batches(data).epoch(0))[0]])
     before = [parameter.detach().clone() for parameter in interval_parameters(model)]
     run(model, data, section(epochs=2, learning_rate=0.02))
     moved = [not torch.equal(a, b) for a, b in zip(interval_parameters(model), before, strict=True)]
@@ -155,14 +182,14 @@ class Diverging(nn.Module):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_divergence_ends_training_with_a_sentence(data: ImageSet, value: float) -> None:
-    with pytest.raises(ConfigError, match=r"test: the loss is (nan|inf) at step 2 of epoch 0; lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"test: the loss is (nan|inf) at step 2 of epoch 0: .*Lower learning_rate"):
         run(Diverging(value), data, section())
 
 
-def test_accuracy_counts_every_image(data: ImageSet) -> None:
-    class Constant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tensor([[0.0, 1.0]]).repeat(len(x), 1)
-
-    assert accuracy(Constant(), data, PREPROCESSING) == 50.0
-    assert accuracy(Constant(), data.first(63), PREPROCESSING) == pytest.approx(100 * 31 / 63)
+def test_norms_stay_where_they_shall(data: ImageSet) -> None:
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "running" in name}
+    run(model, data, section(), norms_stay=True)
+    after = model.state_dict()
+    assert before
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
