@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from qil_deploy.weight_storage import stored_bits
+
 from .emitter import QIL_DOMAIN, Emitter, array_of, integer, rewrite
 
 Storage = Literal["packed", "int8"]
@@ -28,9 +30,7 @@ def store_weights(model: ir.Model, storage: Storage) -> ir.Model:
 
 def packed_dtype(bits: int) -> ir.DataType:
     """Return the smallest ONNX type for weight codes of so many bits."""
-    if bits <= 2:
-        return ir.DataType.INT2
-    return ir.DataType.INT4 if bits <= 4 else ir.DataType.INT8
+    return {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}[stored_bits(bits)]
 
 
 def _store(emitter: Emitter, node: ir.Node, inputs: list[ir.Value], storage: Storage) -> ir.Value:
