@@ -76,10 +76,12 @@ class ImageFolder:
 
     def image(self, index: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """Return one image as evaluation sees it: uint8, of `shape` (channels, height, width)."""
-        channels, height, width = shape
-        image = self.decode(index, channels)
-        fitted = image.resize((width, height)) if self.fit == "stretch" else _centre_crop(image, height, width)
-        return to_array(fitted)
+        return to_array(self.fit_to(self.decode(index, shape[0]), shape))
+
+    def fit_to(self, image: Image.Image, shape: tuple[int, int, int]) -> Image.Image:
+        """Bring a decoded image to the height and width of `shape`, as `fit` says."""
+        _, height, width = shape
+        return image.resize((width, height)) if self.fit == "stretch" else _centre_crop(image, height, width)
 
     def images(self, start: int, stop: int, shape: tuple[int, int, int]) -> ImageSet:
         """Return the images from `start` up to `stop`, decoded by as many threads as there are cores."""
