@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,13 @@ from .quantizers import ActivationQuantizer, RangeQuantizer
 
 
 @torch.no_grad()
-def calibrate(model: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+def calibrate(
+    model: fx.GraphModule,
+    batches: Sequence[Tensor],
+    *,
+    only: Collection[str] | None = None,
+    output_factors: Mapping[str, float] | None = None,
+) -> None:
     """Set activation intervals, 8-bit ranges, output scales and BatchNorm statistics of a prepared model.
 
     In graph order, each threshold is the one of least squared error (`best_threshold`), its geometric mean
@@ -26,6 +32,8 @@ def calibrate(model: fx.GraphModule, batches: Sequence[Tensor]) -> None:
     Args:
         model: from `prepare`.
         batches: inputs, float32 [N, C, H, W] each; a few hundred images are plenty.
+        only: names of the quantizers and layers to set (None: all); the others keep their intervals and scales.
+        output_factors: by layer, the output scale in units of the product of both clipping thresholds; 1 by default.
 
     Raises:
         DataError: no batches.
@@ -36,7 +44,7 @@ def calibrate(model: fx.GraphModule, batches: Sequence[Tensor]) -> None:
     model.eval()
     for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
         norm.train()
-    interpreter = _Calibrator(model)
+    interpreter = _Calibrator(model, only, output_factors or {})
     for batch in batches:
         interpreter.run_batch(batch)
     estimate_batchnorm(model, batches)
@@ -76,8 +84,13 @@ def calibrate_on_first_batch(model: nn.Module, arguments: tuple[Any, ...]) -> No
 class _Calibrator(fx.Interpreter):
     """Runs a prepared model and sets every quantizer from what reaches it, just before it is used."""
 
-    def __init__(self, model: fx.GraphModule) -> None:
+    def __init__(
+        self, model: fx.GraphModule, only: Collection[str] | None, output_factors: Mapping[str, float]
+    ) -> None:
         super().__init__(model)
+        self.graph_module = model
+        self.only = only
+        self.output_factors = output_factors
         self.logs: dict[str, list[float]] = {}
         self.seen: set[str] = set()
 
@@ -88,12 +101,13 @@ class _Calibrator(fx.Interpreter):
 
     def run_node(self, node: fx.Node) -> object:
         """Set the quantizer or output scale of a node, then run it."""
-        if node.op == "call_module":
-            module = module_of(self.module, node)  # type: ignore[arg-type] # Interpreter types it as nn.Module
+        name = str(node.target)
+        if node.op == "call_module" and (self.only is None or name in self.only):
+            module = module_of(self.graph_module, node)
             if isinstance(module, ActivationQuantizer | RangeQuantizer):
-                module.set_largest(self._threshold(str(node.target), module.initialize(self.env[input_of(node)])))
+                module.set_largest(self._threshold(name, module.initialize(self.env[input_of(node)])))
             elif isinstance(module, QuantConv2d | QuantLinear):
-                set_output_scale(module, self._input_unit(node))
+                set_output_scale(module, input_unit(self.graph_module, node) * self.output_factors.get(name, 1.0))
         return super().run_node(node)
 
     def _threshold(self, name: str, largest: float) -> float:
@@ -106,15 +120,25 @@ class _Calibrator(fx.Interpreter):
             logs.append(math.log(largest))
         return math.exp(sum(logs) / len(logs))
 
-    def _input_unit(self, node: fx.Node) -> float:
-        """What 1.0 more in the input of `node` stands for: the width of the interval, behind an interval quantizer."""
-        source = input_of(node)
-        while source.op == "call_module":
-            module = module_of(self.module, source)  # type: ignore[arg-type] # as above
-            if isinstance(module, ActivationQuantizer):
-                lower, upper = module.thresholds
-                return upper - lower
-            if not isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten | nn.Dropout | nn.Dropout2d | Concat):
-                break
-            source = source.all_input_nodes[0]
+
+def interval_before(model: fx.GraphModule, node: fx.Node) -> str | None:
+    """Return the name of the interval quantizer whose codes a layer of a prepared model reads; None: 8-bit or float."""
+    source = input_of(node)
+    while source.op == "call_module":
+        module = module_of(model, source)
+        if isinstance(module, ActivationQuantizer):
+            return str(source.target)
+        if not isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten | nn.Dropout | nn.Dropout2d | Concat):
+            break
+        source = source.all_input_nodes[0]
+    return None
+
+
+def input_unit(model: fx.GraphModule, node: fx.Node) -> float:
+    """What 1.0 more in the input of a layer stands for: the width of the interval, behind an interval quantizer."""
+    name = interval_before(model, node)
+    quantizer = None if name is None else model.get_submodule(name)
+    if not isinstance(quantizer, ActivationQuantizer):
         return 1.0
+    lower, upper = quantizer.thresholds
+    return upper - lower
