@@ -3,8 +3,9 @@
 Needs numpy and onnxruntime, neither torch nor onnx.
 """
 
+from qil_deploy.reports import read_report, write_report
+
 from .bench import BenchReport, Latency, benchmark
-from .reports import read_report, write_report
 from .verify import BackendResult, VerifyReport, verify
 
 __all__ = [

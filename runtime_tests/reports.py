@@ -1,28 +1,10 @@
-"""Reports as JSON: dataclasses out, the same dataclasses back in, damaged files refused."""
+"""What reports of this package share (`qil_deploy.reports` writes and reads them)."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
-
-from qil_deploy.errors import DataError
-from qil_deploy.files import write_text
-
-
-class Report(Protocol):
-    """A dataclass whose first field is `schema`, equal to the class's `SCHEMA`."""
-
-    SCHEMA: ClassVar[str]
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-ReportType = TypeVar("ReportType", bound=Report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,54 +27,3 @@ class ModelFile:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(path=str(path), bytes=path.stat().st_size, sha256=digest)
-
-
-def write_report(path: Path, report: Report) -> None:
-    """Write a report as JSON, whole or not at all.
-
-    Raises:
-        OutputError: `path` cannot be written.
-    """
-    write_text(path, json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False) + "\n")
-
-
-def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
-    """Read a report that `write_report` wrote.
-
-    Raises:
-        DataError: the file is missing, is no JSON, or does not have the fields and types of `report_class`.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a report: {error}.") from error
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != report_class.SCHEMA:
-        raise DataError(f"{path} has schema {schema!r}; {report_class.SCHEMA!r} was expected.")
-    try:
-        return typing.cast(ReportType, _restore(report_class, content, "report"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}.") from error
-
-
-def _restore(kind: type[object] | types.UnionType, value: object, where: str) -> object:
-    """Build `kind` (a dataclass, tuple[X, ...], X | None or a plain type) from decoded JSON, checking every type."""
-    if isinstance(kind, types.UnionType):
-        (option,) = set(typing.get_args(kind)) - {types.NoneType}
-        return None if value is None else _restore(option, value, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        names = [field.name for field in dataclasses.fields(kind)]
-        if not isinstance(value, dict) or set(value) != set(names):
-            raise ValueError(f"{where} must be an object with the entries {', '.join(names)}")
-        return kind(**{name: _restore(hints[name], value[name], f"{where}.{name}") for name in names})
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list")
-        item = typing.get_args(kind)[0]
-        return tuple(_restore(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{where} must be of type {kind.__name__}, and is {value!r}")
-    return value
