@@ -8,12 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from qil_deploy.checkpoint import Builder
 from qil_deploy.errors import ConfigError
 
 from .cifar_resnets import cifar_resnet
 from .torchvision_models import alexnet_bn, torchvision_model
+from .user_models import build_user_model, is_user_model
 
-_UNCHANGED = ("resnet18", "resnet34", "resnet50", "alexnet", "vgg11_bn", "mobilenet_v2", "squeezenet1_1", "densenet121")
+_UNCHANGED = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "alexnet",
+    "vgg11_bn",
+    "mobilenet_v2",
+    "mobilenet_v3_small",  # with allow_float
+    "squeezenet1_1",
+    "densenet121",
+)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": cifar_resnet(depth) for depth in (8, 14, 20, 32, 44, 56)},
@@ -37,16 +49,41 @@ def memory_format_for(model: nn.Module) -> torch.memory_format:
     return torch.channels_last
 
 
+def model_builder(trusted: str | None) -> Builder:
+    """Return `build_model`, made to build one network of the user's, too, and no other.
+
+    Args:
+        trusted: the `module:function` that the user typed, or None; names of `MODELS` need no trust.
+
+    Raises:
+        ConfigError: `trusted` is neither.
+    """
+    if trusted is not None and trusted not in MODELS and not is_user_model(trusted):
+        raise ConfigError(f"unknown model {trusted!r}; known are {', '.join(MODELS)}, and MODULE:FUNCTION of yours.")
+
+    def build(name: str, arguments: dict[str, Any]) -> nn.Module:
+        if name == trusted and is_user_model(name):
+            return build_user_model(name, arguments)
+        return build_model(name, arguments)
+
+    return build
+
+
 def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Build a network by its name in `MODELS`.
+    """Build a network by its name in `MODELS`, and refuse to run the code that any other name may mean.
 
     Args:
         name: one of `MODELS`.
         arguments: keyword arguments of the builder: `in_channels`, `num_classes`, and for CIFAR-style ResNets `width`.
 
     Raises:
-        ConfigError: unknown name, or arguments that the builder does not take.
+        ConfigError: unknown name, one of the user's, or arguments that the builder does not take.
     """
+    if is_user_model(name):
+        raise ConfigError(
+            f"the network is built by {name!r}, which is code outside this project; if you trust it, name it yourself: "
+            f"--model {name}."
+        )
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}; known are {', '.join(MODELS)}.")
     try:

@@ -72,6 +72,10 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     ] = None,
     freezing_report: Annotated[bool, typer.Option(help="Measure what freezing an unfrozen checkpoint costs.")] = True,
     limit: Annotated[int | None, typer.Option(metavar="N", help="... on the first N test images only.")] = None,
+    trusted_model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODULE:FUNCTION", help="Your function that builds the checkpoint's network."),
+    ] = None,
 ) -> None:
     """Fold, lower, certify and write a checkpoint as ONNX.
 
@@ -84,7 +88,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
     from qil_deploy.files import ensure_writable
     from qil_deploy.freezing import freeze, keeps_float
-    from qil_deploy.training.models import build_model
+    from qil_deploy.training.models import model_builder
 
     from .tables import certificate_table
 
@@ -96,7 +100,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     options = ExportOptions(
         format=format.value, weights=weights.value, input=input.value, opset=opset, batch=batch, **left_out
     )
-    info, model = load_model(checkpoint, build_model)
+    info, model = load_model(checkpoint, model_builder(trusted_model))
     console = Console(markup=False)
     if isinstance(model, fx.GraphModule):
         if golden is not None and keeps_float(model):

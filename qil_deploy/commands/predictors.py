@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def checkpoint_predictors(path: Path) -> dict[str, Predictor]:
+def checkpoint_predictors(path: Path, trusted_model: str | None = None) -> dict[str, Predictor]:
     """Return the predictors of a checkpoint by name.
 
     A frozen checkpoint gives `frozen PyTorch`. A quantized one gives `unfrozen PyTorch`, its fake quantization, and
     `frozen PyTorch`, the same frozen now: what an export of it writes; in `paper` placement, which cannot be frozen,
     `unfrozen PyTorch` alone.
+
+    Args:
+        path: the checkpoint.
+        trusted_model: the user's function that builds its network, `module:function`, where it has one.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or holds a float network.
@@ -26,9 +30,9 @@ def checkpoint_predictors(path: Path) -> dict[str, Predictor]:
     from qil_deploy.checkpoint import load_model
     from qil_deploy.errors import CheckpointError
     from qil_deploy.freezing import freeze, keeps_float
-    from qil_deploy.training.models import build_model
+    from qil_deploy.training.models import model_builder
 
-    info, model = load_model(path, build_model)
+    info, model = load_model(path, model_builder(trusted_model))
     if info.kind == "float" or not isinstance(model, fx.GraphModule):
         raise CheckpointError(f"checkpoint {path} holds a float network; name the quantized or frozen one.")
     if info.kind == "frozen":

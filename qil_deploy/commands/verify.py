@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qil_deploy.runtime_tests.exported_model import ExportedModel
 
 
-def verify_command(
+def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The exported model.")],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Its checkpoint: compares the PyTorch models too (needs torch).")
@@ -31,6 +31,10 @@ def verify_command(
         Path | None,
         typer.Option(metavar="FILE", help="Compare with golden vectors instead: every code of a few images."),
     ] = None,
+    trusted_model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODULE:FUNCTION", help="Your function that builds the checkpoint's network."),
+    ] = None,
 ) -> None:
     """Compare every logit of a test set with the integer reference, and report the accuracy.
 
@@ -46,6 +50,8 @@ def verify_command(
 
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1.")
+    if trusted_model is not None and checkpoint is None:
+        raise ConfigError("--model says who builds the network of --checkpoint; give both.")
     if golden is not None:
         if checkpoint is not None or data is not None or json is not None:
             raise ConfigError("--golden takes no data set, checkpoint or report; give it alone.")
@@ -60,7 +66,7 @@ def verify_command(
     if checkpoint is not None:
         from .predictors import checkpoint_predictors
 
-        others = checkpoint_predictors(checkpoint)
+        others = checkpoint_predictors(checkpoint, trusted_model)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verifying", total=len(images))
         report = verify(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
-from qil_deploy.checkpoint import load_model
+from qil_deploy.checkpoint import load_model, save_checkpoint
 from qil_deploy.commands.predictors import checkpoint_predictors, model_predictor
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import CheckpointError, DataError
 from qil_deploy.training.models import build_model
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Run
+    from tests.commands.conftest import Outcome, Run
 
 IMAGES = load_images("digits").first(40).images
 
@@ -54,3 +56,34 @@ def test_images_of_another_shape_are_refused(run: Run) -> None:
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(TypeError, match="a torch module and its preprocessing"):
         model_predictor("model", None)
+
+
+NETWORKS = """
+from qil_deploy.training.models import build_model
+
+def mine(**arguments):
+    return build_model("resnet8", arguments)
+"""
+
+
+def test_networks_of_the_user_are_run_only_where_the_user_names_them(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., Outcome],
+    refused: Callable[..., str],
+) -> None:
+    (tmp_path / "my_networks.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    info, model = load_model(run.frozen, build_model)
+    checkpoint, exported = tmp_path / "mine.safetensors", tmp_path / "mine.onnx"
+    save_checkpoint(checkpoint, info.model_copy(update={"model_name": "my_networks:mine"}), model)
+    trusting = ("--model", "my_networks:mine")
+
+    assert refused("export", checkpoint, "-o", exported).endswith("name it yourself: --model my_networks:mine.")
+    assert not exported.exists()
+    assert call("export", checkpoint, "-o", exported, *trusting).code == 0
+    verifying = ("verify", exported, "--checkpoint", checkpoint, "--limit", 20)
+    assert "code outside this project" in refused(*verifying)
+    assert call(*verifying, *trusting).code == 0
+    assert refused("verify", exported, *trusting) == ("--model says who builds the network of --checkpoint; give both.")

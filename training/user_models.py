@@ -1,0 +1,52 @@
+"""Networks of the user's own: `module:function`, a function that is called with `in_channels` and `num_classes`.
+
+To build one is to run its code. A name may therefore come from whoever types it, on the command line or in a recipe,
+but never from a checkpoint alone, which may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from qil_deploy.errors import ConfigError
+
+
+def is_user_model(name: str) -> bool:
+    """Whether a name has the form `module:function`."""
+    return ":" in name
+
+
+def build_user_model(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """Import a module, call its function, and return the network. Runs the code that `name` names.
+
+    Args:
+        name: `module:function`; the module is found as Python finds it, `python -m qil_deploy` looks in the current
+            folder, too.
+        arguments: keyword arguments of the function.
+
+    Raises:
+        ConfigError: no such module or function, arguments that it does not take, or no network returned.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name.isidentifier():
+        raise ConfigError(f"model {name!r} must be MODULE:FUNCTION, for example my_networks:small_cnn.")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"model {name!r} cannot be imported ({error}); install its module, or start python -m qil_deploy in the "
+            "folder where it lies."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"model {name!r}: {module_name} has no function {function_name!r}.")
+    try:
+        model = function(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"model {name!r} cannot be built with {arguments}: {error}.") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model {name!r} returned {type(model).__name__!r}; it must return a torch.nn.Module.")
+    return model
