@@ -9,9 +9,10 @@ both sums pass gradients through the exchange. (torch.nn.SyncBatchNorm does the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -38,9 +39,25 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return y * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else y
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over all processes; each gets the gradient of what all of them make of it."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - as torch hands it over
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401 - as above
+        total = grads[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
 def _sum(x: Tensor) -> Tensor:
     """Sum of [N, C, H, W] over all but the channels, over all processes."""
-    total: Tensor = all_reduce(x.sum((0, 2, 3)))
+    total: Tensor = _SumOverProcesses.apply(x.sum((0, 2, 3)))
     return total
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, fx, nn
@@ -314,11 +314,7 @@ def train(
         UnsupportedModelError: the network cannot be quantized.
         OutputError: the folder cannot be written.
     """
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        # BatchNorm's statistics are the only buffers that training changes, and `sync_batchnorm` keeps them equal.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     if progress is None:
         with Progress(disable=not accelerator.is_main_process) as own:
             return train(recipe, folder, resume=resume, settings=settings, progress=own)

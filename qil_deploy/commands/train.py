@@ -17,7 +17,7 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
-def train_command(
+def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")],
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe.")

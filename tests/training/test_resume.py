@@ -63,7 +63,7 @@ def require_same(folder: Path, expected: Path) -> None:
     assert not (folder / run_state.STATE_NAME).exists()
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Ends training as a kill would: nothing after it runs."""
 
 
@@ -78,13 +78,13 @@ def test_a_run_goes_on_from_any_step(
         nonlocal seen
         seen += position.batch > 0
         if seen == step:
-            raise Killed
+            raise KilledError
         true_save(self, position)
 
     true_save = PhaseRecord.save
     with monkeypatch.context() as patch:
         patch.setattr(PhaseRecord, "save", killing)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(recipe(), tmp_path / "run", settings=ALWAYS)
     train(recipe(), tmp_path / "run", resume=True)
     require_same(tmp_path / "run", uninterrupted)

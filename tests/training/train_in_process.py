@@ -1,0 +1,87 @@
+"""Train a small network for a few steps, as one of any number of processes; the first writes what came out.
+
+    torchrun --nproc-per-node N train_in_process.py KIND OUT.safetensors
+
+In float64: what is left of a difference between one process and many is the order of sums, far from every rounding.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qil_deploy.calibration import calibrate
+from qil_deploy.config import QuantConfig
+from qil_deploy.datasets import load_images, preprocessing_for
+from qil_deploy.freezing import freeze
+from qil_deploy.preparation import prepare
+from qil_deploy.training.data import ArrayBatches, Share
+from qil_deploy.training.loop import Phase, Reports, StepMetrics, make_optimizers, train_phase
+from qil_deploy.training.models import build_model
+from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.run_state import Learner, Position
+
+SECTION = OptimizerSection(epochs=2, batch_size=288, learning_rate=0.05)
+
+
+class DoubleBatches(ArrayBatches):
+    """The same batches in float64."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (input float64, labels)."""
+        for x, labels in super().epoch(epoch, start):
+            yield x.double(), labels
+
+
+def network(kind: str, calibration: Tensor) -> nn.Module:
+    """Return the network to train: `float`, `quantized` or `frozen`."""
+    torch.manual_seed(0)
+    model = build_model("resnet8", {"in_channels": 1, "num_classes": 10, "width": 4}).double()
+    if kind == "float":
+        return model
+    config = QuantConfig(weight_bits=3, activation_bits=3, train_gamma=True)
+    grid = preprocessing_for("digits", load_images("digits", "train"))
+    prepared = prepare(model, config, calibration, input_grid=grid)
+    calibrate(prepared, [calibration])
+    return freeze(prepared) if kind == "frozen" else prepared.double()
+
+
+def main(kind: str, path: Path) -> None:
+    """Train, and write weights, buffers and the loss of every step."""
+    accelerator = Accelerator(cpu=True)
+    data = load_images("digits", "train")
+
+    def batches(share: Share) -> DoubleBatches:
+        return DoubleBatches(
+            data, preprocessing_for("digits", data), batch_size=288, flip=True, shift=1, seed=0, share=share
+        )
+
+    model = network(kind, next(batches(Share()).epoch(0))[0])
+    steps: list[StepMetrics] = []
+    learner = Learner(model=model, optimizers=make_optimizers(model, SECTION))
+    share = Share(rank=accelerator.process_index, of=accelerator.num_processes)
+    train_phase(
+        Phase(name=kind, batches=batches(share), section=SECTION, seed=0),
+        learner,
+        Reports(evaluate=lambda _: 0.0, on_step=steps.append, on_epoch=lambda *_: None, save=lambda _: None),
+        position=Position(),
+        accelerator=accelerator,
+        progress=Progress(console=Console(file=io.StringIO())),
+    )
+    if accelerator.is_main_process:
+        tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+        losses = torch.tensor([step.loss for step in steps], dtype=torch.float64)
+        save_file(tensors | {"losses": losses}, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
