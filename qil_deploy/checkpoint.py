@@ -25,7 +25,7 @@ from .preparation import prepare
 from .preprocessing import Preprocessing
 
 SCHEMA: Final = 1
-_METADATA_KEY = "qil_deploy"
+METADATA_KEY: Final = "qil_deploy"
 
 Builder = Callable[[str, dict[str, Any]], nn.Module]
 
@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
     """
     # The layers that write and read a grid share it in a frozen model; safetensors wants no sharing.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    write_bytes(path, save(tensors, metadata={_METADATA_KEY: info.model_dump_json()}))
+    write_bytes(path, save(tensors, metadata={METADATA_KEY: info.model_dump_json()}))
 
 
 def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
@@ -84,9 +84,9 @@ def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         raise CheckpointError(
             f"checkpoint {path} is damaged or truncated ({error}); restore it from a copy or train again."
         ) from error
-    if _METADATA_KEY not in metadata:
+    if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint that qil_deploy wrote.")
-    return _parse_info(path, metadata[_METADATA_KEY]), tensors
+    return _parse_info(path, metadata[METADATA_KEY]), tensors
 
 
 def _parse_info(path: Path, text: str) -> CheckpointInfo:

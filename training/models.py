@@ -27,6 +27,8 @@ _UNCHANGED = (
     "densenet121",
 )
 
+FROM_TORCHVISION = (*_UNCHANGED, "googlenet")  # for which torchvision has trained weights, of the same names
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": cifar_resnet(depth) for depth in (8, 14, 20, 32, 44, 56)},
     **{name: torchvision_model(name) for name in _UNCHANGED},
