@@ -13,6 +13,7 @@ rounded here. Scalars become attributes, tensors inputs:
     qil.MeanLogits(x)                             scale, x_zero_point, window
     qil.Dequantize(x)                             x_scale, x_zero_point
 
+What is kept in float becomes operators of ONNX at once (`capture_float`).
 Rescales carry input scales that make `x_scale / y_scale` the snapped ratio `p/q`; `offset` is `k/q * y_scale`.
 """
 
@@ -32,6 +33,7 @@ from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.frozen import (
     FrozenAdd,
     FrozenDequantize,
+    FrozenFloat,
     FrozenGlobalAveragePool,
     FrozenInput,
     FrozenLayer,
@@ -43,22 +45,27 @@ from qil_deploy.graph import shape_of
 from qil_deploy.layers import Concat, QuantConv2d
 from qil_deploy.preprocessing import Preprocessing
 
+from .capture_float import MIN_FLOAT_OPSET, capture_float, trace_parts
 from .capture_moves import concat, flatten, max_pool, upsample
 from .emitter import QIL_DOMAIN, Emitter
 
 InputKind = Literal["uint8", "float"]
 
 
-def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: InputKind) -> ir.Model:
+def capture(
+    model: fx.GraphModule, preprocessing: Preprocessing, input_kind: InputKind, float_opset: int = MIN_FLOAT_OPSET
+) -> ir.Model:
     """Return the `qil` graph of a frozen model.
 
     Args:
         model: from `qil_deploy.freeze`.
         preprocessing: gives the shape of the input.
         input_kind: `uint8` (raw images) or `float` (normalised images, quantized in the graph).
+        float_opset: operator set of what is kept in float.
 
     Raises:
-        UnsupportedModelError: a module that is not of a frozen model.
+        UnsupportedModelError: a module that is not of a frozen model, or something kept in float that PyTorch cannot
+            write as ONNX.
     """
     emitter = Emitter()
     dtype = ir.DataType.UINT8 if input_kind == "uint8" else ir.DataType.FLOAT
@@ -66,6 +73,7 @@ def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: Inp
     image = ir.Value(name=INPUT_NAME, shape=shape, type=ir.TensorType(dtype))
     values: dict[fx.Node, ir.Value] = {}
     names = node_names(model)
+    traced = trace_parts(model, float_opset)
     for node in model.graph.nodes:
         if node.op == "placeholder":
             values[node] = image
@@ -76,7 +84,10 @@ def capture(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: Inp
             if isinstance(module, FrozenInput) and input_kind == "uint8":
                 values[node] = sources[0]
             else:
-                values[node] = _capture_module(emitter, module, sources, names[node])
+                if isinstance(module, FrozenFloat):
+                    values[node] = capture_float(emitter, module, sources, names[node], traced[node])
+                else:
+                    values[node] = _capture_module(emitter, module, sources, names[node])
                 values[node].shape = ir.Shape(["batch", *shape_of(node)[1:]])
     logits = values[model.graph.output_node().all_input_nodes[0]]
     logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])

@@ -7,18 +7,21 @@ what the exporter meant to write. Lines:
     int16        2 * max(X) * max|W| <= 32767              no vpmaddubsw saturates on x86 without VNNI
     matmul       sum(U_k * X) < 2**24                      MatMulNBits sums integers exactly in float32
     ties         every result of an addition or pooling keeps more distance from a tie than float32 can err
-    float        no operator that ONNX Runtime executes between input and logits computes in float
+    float        no operator that ONNX Runtime executes between input and logits computes in float, but for those of the
+                 parts that the network keeps in float: the bound is their number, `worst` counts those that ONNX
+                 Runtime executes, and `where` names them all
     weights      the weight codes in the file equal those of the model, whatever layout a pass gave them
 
-`max(X)` is the largest code that the producer of a tensor can make. Line `matmul` holds for the codes `U` as
-MatMulNBits stores them, with an offset; it also wants the constant 127 in every block, no larger code, and scales of 1.
+`max(X)` is the largest code that the producer of a tensor can make; behind a part that is kept in float it is 255. Line
+`matmul` holds for the codes `U` as MatMulNBits stores them, with an offset; it also wants the constant 127 in every
+block, no larger code, and scales of 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,8 @@ from numpy.typing import NDArray
 from qil_deploy.config import INT16_MAX
 from qil_deploy.dequantized_weights import dequantized_codes
 from qil_deploy.errors import CertificateError
-from qil_deploy.executed_kernels import float_kernels
+from qil_deploy.executed_kernels import float_nodes, optimized_model
+from qil_deploy.float_parts import kept_parts, parts_of_executed
 from qil_deploy.onnx_file import Node, read_model
 from qil_deploy.ratios import rounding_error_bound
 from qil_deploy.reference import IntegerReference
@@ -64,7 +68,7 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
         CertificateError: a line fails, naming the node and by how much.
     """
     # Before the others: they need the integer reference, which has no float operators.
-    float_line = _hold("float", 0, _float_operators(path))
+    float_line = _float_line(path)
     graph = IntegerGraph(IntegerReference(read_model(path)))
     return [
         _hold("int32", INT32_LIMIT - 1, _accumulators(graph)),
@@ -169,10 +173,18 @@ def _different_codes(graph: IntegerGraph, expected: Mapping[str, NDArray[np.int8
         yield float(fewest_differences(found[name], expected[name].astype(np.int64))), name
 
 
-def _float_operators(path: Path) -> Iterable[tuple[float, str]]:
-    """Yield 1 for every executed operator that computes in float."""
-    for op_type, name in float_kernels(path):
-        yield 1.0, f"{op_type} {name}"
+def _float_line(path: Path) -> CertificateLine:
+    """Return line `float`; raise CertificateError if anything but what is kept in float computes in float."""
+    model, executed = read_model(path), optimized_model(path)
+    parts = parts_of_executed(executed, model)
+    kernels = float_nodes(executed)
+    outside = [node for node in kernels if node.outputs[0] not in parts]
+    line = _hold("float", 0, [(1.0, f"{node.op_type} {node.name}") for node in outside])
+    kept = kept_parts(model)
+    if not kept:
+        return line
+    in_float = {parts[node.outputs[0]] for node in kernels}
+    return replace(line, worst=float(len(in_float)), bound=float(len(kept)), where=", ".join(kept))
 
 
 def _risk(results: NDArray[np.float64], terms: list[float]) -> float:

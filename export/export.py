@@ -20,7 +20,7 @@ from qil_deploy.exported_names import METADATA_KEY
 from qil_deploy.files import atomic_path
 from qil_deploy.freezing import freeze, keeps_float
 from qil_deploy.freezing_report import FreezingReport
-from qil_deploy.frozen import FrozenInput, FrozenLayer
+from qil_deploy.frozen import FrozenFloat, FrozenInput, FrozenLayer
 from qil_deploy.graph import input_of, module_of
 from qil_deploy.layers import QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
@@ -142,8 +142,14 @@ def _integer_metadata(model: fx.GraphModule) -> dict[str, Any]:
         }
         for name, layer in _layers(model)
     ]
+    kept = [
+        name
+        for node, name in node_names(model).items()
+        if isinstance(model.get_submodule(str(node.target)), FrozenFloat)
+    ]
     return {
         "placement": "integer",
+        **({"float_parts": kept} if kept else {}),
         "input_scale": float(quantizer.scale),
         "input_zero_point": int(quantizer.zero_point),
         "layers": layers,

@@ -1,7 +1,8 @@
 """An exported file as its certificate sees it: integer operators, layers, and the largest code of every tensor.
 
 QDQ is fused as ONNX Runtime fuses it, constants are computed, and layers are written down for the tensor that their
-passes' moves start from (`weight_layout`), whichever operators compute them.
+passes' moves start from (`weight_layout`), whichever operators compute them. What the file keeps in float is opaque:
+one node each, whose codes reach 255 and whose shape ONNX Runtime tells.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
+from qil_deploy.float_parts import PART_OPERATOR, part_shapes
 from qil_deploy.onnx_file import Node
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.arguments import integer
@@ -64,6 +66,8 @@ class IntegerGraph:
         for node in self.nodes:
             for name in node.inputs:
                 self._readers[name].append(node)
+        parts = tuple(node.outputs[0] for node in self.nodes if node.op_type == PART_OPERATOR)
+        self._part_shapes = part_shapes(reference.model, parts)
         image = reference.model.inputs[0]
         blank = np.zeros((1, *(int(size or 1) for size in (image.shape or ())[1:])), image.dtype)
         self.shapes = self._infer_shapes(image.name, blank)
@@ -76,6 +80,8 @@ class IntegerGraph:
             inputs = [self.constants.get(entry, tensors.get(entry)) if entry else None for entry in node.inputs]
             if node.op_type == "MatMulNBits":  # whether the reference may compute it is for the certificate to say
                 result = np.zeros((len(blank), integer(node, "N", 0)), np.float32)
+            elif node.op_type == PART_OPERATOR:
+                result = np.zeros(self._part_shapes[node.outputs[0]], np.uint8)
             else:
                 result = find_operator(node).compute(node, inputs)
             tensors[node.outputs[0]] = result

@@ -13,9 +13,11 @@ from torch import fx
 
 from qil_deploy.errors import ConfigError
 from qil_deploy.freezing import keeps_float
+from qil_deploy.frozen import FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
 
 from .capture import capture
+from .capture_float import MIN_FLOAT_OPSET, has_float
 from .capture_paper import capture_paper
 from .channels_last import channels_last
 from .emitter import MICROSOFT_DOMAIN
@@ -26,7 +28,7 @@ from .matmul_nbits import matmul_nbits
 from .options import ExportOptions
 from .simplify import simplify
 from .space_to_depth import space_to_depth
-from .store_weights import store_weights
+from .store_weights import packed_dtype, store_weights
 
 # The oldest opset that has what the storage needs (per-channel QDQ, INT4 and INT2 tensors), and the IR of that time.
 _OPSETS = {ir.DataType.INT4: 21, ir.DataType.INT2: 25}
@@ -54,6 +56,7 @@ def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOp
         ConfigError: an opset that the storage does not allow, or `qlinear` for a model with float layers.
     """
     passes: dict[str, list[str]] = {}
+    float_opset = None
     if keeps_float(model):
         if options.format != "qdq":
             raise ConfigError(
@@ -62,19 +65,24 @@ def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOp
             )
         graph = capture_paper(model, preprocessing, options.input)
     else:
-        graph = _lower_integers(model, preprocessing, options, passes)
+        float_opset = _choose_float_opset(model, options) if has_float(model) else None
+        graph = _lower_integers(model, preprocessing, options, passes, float_opset)
     graph = store_weights(graph, options.weights)
-    _set_versions(graph, choose_opset(graph, options))
+    _set_versions(graph, choose_opset(graph, options, float_opset))
     if options.batch is not None:
         _fix_batch(graph, options.batch)
     return LoweredModel(model=graph, passes=passes)
 
 
 def _lower_integers(
-    model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOptions, passes: dict[str, list[str]]
+    model: fx.GraphModule,
+    preprocessing: Preprocessing,
+    options: ExportOptions,
+    passes: dict[str, list[str]],
+    float_opset: int | None,
 ) -> ir.Model:
     """Return the graph of a frozen model, weights not stored yet; note in `passes` what was rewritten."""
-    graph = capture(model, preprocessing, options.input)
+    graph = capture(model, preprocessing, options.input, float_opset or MIN_FLOAT_OPSET)
     if options.channels_last and options.format == "qlinear":
         graph, passes["channels_last"] = channels_last(graph)
     if options.simplify:
@@ -88,15 +96,33 @@ def _lower_integers(
     return lower_to_qlinear(graph) if options.format == "qlinear" else lower_to_qdq(graph)
 
 
-def choose_opset(graph: ir.Model, options: ExportOptions) -> int:
-    """Return the opset to write: the wanted one, or the oldest that holds the weights.
+def _choose_float_opset(model: fx.GraphModule, options: ExportOptions) -> int:
+    """Return the opset in which to trace what is kept in float: the one that the file is going to have."""
+    layers = [module for module in model.modules() if isinstance(module, FrozenLayer)]
+    stored = {packed_dtype(layer.layer.weight_quantizer.bits) for layer in layers if options.weights == "packed"}
+    needed = max([MIN_FLOAT_OPSET, *(_OPSETS.get(dtype, MIN_OPSET) for dtype in stored)])
+    return min(max(needed, options.opset or needed), MAX_OPSET)
+
+
+def choose_opset(graph: ir.Model, options: ExportOptions, float_opset: int | None = None) -> int:
+    """Return the opset to write: the wanted one, or the oldest that holds the weights and what is kept in float.
+
+    Args:
+        graph: with its weights stored.
+        options: the wanted opset, if any.
+        float_opset: that of the operators that are kept in float; None where there are none.
 
     Raises:
-        ConfigError: the wanted one is too old for the storage, or newer than what is supported.
+        ConfigError: the wanted one is too old for the storage or the float operators, or newer than what is supported.
     """
+    if float_opset is not None and options.opset is not None and options.opset < MIN_FLOAT_OPSET:
+        raise ConfigError(
+            f"opset is {options.opset}; the operators that this model keeps in float need {MIN_FLOAT_OPSET} to "
+            f"{MAX_OPSET}."
+        )
     needed = max(_OPSETS.get(value.dtype, MIN_OPSET) for value in graph.graph.initializers.values() if value.dtype)
     if options.opset is None:
-        return needed
+        return max(needed, float_opset or needed)
     if not needed <= options.opset <= MAX_OPSET:
         raise ConfigError(
             f"opset is {options.opset}; {options.weights} weights of this model need {needed} to {MAX_OPSET}"

@@ -58,6 +58,8 @@ class QuantConfig(BaseModel):
             the paper. `integer`: integer arithmetic from input to logits; the first and last layers take
             8-bit activations and 7-bit weights, the residual stream and pooled features 8-bit codes.
         train_gamma: learn the exponent of each weight transformer (1 otherwise).
+        allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where otherwise the
+            network would be refused; only in `integer` placement.
         overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An
             override also applies to first and last layers.
     """
@@ -68,6 +70,7 @@ class QuantConfig(BaseModel):
     activation_bits: Bits = 4
     placement: Placement = "integer"
     train_gamma: bool = False
+    allow_float: bool = False
     overrides: dict[str, LayerOverride] = Field(default_factory=dict)
 
     def __init__(self, **values: object) -> None:
@@ -80,6 +83,14 @@ class QuantConfig(BaseModel):
     @model_validator(mode="after")
     def _inner_layers_are_possible(self) -> Self:
         LayerBits(weight_bits=self.weight_bits, activation_bits=self.activation_bits)
+        return self
+
+    @model_validator(mode="after")
+    def _islands_need_integers_around_them(self) -> Self:
+        if self.allow_float and self.placement != "integer":
+            raise ValueError(
+                f"allow_float is for placement 'integer'; in {self.placement!r} the network is refused as it was"
+            )
         return self
 
     def bits_of(self, layer: str, *, edge: bool) -> LayerBits:

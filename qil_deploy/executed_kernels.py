@@ -9,8 +9,9 @@ take and return codes, and there is nothing to say about them. Around them, four
                 read it, and it may be the logits
     logits      what DequantizeLinear makes of codes: nothing but moves may follow
 
-Every other operator that reads or makes a float tensor computes in float. Moves and quantizers behind it are not to
-blame.
+Every other operator that reads or makes a float tensor computes in float, and so do those on codes that approximate a
+function or round a product (QLinearSigmoid, QLinearMul, which ONNX Runtime makes of what is kept in float). Moves and
+quantizers behind it are not to blame.
 """
 
 from __future__ import annotations
@@ -77,7 +78,12 @@ def executed_operators(path: Path) -> list[tuple[str, str]]:
 
 def float_kernels(path: Path) -> list[tuple[str, str]]:
     """Return (operator, node name) of what `optimized_model` computes in float (module docstring)."""
-    return [(node.op_type, node.name) for node in _float_nodes(optimized_model(path))]
+    return [(node.op_type, node.name) for node in float_nodes(optimized_model(path))]
+
+
+def float_nodes(graph: OnnxFile) -> list[Node]:
+    """Return the nodes of an optimized graph that compute in float (module docstring)."""
+    return list(_float_nodes(graph))
 
 
 def _float_nodes(graph: OnnxFile) -> Iterator[Node]:
@@ -87,7 +93,9 @@ def _float_nodes(graph: OnnxFile) -> Iterator[Node]:
     for node in graph.nodes:
         inputs = [contents[name] for name in node.inputs if name]
         found = _result(node, inputs)
-        contents.update(dict.fromkeys(node.outputs, found))
+        # Whatever it did to make them, what comes out of these are codes.
+        makes_codes = node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear")
+        contents.update(dict.fromkeys(node.outputs, Content.CODES if makes_codes else found))
         if found is Content.FLOAT and not (node.op_type in _MOVES and Content.FLOAT in inputs):
             yield node
 

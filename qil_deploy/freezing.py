@@ -5,6 +5,7 @@
     a + b (-> ReLU) -> range quantizer                       one FrozenAdd
     global average pool -> range quantizer                   one FrozenGlobalAveragePool
     global average pool -> logits                            one FrozenMeanLogits
+    float island (-> ReLU) -> range quantizer                one FrozenFloat
     8-bit codes -> logits                                    one FrozenDequantize
 
 Every rescale ratio is snapped to `p/q` with `q` odd (`ratios`). A rescale has its ratios to itself: what it takes an
@@ -20,9 +21,11 @@ import numpy as np
 from torch import fx, nn
 
 from .errors import UnsupportedModelError
+from .float_island import FloatIsland
 from .frozen import (
     FrozenAdd,
     FrozenDequantize,
+    FrozenFloat,
     FrozenGlobalAveragePool,
     FrozenInput,
     FrozenLayer,
@@ -141,6 +144,9 @@ class _Freezer:
                 self._freeze_add(chain, y)
             elif isinstance(producer, GlobalAveragePool):
                 self._freeze_pool(chain, y, producer.window)
+            elif isinstance(producer, FloatIsland):
+                inputs = [self.grids[source] for source in chain[-1].all_input_nodes]
+                self._replace(chain, str(chain[-1].target), FrozenFloat(producer, inputs, y), y)
 
     def _limits(
         self, chain: list[fx.Node], step: float, offset: float, zero_point: int, largest: int
@@ -159,7 +165,7 @@ class _Freezer:
         return low, high
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:
-        """Return `node` and what leads to it, back to the layer, addition or pooling that made the value."""
+        """Return `node` and what leads to it, back to the layer, addition, pooling or island that made the value."""
         chain = [node]
         while isinstance(module_of(self.model, chain[-1]), BatchNorm | nn.ReLU | nn.Hardtanh):
             chain.append(input_of(chain[-1]))

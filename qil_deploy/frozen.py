@@ -12,10 +12,13 @@ checkpoints and export use those alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .float_island import FloatIsland
 from .fold import FoldedLayer, OutputGrid, fold, gain_and_shift, largest_spread
 from .layers import BatchNorm, QuantConv2d, QuantLayer
 from .quantizers import InputQuantizer, round_straight_through
@@ -226,6 +229,27 @@ class FrozenGlobalAveragePool(nn.Module):
         """Map codes [N, C, H, W] to codes [N, C, 1, 1]."""
         total = (x.double() - self.x.zero_point).sum((2, 3), keepdim=True) * self.numerator
         return _divide(total, self.denominator, self.y)
+
+
+class FrozenFloat(nn.Module):
+    """What is kept in float: `clip(rint(f((X_1 - z_1) * s_1, ...) / y_scale) + z_y, low, high)`, all in float32.
+
+    The quotient is that of ONNX's QuantizeLinear. `f` is the one thing in a frozen model that another runtime may
+    round differently.
+    """
+
+    def __init__(self, island: FloatIsland, inputs: Sequence[Grid], y: Grid) -> None:
+        super().__init__()
+        self.island, self.inputs, self.y = island, nn.ModuleList(inputs), y
+
+    def grids(self) -> list[Grid]:
+        """Return the grids of the inputs."""
+        return [grid for grid in self.inputs if isinstance(grid, Grid)]
+
+    def forward(self, *codes: Tensor) -> Tensor:
+        """Map codes [N, ...] to codes [N, ...]."""
+        real = ((x - grid.zero_point) * grid.scale for x, grid in zip(codes, self.grids(), strict=True))
+        return _codes(self.island(*real) / self.y.scale, self.y)
 
 
 class FrozenMeanLogits(nn.Module):

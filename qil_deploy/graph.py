@@ -12,6 +12,7 @@ replaced by them, see `known_modules`), each named like the module or operation 
     concat            layers.Concat
     standalone        layers.Standalone
     pass              MaxPool2d, Upsample, Flatten, Dropout: what they return is on the grid of what they read
+    float             float_island.FloatIsland, with `allow_float` only: anything else that maps tensors to one tensor
 
 Every node carries the shape of its result for the example input in `node.meta["shape"]`.
 """
@@ -26,11 +27,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import UnsupportedModelError
+from .float_island import FloatIsland, island_of, island_sources
 from .known_modules import modules_for_function, modules_for_module
 from .layers import Add, Concat, GlobalAveragePool, Standalone
 
 Kind = Literal[
-    "input", "output", "conv", "linear", "bn", "relu", "add", "pool", "average", "concat", "standalone", "pass"
+    "input", "output", "conv", "linear", "bn", "relu", "add", "pool", "average", "concat", "standalone", "pass", "float"
 ]
 
 _KINDS: tuple[tuple[type[nn.Module], Kind], ...] = (
@@ -45,6 +47,7 @@ _KINDS: tuple[tuple[type[nn.Module], Kind], ...] = (
     (nn.AvgPool2d, "average"),
     (Concat, "concat"),
     (Standalone, "standalone"),
+    (FloatIsland, "float"),
     (nn.MaxPool2d, "pass"),
     (nn.Upsample, "pass"),
     (nn.Flatten, "pass"),
@@ -55,18 +58,20 @@ _SUPPORTED = (
     "Conv2d, Linear, BatchNorm, ReLU, ReLU6, addition of two tensors, concatenation of channels, average and maximum "
     "pooling, nearest-neighbour Upsample, Flatten, Dropout"
 )
+_HINT = "or keep it in float with allow_float"
 
 
-def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
+def trace(model: nn.Module, example_input: Tensor, *, allow_float: bool = False) -> fx.GraphModule:
     """Trace `model` to a graph of known modules; the modules are shared with `model`.
 
     Args:
         model: a float network with one input and one output.
         example_input: float32 [N, C, H, W]; only its shape matters.
+        allow_float: whether what cannot be lowered becomes a `FloatIsland`.
 
     Raises:
         UnsupportedModelError: the network cannot be traced, does not run on such an input, or holds a module or
-            operation that cannot be lowered.
+            operation that cannot be lowered, nor kept in float if that is allowed.
     """
     try:
         graph_module = fx.symbolic_trace(model)
@@ -80,6 +85,8 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
     for node in list(graph_module.graph.nodes):
         _normalize(graph_module, node)
     graph_module.graph.eliminate_dead_code()
+    if allow_float:
+        _keep_rest_in_float(graph_module)
     graph_module.delete_all_unused_submodules()
     graph_module.recompile()
     for node in graph_module.graph.nodes:
@@ -113,11 +120,12 @@ def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind:
         if kind is None or reason:
             raise UnsupportedModelError(
                 f"module {node.target!r} ({type(module).__name__}) cannot be lowered{reason}; "
-                f"supported are {_SUPPORTED}."
+                f"supported are {_SUPPORTED}, {_HINT}."
             )
         return kind
     raise UnsupportedModelError(
-        f"operation {_name_of(node.target)!r} (node {node.name!r}) cannot be lowered; supported are {_SUPPORTED}."
+        f"operation {_name_of(node.target)!r} (node {node.name!r}) cannot be lowered; supported are {_SUPPORTED}, "
+        f"{_HINT}."
     )
 
 
@@ -217,6 +225,38 @@ def _replace(graph_module: fx.GraphModule, node: fx.Node, modules: list[nn.Modul
         end.meta["shape"] = node.meta["shape"]
         inputs = (end,)
     node.replace_all_uses_with(inputs[0])
+    graph_module.graph.erase_node(node)
+
+
+def _keep_rest_in_float(graph_module: fx.GraphModule) -> None:
+    """Put an island in the place of every call that `kind_of` refuses; parameters that only they read go with them."""
+    for node in list(graph_module.graph.nodes):
+        is_call = node.op in ("call_function", "call_method") and "shape" in node.meta
+        if (is_call or node.op == "call_module") and not _is_known(graph_module, node):
+            _keep_in_float(graph_module, node)
+    graph_module.graph.eliminate_dead_code()
+
+
+def _is_known(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    try:
+        kind_of(graph_module, node)
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def _keep_in_float(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """Put an island in the place of a node, under the name of its module if nothing else calls that."""
+    island = island_of(graph_module, node)
+    name = str(node.target) if node.op == "call_module" else node.name
+    calls = sum(other.target == node.target for other in graph_module.graph.nodes)
+    if node.op != "call_module" or calls > 1:
+        name = free_name(graph_module, name)
+    graph_module.add_submodule(name, island)
+    with graph_module.graph.inserting_after(node):
+        new = graph_module.graph.call_module(name, tuple(island_sources(node)))
+    new.meta["shape"] = node.meta["shape"]
+    node.replace_all_uses_with(new)
     graph_module.graph.erase_node(node)
 
 

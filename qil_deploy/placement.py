@@ -1,12 +1,12 @@
 """Where quantizers belong: the sites of a traced graph, the groups that share a grid, and what their readers want.
 
-A site is a producer (input, convolution or linear with its BatchNorm and ReLU, addition with its ReLU, pooling, a lone
-BatchNorm or ReLU) and ends where its value is whole. Readers are found through operations that keep the grid (max
-pooling, upsampling, flatten, dropout) and through concatenations; sites that a concatenation joins are one group,
-because its result can have one grid only. Each reader wants one of two things:
+A site is a producer (input, convolution or linear with its BatchNorm and ReLU, addition or float island with its ReLU,
+pooling, a lone BatchNorm or ReLU) and ends where its value is whole. Readers are found through operations that keep the
+grid (max pooling, upsampling, flatten, dropout) and through concatenations; sites that a concatenation joins are one
+group, because its result can have one grid only. Each reader wants one of two things:
 
     interval(bits)    an inner convolution or linear: low-bit codes on a learned interval
-    range             the first and last layer, an addition, a pooling, a lone BatchNorm: 8-bit codes
+    range             the first and last layer, an addition, a pooling, a lone BatchNorm, a float island: 8-bit codes
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import fx
 
 from .config import EDGE_ACTIVATION_BITS, LayerBits, QuantConfig
 from .errors import ConfigError, UnsupportedModelError
-from .graph import Kind, add_module, input_of, kind_of, shape_of, users_of
+from .float_island import FloatIsland
+from .graph import Kind, add_module, input_of, kind_of, module_of, shape_of, users_of
 from .layers import Standalone
 
-# What a layer can be in the frozen model; additions and global poolings only ever make 8-bit codes.
+# What a layer can be in the frozen model; additions, global poolings and islands only ever make 8-bit codes.
 LAYER_KINDS: tuple[Kind, ...] = ("conv", "linear", "average", "standalone")
 _MOVERS: tuple[Kind, ...] = ("pass", "concat")
 
@@ -130,12 +131,14 @@ def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[
     end = node
     norm = _only_user(graph_module, end, "bn") if kind in ("conv", "linear", "standalone") else None
     end = norm or end
-    relu = _only_user(graph_module, end, "relu") if kind in ("add", *LAYER_KINDS) else None
+    relu = _only_user(graph_module, end, "relu") if kind in ("add", "float", *LAYER_KINDS) else None
     if relu is not None:
         is_signed = False
     elif kind in ("add", "pool", "average"):
         # What stands in front of a lone ReLU is not known yet, and counts as signed.
         is_signed = any(signed.get(source, True) for source in node.all_input_nodes)
+    elif isinstance(island := module_of(graph_module, node) if kind == "float" else None, FloatIsland):
+        is_signed = island.is_signed([signed.get(source, True) for source in node.all_input_nodes])
     else:
         is_signed = True
     return Site(producer=node, kind=kind, norm=norm, relu=relu, signed=is_signed)

@@ -6,7 +6,8 @@ last layer, residual stream and pooled features stay float.
 `integer` placement: every group of sites carries one grid. Layers whose readers all want the same interval carry that
 interval; any other group carries 8-bit codes, and low-bit intervals are placed behind them, one per bit width
 and tensor (decision 0008). Average poolings and lone BatchNorms and ReLUs become layers (`averaging_layer`). Logits
-stay float where a linear layer or a global pooling makes them; elsewhere they are 8-bit codes.
+stay float where a linear layer or a global pooling makes them; elsewhere they are 8-bit codes. With `allow_float`,
+operations that have no integer form stay float between two grids of 8-bit codes (`float_island`).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def prepare(
         UnsupportedModelError: an operation that cannot be lowered, or a structure that cannot be quantized.
         ConfigError: bits out of range, or an override that matches no layer.
     """
-    graph_module = trace(copy.deepcopy(model), example_input)
+    graph_module = trace(copy.deepcopy(model), example_input, allow_float=config.allow_float)
     isolate(graph_module)
     edges = edge_layers(graph_module)
     bits = bits_of_layers(graph_module, config, edges)

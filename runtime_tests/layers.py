@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qil_deploy.dequantized_weights import dequantized_codes
 from qil_deploy.errors import ModelFileError
 from qil_deploy.exported_names import METADATA_KEY
+from qil_deploy.float_parts import kept_parts, part_shapes
 from qil_deploy.onnx_file import Node, OnnxFile
 from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.onnx_tensors import bits_of_type
@@ -63,11 +64,15 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
         ModelFileError: the metadata lists no layers, or others than the graph has.
     """
     listed = _listed_layers(model)
-    if model.float_parts:
+    kept = kept_parts(model.graph)
+    if model.float_parts and not kept:
         return _describe_paper(model, listed)
     reference = IntegerReference(model.graph)
-    shapes = {name: array.shape for name, array in reference.run_all(_blank_image(model)).items()}
     nodes = {node.name: node for node in reference.nodes if node.op_type in _LAYER_OPERATORS}
+    if kept:  # which the reference does not compute
+        shapes = part_shapes(model.graph, tuple(node.outputs[0] for node in nodes.values()))
+    else:
+        shapes = {name: array.shape for name, array in reference.run_all(_blank_image(model)).items()}
     if set(nodes) != set(listed):
         odd = sorted(set(nodes) ^ set(listed))[0]
         raise ModelFileError(f"metadata and graph of {model.path} disagree about layer {odd!r}; export it again.")

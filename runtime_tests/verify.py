@@ -5,8 +5,9 @@ with it, and so is any other function from images to logits, such as the frozen 
 supplies it; this package needs no torch). All go batch by batch, in memory that does not grow with the data
 set. Two logits are equal when they are the same float32 number: no tolerance, and NaN equals nothing.
 
-A file with float parts (`paper` placement) has no integer reference: float sums depend on the kernel. There
-everything is compared with ONNX Runtime without its optimizer, and nothing has to be equal unless the caller says so.
+A file with float parts (`paper` placement, or `allow_float`) has no integer reference: float sums depend on the kernel.
+There everything is compared with ONNX Runtime without its optimizer, and nothing has to be equal unless the caller says
+so.
 """
 
 from __future__ import annotations
@@ -305,7 +306,7 @@ def _warnings(model: ExportedModel, pivot: str, images: int, constant: bool) -> 
     if model.float_parts:
         warnings.append(
             f"{len(model.float_parts)} operators of this file compute in float, so its logits depend on kernels and "
-            "optimizer in their last bits; integer placement has none."
+            "optimizer in their last bits; integer placement without allow_float has none."
         )
     if constant and images > 1:
         warnings.append(f"{pivot} returns the same logits for every image: equality proves little.")

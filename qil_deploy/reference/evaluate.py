@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from qil_deploy.errors import DataError, ModelFileError
+from qil_deploy.float_parts import cut_out_parts
 from qil_deploy.onnx_file import Node, OnnxFile
 from qil_deploy.onnx_tensors import Array
 
@@ -24,7 +25,8 @@ _BLOCK_PIXELS = 1 << 15
 class IntegerReference:
     """An exported model, ready to be run on images.
 
-    A file in the QDQ format is evaluated as the integer operators that ONNX Runtime fuses it to (`fuse_qdq`).
+    A file in the QDQ format is evaluated as the integer operators that ONNX Runtime fuses it to (`fuse_qdq`). What a
+    file keeps in float is one node each (`float_parts`), which can be looked at, but not run.
 
     Attributes:
         model: the file that is executed.
@@ -49,7 +51,7 @@ class IntegerReference:
         self.constants = dict(model.initializers)
         self._outputs = [info.name for info in model.outputs]
         try:
-            nodes = fuse_qdq(model.nodes, self._outputs, self.constants)
+            nodes = fuse_qdq(cut_out_parts(model), self._outputs, self.constants)
         except ValueError as error:
             raise ModelFileError(f"{model.path}: {error}.") from error
         self.nodes = self._fold_constants(nodes)
@@ -64,7 +66,7 @@ class IntegerReference:
 
         Raises:
             DataError: images of another dtype or shape than the graph's input.
-            ModelFileError: an accumulator overflows int32, or shapes do not match.
+            ModelFileError: an accumulator overflows int32, shapes do not match, or the file keeps something in float.
         """
         self._check_images(images)
         size = max(1, _BLOCK_PIXELS // max(1, math.prod(images.shape[2:])))

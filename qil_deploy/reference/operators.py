@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qil_deploy.float_parts import PART_DOMAIN, PART_OPERATOR
 from qil_deploy.onnx_file import Node
 from qil_deploy.onnx_tensors import Array, data_type_name
 
@@ -232,6 +233,13 @@ def _matmul_nbits(node: Node, inputs: Inputs) -> Array:
     return matmul_nbits(a, weights, scales, bits, integer(node, "accuracy_level", 0))
 
 
+def _kept_in_float(node: Node, _inputs: Inputs) -> Array:
+    raise ValueError(
+        f"{node.name!r} is kept in float, and the integer reference computes integers only; "
+        "`verify` compares such a file with ONNX Runtime"
+    )
+
+
 _WINDOW = frozenset({"kernel_shape", "strides", "dilations", "pads"})
 _OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "QLinearConv"): Operator(_qlinear_conv, _WINDOW | {"group"}),
@@ -258,5 +266,6 @@ _OPERATORS: dict[tuple[str, str], Operator] = {
     ("", "Transpose"): Operator(_transpose, frozenset({"perm"})),
     ("", "Expand"): Operator(_expand),
     ("", "Add"): Operator(_add),
+    (PART_DOMAIN, PART_OPERATOR): Operator(_kept_in_float),
     (MICROSOFT, "MatMulNBits"): Operator(_matmul_nbits, frozenset({"N", "K", "bits", "block_size", "accuracy_level"})),
 }

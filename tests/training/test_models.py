@@ -24,6 +24,7 @@ FROM_TORCHVISION = [
     "alexnet",
     "vgg11_bn",
     "mobilenet_v2",
+    "mobilenet_v3_small",
     "squeezenet1_1",
     "googlenet",
     "densenet121",
