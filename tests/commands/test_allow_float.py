@@ -1,0 +1,61 @@
+"""Checkpoints of networks that keep something in float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qil_deploy.calibration import calibrate
+from qil_deploy.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
+from qil_deploy.config import QuantConfig
+from qil_deploy.datasets import load_images, preprocessing_for
+from qil_deploy.preparation import prepare
+from qil_deploy.training.models import build_model
+
+if TYPE_CHECKING:
+    from tests.commands.conftest import Outcome
+
+
+def checkpoint(folder: Path) -> Path:
+    """Write MobileNetV3, untrained, with its activations and products in float."""
+    torch.manual_seed(0)
+    data, arguments = load_images("digits"), {"in_channels": 1, "num_classes": 10}
+    pixels, config = preprocessing_for("digits", data), QuantConfig(allow_float=True)
+    x = torch.from_numpy(pixels.normalize(data.images[:64]))
+    model = prepare(build_model("mobilenet_v3_small", arguments), config, x[:1], input_grid=pixels)
+    calibrate(model, [x])
+    info = CheckpointInfo(
+        kind="quantized",
+        model_name="mobilenet_v3_small",
+        model_arguments=arguments,
+        config=config,
+        preprocessing=pixels,
+        data="digits",
+        class_names=data.class_names,
+        metrics={},
+    )
+    path = folder / "kept.safetensors"
+    save_checkpoint(path, info, model)
+    return path
+
+
+def test_export_needs_no_option_and_inspect_names_the_float_kernels(
+    call: Callable[..., Outcome], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    path, model, report = checkpoint(tmp_path), tmp_path / "model.onnx", tmp_path / "report.json"
+    outcome = call("export", path, "-o", model, "--limit", 50)
+    assert outcome.code == 0, outcome.error
+    assert call("inspect", model, "--json", report).code == 0
+    content = json.loads(report.read_text())
+    assert len(content["metadata"]["float_parts"]) > 20
+    assert {"HardSigmoid", "QLinearMul"} <= {kernel["operator"] for kernel in content["float_kernels"]}
+    assert call("verify", model, "--checkpoint", path, "--limit", 50).code == 0
+
+    info, _ = read_checkpoint(path)
+    refusing = info.model_copy(update={"config": QuantConfig()})
+    save_checkpoint(path, refusing, build_model(info.model_name, info.model_arguments))
+    assert "(Hardswish) cannot be lowered" in refused("export", path, "-o", tmp_path / "other.onnx")
