@@ -121,6 +121,10 @@ class Run:
         model = build_model(self.recipe.model.name, self.model_arguments)
         return model.to(memory_format=memory_format_for(model))
 
+    def prepare(self, model: nn.Module, stage: StageSection, example: Tensor) -> fx.GraphModule:
+        """Return a float network with the quantizers of a stage in it."""
+        return prepare(model, self.recipe.quant_config(stage), example, input_grid=self.preprocessing)
+
     def batches(self, batch_size: int, phase: int, share: Share | None = None) -> ArrayBatches:
         """Return the training batches of one phase, which has a seed of its own."""
         augmentation = self.recipe.augmentation
@@ -318,17 +322,21 @@ def train(
     if progress is None:
         with Progress(disable=not accelerator.is_main_process) as own:
             return train(recipe, folder, resume=resume, settings=settings, progress=own)
-    run = Run(recipe, folder, progress, accelerator, resume=resume, settings=settings)
+    return carry_out(Run(recipe, folder, progress, accelerator, resume=resume, settings=settings))
+
+
+def carry_out(run: Run) -> RunResult:
+    """Train all phases of a run; arguments and errors as in `train`."""
     run.build()
-    for stage in recipe.stages:  # a stage that cannot be prepared should not wait for the float network
+    for stage in run.recipe.stages:  # a stage that cannot be prepared should not wait for the float network
         _prepared(run, stage)
-    if accelerator.is_main_process:
-        _claim_folder(recipe, folder, resume=resume)
-    accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        _claim_folder(run.recipe, run.folder, resume=run.resume)
+    run.accelerator.wait_for_everyone()
     float_result = _float_phase(run)
     stages = []
     previous = float_result
-    for index, stage in enumerate(recipe.stages):
+    for index, stage in enumerate(run.recipe.stages):
         result = _quantized_phase(run, stage, index, float_result if stage.from_float else previous)
         if stage.frozen_epochs:
             result = _frozen_phase(run, stage, index, result)
@@ -367,9 +375,8 @@ def _float_phase(run: Run) -> StageResult:
 
 
 def _prepared(run: Run, stage: StageSection) -> fx.GraphModule:
-    model = run.build()
     example = to_input(torch.zeros(1, *run.preprocessing.shape, dtype=torch.uint8), run.preprocessing)
-    return prepare(model, run.recipe.quant_config(stage), example, input_grid=run.preprocessing)
+    return run.prepare(run.build(), stage, example)
 
 
 def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageResult) -> StageResult:
@@ -390,12 +397,7 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
     float_model = run.build()
     load_tensors(float_model, tensors, str(previous.checkpoint))
     batches = run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, 100 + index)
-    model = prepare(
-        float_model.to(run.accelerator.device),
-        run.recipe.quant_config(stage),
-        batches[0],
-        input_grid=run.preprocessing,
-    )
+    model = run.prepare(float_model.to(run.accelerator.device), stage, batches[0])
     calibrate(model, batches)
     return model
 

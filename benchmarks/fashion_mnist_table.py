@@ -1,0 +1,163 @@
+"""ResNet-20 on Fashion-MNIST at 5, 4, 3 and 2 bits, over seeds, and beside other ways to train it.
+
+    python benchmarks/fashion_mnist_table.py --seeds 0,1,2 --compile --out runs/fashion_mnist_table
+
+Every variant of a seed starts from the same float network, sees the same images and has as many epochs:
+
+    progressive    the recipe: 5, 4, 3, 2 bits, each from the last
+    direct         2 bits at once from the float network, with the epochs of all four stages
+    gamma          progressive, the exponent of each weight transformer trained
+    lsq            direct, learned steps in place of learned intervals (`lsq`)
+
+`progressive` runs for every seed, the others for the first seeds only (`--variant-seeds`). What is finished is not
+trained again; what was interrupted goes on. Written are the runs, `OUT/table.json` and `OUT/table.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import Progress
+
+from lsq import LsqRun
+from qil_deploy.files import ensure_writable, write_text
+from qil_deploy.quantizers import compile_quantizers
+from qil_deploy.training.recipe import Recipe, load_recipe
+from qil_deploy.training.train import Run, RunResult, Settings, StageResult, carry_out
+from tables import Rows, console_table, markdown_table
+
+RECIPE = "fashion_mnist_resnet20"
+VARIANTS = ("progressive", "direct", "gamma", "lsq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One stage of one run; accuracies on all test images, in percent, after the last epoch.
+
+    Attributes:
+        variant: one of `VARIANTS`.
+        seed: of the recipe.
+        stage: `float` or bits, such as `w4a4`.
+        accuracy: with fake quantization.
+        frozen_accuracy: of the frozen model after its frozen epochs, where the recipe has any.
+    """
+
+    variant: str
+    seed: int
+    stage: str
+    accuracy: float
+    frozen_accuracy: float | None
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for runs and tables.")] = Path("runs/fashion_mnist_table"),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    variant_seeds: Annotated[str, typer.Option(help="Seeds of the other variants.")] = "0",
+    variants: Annotated[str, typer.Option(help="Variants, separated by commas.")] = ",".join(VARIANTS),
+    frozen_seeds: Annotated[str, typer.Option(help="Seeds whose frozen epochs are trained.")] = "0",
+    threads: Annotated[int | None, typer.Option(help="Threads of PyTorch.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile.")] = False,
+) -> None:
+    """Train what is missing, and write the table."""
+    console = Console()
+    ensure_writable(out / "table.json")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    compile_quantizers(compile_)
+    outcomes: list[Outcome] = []
+    for variant in variants.split(","):
+        for seed in numbers(seeds if variant == "progressive" else variant_seeds):
+            recipe = recipe_of(variant, seed, frozen=variant == "progressive" and seed in numbers(frozen_seeds))
+            folder = out / f"{variant}_{seed}"
+            if variant != "progressive":
+                share_float(out / f"progressive_{seed}", folder)
+            outcomes += outcomes_of(variant, seed, carry_out(run_of(variant, recipe, folder)))
+    write_text(out / "table.json", json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+    rows = table_rows(outcomes)
+    write_text(out / "table.md", markdown_table(rows) + "\n")
+    console.print(console_table("Accuracy on Fashion-MNIST, in percent", rows))
+
+
+def numbers(text: str) -> list[int]:
+    """Return the numbers of a list separated by commas."""
+    return [int(part) for part in text.split(",") if part]
+
+
+def recipe_of(variant: str, seed: int, *, frozen: bool) -> Recipe:
+    """Return the recipe of a variant: the shipped one, with as many epochs."""
+    recipe = load_recipe(Path(RECIPE), (f"seed={seed}",))
+    stages = [stage if frozen else stage.model_copy(update={"frozen_epochs": 0}) for stage in recipe.stages]
+    if variant in ("direct", "lsq"):
+        epochs = sum(stage.epochs for stage in stages)
+        stages = [stages[-1].model_copy(update={"epochs": epochs, "from_float": True})]
+    return recipe.model_copy(update={"stages": tuple(stages), "train_gamma": variant == "gamma"})
+
+
+def share_float(source: Path, folder: Path) -> None:
+    """Give a run the float network of another, which it would train just so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("float.safetensors", "metrics.jsonl"):
+        if not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def run_of(variant: str, recipe: Recipe, folder: Path) -> Run:
+    """Return the run that trains a variant."""
+    kind = LsqRun if variant == "lsq" else Run
+    return kind(recipe, folder, Progress(), Accelerator(), resume=True, settings=Settings(save_minutes=2.0))
+
+
+def outcomes_of(variant: str, seed: int, result: RunResult) -> list[Outcome]:
+    """Return one outcome per stage."""
+
+    def outcome(stage: StageResult) -> Outcome:
+        return Outcome(
+            variant=variant,
+            seed=seed,
+            stage=stage.name,
+            accuracy=stage.accuracy,
+            frozen_accuracy=stage.frozen_accuracy,
+        )
+
+    return [outcome(stage) for stage in (result.float_result, *result.stages)]
+
+
+def table_rows(outcomes: Sequence[Outcome]) -> Rows:
+    """One row per variant and stage: mean, spread and the mean difference from float of the same seed."""
+    floats = {(o.variant, o.seed): o.accuracy for o in outcomes if o.stage == "float"}
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.variant, outcome.stage), []).append(outcome)
+    cells = []
+    for (variant, stage), members in groups.items():
+        found = [member.accuracy for member in members]
+        differences = [member.accuracy - floats[variant, member.seed] for member in members]
+        frozen = [member.frozen_accuracy for member in members if member.frozen_accuracy is not None]
+        cells.append(
+            [
+                variant,
+                stage,
+                str(len(members)),
+                f"{statistics.fmean(found):.2f}",
+                f"{min(found):.2f} to {max(found):.2f}" if len(found) > 1 else "",
+                "" if stage == "float" else f"{statistics.fmean(differences):+.2f}",
+                ", ".join(f"{accuracy:.2f}" for accuracy in frozen),
+            ]
+        )
+    return Rows(
+        headings=("training", "stage", "seeds", "mean", "spread", "to float", "frozen and trained on"), cells=cells
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
