@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import qil_deploy.training
 from qil_deploy.config import LayerOverride
 from qil_deploy.errors import ConfigError
-from qil_deploy.training.models import MODELS
+from qil_deploy.preparation import prepare
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.training.models import MODELS, build_model
 from qil_deploy.training.recipe import load_recipe, recipe_from_dict
 
 SHIPPED = sorted(path.stem for path in (Path(qil_deploy.training.__file__).parent / "recipes").glob("*.toml"))
@@ -59,11 +62,35 @@ def test_shipped_recipes_load_by_name_and_can_be_built(name: str) -> None:
     assert recipe.stages
     for stage in recipe.stages:
         recipe.quant_config(stage)
-    assert recipe.stages[-1].frozen_epochs > 0
+    assert (recipe.stages[-1].frozen_epochs > 0) is (recipe.placement == "integer")
+
+
+# Images as the recipe has them; the data set need not be here.
+SHAPES = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_networks_of_shipped_recipes_can_be_quantized(name: str) -> None:
+    recipe = load_recipe(Path(name))
+    channels, height, width = SHAPES[recipe.data]
+    size = recipe.image_size
+    shape = (channels, size or height, size or width)
+    network = build_model(recipe.model.name, {"in_channels": channels, "num_classes": 10})
+    grid = Preprocessing.from_statistics(shape, 0.5, 0.25)
+    prepare(network, recipe.quant_config(recipe.stages[-1]), torch.zeros(1, *shape), input_grid=grid)
+
+
+def test_the_papers_networks_bits_and_schedule_ship() -> None:
+    for network in ("alexnet", "resnet18", "resnet34"):
+        recipe = load_recipe(Path(f"imagenet_{network}"))
+        assert (recipe.data, recipe.placement) == ("imagenet", "paper")
+        assert [(stage.weight_bits, stage.activation_bits) for stage in recipe.stages] == [
+            (5, 5), (4, 4), (3, 3), (2, 2)
+        ]  # fmt: skip
 
 
 def test_recipes_ship() -> None:
-    assert "fashion_mnist_resnet20" in SHIPPED
+    assert {"fashion_mnist_resnet20", "fashion_mnist_alexnet", "cifar10_resnet20"} <= set(SHIPPED)
 
 
 def test_defaults_and_stage_names(path: Path) -> None:
