@@ -9,7 +9,7 @@ of docs/benchmarks.md. A peer that is not installed is listed with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -90,9 +90,9 @@ def main(
         report = compare(name, batches, out, threads=counts, repeats=repeats, seed=seed, console=console)
         write_report(out / f"{name}.json", report)
         console.print(console_table(f"{name}: {describe(report.bench.environment)}", latency_rows(report)))
-        for line in skipped_lines(report):
+        for line in skipped_lines(report.skipped):
             console.print(line, markup=False)
-        console.print(console_table(f"{name}: goals", goal_rows(report)))
+        console.print(console_table(f"{name}: goals", goal_rows(report.verdicts)))
 
 
 def compare(
@@ -185,16 +185,14 @@ def latency_rows(report: ExportersReport) -> Rows:
     return Rows(headings=tuple(headings), cells=cells)
 
 
-def skipped_lines(report: ExportersReport) -> list[str]:
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
     """Say which models are missing, one line each."""
-    return [f"{skipped.model} was skipped: {skipped.reason}." for skipped in report.skipped]
+    return [f"{entry.model} was skipped: {entry.reason}." for entry in skipped]
 
 
-def goal_rows(report: ExportersReport) -> Rows:
+def goal_rows(verdicts: Sequence[Verdict]) -> Rows:
     """One row per goal."""
-    cells = [
-        [verdict.goal, f"{verdict.measured:.2f}", "met" if verdict.met else "MISSED"] for verdict in report.verdicts
-    ]
+    cells = [[verdict.goal, f"{verdict.measured:.2f}", "met" if verdict.met else "MISSED"] for verdict in verdicts]
     return Rows(headings=("goal", "measured", "verdict"), cells=cells)
 
 

@@ -65,7 +65,7 @@ def export_brevitas_layers(model: nn.Module, path: Path, batches: list[Tensor]) 
         ImportError: Brevitas or a package it exports with is missing.
     """
     quantized = copy.deepcopy(model)
-    _use_brevitas_layers(quantized)
+    use_brevitas_layers(quantized)
     quantized.train()  # its activation quantizers learn their ranges from the first batches
     with torch.no_grad():
         for batch in batches:
@@ -104,8 +104,13 @@ def export_brevitas_post_training(model: nn.Module, path: Path, batches: list[Te
     _export_brevitas(quantized, path, batches)
 
 
-def _use_brevitas_layers(module: nn.Module) -> None:
-    """Replace every convolution, ReLU and linear layer inside `module` by Brevitas's quantized one."""
+def use_brevitas_layers(module: nn.Module, *, collect_stats_steps: int = 300) -> None:
+    """Replace every convolution, ReLU and linear layer inside `module` by Brevitas's quantized one.
+
+    Args:
+        module: the network, changed in place.
+        collect_stats_steps: batches that set the ranges of activations, which is slow; they are trained after that.
+    """
     from brevitas import nn as quantized
     from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 
@@ -134,9 +139,11 @@ def _use_brevitas_layers(module: nn.Module) -> None:
             )
             new.load_state_dict(child.state_dict(), strict=False)
         elif isinstance(child, nn.ReLU):
-            new = quantized.QuantReLU(act_quant=Uint8ActPerTensorFloat, bit_width=BITS)
+            new = quantized.QuantReLU(
+                act_quant=Uint8ActPerTensorFloat, bit_width=BITS, collect_stats_steps=collect_stats_steps
+            )
         else:
-            _use_brevitas_layers(child)
+            use_brevitas_layers(child, collect_stats_steps=collect_stats_steps)
             continue
         setattr(module, name, new)
 

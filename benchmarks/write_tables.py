@@ -17,6 +17,7 @@ from rich.console import Console
 import export_cost
 import exporters
 import openvino_agreement
+import step_time
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
 from qil_deploy.runtime_tests import read_report
@@ -73,12 +74,20 @@ def table_of(name: str, reports: Path) -> str:
             markdown_table(openvino_agreement.agreement_rows(agreement)),
             f"{openvino_agreement.environment_line(agreement)}.",
         ]
+    elif name == "step_time":
+        steps = read_report(path, step_time.StepTimeReport)
+        parts = [
+            markdown_table(step_time.step_rows(steps)),
+            markdown_table(exporters.goal_rows(steps.verdicts)),
+            *exporters.skipped_lines(steps.skipped),
+            f"{step_time.where(steps)}.",
+        ]
     else:
         report = read_report(path, exporters.ExportersReport)
         parts = [
             markdown_table(exporters.latency_rows(report)),
-            markdown_table(exporters.goal_rows(report)),
-            *exporters.skipped_lines(report),
+            markdown_table(exporters.goal_rows(report.verdicts)),
+            *exporters.skipped_lines(report.skipped),
             f"{describe(report.bench.environment)}, medians of {report.bench.repeats} interleaved runs.",
         ]
     return "\n" + "\n\n".join(parts) + "\n\n"

@@ -69,8 +69,8 @@ def test_the_table_has_a_row_per_model_and_ratios_for_each_number_of_threads(rep
         ["onnxruntime_int8", "20.00", "4.00", "3.00", "1.00", "3.00", "2.67", "1.00"],
         ["ours", "5.50", "3.00", "4.00", "1.33", "2.00", "4.00", "1.50"],
     ]
-    assert skipped_lines(report) == ["theirs was skipped: not installed (No module named 'theirs')."]
-    assert goal_rows(report).cells == [["fast", "4.00", "MISSED"]]
+    assert skipped_lines(report.skipped) == ["theirs was skipped: not installed (No module named 'theirs')."]
+    assert goal_rows(report.verdicts).cells == [["fast", "4.00", "MISSED"]]
 
 
 def test_reports_can_be_read_again(report: ExportersReport, tmp_path: Path) -> None:

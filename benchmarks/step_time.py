@@ -1,0 +1,332 @@
+"""One optimizer step of a network in training, quantized and float, interleaved in one run.
+
+    python benchmarks/step_time.py --out runs/benchmarks
+
+A step is forward, cross-entropy, backward, and the update of the weights (SGD) and interval parameters (Adam) as the
+training loop does it. Every model is ready and warmed up before the first measurement; then all take one step per
+round, in an order drawn anew, so that a busy moment hits all of them. A ratio compares a model with the float network
+in the same round. Written is the report `OUT/step_time.json`, from which `write_tables.py` makes the table of
+docs/benchmarks.md. Brevitas is listed with the reason where it is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exporters import Skipped, goal_rows, skipped_lines
+from goals import Verdict
+from peers import use_brevitas_layers
+from qil_deploy.calibration import calibrate
+from qil_deploy.config import Placement, QuantConfig
+from qil_deploy.errors import ConfigError
+from qil_deploy.files import ensure_writable
+from qil_deploy.freezing import freeze
+from qil_deploy.preparation import prepare
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.quantizers import compile_quantizers
+from qil_deploy.runtime_tests import write_report
+from qil_deploy.runtime_tests.bench import Clock
+from qil_deploy.runtime_tests.environment import Environment, describe_environment
+from qil_deploy.training.loop import make_optimizers
+from qil_deploy.training.models import build_model, memory_format_for
+from qil_deploy.training.recipe import OptimizerSection
+from tables import Rows, console_table
+
+CLASSES = 10
+BITS = 4
+_RESAMPLES = 2000
+_MILLISECOND = 1e6
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How a network is trained: None as `placement` stands for float."""
+
+    placement: Placement | None
+    train_gamma: bool = False
+    compiled: bool = False
+    frozen: bool = False
+
+
+PLACEMENTS: tuple[Placement, ...] = ("paper", "integer")
+
+VARIANTS: dict[str, Variant] = {
+    "float": Variant(placement=None),
+    **{
+        f"{placement}{'_gamma' if gamma else ''}{'_compiled' if compiled else ''}": Variant(
+            placement=placement, train_gamma=gamma, compiled=compiled
+        )
+        for placement in PLACEMENTS
+        for gamma in (False, True)
+        for compiled in (False, True)
+    },
+    "frozen": Variant(placement="integer", frozen=True),
+}
+
+# Of a step, in steps of the float network.
+GOALS: dict[str, float] = {
+    f"{placement}{suffix}": bound
+    for placement in PLACEMENTS
+    for suffix, bound in (("_compiled", 1.3), ("_gamma_compiled", 1.5), ("", 1.9))
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """One model.
+
+    Attributes:
+        model: name in `VARIANTS`, or "brevitas".
+        median_ms, iqr_ms: of its steps: median, and 75th minus 25th percentile.
+        ratio: median of its time over that of the float network in the same round.
+        ratio_low, ratio_high: 95 % of the medians of resampled rounds lie between these.
+        samples_ns: every measured step, in the order they were made.
+    """
+
+    model: str
+    median_ms: float
+    iqr_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    samples_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimeReport:
+    """Outcome for one network, name in `training.models.MODELS`.
+
+    Attributes:
+        schema: `SCHEMA`.
+        batch, size: images per step, their height and width.
+        threads: of torch.
+        load: processes that wanted to run on the machine in the minute before, on average; None where unknown.
+        torch: version.
+    """
+
+    SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.step_time/1"
+
+    schema: str
+    network: str
+    batch: int
+    size: int
+    threads: int
+    seed: int
+    load: float | None
+    steps: tuple[StepTime, ...]
+    verdicts: tuple[Verdict, ...]
+    skipped: tuple[Skipped, ...]
+    torch: str
+    environment: Environment
+
+
+def main(
+    network: Annotated[str, typer.Option(help="Name in training.models.MODELS.")] = "resnet18",
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/benchmarks"),
+    batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 32,
+    size: Annotated[int, typer.Option(help="Height and width of the images.", min=8)] = 64,
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    repeats: Annotated[int, typer.Option(help="Measured steps of each model.", min=2)] = 30,
+    warmup: Annotated[int, typer.Option(help="Steps before them that are not counted.", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="Of the weights, the images and the order of the models.")] = 0,
+) -> None:
+    """Time one optimizer step of a network, float, quantized in each way, and with Brevitas."""
+    console = Console()
+    path = out / "step_time.json"
+    ensure_writable(path)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    torch.set_num_threads(threads)
+    steps, skipped = make_steps(network, batch=batch, size=size, seed=seed)
+    with Progress(console=console, transient=True) as progress:
+        samples = measure(steps, repeats=repeats, warmup=warmup, seed=seed, progress=progress)
+    times = summarize(samples, seed=seed)
+    report = StepTimeReport(
+        schema=StepTimeReport.SCHEMA,
+        network=network,
+        batch=batch,
+        size=size,
+        threads=threads,
+        seed=seed,
+        load=load,
+        steps=tuple(times),
+        verdicts=tuple(judge(times)),
+        skipped=tuple(skipped),
+        torch=torch.__version__,
+        environment=describe_environment(),
+    )
+    write_report(path, report)
+    console.print(console_table(where(report), step_rows(report)))
+    for line in skipped_lines(skipped):
+        console.print(line, markup=False)
+    console.print(console_table("goals", goal_rows(report.verdicts)))
+
+
+def make_steps(network: str, *, batch: int, size: int, seed: int) -> tuple[dict[str, Step], list[Skipped]]:
+    """Return by name a function for each model that takes one step on one fixed batch, and what is missing."""
+    generator = torch.Generator().manual_seed(seed)
+    preprocessing = Preprocessing.from_statistics((3, size, size), mean=0.45, std=0.25)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
+    x = torch.from_numpy(preprocessing.normalize(pixels.numpy())).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (batch,), generator=generator)
+
+    def float_model() -> nn.Module:
+        torch.manual_seed(seed)
+        model = build_model(network, {"in_channels": 3, "num_classes": CLASSES})
+        return model.to(memory_format=memory_format_for(model))
+
+    steps = {}
+    for name, variant in VARIANTS.items():
+        model = float_model()
+        if variant.placement is not None:
+            config = QuantConfig(
+                weight_bits=BITS,
+                activation_bits=BITS,
+                placement=variant.placement,
+                train_gamma=variant.train_gamma,
+            )
+            prepared = prepare(model, config, x, input_grid=preprocessing)
+            calibrate(prepared, [x])
+            model = freeze(prepared) if variant.frozen else prepared
+        steps[name] = step_of(model, x, labels, compiled=variant.compiled)
+    skipped = []
+    try:
+        model = float_model()
+        use_brevitas_layers(model, collect_stats_steps=1)
+    except ImportError as error:
+        skipped.append(Skipped(model="brevitas", reason=f"not installed ({error})"))
+    else:
+        steps["brevitas"] = step_of(model.to(memory_format=torch.channels_last), x, labels, compiled=False)
+    return steps, skipped
+
+
+def step_of(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool) -> Step:
+    """Return a function that takes one optimizer step, and leaves the quantizers of the process as `compiled` says."""
+    # The rates are too small to move anything: each step has the same work to do.
+    section = OptimizerSection(epochs=1, learning_rate=1e-6, interval_learning_rate=1e-6)
+    optimizers = make_optimizers(model.train(), section)
+
+    def step() -> None:
+        compile_quantizers(compiled)
+        loss = F.cross_entropy(model(x), labels)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
+
+
+def measure(
+    steps: dict[str, Step],
+    *,
+    repeats: int,
+    warmup: int,
+    seed: int,
+    progress: Progress,
+    clock: Clock = time.perf_counter_ns,
+) -> dict[str, list[int]]:
+    """Take `warmup + repeats` rounds of steps; return by name the nanoseconds of the last `repeats`."""
+    generator = np.random.default_rng(seed)
+    names = list(steps)
+    samples: dict[str, list[int]] = {name: [] for name in names}
+    task = progress.add_task("steps", total=(warmup + repeats) * len(names))
+    for round_number in range(warmup + repeats):
+        for index in generator.permutation(len(names)):
+            start = clock()
+            steps[names[index]]()
+            elapsed = clock() - start
+            if round_number >= warmup:
+                samples[names[index]].append(elapsed)
+            progress.update(task, advance=1, description=names[index])
+    return samples
+
+
+def summarize(samples: dict[str, list[int]], *, seed: int) -> list[StepTime]:
+    """Return medians, spreads and ratios to the model named "float".
+
+    Raises:
+        ConfigError: the clock is too coarse for the float network.
+    """
+    base = np.array(samples["float"], dtype=np.float64)
+    if base.min() <= 0:
+        raise ConfigError("the clock did not advance while the float network took a step; measure with a finer clock.")
+    generator = np.random.default_rng(seed)
+    rounds = generator.integers(0, len(base), (_RESAMPLES, len(base)))
+    times = []
+    for name, runs in samples.items():
+        values = np.array(runs, dtype=np.float64)
+        ratios: NDArray[np.float64] = values / base
+        quarter, median, three_quarters = np.percentile(values, [25, 50, 75]) / _MILLISECOND
+        low, high = np.percentile(np.median(ratios[rounds], axis=1), [2.5, 97.5])
+        times.append(
+            StepTime(
+                model=name,
+                median_ms=float(median),
+                iqr_ms=float(three_quarters - quarter),
+                ratio=float(np.median(ratios)),
+                ratio_low=float(low),
+                ratio_high=float(high),
+                samples_ns=tuple(runs),
+            )
+        )
+    return times
+
+
+def judge(times: Sequence[StepTime]) -> list[Verdict]:
+    """Return a verdict for every goal whose model was measured."""
+    measured = {entry.model: entry.ratio for entry in times}
+    return [
+        Verdict(
+            goal=f"{name}: at most {bound:g} of a float step",
+            bound=bound,
+            measured=measured[name],
+            met=measured[name] <= bound,
+        )
+        for name, bound in GOALS.items()
+        if name in measured
+    ]
+
+
+def step_rows(report: StepTimeReport) -> Rows:
+    """One row per model: median, spread, and ratio to float with the interval of its resampled medians."""
+    cells = [
+        [
+            entry.model,
+            f"{entry.median_ms:.0f}",
+            f"{entry.iqr_ms:.0f}",
+            f"{entry.ratio:.2f}",
+            f"{entry.ratio_low:.2f} - {entry.ratio_high:.2f}",
+        ]
+        for entry in report.steps
+    ]
+    return Rows(headings=("model", "ms", "spread", "x float", "95 %"), cells=cells)
+
+
+def where(report: StepTimeReport) -> str:
+    """Say in a line what was measured, and where."""
+    load = "" if report.load is None else f", load {report.load:.1f} before"
+    return (
+        f"{report.network}, {report.batch} images of {report.size}x{report.size}; {report.environment.cpu}, "
+        f"{report.threads} threads, torch {report.torch}{load}"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
