@@ -1,38 +1,38 @@
-"""Pictures of what was learned: intervals over the histograms of the weights and activations they cut."""
+"""Pictures of training: intervals over the histograms of the values they cut, curves, confusion of classes."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from qil_deploy.files import atomic_path
-from qil_deploy.graph import input_of, module_of
-from qil_deploy.layers import QuantConv2d, QuantLinear
-from qil_deploy.quantizers import ActivationQuantizer
+from qil_deploy.files import write_bytes
 
-_SAMPLES = 100_000
+from .interval_shares import QuantizedValues, activation_values, weight_values
+
+INTERVALS_FOLDER = "intervals."  # where a prepared model has its interval quantizers of activations
+
 _BINS = 80
 _COLUMNS = 6
-_KEPT, _CUT = "#3b6ea5", "#c9ccd1"
+_KEPT, _CUT, _LINE = "#3b6ea5", "#c9ccd1", "#b3541e"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Panel:
-    """One histogram: values, the interval over them, and whether it mirrors to negative values."""
+class PhaseCurve:
+    """What the epochs of one phase came to; accuracies in percent, NaN where there is no figure."""
 
-    title: str
-    values: NDArray[np.float32]
-    interval: tuple[float, float]
-    mirrored: bool
+    name: str
+    losses: Sequence[float]
+    train_accuracies: Sequence[float]
+    test_accuracies: Sequence[float]
 
 
 def plot_intervals(model: fx.GraphModule, images: Tensor, path: Path, title: str) -> None:
@@ -47,89 +47,116 @@ def plot_intervals(model: fx.GraphModule, images: Tensor, path: Path, title: str
     Raises:
         OutputError: `path` cannot be written.
     """
-    groups = (("weights", _weight_panels(model)), ("activations", _activation_panels(model, images)))
-    rows = [(kind, panels[i : i + _COLUMNS]) for kind, panels in groups for i in range(0, len(panels), _COLUMNS)]
-    figure = Figure(figsize=(2.4 * _COLUMNS, 2.1 * len(rows)), layout="constrained")
+    activations = interval_activations(activation_values(model, images))
+    write_bytes(path, png(intervals_figure(weight_values(model), activations, title)))
+
+
+def interval_activations(values: dict[str, QuantizedValues]) -> list[QuantizedValues]:
+    """Keep the activations that an interval cuts, not those on an 8-bit range."""
+    return [each for name, each in values.items() if name.startswith(INTERVALS_FOLDER)]
+
+
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """Return a figure as a PNG file."""
     FigureCanvasAgg(figure)
+    stream = io.BytesIO()
+    # Without the name of the software, one that holds its home page's address.
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def intervals_figure(weights: Sequence[QuantizedValues], activations: Sequence[QuantizedValues], title: str) -> Figure:
+    """Draw all histograms of a model with their intervals."""
+    groups = (("weights", weights), ("activations", activations))
+    rows = [(kind, values[i : i + _COLUMNS]) for kind, values in groups for i in range(0, len(values), _COLUMNS)]
+    figure = Figure(figsize=(2.4 * _COLUMNS, 2.1 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), _COLUMNS, squeeze=False)
-    for row, (kind, panels) in zip(axes, rows, strict=True):
+    for row, (kind, group) in zip(axes, rows, strict=True):
         row[0].set_ylabel(kind)
-        for axis in row[len(panels) :]:
+        for axis in row[len(group) :]:
             axis.set_visible(False)
-        for axis, panel in zip(row, panels, strict=False):
-            _draw(axis, panel)
+        for axis, values in zip(row, group, strict=False):
+            _draw(axis, values)
+            axis.set_title(_panel_title(values), fontsize=8)
+            axis.tick_params(labelsize=7)
     figure.suptitle(f"{title}: values inside the learned interval are kept (blue), others pruned or clipped (grey)")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    return figure
 
 
-def _weight_panels(model: fx.GraphModule) -> list[_Panel]:
-    return [
-        _Panel(
-            title=f"{name}\n{layer.weight_quantizer.bits} bits",
-            values=_sample(layer.weight),
-            interval=layer.weight_quantizer.thresholds,
-            mirrored=True,
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, QuantConv2d | QuantLinear)
-    ]
+def histogram_figure(values: QuantizedValues) -> Figure:
+    """Draw one histogram with its interval, small and without a title."""
+    figure = Figure(figsize=(2.8, 1.5))
+    axis = figure.add_axes((0.04, 0.2, 0.92, 0.76))
+    _draw(axis, values)
+    axis.tick_params(labelsize=9)
+    axis.spines[["left", "right", "top"]].set_visible(False)
+    axis.locator_params(axis="x", nbins=5)
+    return figure
 
 
-@torch.no_grad()
-def _activation_panels(model: fx.GraphModule, images: Tensor) -> list[_Panel]:
-    recorder = _Recorder(model)
-    recorder.run(images)
-    return recorder.panels
+def curves_figure(phases: Sequence[PhaseCurve]) -> Figure:
+    """Draw loss and accuracies over the epochs of all phases, one after the other."""
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    loss, accuracy = figure.subplots(2, 1, sharex=True)
+    start = 0
+    for index, phase in enumerate(phases):
+        epochs = np.arange(start, start + len(phase.losses)) + 1
+        # One epoch makes no line.
+        loss.plot(epochs, phase.losses, color=_KEPT, marker=".")
+        for values, colour, label in (
+            (phase.train_accuracies, "#9299a3", "training"),
+            (phase.test_accuracies, _KEPT, "test"),
+        ):
+            accuracy.plot(epochs, values, color=colour, marker=".", label=label if index == 0 else None)
+        for axis in (loss, accuracy):
+            if index % 2:
+                axis.axvspan(start + 0.5, start + len(epochs) + 0.5, color="#f0f1f3", zorder=0)
+        middle = start + (len(epochs) + 1) / 2
+        loss.annotate(phase.name, (middle, 1.02), xycoords=("data", "axes fraction"), rotation=90, ha="center", size=9)
+        start += len(epochs)
+    loss.set_ylabel("loss")
+    accuracy.set_ylabel("accuracy, %")
+    accuracy.set_xlabel("epoch")
+    accuracy.set_xlim(0.5, start + 0.5)
+    accuracy.xaxis.get_major_locator().set_params(integer=True)
+    accuracy.legend(loc="lower right", frameon=False)
+    for axis in (loss, accuracy):
+        axis.grid(axis="y", color="#e3e5e8", linewidth=0.6)
+        axis.spines[["right", "top"]].set_visible(False)
+    return figure
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a prepared model and keeps what reaches each interval quantizer."""
-
-    def __init__(self, model: fx.GraphModule) -> None:
-        super().__init__(model)
-        self.graph_module = model
-        self.panels: list[_Panel] = []
-
-    def run_node(self, node: fx.Node) -> Any:  # noqa: ANN401 - as in the base class
-        """Record the input of an interval quantizer, then run the node."""
-        if node.op == "call_module":
-            quantizer = module_of(self.graph_module, node)
-            if isinstance(quantizer, ActivationQuantizer):
-                name = str(node.target).removeprefix("intervals.")
-                values = _sample(self.env[input_of(node)])
-                self.panels.append(
-                    _Panel(
-                        title=f"into {name}\n{quantizer.bits} bits",
-                        values=values[values != 0],
-                        interval=quantizer.thresholds,
-                        mirrored=False,
-                    )
-                )
-        return super().run_node(node)
+def confusion_figure(matrix: NDArray[np.int64]) -> Figure:
+    """Draw a confusion matrix [class, predicted] as shares of each class, for more classes than a table can hold."""
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axis = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    picture = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("class")
+    figure.colorbar(picture, label="share of the class")
+    return figure
 
 
-def _sample(tensor: Tensor) -> NDArray[np.float32]:
-    flat = tensor.detach().reshape(-1)
-    values: NDArray[np.float32] = flat[:: max(1, flat.numel() // _SAMPLES)].cpu().numpy()
-    return values
+def _panel_title(values: QuantizedValues) -> str:
+    name = values.name if values.mirrored else f"into {values.name.removeprefix(INTERVALS_FOLDER)}"
+    return f"{name}\n{values.bits} bits"
 
 
-def _draw(axis: Axes, panel: _Panel) -> None:
+def _draw(axis: Axes, values: QuantizedValues) -> None:
     """Draw one histogram, its bars coloured by whether the interval keeps them, the thresholds as lines."""
-    counts, edges = np.histogram(panel.values, bins=_BINS)
+    # Zeros are what a ReLU made, so many that nothing else could be seen.
+    sample = values.sample if values.mirrored else values.sample[values.sample != 0]
+    counts, edges = np.histogram(sample, bins=_BINS)
     centers = (edges[:-1] + edges[1:]) / 2
-    lower, upper = panel.interval
-    magnitudes = np.abs(centers) if panel.mirrored else centers
-    kept = (magnitudes > lower) & (magnitudes < upper)
+    magnitudes = np.abs(centers) if values.mirrored else centers
+    kept = (magnitudes > values.lower) & (magnitudes < values.upper)
     axis.bar(centers, counts, width=np.diff(edges), color=np.where(kept, _KEPT, _CUT))
-    thresholds = {lower, upper}
-    if panel.mirrored:
+    thresholds = {values.lower, values.upper}
+    if values.mirrored:
         # A threshold below zero prunes no magnitude.
         thresholds = {sign * value for value in thresholds if value > 0 for sign in (-1, 1)}
     for threshold in thresholds:
         if edges[0] <= threshold <= edges[-1]:
-            axis.axvline(threshold, color="black", linewidth=0.8, linestyle="--")
-    axis.set_title(panel.title, fontsize=8)
+            axis.axvline(threshold, color=_LINE, linewidth=0.9, linestyle="--")
     axis.set_yticks([])
-    axis.tick_params(labelsize=7)

@@ -1,0 +1,81 @@
+"""HTML as a tree of elements: text is escaped, tags are balanced, and the page needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from xml.etree.ElementTree import Element, tostring
+
+Child = Element | str
+
+STYLE = """
+:root { color-scheme: light dark; --line: #d5d8dc; --soft: #f3f4f6; --faint: #5b6470; }
+@media (prefers-color-scheme: dark) { :root { --line: #3a4048; --soft: #22272d; --faint: #a0a9b4; } }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+p.note, figcaption { color: var(--faint); font-size: .875rem; } figcaption { overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th[scope=row], thead th:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+thead th, thead th:first-child { background: var(--soft); vertical-align: bottom; white-space: normal; }
+figure { margin: 0; } img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; }
+pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: .8125rem; }
+summary { cursor: pointer; font-weight: 600; margin: 1rem 0; }
+"""
+
+
+def element(tag: str, *children: Child, **attributes: str) -> Element:
+    """Return an element; attributes as `class_` for `class`, `aria_label` for `aria-label`."""
+    result = Element(tag, {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()})
+    for child in children:
+        if isinstance(child, Element):
+            result.append(child)
+        elif len(result):
+            result[-1].tail = (result[-1].tail or "") + child
+        else:
+            result.text = (result.text or "") + child
+    return result
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Child]], label: str) -> Element:
+    """Return a table that scrolls sideways where the screen is too narrow; the first cell of a row names it.
+
+    Args:
+        heads: of the columns.
+        rows: text, or a finished `td` element.
+        label: what the table shows, for screen readers.
+    """
+    head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
+    body = element("tbody", *(_row(row) for row in rows))
+    return element("div", element("table", head, body), class_="scroll", role="region", tabindex="0", aria_label=label)
+
+
+def _row(cells: Sequence[Child]) -> Element:
+    first, *rest = cells
+    return element(
+        "tr",
+        element("th", first, scope="row"),
+        *(cell if isinstance(cell, Element) else element("td", cell) for cell in rest),
+    )
+
+
+def picture(png: bytes, text: str, caption: str | None = None) -> Element:
+    """Return a figure with an embedded picture; `text` says what it shows to those who cannot see it."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    image = element("img", src=source, alt=text)
+    return element("figure", *([element("figcaption", caption)] if caption else []), image)
+
+
+def page(title: str, *children: Child) -> str:
+    """Return a whole page."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", STYLE),
+    )
+    document = element("html", head, element("body", element("main", *children)), lang="en")
+    return "<!DOCTYPE html>\n" + tostring(document, encoding="unicode", method="html") + "\n"
