@@ -151,7 +151,8 @@ def _draw(axis: Axes, values: QuantizedValues) -> None:
     centers = (edges[:-1] + edges[1:]) / 2
     magnitudes = np.abs(centers) if values.mirrored else centers
     kept = (magnitudes > values.lower) & (magnitudes < values.upper)
-    axis.bar(centers, counts, width=np.diff(edges), color=np.where(kept, _KEPT, _CUT))
+    for chosen, colour in ((~kept, _CUT), (kept, _KEPT)):
+        axis.stairs(np.where(chosen, counts, 0), edges, fill=True, color=colour)
     thresholds = {values.lower, values.upper}
     if values.mirrored:
         # A threshold below zero prunes no magnitude.
