@@ -19,6 +19,7 @@ from .bench import bench_command
 from .demo import demo_command
 from .export import export_command
 from .inspect import inspect_command
+from .sensitivity import sensitivity_command
 from .train import train_command
 from .verify import verify_command
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("train")(train_command)
+app.command("sensitivity")(sensitivity_command)
 app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
