@@ -84,12 +84,12 @@ def test_the_checkpoint_adds_its_predictors(
     write_model: WriteModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_model()
-    asked: list[Path] = []
+    asked: list[tuple[Path, str | None]] = []
 
     def checkpoint_predictors(
-        checkpoint: Path,
+        checkpoint: Path, trusted_model: str | None
     ) -> dict[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]]:
-        asked.append(checkpoint)
+        asked.append((checkpoint, trusted_model))
         reference = IntegerReference(read_model(path))
         return {
             "frozen PyTorch": reference.run,
@@ -100,8 +100,8 @@ def test_the_checkpoint_adds_its_predictors(
     module.checkpoint_predictors = checkpoint_predictors  # type: ignore[attr-defined]  # a module made here
     monkeypatch.setitem(sys.modules, module.__name__, module)
     arguments = ("--data", folder, "--checkpoint", tmp_path / "c.safetensors", "--json", tmp_path / "r.json")
-    assert call(verify_command, path, *arguments).exit_code == 0
-    assert asked == [tmp_path / "c.safetensors"]
+    assert call(verify_command, path, *arguments, "--model", "my_networks:small").exit_code == 0
+    assert asked == [(tmp_path / "c.safetensors", "my_networks:small")]
     names = [backend.name for backend in read_report(tmp_path / "r.json", VerifyReport).backends]
     assert names[-2:] == ["frozen PyTorch", "unfrozen PyTorch"]
 
