@@ -27,7 +27,7 @@ class Curves:
     Args:
         folder: for the event files; created if missing.
         purge_step: the first step that is done now. Points that an interrupted start wrote from there on are hidden.
-            None for a phase that begins.
+            0 for a phase that begins, perhaps anew; None leaves every point.
 
     Raises:
         OutputError: the folder cannot be written.

@@ -65,6 +65,13 @@ def test_going_on_hides_what_an_interrupted_start_wrote_behind_the_saved_step(tm
     interrupted.close()
 
 
+def test_beginning_anew_hides_all_that_was_there(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with Curves(tmp_path, 0) as curves:
+            curves.step(0, {"loss": value})
+    assert points(tmp_path) == {"train/loss": [(0, 2.0)]}
+
+
 def test_every_interval_of_a_prepared_model_has_its_curve(tmp_path: Path) -> None:
     model = prepared(train_gamma=True)
     with Curves(tmp_path, None) as curves:
