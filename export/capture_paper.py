@@ -82,13 +82,13 @@ def paper_codes(model: fx.GraphModule) -> dict[str, NDArray[np.int8]]:
 
 
 def _folded_norms(model: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Return the BatchNorm behind every low-bit layer that has no output scale of its own."""
+    """Return the BatchNorm behind every low-bit layer that has one."""
     return {
-        node: next(iter(node.users))
+        node: user
         for node in model.graph.nodes
-        if node.op == "call_module"
-        and isinstance(layer := module_of(model, node), QuantConv2d | QuantLinear)
-        and layer.log_output_scale is None
+        if node.op == "call_module" and isinstance(module_of(model, node), QuantConv2d | QuantLinear)
+        for user in node.users
+        if user.op == "call_module" and isinstance(module_of(model, user), BatchNorm)
     }
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 
 from .errors import DataError
 from .graph import input_of, module_of
-from .layers import BatchNorm, Concat, QuantConv2d, QuantLinear, set_output_scale
+from .layers import BatchNorm, Concat, QuantConv2d, QuantLayer, QuantLinear, set_output_scale
 from .quantizers import ActivationQuantizer, RangeQuantizer
+
+NORMS_STAY: Final = "norms_stay"
+"""Key in the `meta` of a prepared model: whether its BatchNorms keep the statistics of the float network."""
 
 
 @torch.no_grad()
@@ -22,18 +25,25 @@ def calibrate(
     *,
     only: Collection[str] | None = None,
     output_factors: Mapping[str, float] | None = None,
+    float_model: nn.Module | None = None,
 ) -> None:
     """Set activation intervals, 8-bit ranges, output scales and BatchNorm statistics of a prepared model.
 
     In graph order, each threshold is the one of least squared error (`best_threshold`), its geometric mean
     over the batches so far; BatchNorm normalises by the batch meanwhile, because quantized layers change the
-    scale it has to take out. A last pass over the batches re-estimates the running statistics.
+    scale it has to take out. A last pass over the batches re-estimates the running statistics. In a model with
+    `output_scales="all"` BatchNorm stays as it is.
+
+    An output scale starts at the product of both clipping thresholds, or, where the float network is given, at the
+    scale `s` of least squared error `sum((f - s * y)**2)` over the batches so far, with `f` what the float layer
+    returns, `y` what the quantized one does, both without bias: `s = sum(f * y) / sum(y * y)`.
 
     Args:
         model: from `prepare`.
         batches: inputs, float32 [N, C, H, W] each; a few hundred images are plenty.
         only: names of the quantizers and layers to set (None: all); the others keep their intervals and scales.
         output_factors: by layer, the output scale in units of the product of both clipping thresholds; 1 by default.
+        float_model: the network that `model` was prepared from, to set output scales by.
 
     Raises:
         DataError: no batches.
@@ -42,12 +52,15 @@ def calibrate(
         raise DataError("calibration needs at least one batch of images.")
     training = model.training
     model.eval()
-    for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
-        norm.train()
+    norms_stay = model.meta.get(NORMS_STAY, False)
+    if not norms_stay:
+        for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
+            norm.train()
     interpreter = _Calibrator(model, only, output_factors or {})
     for batch in batches:
-        interpreter.run_batch(batch)
-    estimate_batchnorm(model, batches)
+        interpreter.run_batch(batch, {} if float_model is None else _layer_outputs(float_model, batch))
+    if not norms_stay:
+        estimate_batchnorm(model, batches)
     model.get_buffer("calibrated").fill_(True)
     model.train(training)
 
@@ -93,10 +106,13 @@ class _Calibrator(fx.Interpreter):
         self.output_factors = output_factors
         self.logs: dict[str, list[float]] = {}
         self.seen: set[str] = set()
+        self.float_outputs: dict[str, Tensor] = {}
+        self.products: dict[str, list[tuple[float, float]]] = {}
 
-    def run_batch(self, batch: Tensor) -> None:
-        """Run one batch."""
+    def run_batch(self, batch: Tensor, float_outputs: dict[str, Tensor]) -> None:
+        """Run one batch; `float_outputs` are those of the float layers, by name, without bias."""
         self.seen.clear()
+        self.float_outputs = float_outputs
         self.run(batch)
 
     def run_node(self, node: fx.Node) -> object:
@@ -108,7 +124,18 @@ class _Calibrator(fx.Interpreter):
                 module.set_largest(self._threshold(name, module.initialize(self.env[input_of(node)])))
             elif isinstance(module, QuantConv2d | QuantLinear):
                 set_output_scale(module, input_unit(self.graph_module, node) * self.output_factors.get(name, 1.0))
+                if name in self.float_outputs and _is_trained(module.log_output_scale):
+                    self._fit_scale(name, module, self.env[input_of(node)])
         return super().run_node(node)
+
+    def _fit_scale(self, name: str, layer: QuantLayer, x: Tensor) -> None:
+        """Set the output scale to that of least squared error against the float layer, over the batches so far."""
+        y, f = layer.unscaled(x).double(), self.float_outputs[name].double()
+        products = self.products.setdefault(name, [])
+        products.append((float((f * y).sum()), float(y.square().sum())))
+        along, squares = (sum(column) for column in zip(*products, strict=True))
+        if layer.log_output_scale is not None and along > 0 and squares > 0:  # else the layer returns nothing of use
+            layer.log_output_scale.fill_(math.log(along / squares))
 
     def _threshold(self, name: str, largest: float) -> float:
         """Geometric mean over the batches; of the tensors of one batch that share a quantizer, the largest counts."""
@@ -119,6 +146,34 @@ class _Calibrator(fx.Interpreter):
             self.seen.add(name)
             logs.append(math.log(largest))
         return math.exp(sum(logs) / len(logs))
+
+
+def _is_trained(parameter: nn.Parameter | None) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+def _layer_outputs(float_model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """Return what each convolution and linear layer returns for a batch, without its bias, by name."""
+    outputs: dict[str, Tensor] = {}
+
+    def record(name: str, layer: nn.Conv2d | nn.Linear, result: Tensor) -> None:
+        bias = 0.0 if layer.bias is None else layer.bias if result.ndim == 2 else layer.bias[:, None, None]
+        outputs[name] = result - bias
+
+    handles = [
+        module.register_forward_hook(lambda layer, _inputs, result, name=name: record(name, layer, result))
+        for name, module in float_model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    training = float_model.training
+    float_model.eval()
+    try:
+        float_model(batch)
+    finally:
+        float_model.train(training)
+        for handle in handles:
+            handle.remove()
+    return outputs
 
 
 def interval_before(model: fx.GraphModule, node: fx.Node) -> str | None:

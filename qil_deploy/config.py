@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import ConfigError
 
 Placement = Literal["paper", "integer"]
+OutputScales = Literal["without_batchnorm", "all"]
 
 # Eight bits of activation under eight bits of weight could saturate the int16 sums of x86 without VNNI
 # (2 * 255 * 127 > 32767), so the first and last layer take seven-bit weights, and 8/8 is refused.
@@ -60,6 +61,9 @@ class QuantConfig(BaseModel):
         train_gamma: learn the exponent of each weight transformer (1 otherwise).
         allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where otherwise the
             network would be refused; only in `integer` placement.
+        output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
+            the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
+            layer, so that BatchNorm keeps the statistics of the float network (decision 0019).
         overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An
             override also applies to first and last layers.
     """
@@ -71,6 +75,7 @@ class QuantConfig(BaseModel):
     placement: Placement = "integer"
     train_gamma: bool = False
     allow_float: bool = False
+    output_scales: OutputScales = "without_batchnorm"
     overrides: dict[str, LayerOverride] = Field(default_factory=dict)
 
     def __init__(self, **values: object) -> None:

@@ -5,8 +5,9 @@ What comes out of it and its BatchNorm (or output scale and bias) is
 
     z_k = gain_k * sum((X - x_zero_point) * W_k) * x_scale / q_W + shift_k          W = rint(v)
 
-    BatchNorm:    gain = weight / sqrt(var + eps)      shift = bias - gain * mean
-    otherwise:    gain = output scale                  shift = bias
+    BatchNorm:    gain = scale * norm_gain             shift = norm_bias - norm_gain * mean
+                  norm_gain = norm_weight / sqrt(var + eps), scale = 1 for a layer without an output scale
+    otherwise:    gain = scale                         shift = bias
 
 and becomes the code `rint((z - y_offset) / y_scale) + y_zero_point`. The runtime computes
 
@@ -85,19 +86,19 @@ def gain_and_shift(layer: QuantLayer, norm: BatchNorm | None) -> tuple[Tensor, T
 
     Args:
         layer: a convolution or linear layer.
-        norm: the BatchNorm behind it, which has running statistics; None for an output scale and bias.
+        norm: the BatchNorm behind it, which has running statistics; None where there is none.
     """
-    if norm is not None:
-        if norm.running_mean is None or norm.running_var is None:
-            raise TypeError("BatchNorm without running statistics cannot be folded")
-        gain = (norm.running_var.double() + norm.eps).rsqrt()
-        shift = -norm.running_mean.double() * gain
-        if norm.affine:
-            gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
-        return gain, shift
-    zeros = torch.zeros(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
-    scale = zeros if layer.log_output_scale is None else layer.log_output_scale.double().exp()
-    return zeros + scale, zeros if layer.bias is None else layer.bias.double()
+    ones = torch.ones(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
+    scale = ones if layer.log_output_scale is None else ones * layer.log_output_scale.double().exp()
+    if norm is None:
+        return scale, 0.0 * ones if layer.bias is None else layer.bias.double()
+    if norm.running_mean is None or norm.running_var is None:
+        raise TypeError("BatchNorm without running statistics cannot be folded")
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * gain
+    if norm.affine:
+        gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+    return scale * gain, shift
 
 
 def largest_spread(largest_weight_code: int, largest_activation: int) -> int:

@@ -18,8 +18,8 @@ AVERAGING_BITS = 2  # a weight of 1 needs no more
 class QuantConv2d(nn.Conv2d):
     """Convolution of quantized activations with quantized weights (made by `quantize_layer`).
 
-    With BatchNorm behind it there is neither bias nor scale; without,
-    `y = conv(x, w_hat) * output_scale + bias` with a learned positive scale.
+    `y = conv(x, w_hat) * output_scale + bias` with a learned positive scale. With BatchNorm behind it there is no
+    bias, and a scale only where BatchNorm keeps the statistics of the float network (`QuantConfig.output_scales`).
     """
 
     weight_quantizer: WeightQuantizer
@@ -27,8 +27,12 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C_in, H, W] to [N, C_out, H', W']."""
-        y = self._conv_forward(x, self.weight_quantizer(self.weight), None)
-        return _scale_and_shift(y, self)
+        return _scale_and_shift(self.unscaled(x), self)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """Return `conv(x, w_hat)`: what output scale and bias are applied to."""
+        y: Tensor = self._conv_forward(x, self.weight_quantizer(self.weight), None)
+        return y
 
 
 class QuantLinear(nn.Linear):
@@ -39,8 +43,11 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, features_in] to [N, features_out]."""
-        y = F.linear(x, self.weight_quantizer(self.weight))
-        return _scale_and_shift(y, self)
+        return _scale_and_shift(self.unscaled(x), self)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """Return `x @ w_hat.T`: what output scale and bias are applied to."""
+        return F.linear(x, self.weight_quantizer(self.weight))
 
 
 QuantLayer = QuantConv2d | QuantLinear
@@ -55,14 +62,16 @@ def _scale_and_shift(y: Tensor, layer: QuantLayer) -> Tensor:
     return y
 
 
-def quantize_layer(layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized: bool, train_gamma: bool) -> QuantLayer:
+def quantize_layer(
+    layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized: bool, scaled: bool, train_gamma: bool
+) -> QuantLayer:
     """Return the quantized form of a float layer, with its weights and with an interval set from them.
 
     Args:
         layer: the float layer; its parameters are taken over, not copied.
         bits: widths; only `weight_bits` matters here.
-        normalized: whether BatchNorm follows. It takes the place of output scale and bias: a bias before
-            BatchNorm cancels out.
+        normalized: whether BatchNorm follows. It takes the place of the bias, which the caller has moved into its mean.
+        scaled: whether the layer has an output scale.
         train_gamma: whether the exponent of the weight transformer is trained.
     """
     result: QuantLayer
@@ -83,7 +92,7 @@ def quantize_layer(layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized:
     result.bias = None if normalized else layer.bias
     result.weight_quantizer = WeightQuantizer(bits.weight_bits, train_gamma=train_gamma)
     result.weight_quantizer.initialize(layer.weight)
-    result.log_output_scale = None if normalized else nn.Parameter(torch.zeros(()))
+    result.log_output_scale = nn.Parameter(torch.zeros(())) if scaled else None
     return result
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from .calibration import calibrate_on_first_batch
+from .calibration import NORMS_STAY, calibrate_on_first_batch
 from .config import LayerBits, QuantConfig
 from .errors import UnsupportedModelError
 from .graph import add_module, module_of, shape_of, trace, users_of
@@ -65,7 +65,7 @@ def prepare(
         if site.kind in ("conv", "linear") and site.producer not in kept_float:
             _quantize_layer(graph_module, site, bits[site.producer], config)
         elif site.kind in ("average", "standalone") and config.placement == "integer":
-            _use_averaging_layer(graph_module, site)
+            _use_averaging_layer(graph_module, site, config)
     for group in groups:
         if config.placement == "paper":
             for reader in group.readers:
@@ -73,6 +73,7 @@ def prepare(
                     _insert_interval(graph_module, reader.via, [reader], signed=group.signed)
         else:
             _insert_grid(graph_module, group, input_grid)
+    graph_module.meta[NORMS_STAY] = config.output_scales == "all"
     graph_module.register_buffer("calibrated", torch.tensor(False))
     graph_module.register_forward_pre_hook(calibrate_on_first_batch)
     graph_module.graph.lint()
@@ -93,20 +94,28 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
     norm = module_of(graph_module, site.norm) if site.norm is not None else None
     if isinstance(norm, BatchNorm) and norm.running_mean is not None and layer.bias is not None:
         norm.running_mean -= layer.bias.detach()
-    quantized: QuantLayer = quantize_layer(layer, bits, normalized=norm is not None, train_gamma=config.train_gamma)
+    quantized: QuantLayer = quantize_layer(
+        layer,
+        bits,
+        normalized=norm is not None,
+        scaled=norm is None or config.output_scales == "all",
+        train_gamma=config.train_gamma,
+    )
     graph_module.add_submodule(name, quantized)
 
 
-def _use_averaging_layer(graph_module: fx.GraphModule, site: Site) -> None:
+def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: QuantConfig) -> None:
     """Replace an average pooling, or what stands in for a lone BatchNorm or ReLU, by a convolution that does it."""
     module = module_of(graph_module, site.producer)
     channels = shape_of(site.producer)[1]
+    divisor: int | None
     if isinstance(module, nn.AvgPool2d):
         kernel, stride, padding = (pair(value) for value in (module.kernel_size, module.stride, module.padding))
         divisor = module.divisor_override or kernel[0] * kernel[1]
         layer = averaging_layer(channels, kernel, stride, padding, divisor)
     else:
-        layer = averaging_layer(channels, (1, 1), (1, 1), (0, 0), None if site.norm is not None else 1)
+        divisor = None if site.norm is not None and config.output_scales != "all" else 1
+        layer = averaging_layer(channels, (1, 1), (1, 1), (0, 0), divisor)
     graph_module.add_submodule(str(site.producer.target), layer)
 
 

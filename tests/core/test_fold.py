@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
-from qil_deploy.config import LayerOverride, QuantConfig
+from qil_deploy.config import LayerOverride, OutputScales, QuantConfig
 from qil_deploy.fold import largest_spread
 from qil_deploy.freezing import freeze
 from qil_deploy.frozen import FrozenLayer
@@ -40,6 +40,7 @@ class Case:
         x_bits: bits of its input; None: it is the first layer and reads the uint8 image.
         y_bits: bits of its output's interval; None: the 8-bit range.
         norm: BatchNorm behind it, otherwise output scale and bias.
+        scaled: whether every layer has an output scale, in front of BatchNorm too.
         gammas: BatchNorm's weights, cycled over the channels.
         lower, width: the output's interval.
     """
@@ -53,6 +54,7 @@ class Case:
     dilation: int = 1
     groups: int = 1
     norm: bool = True
+    scaled: bool = False
     relu: bool = True
     train_gamma: bool = False
     gammas: tuple[float, ...] = (1.0,)
@@ -97,7 +99,8 @@ def build(case: Case) -> fx.GraphModule:
     overrides = {"layer": LayerOverride(weight_bits=case.weight_bits, activation_bits=case.x_bits)}
     if case.y_bits is not None:
         overrides["reader"] = LayerOverride(weight_bits=4, activation_bits=case.y_bits)
-    config = QuantConfig(overrides=overrides, train_gamma=case.train_gamma)
+    output_scales: OutputScales = "all" if case.scaled else "without_batchnorm"
+    config = QuantConfig(overrides=overrides, train_gamma=case.train_gamma, output_scales=output_scales)
     grid = Preprocessing(channels=4, height=SIZE, width=SIZE, scale=0.0111, zero_point=73)
     model = prepare(Network(case), config, torch.zeros(1, 4, SIZE, SIZE), input_grid=grid).eval()
     quantizer = model.get_submodule("layer.weight_quantizer")
@@ -122,8 +125,9 @@ def build(case: Case) -> fx.GraphModule:
             norm.weight.copy_(torch.tensor((case.gammas * repeats)[: len(norm.weight)]))
             norm.bias.normal_()
         else:
-            model.get_parameter("layer.log_output_scale").fill_(float(rng.normal(-1, 1)))
             model.get_parameter("layer.bias").normal_()
+        if case.scaled or not case.norm:
+            model.get_parameter("layer.log_output_scale").fill_(float(rng.normal(-1, 1)))
         output = output_quantizer(model)
         if isinstance(output, ActivationQuantizer):
             output.set_thresholds(case.lower, case.lower + case.width)
@@ -232,14 +236,15 @@ def fold_by_hand(model: fx.GraphModule, case: Case) -> Integers:
 
 
 def gain_and_shift(model: fx.GraphModule, case: Case) -> tuple[Array, Array]:
+    scale = np.exp(model.get_parameter("layer.log_output_scale").item()) if case.scaled or not case.norm else 1.0
     if not case.norm:
         bias = model.get_parameter("layer.bias").detach().double().numpy()
-        return np.full(len(bias), np.exp(model.get_parameter("layer.log_output_scale").item())), bias
+        return np.full(len(bias), scale), bias
     norm = model.get_submodule("norm")
     names = ("weight", "bias", "running_mean", "running_var")
     weight, bias, mean, var = (getattr(norm, name).detach().double().numpy() for name in names)
     gain = weight / np.sqrt(var + norm.eps)
-    return gain, bias - gain * mean
+    return scale * gain, bias - gain * mean
 
 
 def evaluate_by_hand(integers: Integers, layer: FrozenLayer, case: Case, codes: Array) -> Array:
@@ -319,6 +324,7 @@ def cases(draw: st.DrawFn) -> Case:
         dilation=dilation,
         groups=draw(st.sampled_from([1, 2, 4])),
         norm=draw(st.sampled_from([True, True, True, False])),
+        scaled=draw(st.booleans()),
         relu=draw(st.booleans()),
         train_gamma=draw(st.booleans()),
         gammas=tuple(draw(st.lists(GAMMAS, min_size=1, max_size=6))),
@@ -419,13 +425,23 @@ def test_spread_is_the_largest_that_neither_leaves_int8_nor_saturates_int16(
     assert not fits(spread + 1)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("y_bits", [2, 4, None])
 @pytest.mark.parametrize(("lower", "relu"), [(-0.4, False), (0.0, True), (0.3, True)])
 def test_training_frozen_follows_the_gradients_of_fake_quantization(
-    y_bits: int | None, lower: float, relu: bool
+    y_bits: int | None, lower: float, relu: bool, scaled: bool
 ) -> None:
     gammas, width = (0.8, -1.3, 0.5), 30.0 if y_bits is None else 1.5
-    case = Case(y_bits=y_bits, gammas=gammas, lower=lower, width=width, relu=relu, train_gamma=True, seed=3)
+    case = Case(
+        y_bits=y_bits,
+        gammas=gammas,
+        lower=lower,
+        width=width,
+        relu=relu,
+        scaled=scaled,
+        train_gamma=True,
+        seed=3,
+    )
     model = build(case)
     layer = layer_of(freeze(model).train())
     codes = torch.tensor(random_codes(layer, 3, count=16), dtype=torch.float32)
