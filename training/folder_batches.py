@@ -7,6 +7,7 @@ depends on the seed, the epoch and the image alone, whichever process or worker 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -35,7 +36,7 @@ class FolderBatches:
         crop: cut out at random; if not, images are fitted as for evaluation.
         flip: mirror at random.
         seed: of order and augmentation.
-        workers: processes that decode; 0 decodes in this one.
+        workers: processes that decode, no more of them than there are cores; 0 decodes in this one.
         share: of this process; None takes whole batches.
 
     Raises:
@@ -65,7 +66,7 @@ class FolderBatches:
         self.crop = crop
         self.flip = flip
         self.seed = seed
-        self.workers = workers
+        self.workers = min(workers, os.cpu_count() or 1)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
