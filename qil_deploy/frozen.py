@@ -2,7 +2,7 @@
 
 Codes travel as float32 tensors of integers between 0 and 255. Sums are exact: float32 holds integers below
 2**24, and where a sum could leave that range, or on a device whose convolutions may not sum exactly, float64
-takes over.
+takes over. Autocast would round codes to half precision and changes nothing here.
 
 The grids of activations are constants here. A `FrozenLayer` still has its weights, weight interval and
 BatchNorm as parameters: in training mode it folds them anew in every forward pass, gradients going straight
@@ -249,7 +249,8 @@ class FrozenFloat(nn.Module):
     def forward(self, *codes: Tensor) -> Tensor:
         """Map codes [N, ...] to codes [N, ...]."""
         real = ((x - grid.zero_point) * grid.scale for x, grid in zip(codes, self.grids(), strict=True))
-        return _codes(self.island(*real) / self.y.scale, self.y)
+        with torch.autocast(codes[0].device.type, enabled=False):
+            return _codes(self.island(*real) / self.y.scale, self.y)
 
 
 class FrozenMeanLogits(nn.Module):
@@ -296,11 +297,11 @@ def _codes(scaled: Tensor, y: Grid) -> Tensor:
 
 
 def _convolve(layer: QuantLayer, x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(layer, QuantConv2d):
-        # NNPACK, which torch takes where oneDNN is missing, convolves by Winograd or FFT: sums are not exact.
-        with torch.backends.nnpack.flags(enabled=False):
+    # NNPACK, which torch takes where oneDNN is missing, convolves by Winograd or FFT: sums are not exact.
+    with torch.backends.nnpack.flags(enabled=False), torch.autocast(x.device.type, enabled=False):
+        if isinstance(layer, QuantConv2d):
             return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return F.linear(x, weight)
+        return F.linear(x, weight)
 
 
 def _per_channel(values: Tensor, rank: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_the_report_becomes_a_table(report: StepTimeReport, tmp_path: Path) -> N
 
 def test_each_round_takes_one_step_of_each_model_in_an_order_of_its_own() -> None:
     taken: list[str] = []
-    steps = {name: lambda name=name: taken.append(name) for name in "abcd"}
+    steps: dict[str, step_time.Step] = {name: functools.partial(taken.append, name) for name in "abcd"}
     ticks = iter(range(1000))
     progress = Progress(console=Console(file=io.StringIO()))
     samples = measure(steps, repeats=6, warmup=2, seed=0, progress=progress, clock=lambda: next(ticks))
@@ -118,7 +119,8 @@ def test_every_goal_names_a_model() -> None:
 
 
 def test_a_step_moves_weights() -> None:
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    before = model[1].weight.detach().clone()
+    layer = torch.nn.Linear(12, 3)
+    before = layer.weight.detach().clone()
+    model = torch.nn.Sequential(torch.nn.Flatten(), layer)
     step_time.step_of(model, torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]), compiled=False)()
-    assert not torch.equal(model[1].weight, before)
+    assert not torch.equal(layer.weight, before)

@@ -107,6 +107,21 @@ def test_evaluation_repeats_whatever_the_batch_and_the_kernel(digits: Digits, fr
         assert torch.equal(logits_of(frozen, x), expected)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_changes_no_code_and_no_logit(digits: Digits, frozen: fx.GraphModule, training: bool) -> None:
+    model = copy.deepcopy(frozen).train(training)
+    for module in modules_of(model, nn.Dropout).values():
+        module.eval()
+    x = digits.fresh()[:64]
+    recorders = Recorder(model), Recorder(model)
+    recorders[0].run(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        recorders[1].run(x)
+    for name, expected in recorders[0].seen.items():
+        assert recorders[1].seen[name].dtype is expected.dtype, name
+        assert torch.equal(recorders[1].seen[name], expected), name
+
+
 def test_no_sum_needs_more_than_float32_holds(
     digits: Digits, frozen: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qil_deploy.quantizers import (
+    compile_quantizers,
+    functional,
     quantize_activation,
     quantize_range,
     quantize_weight,
@@ -278,3 +280,77 @@ def test_gradients_are_finite_at_and_just_above_the_pruning_threshold(gamma: flo
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
     assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_quantized_in_float32(dtype: torch.dtype) -> None:
+    values = torch.randn(500).to(dtype)
+    c, d, gamma = (torch.tensor(value, requires_grad=True) for value in (0.4, 0.7, 1.3))
+    quantizers: list[Callable[[Tensor], Tensor]] = [
+        lambda x: quantize_weight(x, c, d, gamma, 127),
+        lambda x: quantize_activation(x, c, d, 255),
+        lambda x: quantize_range(x, d / 100, -128, 127),
+    ]
+    for quantizer in quantizers:
+        results = []
+        for x, autocast in ((values.clone(), True), (values.float(), False)):
+            x.requires_grad_()
+            with torch.autocast("cpu", dtype, enabled=autocast):
+                y = quantizer(x)
+            assert y.dtype is torch.float32
+            gradients = torch.autograd.grad(y.square().sum(), [x, d])
+            results.append([y, gradients[0].to(dtype), gradients[1]])
+        assert all(torch.equal(half, full) for half, full in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("gamma", [None, 1.7])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_blocks_layouts_and_compilation_change_nothing_but_last_bits(
+    monkeypatch: pytest.MonkeyPatch, gamma: float | None, compiled: bool
+) -> None:
+    x = torch.randn(6, 20, 9, 7, dtype=torch.float64)
+    upstream = torch.randn(7, 9, 20, 6, dtype=torch.float64).permute(3, 2, 1, 0)
+    c, d = double(0.4, grad=True), double(0.7, grad=True)
+    exponent = None if gamma is None else double(gamma, grad=True)
+    known = [tensor for tensor in (c, d, exponent) if tensor is not None]
+    quantizers: list[tuple[Callable[[Tensor], Tensor], list[Tensor]]] = [
+        (lambda x: quantize_weight(x, c, d, exponent, 7), known),
+        (lambda x: quantize_activation(x, c, d, 15), [c, d]),
+        (lambda x: quantize_range(x, d / 9, -128, 127), [d]),
+    ]
+    for quantizer, scalars in quantizers:
+        results = []
+        for block, layout in ((1 << 20, torch.contiguous_format), (1000, torch.channels_last)):
+            monkeypatch.setattr(functional, "_BLOCK", block)
+            compile_quantizers(compiled and layout is torch.channels_last)
+            leaf = x.contiguous(memory_format=layout).requires_grad_()
+            y = quantizer(leaf)
+            assert y.is_contiguous(memory_format=layout)
+            results.append([y, *torch.autograd.grad(y, [leaf, *scalars], upstream)])
+        compile_quantizers(False)
+        for whole, blocks in zip(*results, strict=True):
+            torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_backward_keeps_nothing_but_the_input_and_scalars() -> None:
+    x = torch.randn(4, 8, requires_grad=True)
+    c, d, gamma = (torch.tensor(value, requires_grad=True) for value in (0.4, 0.7, 1.3))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        quantize_weight(x, c, d, gamma, 7)
+        quantize_activation(x, c, d, 15)
+        quantize_range(x, d, 0, 255)
+    assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in (x, c, d, gamma)}
+
+
+@pytest.mark.parametrize("gamma", [np.exp(-2.0), 0.5, 1.0])
+def test_real_codes_have_the_gradients_of_the_values_and_are_finite_at_zero(gamma: float) -> None:
+    """A frozen model is trained through these."""
+    w = double([0.0, 1e-30, -1e-8, 0.25, -0.6, 1.0, 7.0], grad=True)
+    inputs = [w, *(double(value, grad=True) for value in (0.5, 0.5, float(gamma)))]
+    c, d, g = inputs[1:]
+    values = torch.autograd.grad(quantize_weight(w, c, d, g, 7).sum(), inputs)
+    codes = torch.autograd.grad(functional.weight_codes_real(w, c, d, g, 7).sum(), inputs)
+    for value, code in zip(values, codes, strict=True):
+        assert torch.isfinite(code).all()
+        torch.testing.assert_close(code, 7 * value)
