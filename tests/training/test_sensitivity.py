@@ -151,7 +151,7 @@ def test_paper_placement_has_no_bits_at_its_edges(run: Path) -> None:
         ("float", replace(FAST, widths=(4, 9)), ConfigError, r"bits are \[4, 9\]; give whole numbers from 2 to 8"),
         ("float", replace(FAST, widths=()), ConfigError, r"bits are \[\]; give whole numbers from 2 to 8"),
         ("float", replace(FAST, images=1), ConfigError, "1 images and 20 for calibration are too few"),
-        ("float", replace(FAST, images=1400), DataError, "the training split of digits has 1437"),
+        ("float", replace(FAST, images=1430), DataError, "the training split of digits has 1437"),
     ],
 )
 def test_what_is_refused(name: str, plan: Plan, error: type[Exception], message: str, run: Path) -> None:
