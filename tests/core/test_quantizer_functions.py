@@ -336,7 +336,12 @@ def test_backward_keeps_nothing_but_the_input_and_scalars() -> None:
     x = torch.randn(4, 8, requires_grad=True)
     c, d, gamma = (torch.tensor(value, requires_grad=True) for value in (0.4, 0.7, 1.3))
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         quantize_weight(x, c, d, gamma, 7)
         quantize_activation(x, c, d, 15)
         quantize_range(x, d, 0, 255)
