@@ -105,7 +105,8 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option
     if proposal is not None:
         console.print(proposal_table(probe, measured, proposal))
     if plot is not None:
-        plot_sensitivity(measured, proposal, plot, f"{checkpoint.stem}: {what.value} of one layer at fewer bits")
+        lowered = "weights and activations" if what is What.both else what.value
+        plot_sensitivity(measured, proposal, plot, f"{checkpoint.stem}: {lowered} of one layer at fewer bits")
     if json_file is not None:
         write_text(json_file, json.dumps(_content(checkpoint, probe, measured, proposal), indent=2) + "\n")
     if recipe is not None and proposal is not None:

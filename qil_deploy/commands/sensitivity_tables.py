@@ -18,7 +18,7 @@ def sensitivity_table(measured: Sensitivity) -> Table:
     """Table of all layers, the one that hurts most first: size, KL, loss and accuracy at each width."""
     widths = sorted({trial.width for layer in measured.layers for trial in layer.trials}, reverse=True)
     table = Table(title="Each layer lowered by itself", title_justify="left")
-    table.add_column("layer")
+    table.add_column("layer", no_wrap=True)
     for heading in ("weights", "bits"):
         table.add_column(heading, justify="right")
     for heading in ("bytes", "KL", "loss", "accuracy"):
