@@ -28,12 +28,16 @@ import typer
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import Progress
+from torch import fx
 
 from lsq import LsqRun
+from qil_deploy.checkpoint import load_model
 from qil_deploy.files import ensure_writable, write_text
+from qil_deploy.freezing import freeze
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.training.recipe import Recipe, load_recipe
-from qil_deploy.training.train import Run, RunResult, Settings, StageResult, carry_out
+from qil_deploy.training.run import Run, Settings
+from qil_deploy.training.train import StageResult, carry_out
 from tables import Rows, console_table, markdown_table
 
 RECIPE = "fashion_mnist_resnet20"
@@ -49,7 +53,7 @@ class Outcome:
         seed: of the recipe.
         stage: `float` or bits, such as `w4a4`.
         accuracy: with fake quantization.
-        frozen_accuracy: of the frozen model after its frozen epochs, where the recipe has any.
+        frozen_accuracy: of the same weights, frozen, as they would be exported; None for `float` and `lsq`.
     """
 
     variant: str
@@ -64,7 +68,7 @@ def main(
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     variant_seeds: Annotated[str, typer.Option(help="Seeds of the other variants.")] = "0",
     variants: Annotated[str, typer.Option(help="Variants, separated by commas.")] = ",".join(VARIANTS),
-    frozen_seeds: Annotated[str, typer.Option(help="Seeds whose frozen epochs are trained.")] = "0",
+    train_images: Annotated[int, typer.Option(help="Train on the first so many images.")] = 30_000,
     threads: Annotated[int | None, typer.Option(help="Threads of PyTorch.")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile.")] = False,
 ) -> None:
@@ -77,11 +81,11 @@ def main(
     outcomes: list[Outcome] = []
     for variant in variants.split(","):
         for seed in numbers(seeds if variant == "progressive" else variant_seeds):
-            recipe = recipe_of(variant, seed, frozen=variant == "progressive" and seed in numbers(frozen_seeds))
+            recipe = recipe_of(variant, seed, train_images)
             folder = out / f"{variant}_{seed}"
             if variant != "progressive":
                 share_float(out / f"progressive_{seed}", folder)
-            outcomes += outcomes_of(variant, seed, carry_out(run_of(variant, recipe, folder)))
+            outcomes += outcomes_of(variant, seed, run_of(variant, recipe, folder))
     write_text(out / "table.json", json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
     rows = table_rows(outcomes)
     write_text(out / "table.md", markdown_table(rows) + "\n")
@@ -93,10 +97,10 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part]
 
 
-def recipe_of(variant: str, seed: int, *, frozen: bool) -> Recipe:
-    """Return the recipe of a variant: the shipped one, with as many epochs."""
-    recipe = load_recipe(Path(RECIPE), (f"seed={seed}",))
-    stages = [stage if frozen else stage.model_copy(update={"frozen_epochs": 0}) for stage in recipe.stages]
+def recipe_of(variant: str, seed: int, train_images: int) -> Recipe:
+    """Return the recipe of a variant: the shipped one without its frozen epochs, and with as many others."""
+    recipe = load_recipe(Path(RECIPE), (f"seed={seed}", f"train_images={train_images}"))
+    stages = [stage.model_copy(update={"frozen_epochs": 0}) for stage in recipe.stages]
     if variant in ("direct", "lsq"):
         epochs = sum(stage.epochs for stage in stages)
         stages = [stages[-1].model_copy(update={"epochs": epochs, "from_float": True})]
@@ -117,8 +121,8 @@ def run_of(variant: str, recipe: Recipe, folder: Path) -> Run:
     return kind(recipe, folder, Progress(), Accelerator(), resume=True, settings=Settings(save_minutes=2.0))
 
 
-def outcomes_of(variant: str, seed: int, result: RunResult) -> list[Outcome]:
-    """Return one outcome per stage."""
+def outcomes_of(variant: str, seed: int, run: Run) -> list[Outcome]:
+    """Train a run and return one outcome per stage."""
 
     def outcome(stage: StageResult) -> Outcome:
         return Outcome(
@@ -126,10 +130,19 @@ def outcomes_of(variant: str, seed: int, result: RunResult) -> list[Outcome]:
             seed=seed,
             stage=stage.name,
             accuracy=stage.accuracy,
-            frozen_accuracy=stage.frozen_accuracy,
+            frozen_accuracy=frozen_accuracy(run, stage) if stage.name != "float" and variant != "lsq" else None,
         )
 
+    result = carry_out(run)
     return [outcome(stage) for stage in (result.float_result, *result.stages)]
+
+
+def frozen_accuracy(run: Run, stage: StageResult) -> float:
+    """Freeze a finished stage and return its accuracy, in percent."""
+    _, model = load_model(stage.checkpoint, run.builder)
+    if not isinstance(model, fx.GraphModule):
+        raise TypeError(f"{stage.checkpoint} holds no prepared model")
+    return run.accuracy(freeze(model))
 
 
 def table_rows(outcomes: Sequence[Outcome]) -> Rows:
@@ -151,12 +164,10 @@ def table_rows(outcomes: Sequence[Outcome]) -> Rows:
                 f"{statistics.fmean(found):.2f}",
                 f"{min(found):.2f} to {max(found):.2f}" if len(found) > 1 else "",
                 "" if stage == "float" else f"{statistics.fmean(differences):+.2f}",
-                ", ".join(f"{accuracy:.2f}" for accuracy in frozen),
+                f"{statistics.fmean(frozen):.2f}" if frozen else "",
             ]
         )
-    return Rows(
-        headings=("training", "stage", "seeds", "mean", "spread", "to float", "frozen and trained on"), cells=cells
-    )
+    return Rows(headings=("training", "stage", "seeds", "mean", "spread", "to float", "mean, frozen"), cells=cells)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import fx
 from qil_deploy.layers import QuantConv2d, QuantLinear
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
 from qil_deploy.training.recipe import StageSection
-from qil_deploy.training.train import Run
+from qil_deploy.training.run import Run
 
 
 class StepQuantizer(RangeQuantizer):

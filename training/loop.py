@@ -154,14 +154,13 @@ def train_phase(
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in learner.optimizers]
     steps = phase.section.epochs * len(phase.batches)
     memory_format = memory_format_for(model)
-    task = progress.add_task(phase.name, total=steps, completed=position.epoch * len(phase.batches) + position.batch)
+    task = progress.add_task(phase.name, total=steps, completed=position.step)
     saved = time.monotonic()
     while position.epoch < phase.section.epochs:
         began = time.perf_counter()
         _training_mode(model, norms_stay=phase.norms_stay)
         for x, labels in phase.batches.epoch(position.epoch, position.batch):
-            step = position.epoch * len(phase.batches) + position.batch
-            factor = rate_factor(step, steps, phase.section)
+            step, factor = position.step, rate_factor(position.step, steps, phase.section)
             _set_rates(learner.optimizers, rates, factor)
             _seed_dropout(phase.seed, step, accelerator)
             images = x.to(accelerator.device).contiguous(memory_format=memory_format)
@@ -173,6 +172,7 @@ def train_phase(
             if learner.average is not None:
                 learner.average.update_parameters(model)
             position.batch += 1
+            position.step += 1
             position.loss_sum += loss
             position.right += right
             reports.on_step(StepMetrics(step=step, loss=loss, rate=factor))
@@ -235,7 +235,7 @@ def _over_processes(loss: float, right: int, due: bool, accelerator: Accelerator
 
 def _divergence(phase: Phase, position: Position, loss: float, model: nn.Module, x: Tensor) -> str:
     return (
-        f"{phase.name}: the loss is {loss} at step {position.batch} of epoch {position.epoch}: "
+        f"{phase.name}: the loss is {loss} at batch {position.batch} of epoch {position.epoch}: "
         f"{describe_divergence(model, x)}. Lower learning_rate or interval_learning_rate; "
         "the last saved state is kept."
     )

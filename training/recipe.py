@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qil_deploy.config import Placement, QuantConfig, validation_sentences
 from qil_deploy.errors import ConfigError
 
+NOISE = "noise"
+
 Epochs = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -43,10 +45,17 @@ class ModelSection(_Section):
 
 
 class AugmentationSection(_Section):
-    """Random changes of training images: mirror left to right, shift by up to `shift` pixels."""
+    """Random changes of training images.
+
+    Attributes:
+        flip: mirror left to right.
+        shift: shift by up to so many pixels; for data sets in memory.
+        crop: cut out and resize, as is usual for ImageNet; for folders.
+    """
 
     flip: bool = False
     shift: Annotated[int, Field(ge=0)] = 0
+    crop: bool = False
 
 
 class OptimizerSection(_Section):
@@ -110,20 +119,45 @@ class StageSection(OptimizerSection):
         return f"w{self.weight_bits}a{self.activation_bits}"
 
 
+class QuantizerOnlySection(_Section):
+    """Quantization of a trained float network by unlabelled images of another data set (`quantizer_only`).
+
+    Attributes:
+        weights: the float checkpoint, which takes the place of the float phase.
+        images: a data set or folder, whose training images are used without their labels, or `noise`.
+        limit: learn from the first so many images only; None takes all.
+        noise_images: how many images of noise.
+        noise_blur: standard deviation, in pixels, of the Gaussian that noise is smoothed with; 0 for white noise.
+        loss: `squared_error` of the logits, or `divergence` of the softened predictions, at `temperature`.
+    """
+
+    weights: str
+    images: str
+    limit: Annotated[int, Field(ge=1)] | None = None
+    noise_images: Annotated[int, Field(ge=1)] = 1536
+    noise_blur: NotNegative = 0.0
+    loss: Literal["squared_error", "divergence"] = "squared_error"
+    temperature: Positive = 2.0
+
+
 class Recipe(_Section):
     """A whole run. See the files under `training/recipes/`.
 
     Attributes:
         image_size: height and width to which images are brought; None keeps those of the data set.
+        train_images: train on the first so many images only; None takes all. For data sets in memory.
         seed: of weights, order, augmentation and dropout.
         train_gamma: learn the exponent of each weight transformer.
         allow_float: keep operations without an integer form in float.
         overrides: bits by layer-name pattern.
+        float_training: needed unless there is `quantizer_only`.
+        quantizer_only: keep the weights of a float checkpoint and learn intervals and output scales without labels.
     """
 
     name: str
     data: str
     image_size: Annotated[int, Field(ge=1)] | None = None
+    train_images: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     placement: Placement = "integer"
     train_gamma: bool = False
@@ -131,7 +165,8 @@ class Recipe(_Section):
     overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
     model: ModelSection
     augmentation: AugmentationSection = AugmentationSection()
-    float_training: OptimizerSection
+    float_training: OptimizerSection = OptimizerSection(epochs=0)
+    quantizer_only: QuantizerOnlySection | None = None
     stages: tuple[StageSection, ...] = ()
 
     @model_validator(mode="after")
@@ -148,6 +183,22 @@ class Recipe(_Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_where_weights_come_from(self) -> Self:
+        if self.quantizer_only is None:
+            if "float_training" not in self.model_fields_set:
+                raise ValueError("float_training is missing; only a recipe with quantizer_only needs none")
+            return self
+        useless: list[str] = [key for key in ("float_training", "train_images") if key in self.model_fields_set]
+        useless += ["model.weights"] if self.model.weights is not None else []
+        useless += [f"batchnorm_batches of {stage.name}" for stage in self.stages if stage.batchnorm_batches]
+        if useless:
+            raise ValueError(
+                f"{', '.join(useless)} with quantizer_only, which keeps the weights and BatchNorm of "
+                "quantizer_only.weights as they are; leave it out"
+            )
+        return self
+
     def quant_config(self, stage: StageSection) -> QuantConfig:
         """Return the quantization of one stage."""
         return QuantConfig(
@@ -156,6 +207,7 @@ class Recipe(_Section):
             placement=self.placement,
             train_gamma=self.train_gamma,
             allow_float=self.allow_float,
+            output_scales="without_batchnorm" if self.quantizer_only is None else "all",
             overrides=self.overrides | stage.overrides,
         )
 

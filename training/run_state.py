@@ -37,12 +37,14 @@ class Position:
 
     Attributes:
         epoch, batch: the next batch.
+        step: of the phase, the number of that batch.
         loss_sum, right: sums over the batches of this epoch so far: losses, and images classified rightly.
         best: best accuracy on the test set after an epoch so far, in percent; -1 before the first.
     """
 
     epoch: int = 0
     batch: int = 0
+    step: int = 0
     loss_sum: float = 0.0
     right: int = 0
     best: float = -1.0

@@ -36,6 +36,8 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         Precision, typer.Option(help="Of convolutions and linear layers; quantizers stay float32.")
     ] = Precision.no,
     save_minutes: Annotated[float, typer.Option(min=0, help="How often the middle of a phase is kept.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode the images of a folder.")] = 4,
+    report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
 ) -> None:
     """Train a float network, learn its intervals stage by stage, and freeze it.
 
@@ -46,8 +48,11 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     from rich.console import Console
 
     from qil_deploy.quantizers import compile_quantizers
+    from qil_deploy.training.html_report import write_html_report
+    from qil_deploy.training.models import model_builder
     from qil_deploy.training.recipe import load_recipe
-    from qil_deploy.training.train import Settings, train
+    from qil_deploy.training.run import Settings
+    from qil_deploy.training.train import train
 
     from .tables import run_table
 
@@ -57,9 +62,12 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         torch.set_num_threads(threads)
     if compile_:
         compile_quantizers()
-    settings = Settings(mixed_precision=mixed_precision.value, save_minutes=save_minutes)
+    settings = Settings(mixed_precision=mixed_precision.value, save_minutes=save_minutes, workers=workers)
     result = train(loaded, folder, resume=resume, settings=settings)
     if PartialState().is_main_process:
         console = Console(markup=False)
         console.print(run_table(result))
-        console.print(f"Checkpoints and metrics are in {folder}.")
+        console.print(f"Checkpoints and metrics are in {folder}; curves: tensorboard --logdir {folder / 'curves'}.")
+        if report:
+            write_html_report(folder, build=model_builder(loaded.model.name), device=PartialState().device)
+            console.print(f"Intervals, shares and confusions are in {folder / 'report.html'}.")

@@ -182,7 +182,9 @@ class Diverging(nn.Module):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_divergence_ends_training_with_a_sentence(data: ImageSet, value: float) -> None:
-    with pytest.raises(TrainingError, match=r"test: the loss is (nan|inf) at step 2 of epoch 0: .*Lower learning_rate"):
+    with pytest.raises(
+        TrainingError, match=r"test: the loss is (nan|inf) at batch 2 of epoch 0: .*Lower learning_rate"
+    ):
         run(Diverging(value), data, section())
 
 

@@ -19,8 +19,9 @@ from qil_deploy.training import run_state
 from qil_deploy.training.loop import make_optimizers
 from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import OptimizerSection, Recipe, recipe_from_dict
+from qil_deploy.training.run import PhaseRecord, Settings
 from qil_deploy.training.run_state import Learner, Position, load_state, save_state
-from qil_deploy.training.train import PhaseRecord, Settings, train
+from qil_deploy.training.train import train
 
 ALWAYS = Settings(save_minutes=0)
 FILES = ["float", "w4a4", "w2a2", "w2a2_frozen"]
@@ -95,7 +96,7 @@ def test_a_killed_process_goes_on(uninterrupted: Path, tmp_path: Path) -> None:
     source.write_text(recipe().model_dump_json())
     program = (
         "import sys; from pathlib import Path; from qil_deploy.training.recipe import Recipe;"
-        "from qil_deploy.training.train import Settings, train;"
+        "from qil_deploy.training.run import Settings; from qil_deploy.training.train import train;"
         "train(Recipe.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), resume=True,"
         "      settings=Settings(save_minutes=0))"
     )

@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_leaves_its_checkpoints_and_one_line_per_epoch(finished: tuple[Path, RunResult]) -> None:
     folder, _ = finished
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*(f"{name}.safetensors" for name in FILES), "best", "metrics.jsonl", "recipe.json"]
+        [*(f"{name}.safetensors" for name in FILES), "best", "curves", "metrics.jsonl", "recipe.json"]
     )
     assert sorted(path.stem for path in (folder / "best").iterdir()) == sorted(FILES)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -184,7 +184,7 @@ def test_impossible_recipes_are_refused(
 
 def test_divergence_leaves_no_checkpoint_of_its_phase(tmp_path: Path) -> None:
     changes = {"float_training": {"epochs": 3, "batch_size": 64, "learning_rate": 1e30}}
-    with pytest.raises(TrainingError, match=r"float: the loss is (nan|inf) at step \d+ of epoch 0: .* not finite"):
+    with pytest.raises(TrainingError, match=r"float: the loss is (nan|inf) at batch \d+ of epoch 0: .* not finite"):
         train(recipe(**changes), tmp_path)
     assert contents(tmp_path) == {}
 
@@ -206,6 +206,11 @@ def test_classes_of_training_and_test_images_must_agree(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             for index in range(4):
                 Image.new("RGB", (8, 8), (40 * index, 0, 0)).save(folder / f"{index}.png")
-    changes = {"data": str(tmp_path / "images"), "float_training": {"epochs": 0, "batch_size": 4}, "stages": []}
+    changes = {
+        "data": str(tmp_path / "images"),
+        "augmentation": {},
+        "float_training": {"epochs": 0, "batch_size": 4},
+        "stages": [],
+    }
     with pytest.raises(DataError, match=r"training images have the classes a, b, c, .*test images a, c"):
         train(recipe(**changes), tmp_path / "run")
