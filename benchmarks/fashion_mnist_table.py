@@ -39,6 +39,7 @@ from qil_deploy.training.recipe import Recipe, load_recipe
 from qil_deploy.training.run import Run, Settings
 from qil_deploy.training.train import StageResult, carry_out
 from tables import Rows, console_table, markdown_table
+from write_tables import with_tables
 
 RECIPE = "fashion_mnist_resnet20"
 VARIANTS = ("progressive", "direct", "gamma", "lsq")
@@ -69,6 +70,7 @@ def main(
     variant_seeds: Annotated[str, typer.Option(help="Seeds of the other variants.")] = "0",
     variants: Annotated[str, typer.Option(help="Variants, separated by commas.")] = ",".join(VARIANTS),
     train_images: Annotated[int, typer.Option(help="Train on the first so many images.")] = 30_000,
+    page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of PyTorch.")] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile.")] = False,
 ) -> None:
@@ -89,6 +91,8 @@ def main(
     write_text(out / "table.json", json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
     rows = table_rows(outcomes)
     write_text(out / "table.md", markdown_table(rows) + "\n")
+    if page is not None:
+        write_text(page, with_tables(page.read_text(), {"fashion_mnist": f"\n{markdown_table(rows)}\n\n"}))
     console.print(console_table("Accuracy on Fashion-MNIST, in percent", rows))
 
 
@@ -98,8 +102,9 @@ def numbers(text: str) -> list[int]:
 
 
 def recipe_of(variant: str, seed: int, train_images: int) -> Recipe:
-    """Return the recipe of a variant: the shipped one without its frozen epochs, and with as many others."""
-    recipe = load_recipe(Path(RECIPE), (f"seed={seed}", f"train_images={train_images}"))
+    """Return the recipe of a variant: the shipped one, shorter and without its frozen epochs."""
+    shorter = ("float_training.epochs=5", "stages.1.epochs=1", "stages.3.epochs=2")
+    recipe = load_recipe(Path(RECIPE), (f"seed={seed}", f"train_images={train_images}", *shorter))
     stages = [stage.model_copy(update={"frozen_epochs": 0}) for stage in recipe.stages]
     if variant in ("direct", "lsq"):
         epochs = sum(stage.epochs for stage in stages)

@@ -2,7 +2,10 @@
 
     python benchmarks/make_zoo.py fashion_mnist_resnet20 --run runs/resnet20 --out zoo/fashion_mnist --compile
 
-Training is skipped where the run is finished, so that the files and the table can be made again in minutes.
+Training is skipped where the run is finished, so that the files and the table can be made again in minutes. Where the
+run is gone, `--again` makes them from the checkpoints that the zoo holds:
+
+    python benchmarks/make_zoo.py fashion_mnist_resnet20 --out zoo/fashion_mnist --again
 """
 
 from __future__ import annotations
@@ -15,35 +18,66 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from qil_deploy.checkpoint import read_checkpoint
 from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_cells, delivery_table
 from qil_deploy.files import write_text
 from qil_deploy.quantizers import compile_quantizers
-from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.training.recipe import Recipe, load_recipe
-from qil_deploy.training.train import RunResult, train
+from qil_deploy.training.train import RunResult, StageResult, train
 
 
 def main(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a shipped recipe.")],
-    run: Annotated[Path, typer.Option(help="Folder of the run.")],
     out: Annotated[Path, typer.Option(help="Folder of the zoo.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run. [default: runs/NAME]")] = Path("runs"),
     compile_: Annotated[bool, typer.Option("--compile", help="Train with fused quantizers.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Export the zoo's own checkpoints anew.")] = False,
 ) -> None:
     """Train, export, verify and time a recipe, and write what came out."""
     console = Console()
-    loaded = load_recipe(recipe)
-    if compile_:
-        compile_quantizers()
-    with Progress(console=console) as progress:
-        result = train(loaded, run, resume=True, progress=progress)
     out.mkdir(parents=True, exist_ok=True)
-    deliveries = deliver(result, out, console)
-    for checkpoint in checkpoints(result):
-        shutil.copyfile(checkpoint, out / checkpoint.name)
-    shutil.copyfile(run / "metrics.jsonl", out / "metrics.jsonl")
-    command = f"{recipe} --run {run} --out {out}" + (" --compile" if compile_ else "")
-    write_text(out / "README.md", readme(loaded, command, deliveries))
+    if again:
+        deliveries = deliver(result_of(out), out, console)
+        write_text(out / "README.md", with_table((out / "README.md").read_text(), table(deliveries)))
+    else:
+        loaded = load_recipe(recipe)
+        folder = run / loaded.name if run == Path("runs") else run
+        compile_quantizers(compile_)
+        with Progress(console=console) as progress:
+            result = train(loaded, folder, resume=True, progress=progress)
+        deliveries = deliver(result, out, console)
+        for checkpoint in checkpoints(result):
+            shutil.copyfile(checkpoint, out / checkpoint.name)
+        shutil.copyfile(folder / "metrics.jsonl", out / "metrics.jsonl")
+        command = f"{recipe} --run {folder} --out {out}" + (" --compile" if compile_ else "")
+        write_text(out / "README.md", readme(loaded, command, deliveries))
     console.print(delivery_table(deliveries))
+
+
+def result_of(zoo: Path) -> RunResult:
+    """Return the result of the run whose checkpoints lie in a folder of the zoo."""
+
+    def stage(path: Path) -> StageResult:
+        frozen = path.with_name(f"{path.stem}_frozen.safetensors")
+        after = read_checkpoint(frozen)[0].metrics if frozen.is_file() else {}
+        return StageResult(
+            name=path.stem,
+            checkpoint=path,
+            accuracy=read_checkpoint(path)[0].metrics["accuracy"],
+            frozen=frozen if after else None,
+            frozen_at_once=after.get("accuracy_frozen_at_once"),
+            frozen_accuracy=after.get("accuracy"),
+        )
+
+    stages = sorted(zoo.glob("w?a?.safetensors"), reverse=True)
+    return RunResult(float_result=stage(zoo / "float.safetensors"), stages=tuple(map(stage, stages)))
+
+
+def with_table(text: str, new: str) -> str:
+    """Return a README of the zoo with another table: its lines that begin with a bar."""
+    lines = text.splitlines(keepends=True)
+    (first, *_), rest = [i for i, line in enumerate(lines) if line.startswith("|")], lines
+    return "".join(rest[:first]) + new + "\n" + "".join(line for line in rest[first:] if not line.startswith("|"))
 
 
 def checkpoints(result: RunResult) -> list[Path]:
@@ -55,19 +89,22 @@ def checkpoints(result: RunResult) -> list[Path]:
     return kept
 
 
-def readme(recipe: Recipe, command: str, deliveries: list[Delivery]) -> str:
-    """Return the text of the zoo's README: a table of figures, what they mean, and how to repeat them."""
-    environment = describe_environment()
+def table(deliveries: list[Delivery]) -> str:
+    """Return the table of a zoo's README."""
     rows = [HEADINGS, tuple("---" for _ in HEADINGS)]
     rows += [tuple(delivery_cells(delivery, deliveries[0])) for delivery in deliveries]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def readme(recipe: Recipe, command: str, deliveries: list[Delivery]) -> str:
+    """Return the text of the zoo's README: a table of figures, what they mean, and how to repeat them."""
     stages = ", ".join(
         f"{stage.name} ({stage.epochs} epochs" + (f" and {stage.frozen_epochs} frozen)" if stage.frozen_epochs else ")")
         for stage in recipe.stages
     )
     return f"""# {recipe.model.name} on {recipe.data}
 
-{table}
+{table(deliveries)}
 
 Accuracy is top-1 on all {deliveries[0].images:,} test images. `w4a4` means 4-bit weights and activations, 7-bit weights
 and 8-bit codes in the first and last layer, 8-bit codes on the residual stream: integers from image to logits.
@@ -78,7 +115,7 @@ and 8-bit codes in the first and last layer, 8-bit codes on the residual stream:
   of its four graph-optimization levels) or the frozen PyTorch model. `*_verify.json` has each of them.
 - *changed predictions*: images that get another class than before freezing (training in between included).
 - *file*: the ONNX file (`NAME.onnx`), weights packed, and its share of the float one. *latency*: median of one image on
-  one thread: {environment.cpu}, onnxruntime {environment.onnxruntime}; `bench.json` has every run.
+  one thread; `bench.json` has every run, and says on which machine.
 
 Float: {recipe.float_training.epochs} epochs. Then {stages}. `metrics.jsonl` has the loss and accuracy of each epoch.
 
