@@ -90,7 +90,7 @@ def unlabelled_images(section: QuantizerOnlySection, teacher: Teacher, seed: int
 
 
 def noise_images(count: int, preprocessing: Preprocessing, *, blur: float, seed: int) -> NDArray[np.uint8]:
-    """Return Gaussian noise of mean 0 and deviation 1 in input space, put on the grid of uint8 pixels.
+    """Return Gaussian noise of mean 0 and deviation 1 in input space, put on (and cut to) the grid of uint8 pixels.
 
     Args:
         count: number of images.
