@@ -32,6 +32,7 @@ def change_bits(
     batches: Sequence[Tensor],
     *,
     input_grid: Preprocessing,
+    carry_over: bool = False,
 ) -> fx.GraphModule:
     """Return a prepared model with the weights of `prepared` and the bits of `config`, in evaluation mode.
 
@@ -44,13 +45,17 @@ def change_bits(
         config: the new bits, in the placement of `prepared`.
         batches: inputs, float32 [N, C, H, W] each, to set intervals and statistics from.
         input_grid: scale and zero point that made the input from a uint8 image.
+        carry_over: keep intervals whose width changes, too: where training goes on, as in a progressive schedule.
 
     Raises:
         ConfigError: the network cannot have these bits.
         DataError: no batches.
     """
     changed = prepare(network, config, batches[0][:1], input_grid=input_grid)
-    sources = {**_activation_sources(changed, prepared), **_weight_sources(changed, prepared)}
+    sources = {
+        **_activation_sources(changed, prepared, carry_over),
+        **_weight_sources(changed, prepared, carry_over),
+    }
     _load(changed, prepared, sources)
     fresh = {name for name, source in sources.items() if source is None}
     for name, layer in quantized_layers(changed).items():
@@ -98,7 +103,7 @@ def _intervals(model: fx.GraphModule) -> dict[str, str | None]:
     return {name: interval_before(model, nodes[name]) for name in layers}
 
 
-def _activation_sources(changed: fx.GraphModule, prepared: fx.GraphModule) -> dict[str, str | None]:
+def _activation_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry_over: bool) -> dict[str, str | None]:
     """Return, for every interval and range of `changed`, its counterpart in `prepared` by name, or None."""
     before, after = _intervals(prepared), _intervals(changed)
     known = dict(prepared.named_modules())
@@ -109,21 +114,25 @@ def _activation_sources(changed: fx.GraphModule, prepared: fx.GraphModule) -> di
             sources[name] = name if isinstance(other, RangeQuantizer) and other.signed == module.signed else None
         elif isinstance(module, ActivationQuantizer):
             candidates = [before[layer] for layer, interval in after.items() if interval == name]
-            sources[name] = next((old for old in candidates if old is not None and _same(known[old], module)), None)
+            sources[name] = next(
+                (old for old in candidates if old is not None and _same(known[old], module, carry_over)), None
+            )
     return sources
 
 
-def _same(old: nn.Module, new: ActivationQuantizer) -> bool:
-    return isinstance(old, ActivationQuantizer) and (old.bits, old.signed) == (new.bits, new.signed)
+def _same(old: nn.Module, new: ActivationQuantizer, carry_over: bool) -> bool:
+    alike = isinstance(old, ActivationQuantizer) and old.signed == new.signed
+    return alike and (carry_over or old.bits == new.bits)
 
 
-def _weight_sources(changed: fx.GraphModule, prepared: fx.GraphModule) -> dict[str, str | None]:
+def _weight_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry_over: bool) -> dict[str, str | None]:
     known = dict(prepared.named_modules())
     sources: dict[str, str | None] = {}
     for name, module in changed.named_modules():
         if isinstance(module, WeightQuantizer):
             other = known.get(name)
-            sources[name] = name if isinstance(other, WeightQuantizer) and other.bits == module.bits else None
+            alike = isinstance(other, WeightQuantizer) and (carry_over or other.bits == module.bits)
+            sources[name] = name if alike else None
     return sources
 
 

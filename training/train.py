@@ -24,6 +24,7 @@ from rich.progress import Progress
 from torch import fx, nn
 
 from qil_deploy.calibration import calibrate
+from qil_deploy.change_bits import change_bits
 from qil_deploy.checkpoint import load_model, load_tensors, read_checkpoint
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable, write_text
@@ -167,6 +168,8 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
     _, tensors = read_checkpoint(previous.checkpoint)
     if previous.name != "float":
         model = _prepared(run, stage)
+        if model.state_dict().keys() != tensors.keys():  # other overrides: tensors have other readers, and intervals
+            return _with_other_graph(run, stage, index, previous)
         load_tensors(model, tensors, str(previous.checkpoint))
         return model
     float_model = run.build()
@@ -175,6 +178,21 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
     model = run.prepare(float_model.to(run.accelerator.device), stage, batches[0])
     calibrate(model, batches, float_model=None if run.data.teacher is None else float_model)
     return model
+
+
+def _with_other_graph(run: Run, stage: StageSection, index: int, previous: StageResult) -> fx.GraphModule:
+    """Return the network of a stage before with the quantizers of another, and whatever intervals both have."""
+    _, prepared = load_model(previous.checkpoint, run.builder)
+    if not isinstance(prepared, fx.GraphModule):
+        raise TypeError(f"{previous.checkpoint} holds no prepared model")
+    return change_bits(
+        prepared.to(run.accelerator.device),
+        run.build().to(run.accelerator.device),
+        run.recipe.quant_config(stage),
+        run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, 100 + index),
+        input_grid=run.preprocessing,
+        carry_over=True,
+    )
 
 
 def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult) -> StageResult:

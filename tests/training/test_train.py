@@ -199,6 +199,25 @@ def test_a_run_in_paper_placement(tmp_path: Path) -> None:
     assert accuracy(model, load_images("digits", "test"), info.preprocessing) == result.stages[0].accuracy
 
 
+def test_a_stage_takes_over_what_it_can_where_its_bits_make_another_graph(tmp_path: Path) -> None:
+    stage: dict[str, Any] = {"epochs": 0, "batch_size": 128}
+    bits = {"layer2.0.downsample.0": {"weight_bits": 6, "activation_bits": 6}}
+    stages = [
+        stage | {"weight_bits": 4, "activation_bits": 4},
+        stage | {"weight_bits": 3, "activation_bits": 3, "overrides": bits},
+    ]
+    train(recipe(stages=stages), tmp_path)
+    (before, four), (after, three) = (read_checkpoint(tmp_path / f"{name}.safetensors") for name in ("w4a4", "w3a3"))
+    assert before.config is not None
+    assert after.config is not None
+    assert before.config.overrides != after.config.overrides
+    assert four.keys() != three.keys()
+    common = [name for name in four if name in three and "interval" in name]
+    assert len(common) >= 4
+    assert all(torch.equal(four[name], three[name]) for name in common)
+    assert all(torch.equal(four[name], three[name]) for name in four if name.endswith("weight"))
+
+
 def test_classes_of_training_and_test_images_must_agree(tmp_path: Path) -> None:
     for split, names in (("train", "abc"), ("test", "ac")):
         for name in names:
