@@ -26,9 +26,9 @@ from qil_deploy.training import quantizer_only
 from qil_deploy.training.models import build_model
 from qil_deploy.training.quantizer_only import TeacherLoss, noise_images
 from qil_deploy.training.recipe import QuantizerOnlySection, Recipe, recipe_from_dict
-from qil_deploy.training.run import PhaseRecord, Settings
-from qil_deploy.training.run_state import Position
 from qil_deploy.training.train import train
+
+from .conftest import train_until_killed
 
 FILES = ["float", "w4a4", "w3a3", "w3a3_frozen"]
 STAGE: dict[str, Any] = {"epochs": 2, "batch_size": 64, "from_float": True}
@@ -181,28 +181,9 @@ def test_the_exported_file_computes_the_same_logits(finished: Path, tmp_path: Pa
     np.testing.assert_array_equal(found, expected, strict=True)
 
 
-class KilledError(Exception):
-    """Ends training as a kill would: nothing after it runs."""
-
-
 @pytest.mark.parametrize("step", [1, 3, 5])  # 2 steps an epoch, 4 a phase
-def test_a_run_goes_on_from_any_step(
-    weights: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    seen = 0
-
-    def killing(self: PhaseRecord, position: Position) -> None:
-        nonlocal seen
-        seen += position.batch > 0
-        if seen == step:
-            raise KilledError
-        true_save(self, position)
-
-    true_save = PhaseRecord.save
-    with monkeypatch.context() as patch:
-        patch.setattr(PhaseRecord, "save", killing)
-        with pytest.raises(KilledError):
-            train(recipe(weights), tmp_path / "run", settings=Settings(save_minutes=0))
+def test_a_run_goes_on_from_any_step(weights: Path, finished: Path, tmp_path: Path, step: int) -> None:
+    train_until_killed(recipe(weights), tmp_path / "run", step)
     train(recipe(weights), tmp_path / "run", resume=True)
     for name in FILES:
         resumed, expected = (folder / f"{name}.safetensors" for folder in (tmp_path / "run", finished))

@@ -19,11 +19,11 @@ from qil_deploy.training import run_state
 from qil_deploy.training.loop import make_optimizers
 from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import OptimizerSection, Recipe, recipe_from_dict
-from qil_deploy.training.run import PhaseRecord, Settings
 from qil_deploy.training.run_state import Learner, Position, load_state, save_state
 from qil_deploy.training.train import train
 
-ALWAYS = Settings(save_minutes=0)
+from .conftest import train_until_killed
+
 FILES = ["float", "w4a4", "w2a2", "w2a2_frozen"]
 
 
@@ -64,29 +64,10 @@ def require_same(folder: Path, expected: Path) -> None:
     assert not (folder / run_state.STATE_NAME).exists()
 
 
-class KilledError(Exception):
-    """Ends training as a kill would: nothing after it runs."""
-
-
 # 5 steps an epoch, 10 a phase: in an epoch, at its end, in each kind of phase.
 @pytest.mark.parametrize("step", [1, 6, 10, 13, 25, 34])
-def test_a_run_goes_on_from_any_step(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    seen = 0
-
-    def killing(self: PhaseRecord, position: Position) -> None:
-        nonlocal seen
-        seen += position.batch > 0
-        if seen == step:
-            raise KilledError
-        true_save(self, position)
-
-    true_save = PhaseRecord.save
-    with monkeypatch.context() as patch:
-        patch.setattr(PhaseRecord, "save", killing)
-        with pytest.raises(KilledError):
-            train(recipe(), tmp_path / "run", settings=ALWAYS)
+def test_a_run_goes_on_from_any_step(uninterrupted: Path, tmp_path: Path, step: int) -> None:
+    train_until_killed(recipe(), tmp_path / "run", step)
     train(recipe(), tmp_path / "run", resume=True)
     require_same(tmp_path / "run", uninterrupted)
 
