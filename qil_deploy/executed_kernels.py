@@ -21,11 +21,10 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 
 from .onnx_file import Node, OnnxFile, read_model
-from .onnx_tensors import data_type_name
+from .onnx_tensors import DATA_TYPES
 
 
 class Content(Enum):
@@ -56,19 +55,25 @@ _INTEGER_KERNELS = frozenset(
         "Mul",
     }
 )
+_FATAL = 4
 _MOVES = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Pad", "Identity"})
 _CODES = frozenset({Content.CODES})
 
 
 def optimized_model(path: Path) -> OnnxFile:
     """Return the graph that the CPU execution provider runs for a file at the default optimization level."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(optimized)
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        write_optimized_model(path, optimized)
         return read_model(optimized)
+
+
+def write_optimized_model(path: Path, optimized: Path) -> None:
+    """Write the graph that the CPU execution provider runs for a file at the default optimization level."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.optimized_model_filepath = str(optimized)
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def executed_operators(path: Path) -> list[tuple[str, str]]:
@@ -87,11 +92,11 @@ def float_nodes(graph: OnnxFile) -> list[Node]:
 
 
 def _float_nodes(graph: OnnxFile) -> Iterator[Node]:
-    contents = dict.fromkeys(graph.initializers, Content.CONSTANT)
+    contents = dict.fromkeys(graph.stored_types, Content.CONSTANT)
     for image in graph.inputs:
         contents[image.name] = Content.CODES if image.dtype == "uint8" else Content.IMAGE
     for node in graph.nodes:
-        inputs = [contents[name] for name in node.inputs if name]
+        inputs = [contents.get(name, Content.FLOAT) for name in node.inputs if name]
         found = _result(node, inputs)
         # Whatever it did to make them, what comes out of these are codes.
         makes_codes = node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear")
@@ -118,7 +123,8 @@ def _result(node: Node, inputs: list[Content]) -> Content:
 
 def _cast(node: Node, data: frozenset[Content]) -> Content:
     to = node.attributes.get("to", 0)
-    is_integer = isinstance(to, int) and np.issubdtype(np.dtype(data_type_name(to)), np.integer)
+    name = DATA_TYPES[to][0] if isinstance(to, int) and to in DATA_TYPES else ""
+    is_integer = name.startswith(("int", "uint"))
     if data <= {Content.CODES, Content.EXACT}:
         return Content.CODES if is_integer else Content.EXACT
     return Content.FLOAT

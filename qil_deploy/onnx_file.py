@@ -9,6 +9,8 @@ and every defect is a `ModelFileError` that names the file.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,8 @@ Attribute = int | float | str | list[int] | list[float] | list[str] | Array
 
 # AttributeProto.AttributeType: number -> field that holds the value.
 _ATTRIBUTE_FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+
+UNREAD = "unread"  # the type of what was left out
 
 _MAX_FILE_BYTES = 2**31 - 1  # what one protobuf message may hold
 
@@ -44,7 +48,7 @@ class TensorInfo:
 
     Attributes:
         name: the tensor's name.
-        dtype: its element type by numpy's name ("uint8", "float32").
+        dtype: its element type by numpy's name ("uint8", "float32"); `UNREAD` where it has none and was left out.
         shape: one entry per dimension: a size, the name of a symbolic size, or None where nothing is said;
             None instead of a tuple where not even the rank is.
     """
@@ -62,8 +66,8 @@ class OnnxFile:
         path: the file it was read from, for messages.
         nodes: the operators in the file's (topological) order.
         initializers: constants by name, read-only. Elements below 8 bits are widened to int8 or uint8.
-        stored_types: the type of each initializer in the file: a numpy name, "int4", "uint4", "int2" or
-        "uint2".
+        stored_types: the type of each initializer in the file, read or left out: a numpy name, "int4", "uint4", "int2"
+            or "uint2"; `UNREAD` for any other.
         inputs: graph inputs that are no initializers.
         outputs: graph outputs.
         metadata: the model's metadata properties.
@@ -82,18 +86,23 @@ class OnnxFile:
     ir_version: int
 
 
-def read_model(path: Path) -> OnnxFile:
+def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
     """Read the ONNX file at `path`.
 
+    Args:
+        path: the file.
+        left_out: takes one sentence for each part that is not supported or is damaged; the part is left out of the
+            result instead of refused.
+
     Raises:
-        ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX, or it uses what is
-            not supported: external data, subgraphs, functions, sparse tensors, element types unknown to
+        ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX, or (without `left_out`) it
+            uses what is not supported: external data, subgraphs, functions, sparse tensors, element types unknown to
             numpy.
     """
     content = _read_bytes(path)
     try:
         model = parse_model(content)
-        return _convert_model(path, model)
+        return _convert_model(path, model, left_out)
     except DecodeError as error:
         raise ModelFileError(
             f"{path} is not an ONNX file or is truncated ({len(content)} bytes). Export or copy it again."
@@ -119,30 +128,44 @@ def _read_bytes(path: Path) -> bytes:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _convert_model(path: Path, model: Message) -> OnnxFile:
+@contextlib.contextmanager
+def _leaving_out(left_out: list[str] | None) -> Iterator[None]:
+    """Note a defect in `left_out` where that is a list."""
+    try:
+        yield
+    except (DefectError, UnicodeDecodeError) as defect:
+        if left_out is None:
+            raise
+        left_out.append(str(defect))
+
+
+def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> OnnxFile:
     if model.ir_version < 1 or not model.HasField("graph") or not model.opset_import:
         raise DefectError(
             "not an ONNX file or truncated: it has no graph, IR version or opset. Export or copy it again."
         )
-    if model.functions:
-        raise DefectError("model-local functions are not supported; inline them before export.")
     graph = model.graph
-    if graph.sparse_initializer:
-        raise DefectError("sparse initializers are not supported; store them dense.")
+    with _leaving_out(left_out):
+        if model.functions:
+            raise DefectError("model-local functions are not supported; inline them before export.")
+    with _leaving_out(left_out):
+        if graph.sparse_initializer:
+            raise DefectError("sparse initializers are not supported; store them dense.")
     initializers: dict[str, Array] = {}
     stored_types: dict[str, str] = {}
     for tensor in graph.initializer:
-        if tensor.name in initializers:
+        if tensor.name in stored_types:
             raise DefectError(f"two initializers are called {tensor.name!r}; names must be unique.")
-        initializers[tensor.name] = convert_tensor(tensor, f"initializer {tensor.name!r}")
-        stored_types[tensor.name] = DATA_TYPES[tensor.data_type][0]
+        stored_types[tensor.name] = DATA_TYPES.get(tensor.data_type, (UNREAD,))[0]
+        with _leaving_out(left_out):
+            initializers[tensor.name] = convert_tensor(tensor, f"initializer {tensor.name!r}")
     return OnnxFile(
         path=path,
-        nodes=tuple(_convert_node(node) for node in graph.node),
+        nodes=tuple(_convert_node(node, left_out) for node in graph.node),
         initializers=initializers,
         stored_types=stored_types,
-        inputs=tuple(_convert_info(info) for info in graph.input if info.name not in initializers),
-        outputs=tuple(_convert_info(info) for info in graph.output),
+        inputs=tuple(_convert_info(info, left_out) for info in graph.input if info.name not in stored_types),
+        outputs=tuple(_convert_info(info, left_out) for info in graph.output),
         metadata={entry.key: entry.value for entry in model.metadata_props},
         opsets={_plain_domain(opset.domain): opset.version for opset in model.opset_import},
         ir_version=model.ir_version,
@@ -154,15 +177,19 @@ def _plain_domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _convert_node(node: Message) -> Node:
+def _convert_node(node: Message, left_out: list[str] | None) -> Node:
     where = f"node {node.name!r} ({node.op_type})"
+    attributes: dict[str, Attribute] = {}
+    for attribute in node.attribute:
+        with _leaving_out(left_out):
+            attributes[attribute.name] = _convert_attribute(attribute, where)
     return Node(
         op_type=node.op_type,
         domain=_plain_domain(node.domain),
         name=node.name,
         inputs=tuple(node.input),
         outputs=tuple(node.output),
-        attributes={attribute.name: _convert_attribute(attribute, where) for attribute in node.attribute},
+        attributes=attributes,
     )
 
 
@@ -189,7 +216,17 @@ def _convert_attribute(attribute: Message, where: str) -> Attribute:
             return value  # type: ignore[no-any-return]  # protobuf's messages are untyped; this is an int or a float
 
 
-def _convert_info(info: Message) -> TensorInfo:
+def _convert_info(info: Message, left_out: list[str] | None) -> TensorInfo:
+    try:
+        return _convert_tensor_info(info)
+    except DefectError as defect:
+        if left_out is None:
+            raise
+        left_out.append(str(defect))
+    return TensorInfo(name=info.name, dtype=UNREAD, shape=None)
+
+
+def _convert_tensor_info(info: Message) -> TensorInfo:
     where = f"graph input or output {info.name!r}"
     if not info.type.HasField("tensor_type"):
         raise DefectError(f"{where} is not a tensor; only tensors are supported.")

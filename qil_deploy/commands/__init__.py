@@ -17,6 +17,7 @@ from qil_deploy.errors import QilDeployError
 
 from .bench import bench_command
 from .demo import demo_command
+from .doctor import doctor_command
 from .export import export_command
 from .inspect import inspect_command
 from .sensitivity import sensitivity_command
@@ -36,6 +37,7 @@ app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("inspect")(inspect_command)
+app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)
 
 

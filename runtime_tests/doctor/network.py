@@ -1,0 +1,89 @@
+"""A graph with its edges: who makes a tensor, who reads it, which are constant."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qil_deploy.onnx_file import Node, OnnxFile
+from qil_deploy.onnx_tensors import Array
+
+# Operators that hand elements on as they are. A hostile file may let them go round in circles.
+MOVES = frozenset(
+    {
+        "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "ReorderInput", "ReorderOutput", "Reshape",
+        "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+_LONGEST_WALK = 16
+
+
+@dataclass(frozen=True)
+class Network:
+    """A graph with its edges.
+
+    Attributes:
+        file: nodes and initializers.
+        producers: the node that makes a tensor.
+        readers: the nodes that read a tensor.
+        constants: names of all tensors that are the same for every input.
+        types: element type of tensors, by numpy's name, where it is known.
+        shapes: of tensors, where they are known.
+    """
+
+    file: OnnxFile
+    producers: dict[str, Node]
+    readers: dict[str, list[Node]]
+    constants: frozenset[str]
+    types: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int | str | None]] = field(default_factory=dict)
+
+    def data_inputs(self, node: Node) -> list[str]:
+        """Return the names of a node's inputs that are not constant."""
+        return [name for name in node.inputs if name and name not in self.constants]
+
+    def constant(self, node: Node, index: int) -> Array | None:
+        """Return the value of a node's input, if it is stored in the file."""
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        if name in self.file.initializers:
+            return self.file.initializers[name]
+        producer = self.producers.get(name)
+        value = producer.attributes.get("value") if producer is not None and producer.op_type == "Constant" else None
+        return value if isinstance(value, np.ndarray) else None
+
+    def scalars(self, node: Node, indices: Sequence[int]) -> list[float] | None:
+        """Return the values of inputs that are single finite numbers; None unless all of them are."""
+        values = [self.constant(node, index) for index in indices]
+        numbers = [float(value.ravel()[0]) for value in values if value is not None and value.size == 1]
+        return numbers if len(numbers) == len(values) and all(map(math.isfinite, numbers)) else None
+
+    def source(self, name: str, through: frozenset[str] = MOVES) -> Node | None:
+        """Return the node that a tensor comes from, past operators in `through`; None for inputs and constants."""
+        for _ in range(_LONGEST_WALK):
+            producer = self.producers.get(name)
+            if producer is None or producer.op_type not in through or not producer.inputs:
+                return producer
+            name = producer.inputs[0]
+        return None
+
+
+def link(
+    file: OnnxFile,
+    types: Mapping[str, str] | None = None,
+    shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+) -> Network:
+    """Find the edges of a graph."""
+    producers = {output: node for node in file.nodes for output in node.outputs if output}
+    readers: dict[str, list[Node]] = defaultdict(list)
+    constants = set(file.stored_types)
+    for node in file.nodes:
+        names = [name for name in node.inputs if name]
+        for name in dict.fromkeys(names):
+            readers[name].append(node)
+        if node.op_type == "Constant" or (names and constants.issuperset(names)):
+            constants.update(name for name in node.outputs if name)
+    return Network(file, producers, dict(readers), frozenset(constants), types or {}, shapes or {})

@@ -1,0 +1,46 @@
+"""A diagnosis as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.padding import Padding
+from rich.text import Text
+
+from .diagnose import Diagnosis
+from .findings import SEVERITIES, Finding
+
+_STYLES = {"blocks": "bold red", "slow": "yellow", "inexact": "magenta", "note": "cyan"}
+
+
+def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[Text | Padding]:
+    """Yield what to print, line by line: the file, its findings, and the verdict."""
+    model, environment = diagnosis.model, diagnosis.environment
+    yield Text(
+        f"{model.path}: {model.bytes:,} bytes; ONNX Runtime {environment.onnxruntime}, {environment.machine}",
+        style="bold",
+    )
+    if diagnosis.kernels:
+        yield Text("Executes " + ", ".join(f"{count.nodes} {count.operator}" for count in diagnosis.kernels))
+    for finding in diagnosis.findings:
+        yield Text.assemble((f"\n{finding.severity}", _STYLES[finding.severity]), f" {finding.kind}: {finding.what}")
+        for line in _details(finding):
+            yield Padding(line, (0, 0, 0, 2))
+    yield Text(f"\n{_verdict(diagnosis)}", style="bold")
+
+
+def _details(finding: Finding) -> Iterator[Text]:
+    for place in finding.where:
+        yield Text(f"- {place}")
+    if finding.count > len(finding.where):
+        yield Text(f"- and {finding.count - len(finding.where)} more")
+    yield Text.assemble(("Why: ", "bold"), finding.why)
+    yield Text.assemble(("Do: ", "bold"), finding.remedy)
+
+
+def _verdict(diagnosis: Diagnosis) -> str:
+    if diagnosis.healthy:
+        return "Nothing holds this model back." if diagnosis.quantized else "This model is not quantized."
+    counts = {name: sum(finding.severity == name for finding in diagnosis.findings) for name in SEVERITIES}
+    listed = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"Findings: {listed}."
