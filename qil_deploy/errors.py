@@ -35,3 +35,7 @@ class OutputError(QilDeployError):
 
 class TrainingError(QilDeployError):
     """Training that cannot go on: a loss that is infinite or no number, a run state that does not fit."""
+
+
+class TargetError(QilDeployError):
+    """A target that is unknown, not set up, cannot run here, fails or stops answering."""

@@ -21,6 +21,7 @@ from .doctor import doctor_command
 from .export import export_command
 from .inspect import inspect_command
 from .sensitivity import sensitivity_command
+from .target import target_app
 from .train import train_command
 from .verify import verify_command
 
@@ -38,6 +39,7 @@ app.command("verify")(verify_command)
 app.command("bench")(bench_command)
 app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
+app.add_typer(target_app, name="target")
 app.command("demo")(demo_command)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.commands.conftest import Outcome
 
 Call = Callable[..., "Outcome"]
-COMMANDS = ("train", "export", "verify", "bench", "inspect", "doctor", "demo")
+COMMANDS = ("train", "export", "verify", "bench", "inspect", "doctor", "target", "demo")
 
 
 def shell(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,42 @@
+"""`target`: what other machines a model can be run as here, and setting them up."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+target_app = typer.Typer(help="Other instruction sets to verify models on.", no_args_is_help=True)
+
+
+@target_app.command("list")
+def list_command() -> None:
+    """List the targets, and what each still needs."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from qil_deploy.runtime_tests.targets import TARGETS, target_state
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in ("target", "what it is", "state"):
+        table.add_column(heading, no_wrap=heading == "target")
+    for target in TARGETS.values():
+        reason = target_state(target)
+        table.add_row(target.name, target.about, "ready" if reason is None else reason)
+    Console(markup=False).print(table)
+
+
+@target_app.command("setup")
+def setup_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="haswell or arm64 (with all of its processors).")],
+) -> None:
+    """Set up a target, with this machine's apt and pip (some 200 MB; nothing is installed, no root needed)."""
+    from rich.console import Console
+
+    from qil_deploy.runtime_tests.targets import set_up_target
+
+    console = Console(stderr=True, markup=False)
+    with console.status("") as status:
+        folder = set_up_target(name, lambda what: status.update(f"{name}: {what}"))
+    Console(markup=False).print(f"{name} is ready, in {folder}.", soft_wrap=True)

@@ -1,0 +1,116 @@
+"""`verify --target`: the same file on other instruction sets."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from qil_deploy.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qil_deploy.datasets import ImageBatches
+    from qil_deploy.runtime_tests.targets import Target, TargetsReport
+
+GOLDEN_IMAGES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRequest:
+    """What the command line asks of targets.
+
+    Attributes:
+        model: the ONNX file.
+        targets: names; "all" skips those that cannot run here.
+        golden: golden vectors; None for the codes of the first images of the test set.
+        limit: how many images' logits are compared besides; None for none.
+        threads: threads of ONNX Runtime.
+        timeout: seconds of silence after which a target is given up.
+        json: where the report goes.
+    """
+
+    model: Path
+    targets: Sequence[str]
+    golden: Path | None
+    limit: int | None
+    threads: int
+    timeout: float
+    json: Path | None
+
+
+def verify_on_targets(request: TargetRequest, images: ImageBatches | None, images_from: str) -> None:
+    """Run a model on targets, print the table, write the report.
+
+    Exits with 1 if something differs, with 2 if a target failed.
+
+    Args:
+        request: what was asked for.
+        images: the test set, where the request needs one.
+        images_from: its name.
+    """
+    from rich.console import Console
+
+    from qil_deploy.files import ensure_writable
+    from qil_deploy.reports import write_report
+    from qil_deploy.runtime_tests.targets import find_target, target_names
+    from qil_deploy.runtime_tests.targets.table import targets_table
+
+    # By order of mention, each once.
+    names = dict.fromkeys(name for text in request.targets for name in target_names(text))
+    targets = [find_target(name) for name in names]
+    if not request.timeout > 0:
+        raise ConfigError(f"--timeout is {request.timeout:g}; it must be more than 0 seconds.")
+    if request.json is not None:
+        ensure_writable(request.json)
+    report = _run(request, targets, images, images_from)
+    if request.json is not None:
+        write_report(request.json, report)
+    Console(markup=False).print(targets_table(report))
+    if any(result.failed is not None for result in report.targets):
+        raise typer.Exit(2)
+    if report.exact is False:
+        raise typer.Exit(1)
+
+
+def _run(
+    request: TargetRequest, targets: Sequence[Target], images: ImageBatches | None, images_from: str
+) -> TargetsReport:
+    """Write the golden vectors that are asked for and run the targets."""
+    from rich.console import Console
+
+    from qil_deploy.runtime_tests.golden import write_golden
+    from qil_deploy.runtime_tests.targets import RunOptions, verify_targets, write_golden_logits
+
+    with tempfile.TemporaryDirectory() as folder, Console(stderr=True, markup=False).status("") as status:
+        golden, logits = request.golden, None
+        if images is not None and golden is None:
+            status.update("the integer reference: every code")
+            golden = Path(folder) / "codes.npz"
+            write_golden(request.model, _first(images, GOLDEN_IMAGES), images_from, golden)
+        if images is not None and request.limit is not None:
+            status.update(f"the integer reference: logits of {request.limit} images")
+            logits = Path(folder) / "logits.npz"
+            write_golden_logits(request.model, _first(images, request.limit), images_from, logits)
+        if golden is None:
+            raise ConfigError("there is nothing to compare with; give golden vectors or a data set.")
+        return verify_targets(
+            request.model,
+            targets,
+            golden,
+            logits=logits,
+            options=RunOptions(threads=request.threads, timeout=request.timeout),
+            skip="all" in request.targets,
+            progress=lambda target, what: status.update(f"{target}: {what}"),
+        )
+
+
+def _first(images: ImageBatches, count: int) -> NDArray[np.uint8]:
+    """Return the first images, or all where there are not so many."""
+    return images.read(0, min(count, len(images))).images

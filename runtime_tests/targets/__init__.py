@@ -1,0 +1,26 @@
+"""Other instruction sets: the same file, the same golden vectors, run by the runtime's own build for them.
+
+Each target starts `device_runner.py` (this machine's Python, or another under qemu-user) and gets its report back.
+"""
+
+from .catalogue import TARGETS, Target, find_target, target_names, target_state
+from .report import DeviceReport, TargetResult, TargetsReport
+from .run import RunOptions, run_on_target
+from .setup import set_up_target
+from .verify_targets import verify_targets, write_golden_logits
+
+__all__ = [
+    "TARGETS",
+    "DeviceReport",
+    "RunOptions",
+    "Target",
+    "TargetResult",
+    "TargetsReport",
+    "find_target",
+    "run_on_target",
+    "set_up_target",
+    "target_names",
+    "target_state",
+    "verify_targets",
+    "write_golden_logits",
+]

@@ -1,0 +1,165 @@
+"""The targets there are, where what they need lies, and whether they can run here.
+
+A target that is not the machine itself is a folder, set up as a whole by `setup.py`:
+
+    EMULATOR/qemu-ARCH-static   from the Debian package qemu-user-static
+    EMULATOR/packages/          numpy and onnxruntime for that instruction set
+    EMULATOR/system/            libraries and Python of that instruction set, where it is not this machine's
+    EMULATOR/about.json         written last: {"python": path, relative to the folder or absolute}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from qil_deploy.errors import TargetError
+
+FOLDER_VARIABLE = "QIL_DEPLOY_TARGETS"
+ABOUT = "about.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emulator:
+    """An instruction set that qemu-user runs.
+
+    Attributes:
+        name: of the folder, and what `target setup` calls it.
+        architecture: qemu's name of it.
+        system: Debian's name of it where Python comes from there; None where this machine's Python runs.
+        cpus: the processors to emulate, by qemu's names.
+    """
+
+    name: str
+    architecture: str
+    system: str | None
+    cpus: tuple[str, ...]
+
+    @property
+    def qemu(self) -> str:
+        """The emulator's file name."""
+        return f"qemu-{self.architecture}-static"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is set up."""
+        return targets_folder() / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a model can be run.
+
+    Attributes:
+        name: as the command line has it.
+        about: what it shows, in a few words.
+        emulator, cpu: what emulates it, and as which processor; None for this machine.
+    """
+
+    name: str
+    about: str
+    emulator: Emulator | None = None
+    cpu: str | None = None
+
+
+HASWELL = Emulator(name="haswell", architecture="x86_64", system=None, cpus=("Haswell",))
+ARM64 = Emulator(
+    name="arm64", architecture="aarch64", system="arm64", cpus=("cortex-a53", "cortex-a72", "cortex-a76", "max")
+)
+EMULATORS = {emulator.name: emulator for emulator in (HASWELL, ARM64)}
+_ARM64_ABOUT = {
+    "cortex-a53": "arm64 without dot product, in order",
+    "cortex-a72": "arm64 without dot product",
+    "cortex-a76": "arm64 with dot product",
+    "max": "arm64 with all that qemu knows",
+}
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(name="native", about="this machine"),
+        Target(name="haswell", about="x86-64 with AVX2, without VNNI", emulator=HASWELL, cpu="Haswell"),
+        *(Target(name=f"arm64:{cpu}", about=about, emulator=ARM64, cpu=cpu) for cpu, about in _ARM64_ABOUT.items()),
+    )
+}
+
+
+def targets_folder() -> Path:
+    """Return the folder of everything that is set up: `QIL_DEPLOY_TARGETS`, or one in the user's cache."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "qil_deploy" / "targets"
+
+
+def target_names(text: str) -> tuple[str, ...]:
+    """Return the targets that a name stands for: itself, every `arm64:CPU` for `arm64`, or `all`.
+
+    Raises:
+        TargetError: there is no such target.
+    """
+    names = tuple(name for name in TARGETS if text in ("all", name, name.partition(":")[0]))
+    if not names:
+        raise TargetError(f"there is no target {text!r}; choose from all, arm64, {', '.join(TARGETS)}.")
+    return names
+
+
+def find_target(name: str) -> Target:
+    """Return one target by its whole name.
+
+    Raises:
+        TargetError: there is no such target.
+    """
+    if name not in TARGETS:
+        raise TargetError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}.")
+    return TARGETS[name]
+
+
+def target_state(target: Target) -> str | None:
+    """Return None if a target can be run, else the reason why not, as a sentence."""
+    emulator = target.emulator
+    if emulator is None:
+        return None
+    return why_impossible(emulator) or _why_not_ready(emulator)
+
+
+def _why_not_ready(emulator: Emulator) -> str | None:
+    """Return what is wrong with an emulator's folder, or None."""
+    anew = f"remove {emulator.folder} and set it up again."
+    if not (emulator.folder / ABOUT).is_file():
+        return f"it is not set up; run: python -m qil_deploy target setup {emulator.name}"
+    try:
+        python = emulator_python(emulator)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{emulator.folder / ABOUT} is damaged ({error}); {anew}"
+    for file in (emulator.folder / emulator.qemu, python):
+        if not file.is_file():
+            return f"{file} is gone; {anew}"
+    if emulator.system is None and python != this_python():
+        return f"it is set up for {python}, and this is {this_python()}; {anew}"
+    return None
+
+
+def why_impossible(emulator: Emulator) -> str | None:
+    """Return why this machine can never run it, or None."""
+    if not sys.platform.startswith("linux"):
+        return f"qemu-user runs on Linux, and this is {sys.platform}."
+    if emulator.system is None and platform.machine() != emulator.architecture:
+        return f"it needs an {emulator.architecture} machine, and this is {platform.machine()}."
+    return None
+
+
+def emulator_python(emulator: Emulator) -> Path:
+    """Return the Python that an emulator runs, which may have gone since.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: what its folder says about it is damaged.
+    """
+    about = json.loads((emulator.folder / ABOUT).read_text(encoding="utf-8"))
+    return emulator.folder / str(about["python"])
+
+
+def this_python() -> Path:
+    """Return this machine's interpreter, outside of any virtual environment."""
+    return Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"

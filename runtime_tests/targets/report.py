@@ -1,0 +1,168 @@
+"""What comes back from a target. `device_runner.py` writes these fields without importing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qil_deploy.runtime_tests.reports import ModelFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorResult:
+    """One tensor of all images.
+
+    Attributes:
+        tensor: its name in the graph.
+        dtype, shape: as found, image axis first.
+        sha256: digest of its elements in C order, little-endian.
+        elements: how many it has.
+        differing: how many are not as the golden vectors have them; None where there were none.
+        largest_step: largest difference, in codes (or logits).
+        index: position of the first element that differs, image first; None if none does.
+    """
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    elements: int
+    differing: int | None
+    largest_step: float | None
+    index: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelResult:
+    """One graph-optimization level.
+
+    Attributes:
+        level: its name.
+        predictions: class of each image, -1 where a logit is NaN.
+        logits: of the file as it is.
+        tensors: every golden tensor in order of execution, from a session that has them all as outputs; none where the
+            golden vectors hold logits alone.
+    """
+
+    level: str
+    predictions: tuple[int, ...]
+    logits: TensorResult
+    tensors: tuple[TensorResult, ...]
+
+    @property
+    def differing(self) -> int:
+        """How many codes and logits differ."""
+        return sum(tensor.differing or 0 for tensor in (self.logits, *self.tensors))
+
+    @property
+    def first_difference(self) -> TensorResult | None:
+        """The first tensor in order of execution that differs."""
+        return next((tensor for tensor in (*self.tensors, self.logits) if tensor.differing), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceLatency:
+    """Time of single runs, in milliseconds, over `runs` runs of `images` images each."""
+
+    runs: int
+    images: int
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceEnvironment:
+    """Software and processor of a target.
+
+    Attributes:
+        onnxruntime, numpy, python: versions.
+        machine: instruction set.
+        cpu: the processor's name; under an emulator, the one it plays.
+        cpus: how many logical processors it may use.
+        features: instruction set extensions that numpy finds.
+    """
+
+    onnxruntime: str
+    numpy: str
+    python: str
+    machine: str
+    cpu: str
+    cpus: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceReport:
+    """What `device_runner.py` writes.
+
+    Attributes:
+        schema: `SCHEMA`.
+        model, sha256: file name and digest of the model.
+        images: how many.
+        compared: whether there was anything to compare with.
+        threads, batch: how it was run.
+        levels: one entry per optimization level.
+        latency: None if it was not measured.
+        environment: versions and processor.
+    """
+
+    SCHEMA: ClassVar[str] = "qil_deploy.device/1"
+
+    schema: str
+    model: str
+    sha256: str
+    images: int
+    compared: bool
+    threads: int
+    batch: int
+    levels: tuple[LevelResult, ...]
+    latency: DeviceLatency | None
+    environment: DeviceEnvironment
+
+    @property
+    def differing(self) -> int:
+        """How many codes and logits differ, all levels together."""
+        return sum(level.differing for level in self.levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetResult:
+    """One target.
+
+    Attributes:
+        target: its name.
+        skipped: why it was not run, or None.
+        failed: what went wrong on the way, or None.
+        codes: every code of a few images, at every level that must be exact.
+        logits: logits of more images at the default level, if they were asked for.
+    """
+
+    target: str
+    skipped: str | None
+    failed: str | None
+    codes: DeviceReport | None
+    logits: DeviceReport | None
+
+    @property
+    def reports(self) -> tuple[DeviceReport, ...]:
+        """The reports there are."""
+        return tuple(report for report in (self.codes, self.logits) if report is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetsReport:
+    """Outcome of `verify --target`.
+
+    Attributes:
+        schema: `SCHEMA`.
+        model: the file.
+        exact: whether every target that was started came to its end and nothing differs; None if none was.
+        targets: one entry per target.
+    """
+
+    SCHEMA: ClassVar[str] = "qil_deploy.targets/1"
+
+    schema: str
+    model: ModelFile
+    exact: bool | None
+    targets: tuple[TargetResult, ...]

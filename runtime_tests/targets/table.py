@@ -1,0 +1,79 @@
+"""The outcome on several targets, as a table."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from .report import DeviceReport, TargetResult, TargetsReport
+
+
+def targets_table(report: TargetsReport) -> Table:
+    """Return one row per target: how much was compared, and what differs."""
+    table = Table(
+        title=escape(report.model.path),
+        caption=escape("\n".join([_verdict(report), *_remarks(report)])),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    table.add_column("target", no_wrap=True)
+    for column in ("codes\ncompared", "differing", "logits\nof images", "differing", "median\nms"):
+        table.add_column(column, justify="right")
+    table.add_column("onnxruntime")
+    for result in report.targets:
+        table.add_row(escape(result.target), *_cells(result), style=_style(result))
+    return table
+
+
+def _cells(result: TargetResult) -> list[str]:
+    if result.codes is None:
+        return ["-", "-", "-", "-", "-", "skipped" if result.skipped is not None else "failed"]
+    more, latency, environment = result.logits, result.codes.latency, result.codes.environment
+    return [
+        f"{_compared(result.codes):,}",
+        str(result.codes.differing),
+        "-" if more is None else f"{more.images:,}",
+        "-" if more is None else str(more.differing),
+        "-" if latency is None else f"{latency.median_ms:.3f}",
+        environment.onnxruntime,
+    ]
+
+
+def _compared(report: DeviceReport) -> int:
+    return sum(tensor.elements for level in report.levels for tensor in (level.logits, *level.tensors))
+
+
+def _style(result: TargetResult) -> str | None:
+    if result.failed is not None or any(report.differing for report in result.reports):
+        return "red"
+    return "dim" if result.skipped is not None else None
+
+
+def _verdict(report: TargetsReport) -> str:
+    if report.exact is None:
+        return "No target ran."
+    if report.exact:
+        return "Exact: every code and logit is that of the integer reference."
+    return "Not exact: see below."
+
+
+def _remarks(report: TargetsReport) -> list[str]:
+    """Say what was skipped, what failed, and the first tensor that differs at each level."""
+    remarks = []
+    for result in report.targets:
+        if result.skipped is not None:
+            remarks.append(f"{result.target} was skipped: {result.skipped}")
+        if result.failed is not None:
+            remarks.append(result.failed)
+        for device in result.reports:
+            for level in device.levels:
+                first = level.first_difference
+                if first is not None:
+                    remarks.append(
+                        f"{result.target}, level {level.level}: {first.tensor!r} is the first tensor that differs, in "
+                        f"{first.differing:,} of {first.elements:,} elements, first at {list(first.index or ())}, by "
+                        f"{first.largest_step or 0:g} at most."
+                    )
+    return remarks

@@ -1,0 +1,131 @@
+"""Run one model on many targets: every code of a few images, and the logits of more where they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qil_deploy.errors import DataError, TargetError
+from qil_deploy.exported_names import OUTPUT_NAME
+from qil_deploy.files import atomic_path
+from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests.backends import exact_levels
+from qil_deploy.runtime_tests.exported_model import read_exported_model
+from qil_deploy.runtime_tests.golden import SCHEMA, GoldenInfo
+from qil_deploy.runtime_tests.reports import ModelFile
+
+from .catalogue import Target, target_state
+from .report import TargetResult, TargetsReport
+from .run import RunOptions, run_on_target
+
+NATIVE_REPEATS = 20
+_REFERENCE_BATCH = 50
+
+
+def verify_targets(
+    model: Path,
+    targets: Sequence[Target],
+    golden: Path,
+    *,
+    logits: Path | None = None,
+    options: RunOptions | None = None,
+    skip: bool = False,
+    progress: Callable[[str, str], None] | None = None,
+) -> TargetsReport:
+    """Compare every code of golden vectors on some targets, and the logits of more images.
+
+    Args:
+        model: the ONNX file.
+        targets: where to run it.
+        golden: its golden vectors, compared at every optimization level that has to be exact.
+        logits: golden logits of more images (`write_golden_logits`), compared at the default level.
+        options: threads, batch and timeout; levels and repeats are chosen here.
+        skip: whether a target that cannot run is skipped with its reason, instead of refused before work starts.
+        progress: called with a target's name and what it is at.
+
+    Raises:
+        ModelFileError: the model cannot be read.
+        TargetError: a target cannot run, without `skip`. One that fails or stops answering is an entry of the report.
+    """
+    options = RunOptions() if options is None else options
+    levels = exact_levels(read_exported_model(model).format)
+    states = {target.name: target_state(target) for target in targets}
+    for name, reason in states.items():
+        if reason is not None and not skip:
+            raise TargetError(f"target {name} cannot run: {reason}")
+    options = replace(options, levels=levels)
+    results = []
+    for target in targets:
+        reason = states[target.name]
+        if reason is not None:
+            results.append(TargetResult(target=target.name, skipped=reason, failed=None, codes=None, logits=None))
+            continue
+        tell = None if progress is None else partial(progress, target.name)
+        results.append(_verify_target(model, target, golden, logits, options, tell))
+    reports = [report for result in results for report in result.reports]
+    failed = any(result.failed is not None for result in results)
+    return TargetsReport(
+        schema=TargetsReport.SCHEMA,
+        model=ModelFile.of(model),
+        exact=None if not reports and not failed else not failed and all(report.differing == 0 for report in reports),
+        targets=tuple(results),
+    )
+
+
+def _verify_target(
+    model: Path,
+    target: Target,
+    golden: Path,
+    logits: Path | None,
+    options: RunOptions,
+    progress: Callable[[str], None] | None,
+) -> TargetResult:
+    """Run a target; where it fails, keep what came before, and why."""
+    codes = more = failed = None
+    try:
+        repeats = NATIVE_REPEATS if target.emulator is None else 0
+        codes = run_on_target(target, model, golden, replace(options, repeats=repeats), progress)
+        if logits is not None:
+            more = run_on_target(target, model, logits, replace(options, levels=("all",)), progress)
+    except TargetError as error:
+        failed = str(error)
+    return TargetResult(target=target.name, skipped=None, failed=failed, codes=codes, logits=more)
+
+
+def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str, path: Path) -> None:
+    """Write golden vectors that hold the logits alone, for more images than whose codes one would keep.
+
+    Raises:
+        DataError: no images, or images that do not fit the model.
+        ModelFileError: the integer reference cannot compute the model.
+        OutputError: `path` cannot be written.
+    """
+    exported = read_exported_model(model)
+    if len(images) == 0:
+        raise DataError(f"there are no images to run {model} on.")
+    reference = IntegerReference(exported.graph)
+
+    def compute(x: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return {OUTPUT_NAME: reference.run(x)}
+
+    starts = range(0, len(images), _REFERENCE_BATCH)
+    parts = [exported.in_batches(compute, images[start : start + _REFERENCE_BATCH]) for start in starts]
+    info = GoldenInfo(
+        schema=SCHEMA,
+        model=model.name,
+        sha256=ModelFile.of(model).sha256,
+        format=exported.format,
+        images_from=images_from,
+        tensors=(OUTPUT_NAME,),
+    )
+    arrays: dict[str, Any] = {"about": np.array(json.dumps(asdict(info))), "images": images}
+    arrays[OUTPUT_NAME] = np.concatenate([part[OUTPUT_NAME] for part in parts])
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
