@@ -6,11 +6,15 @@ Needs numpy and onnxruntime, neither torch nor onnx.
 from qil_deploy.reports import read_report, write_report
 
 from .bench import BenchReport, Latency, benchmark
-from .verify import BackendResult, VerifyReport, verify
+from .differences import Comparison, Difference
+from .tally import BackendResult
+from .verify import VerifyReport, verify
 
 __all__ = [
     "BackendResult",
     "BenchReport",
+    "Comparison",
+    "Difference",
     "Latency",
     "VerifyReport",
     "benchmark",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,15 +22,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.errors import DataError, ModelFileError
+from qil_deploy.errors import ConfigError, DataError, ModelFileError
 from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.files import atomic_path
-from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.reference import IntegerReference
 
+from .backends import GOLDEN, REFERENCE, CodeReader, ExecutedGraph, code_reader, onnx_backend_name
+from .differences import Comparison, compare_codes
 from .exported_model import ExportedModel, read_exported_model
 from .reports import ModelFile
-from .sessions import create_session
+from .sessions import OPTIMIZATION_LEVELS
 
 SCHEMA: Final = "qil_deploy.golden/1"
 
@@ -44,25 +46,6 @@ class GoldenInfo:
     format: str
     images_from: str
     tensors: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The first tensor that is not as the golden vectors have it.
-
-    Attributes:
-        tensor: its name in the graph.
-        differing: how many elements differ.
-        elements: how many it has.
-        largest_step: largest difference, in codes (or logits).
-        index: position of the first element that differs, image first.
-    """
-
-    tensor: str
-    differing: int
-    elements: int
-    largest_step: float
-    index: tuple[int, ...]
 
 
 def golden_path(model: Path) -> Path:
@@ -109,46 +92,38 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
         np.savez_compressed(stream, **(arrays | tensors))
 
 
-def check_golden(model: Path, path: Path, *, level: str = "all", threads: int = 1) -> Difference | None:
-    """Run a model in ONNX Runtime on golden images; return the first tensor that differs, or None.
+def check_golden(
+    model: Path,
+    path: Path,
+    *,
+    against: str = onnx_backend_name("all"),
+    threads: int = 1,
+    others: Mapping[str, CodeReader] | None = None,
+) -> Comparison:
+    """Compare a backend with golden vectors, code by code.
 
-    The logits are compared once as the file is, with every fusion that the optimizer finds, and all tensors once more
-    in a session that has them as outputs.
+    Args:
+        model: the ONNX file.
+        path: its golden vectors.
+        against: the backend: ONNX Runtime at some level, the integer reference, or one of `others`.
+        threads: threads of ONNX Runtime.
+        others: what computes every code of further backends, by their names.
 
     Raises:
         ModelFileError: the model cannot be read or run.
         DataError: the golden vectors are missing, damaged, or of another model.
-        ConfigError: an unknown optimization level, or no threads.
+        ConfigError: no such backend, or no threads.
     """
     exported = read_exported_model(model)
-    info, images, tensors = _read_golden(path, exported)
-    logits = exported.onnx_predictor(threads=threads, level=level)(images)
-    content = with_outputs(model.read_bytes(), [name for name in info.tensors if name != OUTPUT_NAME])
-    watched = create_session(model, threads=threads, level=level, content=content)
-    found = exported.run(watched, images)
-    for name in info.tensors:
-        difference = _difference(name, found[name], tensors[name])
-        if difference is not None:
-            return difference
-    return _difference(OUTPUT_NAME, logits, tensors[OUTPUT_NAME])
-
-
-def _difference(name: str, found: NDArray[Any], expected: NDArray[Any]) -> Difference | None:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return Difference(
-            tensor=name, differing=expected.size, elements=expected.size, largest_step=float("inf"), index=()
+    _, images, tensors = _read_golden(path, exported)
+    known = (REFERENCE, *map(onnx_backend_name, OPTIMIZATION_LEVELS), *(others or {}))
+    if against not in known:
+        raise ConfigError(
+            f"there is no backend {against!r} to compare with golden vectors; there are {', '.join(known)}."
         )
-    differing = found != expected
-    if not differing.any():
-        return None
-    steps = np.abs(found[differing].astype(np.float64) - expected[differing].astype(np.float64))
-    return Difference(
-        tensor=name,
-        differing=int(differing.sum()),
-        elements=int(differing.size),
-        largest_step=float(steps.max()),
-        index=tuple(int(axis) for axis in np.argwhere(differing)[0]),
-    )
+    graph = ExecutedGraph.of(exported)
+    found = code_reader(exported, graph, against, threads=threads, others=others or {})(images)
+    return compare_codes(graph, (GOLDEN, against), (tensors, found), range(len(images)))
 
 
 def _read_golden(path: Path, model: ExportedModel) -> tuple[GoldenInfo, NDArray[np.uint8], dict[str, NDArray[Any]]]:

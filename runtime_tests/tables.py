@@ -9,14 +9,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bench import BenchReport
-from .verify import BackendResult, VerifyReport
+from .differences import describe_difference
+from .tally import BackendResult
+from .verify import VerifyReport
 
 
 def verify_table(report: VerifyReport) -> Table:
     """Return one row per backend: accuracy and what differs from the reference."""
     table = _table(
         title=f"{escape(report.model.path)} ({report.format}, {report.input} input), {report.images} images",
-        caption="\n".join((_verdict(report), *(f"Note: {warning}" for warning in report.warnings))),
+        caption="\n".join(
+            (
+                _verdict(report),
+                *(escape(describe_difference(comparison)) for comparison in report.comparisons),
+                *(f"Note: {warning}" for warning in report.warnings),
+            )
+        ),
     )
     table.add_column("backend", no_wrap=True)
     for column in ("top-1 %", "differing\nlogits", "changed\nclasses", "largest\ndifference"):

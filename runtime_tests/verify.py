@@ -5,6 +5,9 @@ with it, and so is any other function from images to logits, such as the frozen 
 supplies it; this package needs no torch). All go batch by batch, in memory that does not grow with the data
 set. Two logits are equal when they are the same float32 number: no tolerance, and NaN equals nothing.
 
+Where a backend differs that must not, a few of the images it differs on are run again, every code of both is
+compared, and the first node that differs is named (`differences`).
+
 A file with float parts (`paper` placement, or `allow_float`) has no integer reference: float sums depend on the kernel.
 There everything is compared with ONNX Runtime without its optimizer, and nothing has to be equal unless the caller says
 so.
@@ -15,48 +18,35 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qil_deploy.datasets import ImageBatches
 from qil_deploy.errors import ConfigError, DataError, ModelFileError
 from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
+from .backends import (
+    REFERENCE,
+    UNFROZEN,
+    CodeReader,
+    ExecutedGraph,
+    code_reader,
+    exact_levels,
+    onnx_backend_name,
+)
+from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import ExportedModel, Predictor, read_exported_model
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
+from .tally import BackendResult, DifferingImages, Tally
 
-REFERENCE = "integer reference"
 UNOPTIMIZED = "disabled"
-FROZEN = "frozen PyTorch"
-UNFROZEN = "unfrozen PyTorch"
-_NO_PREDICTION = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackendResult:
-    """One backend against the reference, over all images.
-
-    Attributes:
-        name: "ONNX Runtime (LEVEL)" or the name the caller gave.
-        must_equal: whether a difference makes the verification fail.
-        accuracy: top-1, a fraction in [0, 1].
-        differing_logits: how many of images x classes logits are not equal.
-        changed_predictions: how many images get another class.
-        largest_difference: largest absolute difference of two finite logits.
-        not_finite: how many logits are NaN or infinite.
-    """
-
-    name: str
-    must_equal: bool
-    accuracy: float
-    differing_logits: int
-    changed_predictions: int
-    largest_difference: float
-    not_finite: int
+_MAX_BATCH: Final = 250
+_PIXELS_OF_A_BATCH: Final = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +65,13 @@ class VerifyReport:
         reference_accuracy: top-1 of the reference, a fraction in [0, 1].
         exact: whether every backend that must equal the reference does, in every logit; None if none must.
         backends: one entry per backend, in the order they ran.
+        comparisons: which node is the first to differ: of each backend that differs and must not, or of the two that
+            were asked for.
         warnings: sentences about what makes the outcome say less than it seems to.
         environment: versions and processor.
     """
 
-    SCHEMA: ClassVar[str] = "qil_deploy.verify/1"
+    SCHEMA: ClassVar[str] = "qil_deploy.verify/2"
 
     schema: str
     model: ModelFile
@@ -93,49 +85,45 @@ class VerifyReport:
     reference_accuracy: float
     exact: bool | None
     backends: tuple[BackendResult, ...]
+    comparisons: tuple[Comparison, ...]
     warnings: tuple[str, ...]
     environment: Environment
 
 
-def exact_levels(format_: str) -> tuple[str, ...]:
-    """Return the optimization levels at which a file of this format has to equal the integer reference.
-
-    Where ONNX Runtime does not fuse a QDQ file, it computes in float.
-    """
-    return tuple(OPTIMIZATION_LEVELS) if format_ == "qlinear" else ("all",)
-
-
-def onnx_backend_name(level: str) -> str:
-    """Name of ONNX Runtime at one graph-optimization level, as it stands in the report."""
-    return f"ONNX Runtime ({level})"
+def batch_size_for(shape: tuple[int, int, int]) -> int:
+    """Return how many images of this shape a batch should hold: 250, or fewer where they are large."""
+    return min(_MAX_BATCH, max(1, _PIXELS_OF_A_BATCH // int(np.prod(shape))))
 
 
 def verify(  # noqa: PLR0913 - every argument is an option of its own
     path: Path,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    data: ImageBatches,
     *,
     others: Mapping[str, Predictor] | None = None,
+    codes: Mapping[str, CodeReader] | None = None,
     must_equal: Collection[str] | None = None,
     levels: Sequence[str] = tuple(OPTIMIZATION_LEVELS),
-    batch_size: int = 250,
     threads: int = 1,
+    between: tuple[str, str] | None = None,
+    first_difference: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Compare ONNX Runtime and other backends with the integer reference, logit by logit.
 
     Args:
         path: an exported model, format "qlinear" or "qdq".
-        images: uint8, [N, C, H, W].
-        labels: integers, [N], in [0, classes).
+        data: uint8 images [C, H, W] with labels in [0, classes), and how many are run at a time.
         others: further backends by name: functions from uint8 images to float32 logits [N, classes].
+        codes: of those that have them, functions from uint8 images to every code, by its name in the graph.
         must_equal: names of the backends that have to equal the reference. By default these are ONNX Runtime
             at every level for "qlinear", at level "all" for "qdq" (at the others the runtime may compute in
             float), and all of `others` except "unfrozen PyTorch", which shows what freezing changed. None for a file
             with float parts.
         levels: graph-optimization levels to run.
-        batch_size: images per run.
         threads: threads of ONNX Runtime.
+        between: names of two backends that are compared node by node; by default the reference and each backend that
+            has to be equal to it and is not.
+        first_difference: whether they are so even where no logit differs.
         progress: called after each batch with the number of images done and the number of all images.
 
     Raises:
@@ -144,87 +132,96 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         ModelFileError: the file is missing, damaged, not exported by this project, or cannot be run.
     """
     model = read_exported_model(path)
-    _check_data(model, images, labels)
+    _check_data(model, data)
     predictors = _onnx_predictors(model, levels, threads) | _check_others(others or {}, levels)
     required = _required(model, predictors, others or {}, must_equal)
-    if batch_size < 1:
-        raise ConfigError(f"batch size is {batch_size}; it must be at least 1.")
     pivot, reference = _reference(model, threads)
     predictors.pop(pivot, None)
+    pairs = _pairs(pivot, predictors, required, between)
     classes = len(model.class_names)
 
-    tallies = {name: _Tally() for name in predictors}
-    reference_tally = _Tally()
+    tallies = {name: Tally() for name in (pivot, *predictors)}
+    differing = {pair: DifferingImages(pair) for pair in pairs}
     first_logits: NDArray[np.float32] | None = None
     constant = True
-    for start in range(0, len(images), batch_size):
-        batch, truth = images[start : start + batch_size], labels[start : start + batch_size]
-        expected = _check_logits(pivot, reference(batch), len(batch), classes)
-        reference_tally.add(expected, expected, truth)
-        first_logits = expected[:1] if first_logits is None else first_logits
-        constant = constant and bool((expected == first_logits).all())
-        for name, predict in predictors.items():
-            tallies[name].add(_check_logits(name, predict(batch), len(batch), classes), expected, truth)
+    done = 0
+    for batch in data:
+        model.preprocessing.check(batch.images)
+        logits = {
+            name: _check_logits(name, predict(batch.images), len(batch), classes)
+            for name, predict in {pivot: reference, **predictors}.items()
+        }
+        for name, tally in tallies.items():
+            tally.add(logits[name], logits[pivot], batch.labels)
+        for found in differing.values():
+            found.add(logits, batch.images, done)
+        first_logits = logits[pivot][:1] if first_logits is None else first_logits
+        constant = constant and bool((logits[pivot] == first_logits).all())
+        done += len(batch)
         if progress is not None:
-            progress(start + len(batch), len(images))
+            progress(done, len(data))
 
+    always = first_difference or between is not None
+    comparisons = _compare_nodes(model, differing, threads=threads, others=codes or {}, always=always)
+    reference_result = tallies.pop(pivot).result(pivot, True)
     backends = tuple(tally.result(name, name in required) for name, tally in tallies.items())
     return VerifyReport(
         schema=VerifyReport.SCHEMA,
         model=ModelFile.of(path),
         format=model.format,
         input=model.input,
-        images=len(images),
+        images=len(data),
         classes=classes,
-        batch_size=batch_size,
+        batch_size=data.batch_size,
         threads=threads,
         reference=pivot,
-        reference_accuracy=reference_tally.result(pivot, True).accuracy,
+        reference_accuracy=reference_result.accuracy,
         exact=all(backend.differing_logits == 0 for backend in backends if backend.must_equal) if required else None,
         backends=backends,
-        warnings=_warnings(model, pivot, len(images), constant),
+        comparisons=comparisons,
+        warnings=_warnings(model, reference_result, len(data), constant),
         environment=describe_environment(),
     )
 
 
-class _Tally:
-    """Running counts of one backend against the reference."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.correct = 0
-        self.differing = 0
-        self.changed = 0
-        self.largest = 0.0
-        self.not_finite = 0
-
-    def add(self, logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-        predictions = _predictions(logits)
-        finite = np.isfinite(logits)
-        both = finite & np.isfinite(expected)
-        distances = np.abs(logits[both].astype(np.float64) - expected[both].astype(np.float64))
-        self.images += len(labels)
-        self.correct += int((predictions == labels).sum())
-        self.differing += int((logits != expected).sum())  # NaN differs from everything, itself included
-        self.changed += int((predictions != _predictions(expected)).sum())
-        self.largest = max(self.largest, float(distances.max(initial=0.0)))
-        self.not_finite += int((~finite).sum())
-
-    def result(self, name: str, must_equal: bool) -> BackendResult:
-        return BackendResult(
-            name=name,
-            must_equal=must_equal,
-            accuracy=self.correct / self.images,
-            differing_logits=self.differing,
-            changed_predictions=self.changed,
-            largest_difference=self.largest,
-            not_finite=self.not_finite,
+def _pairs(
+    pivot: str, others: Collection[str], required: Collection[str], between: tuple[str, str] | None
+) -> tuple[tuple[str, str], ...]:
+    """Return which backends may have to be compared node by node."""
+    if between is None:
+        return tuple((pivot, name) for name in others if name in required)
+    unknown = [name for name in between if name not in {pivot, *others}]
+    if unknown:
+        raise ConfigError(
+            f"there is no backend {unknown[0]!r} to compare node by node; there are {', '.join((pivot, *others))}."
         )
+    if between[0] == between[1]:
+        raise ConfigError(f"{between[0]!r} is to be compared with itself; name two backends.")
+    return (between,)
 
 
-def _predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the class of each image's largest logit (the first of equals), or none where one is NaN."""
-    return np.where(np.isnan(logits).any(axis=1), _NO_PREDICTION, logits.argmax(axis=1)).astype(np.int64)
+def _compare_nodes(
+    model: ExportedModel,
+    differing: Mapping[tuple[str, str], DifferingImages],
+    *,
+    threads: int,
+    others: Mapping[str, CodeReader],
+    always: bool,
+) -> tuple[Comparison, ...]:
+    """Run a few images again and compare every code, of the pairs whose logits differ or of all."""
+    chosen = {pair: images for pair, images in differing.items() if always or images.differ}
+    if not chosen:
+        return ()
+    graph = ExecutedGraph.of(model)
+    comparisons = []
+    for pair, images in chosen.items():
+        first, second = (
+            {**code_reader(model, graph, name, threads=threads, others=others)(images.images())}
+            | {OUTPUT_NAME: images.logits(name)}
+            for name in pair
+        )
+        comparisons.append(compare_codes(graph, pair, (first, second), images.indices()))
+    return tuple(comparisons)
 
 
 def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
@@ -275,15 +272,16 @@ def _required(
     return required
 
 
-def _check_data(model: ExportedModel, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    if len(images) == 0:
+def _check_data(model: ExportedModel, data: ImageBatches) -> None:
+    if len(data) == 0:
         raise DataError(f"there are no images to verify {model.path} with; choose a data set that is not empty.")
-    model.preprocessing.check(images)
-    classes = len(model.class_names)
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+    if data.batch_size < 1:
+        raise ConfigError(f"batch size is {data.batch_size}; it must be at least 1.")
+    labels, classes = data.labels, len(model.class_names)
+    if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
         raise DataError(
-            f"labels are {labels.dtype} of shape {list(labels.shape)}; {len(images)} images need integers of "
-            f"shape [{len(images)}]."
+            f"labels are {labels.dtype} of shape {list(labels.shape)}; {len(data)} images need integers of "
+            f"shape [{len(data)}]."
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
@@ -301,13 +299,18 @@ def _check_logits(name: str, logits: NDArray[Any], images: int, classes: int) ->
     return logits
 
 
-def _warnings(model: ExportedModel, pivot: str, images: int, constant: bool) -> tuple[str, ...]:
+def _warnings(model: ExportedModel, reference: BackendResult, images: int, constant: bool) -> tuple[str, ...]:
     warnings = []
     if model.float_parts:
         warnings.append(
             f"{len(model.float_parts)} operators of this file compute in float, so its logits depend on kernels and "
             "optimizer in their last bits; integer placement without allow_float has none."
         )
+    if reference.not_finite:
+        warnings.append(
+            f"{reference.not_finite} logits of {reference.name} are NaN or infinite, and NaN equals nothing: a scale "
+            "in the file is damaged; export the model again."
+        )
     if constant and images > 1:
-        warnings.append(f"{pivot} returns the same logits for every image: equality proves little.")
+        warnings.append(f"{reference.name} returns the same logits for every image: equality proves little.")
     return tuple(warnings)

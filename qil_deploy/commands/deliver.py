@@ -174,8 +174,9 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> _
     from qil_deploy.datasets import load_images
     from qil_deploy.runtime_tests import verify, write_report
     from qil_deploy.runtime_tests.exported_model import read_exported_model
+    from qil_deploy.runtime_tests.verify import batch_size_for
 
-    from .predictors import checkpoint_predictors
+    from .predictors import checkpoint_predictors, frozen_codes
 
     exported = read_exported_model(model)
     images = load_images(exported.data or "", "test", shape=exported.preprocessing.shape)
@@ -186,7 +187,8 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> _
         "frozen PyTorch": checkpoint_predictors(stage.frozen)["frozen PyTorch"],
         "unfrozen PyTorch": checkpoint_predictors(stage.checkpoint)["unfrozen PyTorch"],
     }
-    report = verify(model, images.images, images.labels, others=others)
+    codes = {"frozen PyTorch": frozen_codes(stage.frozen)}
+    report = verify(model, images.batches(batch_size_for(exported.preprocessing.shape)), others=others, codes=codes)
     write_report(folder / f"{stage.name}_verify.json", report)
     if report.exact is False:
         raise CertificateError(f"{model} does not compute what was trained; see {folder / stage.name}_verify.json.")

@@ -1,12 +1,18 @@
-"""Functions from uint8 images to logits that run the models of a checkpoint, to compare an exported file with."""
+"""Functions from uint8 images to logits or codes that run the models of a checkpoint, to compare a file with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx
+
+    from qil_deploy.checkpoint import CheckpointInfo
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -25,16 +31,9 @@ def checkpoint_predictors(path: Path, trusted_model: str | None = None) -> dict[
     Raises:
         CheckpointError: the checkpoint cannot be read, or holds a float network.
     """
-    from torch import fx
-
-    from qil_deploy.checkpoint import load_model
-    from qil_deploy.errors import CheckpointError
     from qil_deploy.freezing import freeze, keeps_float
-    from qil_deploy.training.models import model_builder
 
-    info, model = load_model(path, model_builder(trusted_model))
-    if info.kind == "float" or not isinstance(model, fx.GraphModule):
-        raise CheckpointError(f"checkpoint {path} holds a float network; name the quantized or frozen one.")
+    info, model = _load_quantized(path, trusted_model)
     if info.kind == "frozen":
         return {"frozen PyTorch": model_predictor(model, info.preprocessing)}
     unfrozen = {"unfrozen PyTorch": model_predictor(model, info.preprocessing)}
@@ -59,3 +58,71 @@ def model_predictor(model: object, preprocessing: object) -> Predictor:
         return logits
 
     return predict
+
+
+def frozen_codes(
+    path: Path, trusted_model: str | None = None
+) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]:
+    """Return a function from uint8 images to every code of `frozen PyTorch`, by its name in the exported graph.
+
+    The checkpoint is loaded at the first call: codes are asked for only where logits differ.
+
+    Args:
+        path: the checkpoint, frozen, or quantized and frozen here.
+        trusted_model: as in `checkpoint_predictors`.
+    """
+
+    def read(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        import torch
+
+        from qil_deploy.freezing import freeze
+
+        info, model = _load_quantized(path, trusted_model)
+        frozen = model if info.kind == "frozen" else freeze(model)
+        return _record_codes(frozen, torch.from_numpy(info.preprocessing.normalize(images)))
+
+    return read
+
+
+def _load_quantized(path: Path, trusted_model: str | None) -> tuple[CheckpointInfo, fx.GraphModule]:
+    from torch import fx
+
+    from qil_deploy.checkpoint import load_model
+    from qil_deploy.errors import CheckpointError
+    from qil_deploy.training.models import model_builder
+
+    info, model = load_model(path, model_builder(trusted_model))
+    if info.kind == "float" or not isinstance(model, fx.GraphModule):
+        raise CheckpointError(f"checkpoint {path} holds a float network; name the quantized or frozen one.")
+    return info, model
+
+
+def _record_codes(model: fx.GraphModule, x: Tensor) -> dict[str, NDArray[Any]]:
+    """Run a frozen model; return what every module returns: codes as uint8, logits as float32."""
+    import torch
+    from torch import fx
+
+    from qil_deploy.export.capture import node_names
+    from qil_deploy.exported_names import OUTPUT_NAME
+    from qil_deploy.frozen import FrozenDequantize, FrozenLayer, FrozenMeanLogits
+
+    names = node_names(model)
+    names[model.graph.output_node().all_input_nodes[0]] = OUTPUT_NAME
+    codes: dict[str, NDArray[Any]] = {}
+    real: set[fx.Node] = set()
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:  # noqa: ANN401 - as in the base class
+            result = super().run_node(node)
+            if node in names:
+                module = model.get_submodule(str(node.target))
+                dequantizes = isinstance(module, FrozenMeanLogits | FrozenDequantize)
+                makes_logits = dequantizes or (isinstance(module, FrozenLayer) and module.y is None)
+                if makes_logits or real.intersection(node.all_input_nodes):
+                    real.add(node)
+                codes[names[node]] = result.numpy() if node in real else result.numpy().astype(np.uint8)
+            return result
+
+    with torch.no_grad():
+        Recorder(model).run(x)
+    return codes

@@ -9,8 +9,11 @@ import typer
 
 from qil_deploy.errors import ConfigError, DataError
 
+from .verify_targets import TargetRequest, verify_on_targets
+
 if TYPE_CHECKING:
-    from qil_deploy.datasets import ImageSet
+    from qil_deploy.datasets import ImageBatches
+    from qil_deploy.runtime_tests.backends import CodeReader
     from qil_deploy.runtime_tests.exported_model import ExportedModel
 
 
@@ -24,7 +27,9 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         typer.Option(help="Data set name or image folder. [default: what the model was trained on]"),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per run.")] = 250,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per run. [default: 250, fewer where they are large]")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N images only.", metavar="N")] = None,
     threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime.")] = 1,
     golden: Annotated[
@@ -35,10 +40,30 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         str | None,
         typer.Option("--model", metavar="MODULE:FUNCTION", help="Your function that builds the checkpoint's network."),
     ] = None,
+    between: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Compare these two node by node: reference, frozen, unfrozen, golden, or a level of ONNX Runtime "
+            "(disabled, basic, extended, all). [default: the reference and whatever differs from it]",
+        ),
+    ] = None,
+    first_difference: Annotated[
+        bool, typer.Option("--first-difference", help="Compare node by node even where no logit differs.")
+    ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare every code of a few images on other instruction sets instead (see: target list), and the "
+            "logits of the first --limit images; may be repeated.",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a target is given up.")] = 300.0,
 ) -> None:
     """Compare every logit of a test set with the integer reference, and report the accuracy.
 
-    Exits with 1 if a backend differs that has to be equal.
+    Where a backend differs that has to be equal, the first node that differs is named. Exits with 1 then.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -47,19 +72,29 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     from qil_deploy.runtime_tests import verify, write_report
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.tables import verify_table
+    from qil_deploy.runtime_tests.verify import batch_size_for
 
-    if limit is not None and limit < 1:
-        raise ConfigError(f"--limit is {limit}; it must be at least 1.")
-    if trusted_model is not None and checkpoint is None:
-        raise ConfigError("--model says who builds the network of --checkpoint; give both.")
+    _check_options(limit, trusted_model, checkpoint)
+    if target:
+        request = TargetRequest(
+            model=model, targets=target, golden=golden, limit=limit, threads=threads, timeout=timeout, json=json
+        )
+        _verify_targets(request, data, others=checkpoint is not None or between is not None or first_difference)
+        return
+    pair = None if between is None else (_backend(between[0]), _backend(between[1]))
+    codes = {} if checkpoint is None else _checkpoint_codes(checkpoint, trusted_model)
     if golden is not None:
-        if checkpoint is not None or data is not None or json is not None:
-            raise ConfigError("--golden takes no data set, checkpoint or report; give it alone.")
-        _verify_golden(model, golden, threads)
+        if data is not None or json is not None or (checkpoint is not None and between is None):
+            raise ConfigError(
+                "--golden takes no data set or report, and a checkpoint only for --between; give it alone."
+            )
+        _verify_golden(model, golden, threads, pair, codes)
         return
     if json is not None:
         ensure_writable(json)
-    images = _test_images(read_exported_model(model), data)
+    exported = read_exported_model(model)
+    size = batch_size_for(exported.preprocessing.shape) if batch_size is None else batch_size
+    images = _test_images(exported, data, size)
     if limit is not None:
         images = images.first(limit)
     others = {}
@@ -71,11 +106,12 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         task = bar.add_task("verifying", total=len(images))
         report = verify(
             model,
-            images.images,
-            images.labels,
+            images,
             others=others,
-            batch_size=batch_size,
+            codes=codes,
             threads=threads,
+            between=pair,
+            first_difference=first_difference,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if json is not None:
@@ -85,39 +121,83 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         raise typer.Exit(1)
 
 
-def _verify_golden(model: Path, golden: Path, threads: int) -> None:
-    """Compare ONNX Runtime with golden vectors, at every optimization level that has to be exact."""
+def _check_options(limit: int | None, trusted_model: str | None, checkpoint: Path | None) -> None:
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit is {limit}; it must be at least 1.")
+    if trusted_model is not None and checkpoint is None:
+        raise ConfigError("--model says who builds the network of --checkpoint; give both.")
+
+
+def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -> None:
+    """Run the model on targets, with golden vectors or the test set; `others`: whether more was to be compared."""
+    from qil_deploy.runtime_tests.exported_model import read_exported_model
+
+    if others:
+        raise ConfigError("--target takes no --checkpoint, --between or --first-difference; leave them out.")
+    exported = read_exported_model(request.model)
+    if request.golden is not None:
+        if data is not None or request.limit is not None:
+            raise ConfigError("--golden brings its own images; with --target it takes neither --data nor --limit.")
+        verify_on_targets(request, None, str(request.golden))
+        return
+    verify_on_targets(request, _test_images(exported, data, 1), data or exported.data or "")
+
+
+def _backend(name: str) -> str:
+    """Return the name in reports of a backend, from what the command line calls it."""
+    from qil_deploy.runtime_tests.backends import FROZEN, GOLDEN, REFERENCE, UNFROZEN, onnx_backend_name
+    from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
+
+    names = {"reference": REFERENCE, "frozen": FROZEN, "unfrozen": UNFROZEN, "golden": GOLDEN}
+    names |= {level: onnx_backend_name(level) for level in OPTIMIZATION_LEVELS}
+    if name not in names:
+        raise ConfigError(f"--between names {name!r}; choose from {', '.join(names)}.")
+    return names[name]
+
+
+def _checkpoint_codes(checkpoint: Path, trusted_model: str | None) -> dict[str, CodeReader]:
+    from qil_deploy.runtime_tests.backends import FROZEN
+
+    from .predictors import frozen_codes
+
+    return {FROZEN: frozen_codes(checkpoint, trusted_model)}
+
+
+def _verify_golden(
+    model: Path, golden: Path, threads: int, pair: tuple[str, str] | None, codes: dict[str, CodeReader]
+) -> None:
+    """Compare golden vectors with one backend, by default ONNX Runtime at every level that has to be exact."""
     from rich.console import Console
 
+    from qil_deploy.runtime_tests.backends import GOLDEN, exact_levels, onnx_backend_name
+    from qil_deploy.runtime_tests.differences import describe_difference
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import check_golden
-    from qil_deploy.runtime_tests.verify import exact_levels
 
+    if pair is not None and GOLDEN not in pair:
+        raise ConfigError("--golden says what one of the two in --between is; name it there as golden.")
+    if pair is None:
+        backends = [onnx_backend_name(level) for level in exact_levels(read_exported_model(model).format)]
+    else:
+        backends = [pair[1] if pair[0] == GOLDEN else pair[0]]
     console = Console(markup=False)
     equal = True
-    for level in exact_levels(read_exported_model(model).format):
-        difference = check_golden(model, golden, level=level, threads=threads)
-        if difference is None:
-            console.print(f"ONNX Runtime ({level}): every code and logit is as in {golden}.")
-        else:
-            equal = False
-            console.print(
-                f"ONNX Runtime ({level}): {difference.tensor!r} is the first tensor that differs from {golden}: "
-                f"{difference.differing:,} of {difference.elements:,} elements, first at {list(difference.index)}, by "
-                f"{difference.largest_step:g} at most."
-            )
+    for backend in backends:
+        comparison = check_golden(model, golden, against=backend, threads=threads, others=codes)
+        equal = equal and comparison.difference is None
+        console.print(describe_difference(comparison))
     if not equal:
         raise typer.Exit(1)
 
 
-def _test_images(model: ExportedModel, data: str | None) -> ImageSet:
-    """Load the test split of `data`, by default of the data set the metadata names, in the model's shape."""
-    from qil_deploy.datasets import load_images
+def _test_images(model: ExportedModel, data: str | None, batch_size: int) -> ImageBatches:
+    """Open the test split of `data`, by default of the data set the metadata names, in the model's shape."""
+    from qil_deploy.datasets import load_batches
 
     name = model.data if data is None else data
     if name is None:
         raise DataError(f"{model.path} does not say which data set it was trained on; name one with --data.")
-    images = load_images(name, "test", shape=model.preprocessing.shape)
+    images = load_batches(name, "test", shape=model.preprocessing.shape, batch_size=batch_size)
     if images.class_names != model.class_names:
         raise DataError(
             f"data set {name!r} has the classes {', '.join(images.class_names)}, but {model.path} tells "

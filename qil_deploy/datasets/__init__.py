@@ -98,16 +98,7 @@ def load_batches(
             batch_size=batch_size,
             read=lambda start, stop: folder.images(start, stop, fitted),
         )
-    images = load_images(name, split, shape=shape)
-    channels, height, width = images.images.shape[1:]
-    return ImageBatches(
-        count=len(images),
-        shape=(channels, height, width),
-        labels=images.labels,
-        class_names=images.class_names,
-        batch_size=batch_size,
-        read=images.part,
-    )
+    return load_images(name, split, shape=shape).batches(batch_size)
 
 
 def find_image_folder(name: str, split: Split) -> ImageFolder | None:

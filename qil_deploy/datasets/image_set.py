@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qil_deploy.errors import DataError
+
 Split = Literal["train", "test"]
 
 
@@ -37,6 +39,26 @@ class ImageSet:
     def part(self, start: int, stop: int) -> ImageSet:
         """Return the images from `start` up to `stop`."""
         return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
+
+    def batches(self, batch_size: int) -> ImageBatches:
+        """Return the same images, to be read batch by batch.
+
+        Raises:
+            DataError: images that are not of shape [N, C, H, W].
+        """
+        if self.images.ndim != 4:
+            raise DataError(
+                f"images are {self.images.dtype} of shape {list(self.images.shape)}; [N, C, H, W] is needed."
+            )
+        channels, height, width = self.images.shape[1:]
+        return ImageBatches(
+            count=len(self),
+            shape=(channels, height, width),
+            labels=self.labels,
+            class_names=self.class_names,
+            batch_size=batch_size,
+            read=self.part,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

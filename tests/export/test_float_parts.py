@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from qil_deploy.config import QuantConfig
-from qil_deploy.datasets import load_images, preprocessing_for
+from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
 from qil_deploy.errors import CertificateError, ConfigError, ModelFileError, UnsupportedModelError
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.export.capture import node_names
@@ -121,7 +121,8 @@ def check(case: Case, path: Path, share: float = 0.01, **options: Any) -> None: 
         assert seen == len(kept_parts(read_model(path)))
     with torch.no_grad():
         frozen = case.frozen(torch.from_numpy(case.preprocessing.normalize(case.images))).numpy()
-    report = verify(path, case.images, frozen.argmax(1), others={"frozen PyTorch": lambda _: frozen}, batch_size=64)
+    data = ImageSet(images=case.images, labels=frozen.argmax(1), class_names=case.class_names).batches(64)
+    report = verify(path, data, others={"frozen PyTorch": lambda _: frozen})
     assert {backend.accuracy for backend in report.backends} == {1.0}, report.backends
     assert report.exact is None
 

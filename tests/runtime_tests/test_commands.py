@@ -22,6 +22,7 @@ from qil_deploy.errors import ConfigError, DataError, ModelFileError, OutputErro
 from qil_deploy.onnx_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import BenchReport, VerifyReport, read_report
+from qil_deploy.runtime_tests.golden import write_golden
 
 WriteModel = Callable[..., Path]
 
@@ -98,12 +99,45 @@ def test_the_checkpoint_adds_its_predictors(
 
     module = ModuleType("qil_deploy.commands.predictors")
     module.checkpoint_predictors = checkpoint_predictors  # type: ignore[attr-defined]  # a module made here
+    module.frozen_codes = lambda *_: IntegerReference(read_model(path)).run_all  # type: ignore[attr-defined]  # likewise
     monkeypatch.setitem(sys.modules, module.__name__, module)
     arguments = ("--data", folder, "--checkpoint", tmp_path / "c.safetensors", "--json", tmp_path / "r.json")
     assert call(verify_command, path, *arguments, "--model", "my_networks:small").exit_code == 0
     assert asked == [(tmp_path / "c.safetensors", "my_networks:small")]
     names = [backend.name for backend in read_report(tmp_path / "r.json", VerifyReport).backends]
     assert names[-2:] == ["frozen PyTorch", "unfrozen PyTorch"]
+
+
+def test_two_backends_are_compared_node_by_node_where_that_is_asked_for(
+    write_model: WriteModel, folder: Path, tmp_path: Path
+) -> None:
+    path = write_model()
+    options = ("--data", folder, "--between", "reference", "basic", "--json", tmp_path / "r.json")
+    result = call(verify_command, path, *options)
+    assert result.exit_code == 0, result.output
+    (comparison,) = read_report(tmp_path / "r.json", VerifyReport).comparisons
+    assert comparison.between == ("integer reference", "ONNX Runtime (basic)")
+    assert (comparison.images, comparison.difference) == ((0, 1, 2, 3), None)
+    assert "No difference between integer reference and ONNX Runtime (basic)" in " ".join(result.output.split())
+    with pytest.raises(
+        ConfigError, match="--between names 'onnx'; choose from reference, frozen, unfrozen, golden, dis"
+    ):
+        call(verify_command, path, "--data", folder, "--between", "reference", "onnx")
+    with pytest.raises(
+        ConfigError, match="there is no backend 'frozen PyTorch' to compare node by node; there are int"
+    ):
+        call(verify_command, path, "--data", folder, "--between", "reference", "frozen")
+
+
+def test_golden_vectors_are_compared_with_one_backend(write_model: WriteModel, tmp_path: Path) -> None:
+    path, golden = write_model(ties=True), tmp_path / "model.golden.npz"
+    write_golden(path, np.random.default_rng(1).integers(0, 256, (9, 3, 8, 8), np.uint8), "noise", golden)
+    assert call(verify_command, path, "--golden", golden, "--between", "golden", "reference").exit_code == 0
+    result = call(verify_command, path, "--golden", golden)
+    assert result.exit_code == 1
+    assert result.output.count("(QLinearAdd)") == 4
+    with pytest.raises(ConfigError, match="name it there as golden"):
+        call(verify_command, path, "--golden", golden, "--between", "all", "reference")
 
 
 def test_verify_refuses_wrong_use_before_it_works(write_model: WriteModel, folder: Path, tmp_path: Path) -> None:

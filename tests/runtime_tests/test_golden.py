@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from qil_deploy.datasets import load_images
-from qil_deploy.errors import DataError
+from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.onnx_file import read_model
 from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests.backends import REFERENCE, onnx_backend_name
 from qil_deploy.runtime_tests.golden import check_golden, golden_path, write_golden
 
 ZOO = Path(__file__).parents[2] / "zoo" / "fashion_mnist"
@@ -56,7 +57,17 @@ def test_they_hold_images_logits_and_every_code(golden: tuple[Path, Path]) -> No
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_onnxruntime_computes_them(golden: tuple[Path, Path], level: str) -> None:
-    assert check_golden(*golden, level=level) is None
+    comparison = check_golden(*golden, against=onnx_backend_name(level))
+    assert comparison.difference is None
+    assert comparison.tensors == len(IntegerReference(read_model(golden[0])).nodes)
+
+
+def test_the_reference_computes_them_and_unknown_backends_are_named(golden: tuple[Path, Path]) -> None:
+    assert check_golden(*golden, against=REFERENCE).difference is None
+    with pytest.raises(
+        ConfigError, match="no backend 'frozen PyTorch' to compare with golden vectors; there are integer"
+    ):
+        check_golden(*golden, against="frozen PyTorch")
 
 
 @pytest.mark.parametrize("tensor", ["conv1", "layer2.0.conv1", "logits"])
@@ -68,20 +79,20 @@ def test_the_first_difference_is_named(golden: tuple[Path, Path], tensor: str, t
         arrays["logits"] = arrays["logits"] + 1
 
     model, path = golden
-    difference = check_golden(model, changed(path, tmp_path, change))
+    difference = check_golden(model, changed(path, tmp_path, change)).difference
     assert difference is not None
     assert difference.tensor == tensor
     if tensor != "logits":
         assert (difference.differing, difference.largest_step) == (1, 3)
-        assert difference.index[0] == 1
+        assert [index[0] for index in difference.indices] == [1]
 
 
 def test_another_shape_is_a_difference(golden: tuple[Path, Path], tmp_path: Path) -> None:
     model, path = golden
     wrong = changed(path, tmp_path, lambda arrays: arrays.update(conv1=arrays["conv1"][:2]))
-    difference = check_golden(model, wrong)
+    difference = check_golden(model, wrong).difference
     assert difference is not None
-    assert difference.tensor == "conv1"
+    assert (difference.tensor, difference.largest_step, difference.indices) == ("conv1", None, ())
 
 
 def rewrite(**about: object) -> Callable[[dict[str, Any]], None]:

@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from qil_deploy.datasets import ImageBatches, ImageSet
 from qil_deploy.runtime_tests import benchmark, verify
+from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN
 from qil_deploy.runtime_tests.tables import bench_table, verify_table
-from qil_deploy.runtime_tests.verify import FROZEN, UNFROZEN
 
 WriteModel = Callable[..., Path]
+
+
+def batches(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> ImageBatches:
+    return ImageSet(images=images, labels=labels, class_names=("cat", "dog", "fox", "hen", "owl")).batches(250)
 
 
 def shown(table: Table) -> list[str]:
@@ -35,7 +40,7 @@ def test_every_backend_has_a_row_of_its_own_and_there_is_a_verdict(
     write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64], ties: bool
 ) -> None:
     others = {UNFROZEN: lambda batch: np.full((len(batch), 5), np.nan, np.float32)}
-    report = verify(write_model(ties=ties), images, labels, others=others)
+    report = verify(write_model(ties=ties), batches(images, labels), others=others)
     lines = shown(verify_table(report))
     accuracy = f"{100 * report.reference_accuracy:.2f}"
     assert row(lines, "integer reference") == [accuracy]
@@ -54,12 +59,12 @@ def test_the_verdict_names_only_the_backends_that_fail(
     write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> None:
     others = dict.fromkeys((UNFROZEN, FROZEN), lambda batch: np.zeros((len(batch), 5), np.float32))
-    lines = shown(verify_table(verify(write_model(), images, labels, others=others)))
+    lines = shown(verify_table(verify(write_model(), batches(images, labels), others=others)))
     assert f"Not exact: {FROZEN} must equal the integer reference" in " ".join(lines)
 
 
 def test_warnings_are_shown(write_model: WriteModel, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    report = verify(write_model(), np.repeat(images[:1], 60, axis=0), labels)
+    report = verify(write_model(), batches(np.repeat(images[:1], 60, axis=0), labels))
     text = " ".join(" ".join(shown(verify_table(report))).split())
     assert "Note: integer reference returns the same logits" in text
 

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError, DataError, ModelFileError
 from qil_deploy.onnx_file import read_model
 from qil_deploy.reference import IntegerReference
@@ -18,11 +19,13 @@ from qil_deploy.runtime_tests import (
     BenchReport,
     VerifyReport,
     read_report,
-    verify,
     write_report,
 )
+from qil_deploy.runtime_tests import (
+    verify as verify_batches,
+)
+from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
-from qil_deploy.runtime_tests.verify import FROZEN, UNFROZEN
 
 WriteModel = Callable[..., Path]
 Images = NDArray[np.uint8]
@@ -30,6 +33,19 @@ Labels = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
 SCALE, ZERO_POINT = np.float32(0.013), np.float32(77)
+
+
+def verify(
+    path: Path,
+    images: Images,
+    labels: Labels,
+    *,
+    batch_size: int = 250,
+    **options: Any,  # noqa: ANN401 - those of the function
+) -> VerifyReport:
+    """Verify with images in memory."""
+    data = ImageSet(images=images, labels=labels, class_names=("cat", "dog", "fox", "hen", "owl"))
+    return verify_batches(path, data.batches(batch_size), **options)
 
 
 def reference_logits(path: Path, images: Images) -> Logits:
@@ -214,7 +230,7 @@ def test_the_report_returns_from_json(write_model: WriteModel, images: Images, l
     write_report(tmp_path / "report.json", report)
     assert read_report(tmp_path / "report.json", VerifyReport) == report
     content = json.loads((tmp_path / "report.json").read_text())
-    assert content["schema"] == "qil_deploy.verify/1"
+    assert content["schema"] == "qil_deploy.verify/2"
     assert (content["threads"], content["batch_size"], content["images"], content["classes"]) == (
         2,
         30,
@@ -222,7 +238,7 @@ def test_the_report_returns_from_json(write_model: WriteModel, images: Images, l
         5,
     )
     assert content["model"]["bytes"] == path.stat().st_size
-    with pytest.raises(DataError, match=r"has schema 'qil_deploy\.verify/1'; 'qil_deploy\.bench/1' was expected"):
+    with pytest.raises(DataError, match=r"has schema 'qil_deploy\.verify/2'; 'qil_deploy\.bench/1' was expected"):
         read_report(tmp_path / "report.json", BenchReport)
 
 

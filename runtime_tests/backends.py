@@ -1,0 +1,137 @@
+"""Whatever computes an exported model: what it is called, and how to have every code that it computes.
+
+A backend is named in reports and found by that name: the integer reference, ONNX Runtime at an optimization level, or
+one that the caller supplies, such as frozen PyTorch (this package needs no torch). Its codes are all its tensors, by
+their names in the exported graph; the last of them are the logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qil_deploy.errors import ModelFileError
+from qil_deploy.exported_names import METADATA_KEY, OUTPUT_NAME
+from qil_deploy.float_parts import kept_parts
+from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.reference import IntegerReference
+
+from .exported_model import ExportedModel
+from .sessions import OPTIMIZATION_LEVELS, create_session
+
+REFERENCE = "integer reference"
+FROZEN = "frozen PyTorch"
+UNFROZEN = "unfrozen PyTorch"
+GOLDEN = "golden vectors"
+
+CodeReader = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
+"""From uint8 images [N, C, H, W] to tensors by their names in the exported graph, `logits` among them."""
+
+
+def onnx_backend_name(level: str) -> str:
+    """Name of ONNX Runtime at one graph-optimization level, as it stands in the report."""
+    return f"ONNX Runtime ({level})"
+
+
+def exact_levels(format_: str) -> tuple[str, ...]:
+    """Return the optimization levels at which a file of this format has to equal the integer reference.
+
+    Where ONNX Runtime does not fuse a QDQ file, it computes in float.
+    """
+    return tuple(OPTIMIZATION_LEVELS) if format_ == "qlinear" else ("all",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutedGraph:
+    """What is executed of a model, in order.
+
+    Attributes:
+        nodes: those of the integer reference, which takes a QDQ file as the operators it is fused to; all of the
+            file's where only the file can say (`paper` placement).
+        codes: the tensors of these nodes that the file has, too; in `paper` placement those that QuantizeLinear makes.
+        layers: names of the network's layers, from the metadata.
+        rearranged: tensors with the name, but not the order of elements that they have in PyTorch.
+    """
+
+    nodes: tuple[Node, ...]
+    codes: tuple[str, ...]
+    layers: frozenset[str]
+    rearranged: frozenset[str]
+
+    @classmethod
+    def of(cls, model: ExportedModel) -> ExecutedGraph:
+        """Read it from a model.
+
+        Raises:
+            ModelFileError: the integer reference refuses the model, or its metadata are damaged.
+        """
+        in_file = {name for node in model.graph.nodes for name in node.outputs}
+        if model.float_parts and not kept_parts(model.graph):
+            nodes = model.graph.nodes
+            codes = [n.outputs[0] for n in nodes if n.op_type == "QuantizeLinear" or n.outputs[0] == OUTPUT_NAME]
+        else:
+            nodes = IntegerReference(model.graph).nodes
+            codes = [n.outputs[0] for n in nodes if n.outputs[0] in in_file]
+        try:
+            metadata = json.loads(model.graph.metadata[METADATA_KEY])
+            layers = frozenset(str(layer["name"]) for layer in metadata.get("layers", ()))
+            moved = frozenset(map(str, metadata.get("passes", {}).get("channels_last", ())))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ModelFileError(
+                f"the metadata of {model.path} are damaged ({error!r}); export the model again."
+            ) from error
+        return cls(
+            nodes=nodes,
+            codes=tuple(sorted(codes, key=lambda name: name == OUTPUT_NAME)),
+            layers=layers,
+            rearranged=moved - layers,
+        )
+
+
+def code_reader(
+    model: ExportedModel,
+    graph: ExecutedGraph,
+    name: str,
+    *,
+    threads: int,
+    others: Mapping[str, CodeReader],
+) -> CodeReader:
+    """Return what computes every code of a backend; nothing, where it has none to show.
+
+    Args:
+        model: the exported model.
+        graph: what is executed of it.
+        name: `REFERENCE`, `onnx_backend_name(LEVEL)`, or another, which has codes if it is in `others`.
+        threads: threads of ONNX Runtime.
+        others: backends beside these by name.
+
+    Raises:
+        ModelFileError: the model cannot be run.
+    """
+    if name in others:
+        read = others[name]
+        return lambda images: {key: value for key, value in read(images).items() if key not in graph.rearranged}
+    if name == REFERENCE:
+        reference = IntegerReference(model.graph)
+        return lambda images: model.in_batches(reference.run_all, images)
+    levels = {onnx_backend_name(level): level for level in OPTIMIZATION_LEVELS}
+    if name in levels:
+        return _onnx_codes(model, graph, levels[name], threads)
+    return lambda _: {}
+
+
+def _onnx_codes(model: ExportedModel, graph: ExecutedGraph, level: str, threads: int) -> CodeReader:
+    """Return what runs a file in ONNX Runtime with its codes as further outputs.
+
+    The logits come from a session of the file as it is, with every fusion that the optimizer finds.
+    """
+    predict = model.onnx_predictor(threads=threads, level=level)
+    content = with_outputs(model.path.read_bytes(), [name for name in graph.codes if name != OUTPUT_NAME])
+    watched = create_session(model.path, threads=threads, level=level, content=content)
+    return lambda images: model.run(watched, images) | {OUTPUT_NAME: predict(images)}

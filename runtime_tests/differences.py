@@ -1,0 +1,165 @@
+"""Where two backends part: the first node in order of execution whose codes differ.
+
+Everything before that node is equal, so the fault is in it: in its constants or in how it is computed. Where one of the
+two does not have every tensor (a layer's codes before they are clipped, say), several nodes lie between the tensor that
+differs and the last one compared; then it is the layer among them, or the operator that does more than move and clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qil_deploy.onnx_file import Node
+
+from .backends import ExecutedGraph
+
+_MAX_INDICES: Final = 5
+_MOVES_OR_CLIPS = ("Clip", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Transpose")
+_SEPARATORS = "_./"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The first tensor that is not the same, and the node that is to blame.
+
+    Attributes:
+        node: its name in the ONNX file.
+        operator: what it computes.
+        layer: the network's layer that it belongs to, by the file's metadata; None for an operation between layers.
+        tensor: the name of the tensor that differs.
+        differing: how many of its elements do; all where shape or type differ.
+        elements: how many it has.
+        largest_step: largest difference, in codes (or logits); None where there is no such number: another shape or
+            type, NaN or infinity.
+        indices: positions of the first elements that differ, the image's index in the data set first.
+    """
+
+    node: str
+    operator: str
+    layer: str | None
+    tensor: str
+    differing: int
+    elements: int
+    largest_step: float | None
+    indices: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two backends compared tensor by tensor on a few images.
+
+    Attributes:
+        between: their names.
+        images: indices of the images in the data set.
+        tensors: how many tensors both have; 1 means their logits alone.
+        difference: None if all these tensors are equal.
+    """
+
+    between: tuple[str, str]
+    images: tuple[int, ...]
+    tensors: int
+    difference: Difference | None
+
+
+def compare_codes(
+    graph: ExecutedGraph,
+    between: tuple[str, str],
+    tensors: tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]],
+    images: Sequence[int],
+) -> Comparison:
+    """Compare two backends' tensors of the same images in order of execution, up to the first that differs.
+
+    Args:
+        graph: what is executed.
+        between: names of the backends.
+        tensors: of each, by their names in the graph, [N, ...].
+        images: what the N images are called, such as their indices in a data set.
+    """
+    first, second = tensors
+    shared = [name for name in graph.codes if name in first and name in second]
+    for name in shared:
+        difference = _compare(graph, shared, name, second[name], first[name], images)
+        if difference is not None:
+            break
+    else:
+        difference = None
+    return Comparison(between=between, images=tuple(images), tensors=len(shared), difference=difference)
+
+
+def describe_difference(comparison: Comparison) -> str:
+    """Say in sentences what a comparison found."""
+    first, second = comparison.between
+    found = comparison.difference
+    images = f"{len(comparison.images)} image{'' if len(comparison.images) == 1 else 's'}"
+    only = " Only logits could be compared: one of the two has no codes to show." if comparison.tensors == 1 else ""
+    if found is None:
+        return f"No difference between {first} and {second} in {comparison.tensors} tensors of {images}.{only}"
+    layer = "" if found.layer in (None, found.node) else f" of layer {found.layer}"
+    step = "" if found.largest_step is None else f", by {found.largest_step:g} at most"
+    where = f", first at {', '.join(str(list(index)) for index in found.indices)}" if found.indices else ""
+    return (
+        f"First difference between {first} and {second}: node {found.node} ({found.operator}){layer}, "
+        f"{found.differing:,} of {found.elements:,} elements of {found.tensor} in {images}{step}{where}.{only}"
+    )
+
+
+def _compare(
+    graph: ExecutedGraph,
+    shared: Collection[str],
+    name: str,
+    found: NDArray[Any],
+    expected: NDArray[Any],
+    images: Sequence[int],
+) -> Difference | None:
+    indices: tuple[tuple[int, ...], ...] = ()
+    largest: float | None = None
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        count = expected.size
+    else:
+        differing = found != expected  # NaN differs from everything, itself included
+        count = int(differing.sum())
+        if count == 0:
+            return None
+        with np.errstate(invalid="ignore"):
+            step = np.abs(found[differing].astype(np.float64) - expected[differing].astype(np.float64)).max()
+        largest = float(step) if np.isfinite(step) else None
+        indices = tuple(
+            (images[image], *(int(axis) for axis in rest)) for image, *rest in np.argwhere(differing)[:_MAX_INDICES]
+        )
+    node = _node_to_blame(graph, shared, name)
+    return Difference(
+        node=node.name or node.outputs[0],
+        operator=node.op_type,
+        layer=_layer_of(graph, node),
+        tensor=name,
+        differing=count,
+        elements=expected.size,
+        largest_step=largest,
+        indices=indices,
+    )
+
+
+def _node_to_blame(graph: ExecutedGraph, shared: Collection[str], tensor: str) -> Node:
+    """Return the layer among the nodes since the last tensor compared, else the first that more than moves codes."""
+    producers = {output: node for node in graph.nodes for output in node.outputs}
+    chain = [producers[tensor]]
+    while chain[-1].inputs[0] not in shared and chain[-1].inputs[0] in producers:
+        chain.append(producers[chain[-1].inputs[0]])
+    layers = [node for node in chain if node.name in graph.layers]
+    computing = [node for node in chain if node.op_type not in _MOVES_OR_CLIPS]
+    return layers[-1] if layers else [*computing, chain[-1]][0]
+
+
+def _layer_of(graph: ExecutedGraph, node: Node) -> str | None:
+    """Return the layer whose name the node's is or begins with."""
+    matching = [
+        layer
+        for layer in graph.layers
+        if node.name == layer or (node.name.startswith(layer) and node.name[len(layer)] in _SEPARATORS)
+    ]
+    return max(matching, key=len, default=None)
