@@ -60,7 +60,7 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
     from qil_deploy.files import ensure_writable
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.targets import find_target, target_names
-    from qil_deploy.runtime_tests.targets.table import targets_table
+    from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
 
     # By order of mention, each once.
     names = dict.fromkeys(name for text in request.targets for name in target_names(text))
@@ -72,7 +72,10 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
     report = _run(request, targets, images, images_from)
     if request.json is not None:
         write_report(request.json, report)
-    Console(markup=False).print(targets_table(report))
+    console = Console(markup=False)
+    console.print(targets_table(report))
+    for remark in targets_remarks(report):
+        console.print(remark, soft_wrap=True)
     if any(result.failed is not None for result in report.targets):
         raise typer.Exit(2)
     if report.exact is False:

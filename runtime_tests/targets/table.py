@@ -13,7 +13,7 @@ def targets_table(report: TargetsReport) -> Table:
     """Return one row per target: how much was compared, and what differs."""
     table = Table(
         title=escape(report.model.path),
-        caption=escape("\n".join([_verdict(report), *_remarks(report)])),
+        caption=_verdict(report),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_edge=False,
@@ -59,8 +59,8 @@ def _verdict(report: TargetsReport) -> str:
     return "Not exact: see below."
 
 
-def _remarks(report: TargetsReport) -> list[str]:
-    """Say what was skipped, what failed, and the first tensor that differs at each level."""
+def targets_remarks(report: TargetsReport) -> list[str]:
+    """Return what stands below the table: what was skipped, what failed, and the first tensors that differ."""
     remarks = []
     for result in report.targets:
         if result.skipped is not None:

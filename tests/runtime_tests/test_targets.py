@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.onnx_file import read_model
@@ -34,7 +36,7 @@ from qil_deploy.runtime_tests.targets import (
 )
 from qil_deploy.runtime_tests.targets import run as run_module
 from qil_deploy.runtime_tests.targets.run import Command, run_watched
-from qil_deploy.runtime_tests.targets.table import targets_table
+from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
 
 WriteModel = Callable[..., Path]
 
@@ -52,12 +54,10 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
 
 
 def shown(report: TargetsReport) -> str:
-    """The table as text, without line breaks."""
-    from rich.console import Console
-
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123 - rich closes nothing
+    """What the command line prints of a report, without line breaks."""
+    console = Console(width=200, record=True, file=io.StringIO(), markup=False)
     console.print(targets_table(report))
-    return " ".join(console.export_text().split())
+    return " ".join([*console.export_text().split(), *targets_remarks(report)])
 
 
 def test_native_computes_every_code_and_logit(
