@@ -73,7 +73,8 @@ def write_optimized_model(path: Path, optimized: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.optimized_model_filepath = str(optimized)
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Without the fallback, which prints to the screen and tries the same again.
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def executed_operators(path: Path) -> list[tuple[str, str]]:

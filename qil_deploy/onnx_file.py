@@ -154,11 +154,12 @@ def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> On
     initializers: dict[str, Array] = {}
     stored_types: dict[str, str] = {}
     for tensor in graph.initializer:
-        if tensor.name in stored_types:
-            raise DefectError(f"two initializers are called {tensor.name!r}; names must be unique.")
-        stored_types[tensor.name] = DATA_TYPES.get(tensor.data_type, (UNREAD,))[0]
+        name = _text(tensor.name)
+        if name in stored_types:
+            raise DefectError(f"two initializers are called {name!r}; names must be unique.")
+        stored_types[name] = DATA_TYPES.get(tensor.data_type, (UNREAD,))[0]
         with _leaving_out(left_out):
-            initializers[tensor.name] = convert_tensor(tensor, f"initializer {tensor.name!r}")
+            initializers[name] = convert_tensor(tensor, f"initializer {name!r}")
     return OnnxFile(
         path=path,
         nodes=tuple(_convert_node(node, left_out) for node in graph.node),
@@ -166,10 +167,15 @@ def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> On
         stored_types=stored_types,
         inputs=tuple(_convert_info(info, left_out) for info in graph.input if info.name not in stored_types),
         outputs=tuple(_convert_info(info, left_out) for info in graph.output),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
-        opsets={_plain_domain(opset.domain): opset.version for opset in model.opset_import},
+        metadata={_text(entry.key): _text(entry.value) for entry in model.metadata_props},
+        opsets={_plain_domain(_text(opset.domain)): opset.version for opset in model.opset_import},
         ir_version=model.ir_version,
     )
+
+
+def _text(value: str | bytes) -> str:
+    """Return a string field; one that is not UTF-8 comes from protobuf as bytes, and raises UnicodeDecodeError here."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _plain_domain(domain: str) -> str:
@@ -178,17 +184,18 @@ def _plain_domain(domain: str) -> str:
 
 
 def _convert_node(node: Message, left_out: list[str] | None) -> Node:
-    where = f"node {node.name!r} ({node.op_type})"
+    name, op_type = _text(node.name), _text(node.op_type)
+    where = f"node {name!r} ({op_type})"
     attributes: dict[str, Attribute] = {}
     for attribute in node.attribute:
         with _leaving_out(left_out):
-            attributes[attribute.name] = _convert_attribute(attribute, where)
+            attributes[_text(attribute.name)] = _convert_attribute(attribute, where)
     return Node(
-        op_type=node.op_type,
-        domain=_plain_domain(node.domain),
-        name=node.name,
-        inputs=tuple(node.input),
-        outputs=tuple(node.output),
+        op_type=op_type,
+        domain=_plain_domain(_text(node.domain)),
+        name=name,
+        inputs=tuple(map(_text, node.input)),
+        outputs=tuple(map(_text, node.output)),
         attributes=attributes,
     )
 
@@ -223,7 +230,7 @@ def _convert_info(info: Message, left_out: list[str] | None) -> TensorInfo:
         if left_out is None:
             raise
         left_out.append(str(defect))
-    return TensorInfo(name=info.name, dtype=UNREAD, shape=None)
+    return TensorInfo(name=_text(info.name), dtype=UNREAD, shape=None)
 
 
 def _convert_tensor_info(info: Message) -> TensorInfo:
@@ -232,10 +239,10 @@ def _convert_tensor_info(info: Message) -> TensorInfo:
         raise DefectError(f"{where} is not a tensor; only tensors are supported.")
     tensor = info.type.tensor_type
     shape = tuple(_convert_dimension(dimension) for dimension in tensor.shape.dim) if tensor.HasField("shape") else None
-    return TensorInfo(name=info.name, dtype=data_type(tensor.elem_type, where)[0], shape=shape)
+    return TensorInfo(name=_text(info.name), dtype=data_type(tensor.elem_type, where)[0], shape=shape)
 
 
 def _convert_dimension(dimension: Message) -> int | str | None:
     if dimension.HasField("dim_value"):
         return int(dimension.dim_value)
-    return str(dimension.dim_param) or None
+    return _text(dimension.dim_param) or None

@@ -56,7 +56,10 @@ def create_session(
     options.log_severity_level = _FATAL
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
+        # Without the fallback, which prints to the screen and tries the same again.
+        return onnxruntime.InferenceSession(
+            content or str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         raise ModelFileError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path} at optimization level {level!r}: "

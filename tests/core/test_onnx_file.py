@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.onnx_file import OnnxFile, TensorInfo, read_model
+from qil_deploy.onnx_file import UNREAD, OnnxFile, TensorInfo, read_model
 
 NUMPY_TYPES = [
     "float16", "float32", "float64", "bool",
@@ -210,6 +210,30 @@ def test_flipped_bytes_are_read_or_refused_but_never_crash(
         assert isinstance(read_model(path), OnnxFile)
     except ModelFileError as error:
         assert "flipped.onnx" in str(error)  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize("name", ["thing", "Thing", "first", "second"])
+def test_names_that_are_not_text_are_refused(tmp_path: Path, name: str) -> None:
+    content = model_with(nodes=(helper.make_node("Thing", ["first"], ["second"], name="thing"),)).SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content.replace(name.encode(), b"\xff" + name.encode()[1:]))
+    for left_out in (None, list[str]()):
+        with pytest.raises(ModelFileError, match=r"model\.onnx is damaged: it holds a name that is not UTF-8"):
+            read_model(path, left_out=left_out)
+
+
+def test_what_is_not_supported_may_be_left_out(tmp_path: Path) -> None:
+    branch = helper.make_graph([], "branch", [], [])
+    node = helper.make_node("If", ["x"], ["y"], name="choose", then_branch=branch, else_branch=branch)
+    texts = tensor(TensorProto.STRING, [1], string_data=[b"a"])
+    left_out: list[str] = []
+    file = read_model(
+        write(tmp_path, model_with(texts, nodes=(node,), elem_type=TensorProto.STRING)), left_out=left_out
+    )
+    assert file.nodes[0].attributes == {}
+    assert (file.initializers, file.stored_types) == ({}, {"w": UNREAD})
+    assert file.inputs[0].dtype == UNREAD
+    assert ["element type number 8" in sentence or "is a subgraph" in sentence for sentence in left_out] == [True] * 4
 
 
 def tensor(data_type: int, dims: list[int], **fields: Any) -> onnx.TensorProto:  # noqa: ANN401 - any field

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -268,3 +269,37 @@ def test_the_command_prints_writes_json_and_ends_with_0_or_1(write_model: WriteM
     assert "Findings: 1 inexact." in result.output
     with pytest.raises(ModelFileError, match=r"absent\.onnx does not exist"):
         call(tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize("format_", ["QDQ", "QOperator"])
+@pytest.mark.parametrize("activations", ["QUInt8", "QInt8"])
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_files_of_onnx_runtimes_own_quantizer(
+    tmp_path: Path, rng: np.random.Generator, format_: str, activations: str, reduce_range: bool
+) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    body = "a = Conv(x, w, b)\n r = Relu(a)\n p = GlobalAveragePool(r)\n f = Flatten(p)\n y = Gemm<transB = 1>(f, v)"
+    model = onnx.parser.parse_model(f"{HEADER}graph (float[1,3,9,9] x) => (float[1,5] y) {{{body}}}")
+    shapes = {"w": (4, 3, 3, 3), "b": (4,), "v": (5, 4)}
+    values = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    for node in model.graph.node:
+        node.name = f"node_{node.output[0]}"
+    images = iter([{"x": rng.standard_normal((1, 3, 9, 9), np.float32)} for _ in range(4)])
+    path = tmp_path / "quantized.onnx"
+    quantize_static(
+        model,
+        path,
+        SimpleNamespace(get_next=lambda: next(images, None)),
+        quant_format=QuantFormat[format_],
+        activation_type=QuantType[activations],
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=reduce_range,
+    )
+    findings = by_kind(path)
+    assert ("s8s8" in findings) is (activations == "QInt8")
+    assert ("int16-saturation" in findings) is not reduce_range
+    assert "pool-ties" in findings
+    assert not findings.keys() & {"per-tensor-weights", "batchnorm", "float-end", "does-not-load", "not-looked-into"}
