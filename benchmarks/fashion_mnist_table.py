@@ -115,9 +115,8 @@ def recipe_of(variant: str, seed: int, train_images: int) -> Recipe:
 def share_float(source: Path, folder: Path) -> None:
     """Give a run the float network of another, which it would train just so."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("float.safetensors", "metrics.jsonl"):
-        if not (folder / name).exists():
-            shutil.copyfile(source / name, folder / name)
+    if not (folder / "float.safetensors").exists():
+        shutil.copyfile(source / "float.safetensors", folder / "float.safetensors")
 
 
 def run_of(variant: str, recipe: Recipe, folder: Path) -> Run:

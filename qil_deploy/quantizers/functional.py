@@ -47,6 +47,9 @@ SMALLEST_T = 1e-4
 # Elements that go through all passes of a kernel at once; they and the temporaries fit into a second-level cache.
 _BLOCK = 1 << 17
 
+# Widths from 2 to 8 bits of weights and of activations, with and without gamma, signed and unsigned.
+_RECOMPILATIONS = 64
+
 _between = torch.ops.aten.hardtanh_backward  # (values, x, low, high): the values where low < x < high, otherwise 0
 
 
@@ -134,6 +137,8 @@ def compile_quantizers(enabled: bool = True) -> None:
     training; what is evaluated and exported is the frozen model, which does not use these functions.
     """
     _Compilation.enabled = enabled
+    if enabled:  # a kernel is compiled once for each width, with and without gamma; the limit is 8 by default
+        torch._dynamo.config.recompile_limit = max(_RECOMPILATIONS, torch._dynamo.config.recompile_limit)
 
 
 def _forward(kernel: _Kernel, x: Tensor, *arguments: Any) -> Tensor:
