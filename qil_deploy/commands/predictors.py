@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,17 @@ def frozen_codes(
         trusted_model: as in `checkpoint_predictors`.
     """
 
-    def read(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        import torch
-
+    @cache
+    def load() -> tuple[CheckpointInfo, fx.GraphModule]:
         from qil_deploy.freezing import freeze
 
         info, model = _load_quantized(path, trusted_model)
-        frozen = model if info.kind == "frozen" else freeze(model)
+        return info, model if info.kind == "frozen" else freeze(model)
+
+    def read(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        import torch
+
+        info, frozen = load()
         return _record_codes(frozen, torch.from_numpy(info.preprocessing.normalize(images)))
 
     return read
