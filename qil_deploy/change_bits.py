@@ -121,8 +121,9 @@ def _activation_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry
 
 
 def _same(old: nn.Module, new: ActivationQuantizer, carry_over: bool) -> bool:
-    alike = isinstance(old, ActivationQuantizer) and old.signed == new.signed
-    return alike and (carry_over or old.bits == new.bits)
+    if not isinstance(old, ActivationQuantizer) or old.signed != new.signed:
+        return False
+    return carry_over or old.bits == new.bits
 
 
 def _weight_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry_over: bool) -> dict[str, str | None]:
