@@ -74,7 +74,7 @@ def main(
     exports = []
     for kind, checkpoint in write_checkpoints(network, bits, out / "export_cost").items():
         model = checkpoint.with_suffix(".onnx")
-        command = [sys.executable, "-m", "qil_deploy.export", str(checkpoint), "-o", str(model)]
+        command = [sys.executable, "-m", "qil_deploy.export", str(checkpoint), "-o", str(model), "--no-freezing-report"]
         console.print(f"Exporting {checkpoint} ...", markup=False)
         cost = measure(command)
         if cost.exit_code != 0:

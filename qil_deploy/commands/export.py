@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from qil_deploy.checkpoint import CheckpointInfo
     from qil_deploy.freezing_report import FreezingReport
     from qil_deploy.preprocessing import Preprocessing
+
+
+# All 10,000 test images of Fashion-MNIST, 53 colour images of 224x224: an export should not take minutes.
+FREEZING_PIXELS = 8_000_000
 
 
 class Format(StrEnum):
@@ -71,7 +76,10 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         ),
     ] = None,
     freezing_report: Annotated[bool, typer.Option(help="Measure what freezing an unfrozen checkpoint costs.")] = True,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="... on the first N test images only.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="... on the first N test images. [default: as many as have 8 million pixels]"),
+    ] = None,
     trusted_model: Annotated[
         str | None,
         typer.Option("--model", metavar="MODULE:FUNCTION", help="Your function that builds the checkpoint's network."),
@@ -148,16 +156,16 @@ def _freezing_report(
     limit: int | None,
     console: Console,
 ) -> FreezingReport | None:
-    """Compare both models on the test images of `data`; say so and return None where there are none."""
-    from qil_deploy.datasets import load_images
+    """Compare both models on the first test images of `data`; say so and return None where there are none."""
+    from qil_deploy.datasets import load_batches
     from qil_deploy.freezing_report import compare_freezing
 
+    count = limit or max(1, FREEZING_PIXELS // math.prod(preprocessing.shape))
     try:
-        images = load_images(data, "test", shape=preprocessing.shape)
+        images = load_batches(data, "test", shape=preprocessing.shape, batch_size=count).load(count)
     except DataError as error:
         console.print(f"What freezing costs could not be measured: {error}")
         return None
-    images = images if limit is None else images.first(limit)
     with console.status(f"Measuring on {len(images):,} images what freezing costs ..."):
         return compare_freezing(prepared, frozen, data, images, preprocessing)
 
@@ -182,13 +190,14 @@ def _write_golden(model: Path, count: int, data: str) -> str:
     """Write golden vectors of the first images of a data set, or of noise where it is missing; say which."""
     import numpy as np
 
-    from qil_deploy.datasets import load_images
+    from qil_deploy.datasets import load_batches
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import golden_path, write_golden
 
     shape = read_exported_model(model).preprocessing.shape
     try:
-        images, source = load_images(data, "test", shape=shape).first(count).images, f"{data}, test images"
+        images = load_batches(data, "test", shape=shape, batch_size=count).load(count).images
+        source = f"{data}, test images"
     except DataError:
         images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
         source = f"noise, for data set {data!r} is not here"

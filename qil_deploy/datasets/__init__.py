@@ -14,6 +14,7 @@ that they are evaluated on the same bytes. Needs neither torch nor onnx unless t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,7 @@ def load_images(name: str, split: Split = "test", *, shape: tuple[int, int, int]
     if folder is not None:
         return folder.images(0, len(folder), shape or folder.default_shape())
     images = _load_whole(name, split)
-    if shape is None:
-        return images
-    resized = resize_images(images.images, shape)
-    return ImageSet(images=resized, labels=images.labels, class_names=images.class_names)
+    return images if shape is None else _resized(images, shape)
 
 
 def load_batches(
@@ -98,7 +96,12 @@ def load_batches(
             batch_size=batch_size,
             read=lambda start, stop: folder.images(start, stop, fitted),
         )
-    return load_images(name, split, shape=shape).batches(batch_size)
+    images = _load_whole(name, split)
+    batches = images.batches(batch_size)
+    if shape is None:
+        return batches
+    _resized(images.first(1), shape)  # refuses a shape that cannot be had
+    return replace(batches, shape=shape, read=lambda start, stop: _resized(images.part(start, stop), shape))
 
 
 def find_image_folder(name: str, split: Split) -> ImageFolder | None:
@@ -123,6 +126,10 @@ def preprocessing_for(name: str, images: ImageSet | ImageBatches) -> Preprocessi
     mean, std = _STATISTICS.get(name, _FOLDER_STATISTICS)
     channels, height, width = images.shape if isinstance(images, ImageBatches) else images.images.shape[1:]
     return Preprocessing.from_statistics((channels, height, width), mean, std)
+
+
+def _resized(images: ImageSet, shape: tuple[int, int, int]) -> ImageSet:
+    return replace(images, images=resize_images(images.images, shape))
 
 
 def _load_whole(name: str, split: Split) -> ImageSet:

@@ -93,6 +93,10 @@ class ImageBatches:
         for start in range(0, self.count, self.batch_size):
             yield self.read(start, min(start + self.batch_size, self.count))
 
+    def load(self, count: int) -> ImageSet:
+        """Read the first `count` images, or all where there are fewer."""
+        return self.read(0, min(count, self.count))
+
     def first(self, count: int) -> ImageBatches:
         """Return the first `count` images."""
         return replace(self, count=min(count, self.count), labels=self.labels[:count])
