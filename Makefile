@@ -31,7 +31,7 @@ test: setup ## run every test
 	$(BIN)/python -m pytest
 
 test-fast: setup ## run the tests that take less than a minute each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not exhaustive"
 
 lint: setup ## check style, types and import rules
 	$(BIN)/ruff check .

@@ -27,8 +27,12 @@ def test_a_run_prints_its_accuracies_and_leaves_its_files(run: Run) -> None:
         info, _ = read_checkpoint(run.folder / f"{name}.safetensors")
         assert f"{info.metrics['accuracy']:.2f}" in run.outcome.out
     assert "w4a4_frozen epoch 0: loss" in run.outcome.out
-    assert f"Checkpoints and metrics are in {run.folder}." in run.outcome.out
+    assert f"Checkpoints and metrics are in {run.folder}; curves: tensorboard --logdir" in run.outcome.out
+    assert run.outcome.out.endswith(f"Intervals, shares and confusions are in {run.folder / 'report.html'}.")
     assert run.outcome.error == ""
+    assert sorted(path.stem for path in (run.folder / "best").iterdir()) == names
+    assert list((run.folder / "curves" / "w4a4").iterdir())
+    assert "w4a4_frozen" in (run.folder / "report.html").read_text()
     assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 4
     assert json.loads((run.folder / "recipe.json").read_text())["model"]["width"] == 8
 
@@ -36,14 +40,17 @@ def test_a_run_prints_its_accuracies_and_leaves_its_files(run: Run) -> None:
 def test_a_finished_run_is_not_overwritten_and_resumes_at_its_end(
     run: Run, call: Callable[..., Outcome], refused: Refused, tiny_changes: list[str]
 ) -> None:
-    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    def files() -> dict[str, bytes]:
+        kept = [*run.folder.rglob("*.safetensors"), run.folder / "metrics.jsonl", run.folder / "recipe.json"]
+        return {str(path): path.read_bytes() for path in kept}
+
+    before = files()
     arguments = ("train", "digits_resnet14", "--out", run.folder, *tiny_changes)
     assert "already holds a run; continue it with --resume or choose another --out" in refused(*arguments)
     outcome = call(*arguments, "--resume")
     assert outcome.code == 0
     assert "epoch" not in outcome.out
-    assert outcome.out.endswith(f"Checkpoints and metrics are in {run.folder}.")
-    assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert files() == before
 
 
 def test_the_folder_is_by_default_named_after_the_recipe(
@@ -58,7 +65,7 @@ def test_the_folder_is_by_default_named_after_the_recipe(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["data=imagenot"], "unknown data set 'imagenot': it is none of ['digits', 'fashion-mnist']"),
+        (["data=imagenot"], "unknown data set 'imagenot': it is none of ['cifar10', "),
         (["stages.0.weight_bits=1"], "weight_bits: Input should be greater than or equal to 2 (found 1)"),
         (["stages.0.activation_bits=9"], "activation_bits: Input should be less than or equal to 8 (found 9)"),
         (["stages.0.weight_bits=8", "stages.0.activation_bits=8"], "use at most 7 bits for one of them"),
@@ -83,7 +90,7 @@ def test_what_cannot_be_carried_out_is_refused_before_training(
 def test_missing_and_damaged_recipes(refused: Refused, tmp_path: Path) -> None:
     sentence = refused("train", tmp_path / "absent.toml")
     assert "absent.toml cannot be read" in sentence
-    assert "shipped recipes: digits_resnet14, fashion_mnist_resnet20" in sentence
+    assert "shipped recipes: cifar10_resnet20, digits_resnet14, fashion_mnist_alexnet" in sentence
     (tmp_path / "bad.toml").write_text("name = ")
     assert "bad.toml is not valid TOML" in refused("train", tmp_path / "bad.toml")
     (tmp_path / "short.toml").write_text('name = "short"')

@@ -63,6 +63,15 @@ def case_of(exports: Exports, name: str, size: int, bits: int) -> Case:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "alexnet"])
+def test_networks_at_full_size(exports: Exports, name: str, tmp_path: Path) -> None:
+    case = case_of(exports, name, 224, 4)
+    for options in ({}, {"format": "qdq", "weights": "int8"}):
+        expected = exports.check_equal(case, tmp_path / "model.onnx", **options)
+        assert len(np.unique(expected["logits"])) > 40
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("bits", [4, 2])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_form_computes_the_same_codes_and_logits(exports: Exports, name: str, bits: int, tmp_path: Path) -> None:
