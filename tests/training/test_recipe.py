@@ -180,5 +180,5 @@ def test_text_that_is_no_toml(tmp_path: Path) -> None:
 
 def test_a_recipe_without_data(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('name = "a"')
-    with pytest.raises(ConfigError, match="data: Field required; model: Field required; float_training: Field"):
+    with pytest.raises(ConfigError, match="data: Field required; model: Field required"):
         load_recipe(tmp_path / "a.toml")
