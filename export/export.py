@@ -178,7 +178,7 @@ def save_model(graph: ir.Model, path: Path, metadata: dict[str, Any]) -> None:
     Raises:
         CertificateError: the checker refuses the graph.
     """
-    graph.metadata_props[METADATA_KEY] = json.dumps(metadata)
+    graph.metadata_props[METADATA_KEY] = json.dumps(metadata, separators=(",", ":"))
     ir.save(graph, path, format="protobuf")
     try:
         onnx.checker.check_model(path, full_check=True)

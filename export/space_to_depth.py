@@ -47,7 +47,7 @@ def space_to_depth(model: ir.Model, min_results: int = MIN_RESULTS) -> tuple[ir.
 
     Args:
         model: from `capture`; left unchanged.
-        min_results: rows and columns that a strided convolution has to make at least.
+        min_results: rows and columns that a convolution has to make at least.
 
     Returns:
         The model, and the names of the rewritten layers.
@@ -151,7 +151,7 @@ class _Stem:
         )
         if rows is None or columns is None:
             return None
-        if (max(kernel) > MAX_FILLED_KERNEL) if block == 1 else (min(rows.results, columns.results) < min_results):
+        if min(rows.results, columns.results) < min_results or (block == 1 and max(kernel) > MAX_FILLED_KERNEL):
             return None
         added = -image[0] % _ALIGNMENT if block % 2 else 0
         return cls(block=block, channels=image[0] + added, added_channels=added, rows=rows, columns=columns)

@@ -54,7 +54,7 @@ def test_layers_and_certificate(run: Run, call: Call, format_: str, weights: str
     for line in ("int32", "int16", "matmul", "ties", "float", "weights"):
         assert f"│ {line} │" in outcome.out
     assert "│ QLinearConv │ 9 │" in outcome.out
-    assert "Rewritten by space_to_depth: conv1" in outcome.out
+    assert "Rewritten by" not in outcome.out  # 8x8 pixels are too few
 
 
 def layer_bytes(path: Path, name: str) -> int:
