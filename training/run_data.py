@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from qil_deploy.datasets import (
     load_images,
     preprocessing_for,
 )
+from qil_deploy.datasets.resize import resize_images
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.freezing_report import predictions
 from qil_deploy.preprocessing import Preprocessing
@@ -115,10 +116,10 @@ def load_run_data(recipe: Recipe, workers: int) -> RunData:
     if folder is None:
         _refuse(recipe, "augmentation.crop", recipe.augmentation.crop, "folders of images")
         train = load_images(recipe.data, "train")
-        if size is not None:
-            train = load_images(recipe.data, "train", shape=(train.images.shape[1], size, size))
         if recipe.train_images is not None:
             train = train.first(recipe.train_images)
+        if size is not None:
+            train = replace(train, images=resize_images(train.images, (train.images.shape[1], size, size)))
         channels, height, width = train.images.shape[1:]
     else:
         _refuse(recipe, "augmentation.shift", recipe.augmentation.shift, "data sets in memory")
