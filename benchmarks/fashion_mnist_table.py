@@ -43,6 +43,8 @@ from write_tables import with_tables
 
 RECIPE = "fashion_mnist_resnet20"
 VARIANTS = ("progressive", "direct", "gamma", "lsq")
+# The fewer bits, the more epochs: after one epoch at 3 bits and two at 2, accuracy was still rising fast.
+EPOCHS = ("float_training.epochs=8", "stages.1.epochs=2", "stages.2.epochs=3", "stages.3.epochs=6")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,8 @@ def numbers(text: str) -> list[int]:
 
 
 def recipe_of(variant: str, seed: int, train_images: int) -> Recipe:
-    """Return the recipe of a variant: the shipped one, shorter and without its frozen epochs."""
-    shorter = ("float_training.epochs=5", "stages.1.epochs=1", "stages.3.epochs=2")
-    recipe = load_recipe(Path(RECIPE), (f"seed={seed}", f"train_images={train_images}", *shorter))
+    """Return the recipe of a variant: the shipped one, with `EPOCHS` and without its frozen epochs."""
+    recipe = load_recipe(Path(RECIPE), (f"seed={seed}", f"train_images={train_images}", *EPOCHS))
     stages = [stage.model_copy(update={"frozen_epochs": 0}) for stage in recipe.stages]
     if variant in ("direct", "lsq"):
         epochs = sum(stage.epochs for stage in stages)
