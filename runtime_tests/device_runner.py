@@ -30,7 +30,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-SCHEMA = "qil_deploy.device/1"
+SCHEMA = "qil_deploy.device/2"
 GOLDEN_SCHEMA = "qil_deploy.golden/1"
 METADATA_KEY = "qil_deploy"
 LOGITS = "logits"
@@ -269,6 +269,7 @@ def describe_environment(cpu: str | None) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        "browser": None,
         "machine": platform.machine(),
         "cpu": cpu or cpu_name(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

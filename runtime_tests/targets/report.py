@@ -1,4 +1,4 @@
-"""What comes back from a target. `device_runner.py` writes these fields without importing them."""
+"""What comes back from a target. `device_runner.py` and `browser/page/` write these fields without importing them."""
 
 from __future__ import annotations
 
@@ -75,16 +75,19 @@ class DeviceEnvironment:
     """Software and processor of a target.
 
     Attributes:
-        onnxruntime, numpy, python: versions.
+        onnxruntime: version.
+        numpy, python: versions; None in a browser.
+        browser: how a browser describes itself (its user agent); None elsewhere.
         machine: instruction set.
-        cpu: the processor's name; under an emulator, the one it plays.
+        cpu: the processor's name; under an emulator, the one it plays. Browsers do not tell it.
         cpus: how many logical processors it may use.
-        features: instruction set extensions that numpy finds.
+        features: instruction set extensions that numpy or the browser finds.
     """
 
     onnxruntime: str
-    numpy: str
-    python: str
+    numpy: str | None
+    python: str | None
+    browser: str | None
     machine: str
     cpu: str
     cpus: int
@@ -93,7 +96,7 @@ class DeviceEnvironment:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceReport:
-    """What `device_runner.py` writes.
+    """What a target writes, be it Python or a browser.
 
     Attributes:
         schema: `SCHEMA`.
@@ -106,7 +109,7 @@ class DeviceReport:
         environment: versions and processor.
     """
 
-    SCHEMA: ClassVar[str] = "qil_deploy.device/1"
+    SCHEMA: ClassVar[str] = "qil_deploy.device/2"
 
     schema: str
     model: str
@@ -123,6 +126,11 @@ class DeviceReport:
     def differing(self) -> int:
         """How many codes and logits differ, all levels together."""
         return sum(level.differing for level in self.levels)
+
+    @property
+    def compared_elements(self) -> int:
+        """How many codes and logits were compared, all levels together."""
+        return sum(tensor.elements for level in self.levels for tensor in (level.logits, *level.tensors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +168,7 @@ class TargetsReport:
         targets: one entry per target.
     """
 
-    SCHEMA: ClassVar[str] = "qil_deploy.targets/1"
+    SCHEMA: ClassVar[str] = "qil_deploy.targets/2"
 
     schema: str
     model: ModelFile
