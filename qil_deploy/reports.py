@@ -6,8 +6,9 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from .errors import DataError
 from .files import write_text
@@ -19,6 +20,8 @@ class Report(Protocol):
     SCHEMA: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+
+_LARGEST: Final = 2.0**1000  # what is above cannot be computed with; JSON turns 1e999 into infinity
 
 ReportType = TypeVar("ReportType", bound=Report)
 
@@ -38,17 +41,32 @@ def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
     Raises:
         DataError: the file is missing, is no JSON, or does not have the fields and types of `report_class`.
     """
+    return read_report_of(path, (report_class,))
+
+
+def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> ReportType:
+    """Read a report of whichever of some classes its schema names.
+
+    Raises:
+        DataError: as `read_report`.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a report: {error}.") from error
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != report_class.SCHEMA:
-        raise DataError(f"{path} has schema {schema!r}; {report_class.SCHEMA!r} was expected.")
-    try:
-        return typing.cast(ReportType, _restore(report_class, content, "report"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}.") from error
+    for report_class in report_classes:
+        if schema == report_class.SCHEMA:
+            try:
+                return typing.cast(ReportType, _restore(report_class, content, "report"))
+            except ValueError as error:
+                raise DataError(f"{path} is damaged: {error}.") from error
+    expected = ", ".join(repr(report_class.SCHEMA) for report_class in report_classes)
+    raise DataError(f"{path} has schema {schema!r}; {expected} was expected.")
+
+
+def _refuse(number: str) -> typing.NoReturn:
+    raise ValueError(f"{number} is no number that a report may hold")
 
 
 def _restore(kind: type[object] | types.UnionType, value: object, where: str) -> object:
@@ -67,6 +85,8 @@ def _restore(kind: type[object] | types.UnionType, value: object, where: str) ->
             raise ValueError(f"{where} must be a list")
         item = typing.get_args(kind)[0]
         return tuple(_restore(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if isinstance(value, int | float) and not abs(value) < _LARGEST:
+        raise ValueError(f"{where} is larger than any number that a report may hold")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -21,9 +21,9 @@ from qil_deploy.checkpoint import Builder, load_model, read_checkpoint
 from qil_deploy.datasets import load_batches
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
+from qil_deploy.html_elements import picture
 from qil_deploy.reports import write_report
 
-from .html_elements import picture
 from .interval_shares import QuantizedValues, input_quantizers
 from .models import build_model
 from .plots import histogram_figure, interval_activations, png

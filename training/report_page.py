@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
-from .html_elements import Child, element, page, picture, table
+from qil_deploy.html_elements import Child, element, page, picture, table
+
 from .plots import PhaseCurve, confusion_figure, curves_figure, png
 from .run_report import EpochLine, LayerShares, RunReport, StageReport
 

@@ -20,9 +20,14 @@ th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align
 th[scope=row], thead th:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
 thead th, thead th:first-child { background: var(--soft); vertical-align: bottom; white-space: normal; }
 figure { margin: 0; } img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
+svg { max-width: 100%; height: auto; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; }
 pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: .8125rem; }
 summary { cursor: pointer; font-weight: 600; margin: 1rem 0; }
+@media print {
+  body { max-width: none; padding: 0; } .scroll { overflow: visible; } pre { white-space: pre-wrap; }
+  table { font-size: .75rem; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+}
 """
 
 
@@ -68,14 +73,22 @@ def picture(png: bytes, text: str, caption: str | None = None) -> Element:
     return element("figure", *([element("figcaption", caption)] if caption else []), image)
 
 
-def page(title: str, *children: Child) -> str:
-    """Return a whole page."""
+def page(title: str, *children: Child, style: str = "") -> str:
+    """Return a whole page.
+
+    Args:
+        title: of the page.
+        children: what it shows.
+        style: rules of its own, after those that all pages share.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
-        element("style", STYLE),
+        element("style", STYLE + style),
     )
     document = element("html", head, element("body", element("main", *children)), lang="en")
-    return "<!DOCTYPE html>\n" + tostring(document, encoding="unicode", method="html") + "\n"
+    text = tostring(document, encoding="unicode", method="html")
+    # What a JSON file escapes may be half a character, which no encoding has.
+    return f"<!DOCTYPE html>\n{text}\n".encode("utf-8", "replace").decode()
