@@ -52,18 +52,20 @@ class Emulator:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a model can be run.
+    """Where a model can be run: on this machine, unless it has an emulator or a browser (never both).
 
     Attributes:
         name: as the command line has it.
         about: what it shows, in a few words.
-        emulator, cpu: what emulates it, and as which processor; None for this machine.
+        emulator, cpu: what emulates it, and as which processor.
+        browser: whether a browser runs it.
     """
 
     name: str
     about: str
     emulator: Emulator | None = None
     cpu: str | None = None
+    browser: bool = False
 
 
 HASWELL = Emulator(name="haswell", architecture="x86_64", system=None, cpus=("Haswell",))
@@ -118,10 +120,13 @@ def find_target(name: str) -> Target:
 
 def target_state(target: Target) -> str | None:
     """Return None if a target can be run, else the reason why not, as a sentence."""
-    emulator = target.emulator
-    if emulator is None:
-        return None
-    return why_impossible(emulator) or _why_not_ready(emulator)
+    if target.browser:
+        from qil_deploy.runtime_tests.browser import browser_state
+
+        return browser_state()
+    if target.emulator is not None:
+        return why_impossible(target.emulator) or _why_not_ready(target.emulator)
+    return None
 
 
 def _why_not_ready(emulator: Emulator) -> str | None:

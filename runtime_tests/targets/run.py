@@ -1,39 +1,26 @@
-"""Start `device_runner.py` on a target, wait as long as it shows progress, and read its report."""
+"""Run a model on a target, wherever that is, and check that the report that comes back is of this model.
+
+This machine and emulated ones start `device_runner.py`; browsers and remote devices have packages of their own.
+"""
 
 from __future__ import annotations
 
 import os
-import queue
-import subprocess
 import sys
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.reports import read_report
+from qil_deploy.runtime_tests.reports import ModelFile
 
 from .catalogue import Emulator, Target, emulator_python, target_state
 from .report import DeviceReport
+from .watched import Command, Progress, quoted, run_watched
 
 RUNNER = Path(__file__).parents[1] / "device_runner.py"
 DEFAULT_TIMEOUT = 300.0
-_PROGRESS = "progress: "
-_KEPT_LINES = 3
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """How to start Python on a target: arguments before the script, and the whole environment."""
-
-    arguments: tuple[str, ...]
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,40 +55,70 @@ def run_on_target(
 
     Raises:
         ConfigError: the timeout is not positive.
-        TargetError: the target is not set up, fails, or stops answering.
+        TargetError: the target is not set up, fails, stops answering, or reports on something else.
     """
-    timeout = options.timeout
-    if not timeout > 0:
-        raise ConfigError(f"the timeout is {timeout:g} seconds; it must be positive.")
+    if not options.timeout > 0:
+        raise ConfigError(f"the timeout is {options.timeout:g} seconds; it must be positive.")
     reason = target_state(target)
     if reason is not None:
         raise TargetError(f"target {target.name} cannot run: {reason}")
+    if target.browser:
+        from qil_deploy.runtime_tests.browser import run_in_browser
+
+        report = run_in_browser(model, data, options, progress)
+    else:
+        report = _run_python(target, model, data, options, progress)
+    _check_report(target, report, model, options)
+    return report
+
+
+def _run_python(
+    target: Target, model: Path, data: Path, options: RunOptions, progress: Progress | None
+) -> DeviceReport:
+    """Start `device_runner.py` on this machine, itself or emulated."""
     command = python_command(target)
     arguments = [*command.arguments, str(RUNNER), str(model.absolute()), str(data.absolute())]
-    arguments += ["--levels", ",".join(options.levels), "--threads", str(options.threads)]
-    arguments += ["--batch", str(options.batch), "--repeats", str(options.repeats)]
+    arguments += runner_options(options)
     if target.cpu is not None:
         arguments += ["--cpu", f"{target.cpu} (qemu)"]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "report.json"
         code, last_words = run_watched(
-            Command(arguments=tuple(arguments), environment=command.environment), output, timeout, progress
+            Command(arguments=tuple(arguments), environment=command.environment), output, options.timeout, progress
         )
         if code is None:
             raise TargetError(
-                f"target {target.name} has not answered for {timeout:g} seconds and was stopped; "
-                f"give it longer with --timeout, or fewer images.{_quoted(last_words)}"
+                f"target {target.name} has not answered for {options.timeout:g} seconds and was stopped; "
+                f"give it longer with --timeout, or fewer images.{quoted(last_words)}"
             )
         if code not in (0, 1):
-            raise TargetError(f"target {target.name} failed with exit code {code}.{_quoted(last_words)}")
+            raise TargetError(f"target {target.name} failed with exit code {code}.{quoted(last_words)}")
         try:
             return read_report(output, DeviceReport)
         except DataError as error:
-            raise TargetError(f"target {target.name} brought back no report: {error}{_quoted(last_words)}") from error
+            raise TargetError(f"target {target.name} brought back no report: {error}{quoted(last_words)}") from error
+
+
+def runner_options(options: RunOptions) -> list[str]:
+    """Return the arguments of `device_runner.py` behind the model and the data."""
+    arguments = ["--levels", ",".join(options.levels), "--threads", str(options.threads)]
+    return [*arguments, "--batch", str(options.batch), "--repeats", str(options.repeats)]
+
+
+def _check_report(target: Target, report: DeviceReport, model: Path, options: RunOptions) -> None:
+    """Raise unless a report is of this model and these levels."""
+    if report.sha256 != ModelFile.of(model).sha256:
+        raise TargetError(f"target {target.name} reports on another model than {model}: sha256 {report.sha256}.")
+    levels = tuple(level.level for level in report.levels)
+    if levels != options.levels:
+        raise TargetError(
+            f"target {target.name} reports on the levels {', '.join(levels) or 'none'}; "
+            f"{', '.join(options.levels)} were to be run."
+        )
 
 
 def python_command(target: Target) -> Command:
-    """Return how to start Python on a target that is set up."""
+    """Return how to start Python on this machine, itself or emulated, which is set up."""
     if target.emulator is None:
         return Command(arguments=(sys.executable, "-P"), environment=dict(os.environ))
     return emulated_python(target.emulator, str(target.cpu), target.emulator.folder, emulator_python(target.emulator))
@@ -116,77 +133,3 @@ def emulated_python(emulator: Emulator, cpu: str, folder: Path, python: Path) ->
         arguments += ["-L", str(folder / "system")]
         environment["PYTHONHOME"] = str(folder / "system" / "usr")
     return Command(arguments=(*arguments, str(python), "-S", "-P"), environment=environment)
-
-
-def run_watched(
-    command: Command, output: Path, timeout: float, progress: Progress | None = None
-) -> tuple[int | None, list[str]]:
-    """Run a command until it ends or is silent for too long.
-
-    Args:
-        command: with all of its arguments.
-        output: where its standard output goes.
-        timeout: seconds without a line on its standard error after which it is killed.
-        progress: called with each line there that tells progress.
-
-    Returns:
-        The exit code (None if it was killed) and the last lines that are not progress.
-
-    Raises:
-        TargetError: it cannot be started.
-    """
-    last_words: deque[str] = deque(maxlen=_KEPT_LINES)
-    with output.open("wb") as stream:
-        try:
-            process = subprocess.Popen(  # noqa: S603 - our own script, started without a shell
-                command.arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.PIPE,
-                env=dict(command.environment),
-                text=True,
-                errors="replace",
-            )
-        except OSError as error:
-            raise TargetError(f"cannot start {command.arguments[0]}: {error.strerror or error}.") from error
-        with process:
-            try:
-                for line in _lines(process.stderr, timeout):
-                    if not line.startswith(_PROGRESS):
-                        last_words.append(line)
-                    elif progress is not None:
-                        progress(line.removeprefix(_PROGRESS))
-                return process.wait(timeout), list(last_words)
-            except (TimeoutError, subprocess.TimeoutExpired):
-                return None, list(last_words)
-            finally:
-                process.kill()
-
-
-def _lines(stream: IO[str] | None, timeout: float) -> Iterator[str]:
-    """Yield the lines of a pipe.
-
-    Raises:
-        TimeoutError: none came for `timeout` seconds.
-    """
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in stream or ():
-            lines.put(line.strip())
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            line = lines.get(timeout=timeout)
-        except queue.Empty as error:
-            raise TimeoutError from error
-        if line is None:
-            return
-        if line:
-            yield line
-
-
-def _quoted(lines: Sequence[str]) -> str:
-    return f" Its last words: {' / '.join(lines)}" if lines else ""

@@ -21,8 +21,9 @@ from pathlib import Path
 from qil_deploy.errors import TargetError
 from qil_deploy.files import ensure_writable, write_text
 
-from .catalogue import ABOUT, EMULATORS, Emulator, this_python, why_impossible
-from .run import emulated_python, run_watched
+from .catalogue import ABOUT, EMULATORS, TARGETS, Emulator, this_python, why_impossible
+from .run import emulated_python
+from .watched import run_watched
 
 PACKAGES = ("onnxruntime==1.24.1", "numpy==2.4.6")
 SYSTEM_PACKAGES = ("python3", "libstdc++6", "libgomp1")
@@ -47,8 +48,13 @@ def set_up_target(name: str, say: Callable[[str], None] | None = None) -> Path:
     """
     say = say or (lambda _: None)
     emulator = EMULATORS.get(name.partition(":")[0])
+    browsers = [target.name for target in TARGETS.values() if target.browser]
+    if name in browsers:
+        from qil_deploy.runtime_tests.browser import set_up_browser
+
+        return set_up_browser(say)
     if emulator is None:
-        raise TargetError(f"there is nothing to set up for {name!r}; choose from {', '.join(EMULATORS)}.")
+        raise TargetError(f"there is nothing to set up for {name!r}; choose from {', '.join([*EMULATORS, *browsers])}.")
     _check_possible(emulator)
     folder = emulator.folder
     ensure_writable(folder.parent / ABOUT)

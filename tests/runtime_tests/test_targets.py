@@ -35,8 +35,8 @@ from qil_deploy.runtime_tests.targets import (
     write_golden_logits,
 )
 from qil_deploy.runtime_tests.targets import run as run_module
-from qil_deploy.runtime_tests.targets.run import Command, run_watched
 from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
+from qil_deploy.runtime_tests.targets.watched import Command, run_watched
 
 WriteModel = Callable[..., Path]
 
