@@ -6,7 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from .report import DeviceReport, TargetResult, TargetsReport
+from .report import TargetResult, TargetsReport
 
 
 def targets_table(report: TargetsReport) -> Table:
@@ -32,17 +32,13 @@ def _cells(result: TargetResult) -> list[str]:
         return ["-", "-", "-", "-", "-", "skipped" if result.skipped is not None else "failed"]
     more, latency, environment = result.logits, result.codes.latency, result.codes.environment
     return [
-        f"{_compared(result.codes):,}",
+        f"{result.codes.compared_elements:,}",
         str(result.codes.differing),
         "-" if more is None else f"{more.images:,}",
         "-" if more is None else str(more.differing),
         "-" if latency is None else f"{latency.median_ms:.3f}",
         environment.onnxruntime,
     ]
-
-
-def _compared(report: DeviceReport) -> int:
-    return sum(tensor.elements for level in report.levels for tensor in (level.logits, *level.tensors))
 
 
 def _style(result: TargetResult) -> str | None:

@@ -1,0 +1,242 @@
+"""The same files on every target: how many codes were compared with the integer reference, and how many differ.
+
+    python benchmarks/targets_table.py --targets native,haswell,arm64 --page docs/targets.md
+
+ResNet-20 comes from `zoo/fashion_mnist`. ResNet-18 and AlexNet at 224x224 get random weights that spread like trained
+ones (`networks`) and enlarged images of Fashion-MNIST. Every code is compared at every optimization level on a few
+images, and the logits of more images at the default level: of fewer where a processor is emulated.
+
+What a target has found is kept in `OUT/MODEL.json` and not repeated while the model is the same, so that targets can be
+added one at a time; a target that cannot run is left out of the table, with its reason on the screen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+
+from networks import (
+    CLASS_NAMES,
+    DATA,
+    PREPROCESSING,
+    colour_images,
+    normalized_batches,
+    quantized_network,
+    random_network,
+)
+from qil_deploy.config import QuantConfig
+from qil_deploy.datasets import load_batches
+from qil_deploy.export import export_onnx
+from qil_deploy.files import ensure_writable, write_text
+from qil_deploy.reports import read_report, write_report
+from qil_deploy.runtime_tests.exported_model import read_exported_model
+from qil_deploy.runtime_tests.golden import write_golden
+from qil_deploy.runtime_tests.reports import ModelFile
+from qil_deploy.runtime_tests.targets import (
+    RunOptions,
+    Target,
+    TargetResult,
+    TargetsReport,
+    find_target,
+    target_names,
+    target_state,
+    verify_targets,
+    write_golden_logits,
+)
+from tables import Rows, console_table, markdown_table
+from write_tables import with_tables
+
+CALIBRATION_IMAGES = 8
+TIMEOUT = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model to run.
+
+    Attributes:
+        name: in the table.
+        write: makes the file at a path, or None if `path` is there already.
+        path: the file.
+        images: of how many test images every code is compared.
+        logits, emulated_logits: of how many test images the logits are compared; 0 for none.
+    """
+
+    name: str
+    path: Path
+    write: Callable[[Path], object] | None
+    images: int
+    logits: int
+    emulated_logits: int
+
+
+def main(
+    targets: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "native,haswell,arm64,wasm",
+    models: Annotated[str, typer.Option(help="Models, by commas, as the table names them; all if empty.")] = "",
+    zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")] = Path("zoo/fashion_mnist"),
+    out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/targets"),
+    page: Annotated[Path | None, typer.Option(help="A page to write the tables into, too.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Repeat what was found before.")] = False,
+) -> None:
+    """Run what is missing, and write the tables."""
+    console = Console()
+    wanted = [find_target(name) for text in targets.split(",") for name in target_names(text)]
+    reports: dict[str, TargetsReport] = {}
+    for subject in subjects(zoo, out):
+        chosen = not models or subject.name in models.split(",")
+        report_path = out / f"{subject.name}.json"
+        ensure_writable(report_path)
+        if chosen and subject.write is not None and not subject.path.is_file():
+            console.print(f"Writing {subject.path} ...", markup=False)
+            subject.write(subject.path)
+        known = results_so_far(report_path, subject.path)
+        for target in wanted if chosen else ():
+            if again or target.name not in known:
+                known |= found_on(subject, target, console)
+                write_report(report_path, merged(subject.path, known))
+        if known:
+            reports[subject.name] = merged(subject.path, known)
+    rows = {"targets_codes": code_rows(reports), "targets_logits": logit_rows(reports)}
+    if page is not None:
+        text = with_tables(page.read_text(), {name: f"\n{markdown_table(table)}\n\n" for name, table in rows.items()})
+        write_text(page, text)
+    for title, table in zip(("Codes that differ", "Logits that differ"), rows.values(), strict=True):
+        console.print(console_table(title, table))
+    if any(report.exact is False for report in reports.values()):
+        raise typer.Exit(1)
+
+
+def found_on(subject: Subject, target: Target, console: Console) -> dict[str, TargetResult]:
+    """Return what a target finds, by its name; nothing, and the reason on the screen, if it cannot say."""
+    reason = target_state(target)
+    if reason is None:
+        console.print(f"{subject.name} on {target.name} ...", markup=False)
+        result = run(subject, target)
+        if result.failed is None:
+            return {target.name: result}
+        reason = result.failed
+    console.print(f"{subject.name} on {target.name}: {reason}", markup=False, soft_wrap=True)
+    return {}
+
+
+def subjects(zoo: Path, out: Path) -> list[Subject]:
+    """Return the models of the table."""
+    small = [
+        Subject(
+            name=f"resnet20_w{bits}a{bits}",
+            path=zoo / f"w{bits}a{bits}.onnx",
+            write=None,
+            images=4,
+            logits=10_000,
+            emulated_logits=500,
+        )
+        for bits in (4, 3, 2)
+    ]
+    large = [
+        Subject(
+            name=f"{network}_w{bits}a{bits}",
+            path=out / f"{network}_w{bits}a{bits}.onnx",
+            write=writer(network, bits),
+            images=1,
+            logits=100,
+            emulated_logits=0,
+        )
+        for network in ("resnet18", "alexnet")
+        for bits in (4, 2)
+    ]
+    return small + large
+
+
+def writer(network: str, bits: int) -> Callable[[Path], object]:
+    """Return what quantizes and exports a network with random weights."""
+
+    def write(path: Path) -> None:
+        batches = normalized_batches(colour_images(CALIBRATION_IMAGES))
+        config = QuantConfig(weight_bits=bits, activation_bits=bits)
+        quantized = quantized_network(random_network(network, batches, seed=0), config, batches)
+        export_onnx(quantized, path, preprocessing=PREPROCESSING, class_names=CLASS_NAMES, data=DATA)
+
+    return write
+
+
+def run(subject: Subject, target: Target) -> TargetResult:
+    """Run a model on a target that is ready."""
+    count = subject.logits if target.emulator is None else subject.emulated_logits
+    with tempfile.TemporaryDirectory() as folder:
+        golden, logits = Path(folder) / "codes.npz", Path(folder) / "logits.npz"
+        write_golden(subject.path, test_images(subject.path, subject.images), DATA, golden)
+        if count:
+            write_golden_logits(subject.path, test_images(subject.path, count), DATA, logits)
+        report = verify_targets(
+            subject.path, [target], golden, logits=logits if count else None, options=RunOptions(timeout=TIMEOUT)
+        )
+    return report.targets[0]
+
+
+def test_images(model: Path, count: int) -> NDArray[np.uint8]:
+    """Return the first test images of Fashion-MNIST in a model's shape, uint8 [count, C, H, W]."""
+    shape = read_exported_model(model).preprocessing.shape
+    return load_batches(DATA, shape=shape, batch_size=count).read(0, count).images
+
+
+def results_so_far(report: Path, model: Path) -> dict[str, TargetResult]:
+    """Return what targets have found about this very file, by their names."""
+    if not (report.is_file() and model.is_file()):
+        return {}
+    found = read_report(report, TargetsReport)
+    if found.model.sha256 != ModelFile.of(model).sha256:
+        return {}
+    return {result.target: result for result in found.targets}
+
+
+def merged(model: Path, results: dict[str, TargetResult]) -> TargetsReport:
+    """Return one report of a model on all targets."""
+    return TargetsReport(
+        schema=TargetsReport.SCHEMA,
+        model=ModelFile.of(model),
+        exact=all(report.differing == 0 for result in results.values() for report in result.reports),
+        targets=tuple(results.values()),
+    )
+
+
+def code_rows(reports: dict[str, TargetsReport]) -> Rows:
+    """One row per model, one column per target: codes that differ, of how many."""
+
+    def cell(result: TargetResult) -> str:
+        if result.codes is None:
+            return ""
+        return f"{result.codes.differing:,} of {result.codes.compared_elements:,}"
+
+    return _rows(reports, cell)
+
+
+def logit_rows(reports: dict[str, TargetsReport]) -> Rows:
+    """One row per model, one column per target: logits that differ, of how many, in how many images."""
+
+    def cell(result: TargetResult) -> str:
+        if result.logits is None:
+            return ""
+        return f"{result.logits.differing:,} of {result.logits.compared_elements:,} ({result.logits.images:,} images)"
+
+    return _rows(reports, cell)
+
+
+def _rows(reports: dict[str, TargetsReport], cell: Callable[[TargetResult], str]) -> Rows:
+    columns = list(dict.fromkeys(result.target for report in reports.values() for result in report.targets))
+    cells = []
+    for name, report in reports.items():
+        found = {result.target: cell(result) for result in report.targets}
+        cells.append([name, *(found.get(column, "") for column in columns)])
+    return Rows(headings=("model", *columns), cells=[row for row in cells if any(row[1:])])
+
+
+if __name__ == "__main__":
+    typer.run(main)
