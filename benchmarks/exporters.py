@@ -33,7 +33,8 @@ from qil_deploy.commands.bench import parse_threads
 from qil_deploy.config import QuantConfig
 from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
 from qil_deploy.files import ensure_writable
-from qil_deploy.runtime_tests import BenchReport, benchmark, write_report
+from qil_deploy.runtime_tests import BenchOptions, BenchReport, benchmark, write_report
+from qil_deploy.runtime_tests.bench.report import WARM
 from qil_deploy.training.models import MODELS
 from tables import Rows, console_table, describe
 
@@ -61,7 +62,7 @@ class ExportersReport:
         skipped: models that are missing.
     """
 
-    SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.exporters/1"
+    SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.exporters/2"
 
     schema: str
     network: str
@@ -119,7 +120,10 @@ def compare(
         else:
             paths.append(path)
     console.print(f"Timing {len(paths)} models of {network} ...")
-    bench = benchmark(paths, threads=threads, repeats=repeats, seed=seed)
+    bench = benchmark(paths, BenchOptions(threads=threads, caches=(WARM,), repeats=repeats, seed=seed))
+    for sentence in bench.warnings:
+        console.print(f"Note: {sentence}", markup=False)
+    skipped += [Skipped(model=Path(failure.path).stem, reason=failure.reason.rstrip(".")) for failure in bench.failures]
     names = {str(path): path.stem for path in paths}
     return ExportersReport(
         schema=ExportersReport.SCHEMA,

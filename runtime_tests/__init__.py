@@ -5,13 +5,14 @@ Needs numpy and onnxruntime, neither torch nor onnx.
 
 from qil_deploy.reports import read_report, write_report
 
-from .bench import BenchReport, Latency, benchmark
+from .bench import BenchOptions, BenchReport, Latency, benchmark
 from .differences import Comparison, Difference
 from .tally import BackendResult
 from .verify import VerifyReport, verify
 
 __all__ = [
     "BackendResult",
+    "BenchOptions",
     "BenchReport",
     "Comparison",
     "Difference",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,7 +25,13 @@ _FATAL = 4
 
 
 def create_session(
-    path: Path, *, threads: int = 1, level: str = "all", content: bytes | None = None
+    path: Path,
+    *,
+    threads: int = 1,
+    level: str = "all",
+    content: bytes | None = None,
+    cpus: Sequence[int] = (),
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file for ONNX Runtime's CPU execution provider.
 
@@ -37,6 +43,9 @@ def create_session(
         threads: how many threads one operator may use.
         level: graph optimizations, one of `OPTIMIZATION_LEVELS` ("all" is ONNX Runtime's own default).
         content: what to load instead of the file's own bytes, such as the same model with more outputs.
+        cpus: logical processors to pin the threads to, one for each; the first is that of the thread that calls
+            `run`, which its owner has to pin.
+        profile: where the profile goes that `end_profiling` of the session writes, its name's beginning; None for none.
 
     Raises:
         ConfigError: `threads` or `level` is out of range.
@@ -48,13 +57,7 @@ def create_session(
         raise ConfigError(f"unknown optimization level {level!r}; choose from {', '.join(OPTIMIZATION_LEVELS)}.")
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = OPTIMIZATION_LEVELS[level]
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _FATAL
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = session_options(threads=threads, level=level, cpus=cpus, profile=profile)
     try:
         # Without the fallback, which prints to the screen and tries the same again.
         return onnxruntime.InferenceSession(
@@ -65,6 +68,25 @@ def create_session(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path} at optimization level {level!r}: "
             f"{_one_line(error)}. Export the model again, or check that the file is complete."
         ) from error
+
+
+def session_options(
+    *, threads: int = 1, level: str = "all", cpus: Sequence[int] = (), profile: Path | None = None
+) -> onnxruntime.SessionOptions:
+    """Return the options of `create_session`."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = OPTIMIZATION_LEVELS[level]
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if len(cpus) > 1:  # ONNX Runtime counts processors from 1
+        options.add_session_config_entry("session.intra_op_thread_affinities", ";".join(str(n + 1) for n in cpus[1:]))
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options
 
 
 def run_session(

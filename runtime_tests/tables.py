@@ -8,7 +8,6 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from .bench import BenchReport
 from .differences import describe_difference
 from .tally import BackendResult
 from .verify import VerifyReport
@@ -16,7 +15,7 @@ from .verify import VerifyReport
 
 def verify_table(report: VerifyReport) -> Table:
     """Return one row per backend: accuracy and what differs from the reference."""
-    table = _table(
+    table = new_table(
         title=f"{escape(report.model.path)} ({report.format}, {report.input} input), {report.images} images",
         caption="\n".join(
             (
@@ -44,36 +43,8 @@ def verify_table(report: VerifyReport) -> Table:
     return table
 
 
-def bench_table(report: BenchReport) -> Table:
-    """Return one row per model and number of threads."""
-    environment = report.environment
-    table = _table(
-        title=f"latency in ms, batch {report.batch}, {report.repeats} runs after {report.warmup} to warm up",
-        caption=(
-            f"{environment.cpu}, {environment.cpus} CPUs, onnxruntime {environment.onnxruntime}, "
-            f"numpy {environment.numpy}"
-        ),
-    )
-    table.add_column("model", overflow="fold")
-    for column in ("threads", "median", "p95", "min", "spread", "ratio", "load", "file kB"):
-        table.add_column(column, justify="right")
-    names = _short_names({latency.model.path for latency in report.latencies})
-    for latency in report.latencies:
-        table.add_row(
-            escape(names[latency.model.path]),
-            str(latency.threads),
-            f"{latency.median_ms:.3f}",
-            f"{latency.p95_ms:.3f}",
-            f"{latency.min_ms:.3f}",
-            f"{latency.iqr_ms:.3f}",
-            f"{latency.ratio:.2f}",
-            f"{latency.load_ms:.1f}",
-            f"{latency.model.bytes / 1000:.1f}",
-        )
-    return table
-
-
-def _table(title: str, caption: str) -> Table:
+def new_table(title: str, caption: str) -> Table:
+    """Return an empty table in the manner of all of them."""
     return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
 
 
@@ -81,7 +52,7 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
-def _short_names(paths: set[str]) -> dict[str, str]:
+def short_names(paths: set[str]) -> dict[str, str]:
     """Name files without their folders where that leaves them apart."""
     unique = len({Path(path).name for path in paths}) == len(paths)
     return {path: Path(path).name if unique else path for path in paths}

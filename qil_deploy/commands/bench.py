@@ -9,32 +9,70 @@ import typer
 
 from qil_deploy.errors import ConfigError
 
+_INTERRUPTED = 130  # what shells expect after Ctrl-C
 
-def bench_command(
+
+def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     models: Annotated[
         list[Path], typer.Argument(metavar="MODEL.onnx...", help="ONNX files; ratios refer to the first.")
     ],
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
+    caches: Annotated[
+        str, typer.Option(help="States of the caches before each run: warm, cold, or both.")
+    ] = "warm,cold",
     batch: Annotated[int, typer.Option(help="Images per run.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Measured runs of each model.")] = 100,
-    warmup: Annotated[int, typer.Option(help="Runs before them that are not counted.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the random inputs and of the order of the models.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Measured runs of each model in each setting.")] = 100,
+    warmup: Annotated[int, typer.Option(help="Rounds of runs before them that are not counted.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the random inputs, the order of the models and the intervals.")] = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where each model's time goes, by operator.")] = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a model that does not load and run once is given up.")
+    ] = 120.0,
     json: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
 ) -> None:
-    """Measure the latency of several models, interleaved, in ONNX Runtime."""
+    """Measure the latency of several models, interleaved, in ONNX Runtime, how sure it is, and what else they cost.
+
+    A model that cannot be measured is named, and the exit code is 2; the others are measured all the same.
+    """
     from rich.console import Console
+    from rich.progress import Progress
 
     from qil_deploy.files import ensure_writable
-    from qil_deploy.runtime_tests import benchmark, write_report
-    from qil_deploy.runtime_tests.tables import bench_table
+    from qil_deploy.runtime_tests import BenchOptions, benchmark, write_report
+    from qil_deploy.runtime_tests.bench.table import bench_tables
 
-    counts = parse_threads(threads)
+    options = BenchOptions(
+        threads=parse_threads(threads),
+        caches=tuple(caches.split(",")),
+        batch=batch,
+        repeats=repeats,
+        warmup=warmup,
+        seed=seed,
+        profile=profile,
+        timeout=timeout,
+    )
     if json is not None:
         ensure_writable(json)
-    report = benchmark(models, threads=counts, batch=batch, repeats=repeats, warmup=warmup, seed=seed)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        report = benchmark(
+            models,
+            options,
+            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
     if json is not None:
         write_report(json, report)
-    Console(markup=False).print(bench_table(report))
+    console = Console(markup=False)
+    for table in bench_tables(report):
+        console.print(table)
+    for warning in report.warnings:
+        console.print(f"Note: {warning}", soft_wrap=True)
+    for failure in report.failures:
+        Console(stderr=True, markup=False).print(f"Error: {failure.reason}", soft_wrap=True)
+    if report.failures:
+        raise typer.Exit(2)
+    if any(len(latency.samples_ns) < repeats for latency in report.latencies):
+        raise typer.Exit(_INTERRUPTED)
 
 
 def parse_threads(text: str) -> tuple[int, ...]:

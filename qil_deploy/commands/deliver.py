@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from qil_deploy.errors import CertificateError
+from qil_deploy.errors import CertificateError, ModelFileError
 from qil_deploy.files import write_text
 
 if TYPE_CHECKING:
@@ -62,15 +62,21 @@ def deliver(result: RunResult, folder: Path, console: Console, *, repeats: int =
 
     Raises:
         CertificateError: an exported model does not compute what was trained.
+        ModelFileError: one cannot be timed.
     """
-    from qil_deploy.runtime_tests import benchmark, write_report
+    from qil_deploy.runtime_tests import BenchOptions, benchmark, write_report
+    from qil_deploy.runtime_tests.bench.report import WARM
 
     stages = [result.float_result, *(stage for stage in result.stages if stage.frozen)]
     models = [_export(stage, folder) for stage in stages]
     checks = [_check(stage, model, folder, console) for stage, model in zip(stages, models, strict=True)]
     console.print("Timing the models side by side ...")
-    bench = benchmark(models, threads=(1,), repeats=repeats)
+    bench = benchmark(models, BenchOptions(threads=(1,), caches=(WARM,), repeats=repeats))
     write_report(folder / "bench.json", bench)
+    for sentence in bench.warnings:
+        console.print(f"Note: {sentence}", markup=False)
+    if bench.failures:
+        raise ModelFileError(bench.failures[0].reason)
     deliveries = [
         Delivery(
             name=stage.name,

@@ -8,6 +8,7 @@ import pytest
 
 from qil_deploy.runtime_tests import BenchReport, Latency
 from qil_deploy.runtime_tests.environment import describe_environment
+from qil_deploy.runtime_tests.machine import Activity, describe_machine
 from qil_deploy.runtime_tests.reports import ModelFile
 
 Models = Mapping[str, tuple[int, Mapping[int, float]]]
@@ -24,7 +25,6 @@ def make_bench() -> MakeBench:
             Latency(
                 model=ModelFile(path=f"folder/{name}.onnx", bytes=size, sha256=""),
                 threads=threads,
-                load_ms=1.0,
                 median_ms=medians[threads],
                 p95_ms=medians[threads],
                 min_ms=medians[threads],
@@ -43,6 +43,8 @@ def make_bench() -> MakeBench:
             seed=0,
             latencies=tuple(latencies),
             environment=describe_environment(),
+            machine=describe_machine(),
+            activity=Activity(cpus=(), others=None, steal=None),
         )
 
     return make

@@ -8,10 +8,10 @@ import pytest
 
 import write_tables
 from export_cost import ExportCost, ExportCostReport
-from process_cost import ProcessCost
 from qil_deploy.errors import DataError
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import describe_environment
+from qil_deploy.runtime_tests.process_cost import ProcessCost
 
 TEXT = "# Page\n\n<!-- one -->\nold\n<!-- end -->\n\nbetween\n\n<!-- two -->\n<!-- end -->\n"
 

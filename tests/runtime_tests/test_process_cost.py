@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from process_cost import measure
+from qil_deploy.runtime_tests.process_cost import measure
 
 MEGABYTE = 10**6
 

@@ -1,0 +1,11 @@
+"""How long one inference takes, how sure that is, and what else a model costs.
+
+`benchmark` measures ONNX files on this machine. `statistics.bench_report` makes the same report of samples that were
+taken elsewhere, such as in a browser.
+"""
+
+from .options import BenchOptions
+from .report import BenchReport, Latency
+from .run import Clock, benchmark
+
+__all__ = ["BenchOptions", "BenchReport", "Clock", "Latency", "benchmark"]

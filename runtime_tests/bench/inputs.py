@@ -1,0 +1,57 @@
+"""Random inputs for any model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from qil_deploy.errors import ModelFileError
+
+_INTEGERS = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+_FLOATS = {"tensor(float)": np.float32}
+_LARGEST_INPUT = 2**31 - 1  # bytes
+
+
+def random_inputs(
+    session: onnxruntime.InferenceSession, *, batch: int, seed: int, path: Path
+) -> dict[str, NDArray[Any]]:
+    """Draw one value for each input of a session: integers over their whole range, floats from N(0, 1).
+
+    A free first dimension becomes `batch`.
+
+    Raises:
+        ModelFileError: an input's type is not uint8, int8 or float32, its first dimension is fixed at another
+            batch, another dimension is free, or it would be larger than 2 GiB.
+    """
+    generator = np.random.default_rng(seed)
+    inputs: dict[str, NDArray[Any]] = {}
+    for tensor in session.get_inputs():
+        shape = list(tensor.shape)
+        if shape and not isinstance(shape[0], int):
+            shape[0] = batch
+        if not shape or shape[0] != batch or not all(isinstance(size, int) for size in shape):
+            raise ModelFileError(
+                f"input {tensor.name!r} of {path} has shape {tensor.shape}; a batch of {batch} needs a first "
+                f"dimension that is free or {batch}, and all others fixed."
+            )
+        if 4 * math.prod(shape) > _LARGEST_INPUT:
+            raise ModelFileError(
+                f"input {tensor.name!r} of {path} has shape {shape}: too large; choose a smaller batch."
+            )
+        if tensor.type in _INTEGERS:
+            dtype = _INTEGERS[tensor.type]
+            limits = np.iinfo(dtype)
+            inputs[tensor.name] = generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+        elif tensor.type in _FLOATS:
+            inputs[tensor.name] = generator.standard_normal(shape, _FLOATS[tensor.type])
+        else:
+            raise ModelFileError(
+                f"input {tensor.name!r} of {path} is a {tensor.type}; inputs can be drawn for "
+                f"{', '.join([*_INTEGERS, *_FLOATS])}."
+            )
+    return inputs

@@ -1,0 +1,61 @@
+"""How to measure, on any target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qil_deploy.errors import ConfigError
+
+from .report import COLD, WARM
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        threads: thread counts to measure with.
+        caches: states of the caches to measure in, `WARM` and `COLD`.
+        batch: images per run, for models whose first dimension is free.
+        repeats: measured rounds: runs of each model in each setting.
+        warmup: rounds before them that are not counted.
+        seed: of the random inputs, of the order within a round and of the bootstrap.
+        processes: how many are started with each model for its load time and peak memory.
+        timeout: seconds that one of them may take.
+        profile: whether to profile each model as well.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+
+    threads: tuple[int, ...] = (1,)
+    caches: tuple[str, ...] = (WARM, COLD)
+    batch: int = 1
+    repeats: int = 100
+    warmup: int = 10
+    seed: int = 0
+    processes: int = 3
+    timeout: float = 120.0
+    profile: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.threads:
+            raise ConfigError("no number of threads; name at least one.")
+        if not self.caches or set(self.caches) - {WARM, COLD}:
+            raise ConfigError(f"caches are {list(self.caches)}; choose from {WARM}, {COLD}.")
+        check_unique("threads", self.threads)
+        check_unique("caches", self.caches)
+        least = {"batch": 1, "repeats": 1, "warmup": 0, "seed": 0, "processes": 1}
+        values = [("threads", min(self.threads), 1), *((name, getattr(self, name), least[name]) for name in least)]
+        for name, value, lowest in values:
+            if value < lowest:
+                raise ConfigError(f"{name} is {value}; it must be at least {lowest}.")
+        if not self.timeout > 0:
+            raise ConfigError(f"the timeout is {self.timeout:g} seconds; it must be positive.")
+
+
+def check_unique(name: str, values: Sequence[object]) -> None:
+    """Raise `ConfigError` if a value is there twice."""
+    if len(set(values)) != len(values):
+        raise ConfigError(f"{name} are {list(values)}; name each once.")

@@ -1,0 +1,51 @@
+"""Keep threads on processors of their own, so that none of them moves, or shares a core, during a measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qil_deploy.runtime_tests.machine import CPUS, read_line
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Return the logical processors that this process may run on; none where the system does not tell."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+
+
+def choose_cpus(threads: int, usable: Sequence[int], folder: Path = CPUS) -> tuple[int, ...]:
+    """Choose a processor for each thread, one per core while there are cores; none if there are too few processors.
+
+    Args:
+        threads: how many are needed.
+        usable: logical processors to choose from.
+        folder: says which of them are one core (`/sys/devices/system/cpu`).
+    """
+    cores: set[str] = set()
+    first: list[int] = []
+    second: list[int] = []  # of cores that have one already
+    for cpu in usable:
+        core = read_line(folder / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
+        (second if core in cores else first).append(cpu)
+        cores.add(core)
+    chosen = [*first, *second][:threads]
+    return tuple(chosen) if len(chosen) == threads else ()
+
+
+@contextlib.contextmanager
+def pinned(cpus: Sequence[int]) -> Iterator[None]:
+    """Keep the calling thread on the first of `cpus` inside the block, and let it go where it might before after it.
+
+    Does nothing without `cpus`.
+    """
+    if not cpus:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpus[0]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

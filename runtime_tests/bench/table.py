@@ -1,0 +1,113 @@
+"""A `BenchReport` as tables that fit a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from qil_deploy.runtime_tests.tables import new_table, short_names
+
+from .report import NATIVE, BenchReport, Latency, Profile
+
+_UNKNOWN = "-"
+
+
+def bench_tables(report: BenchReport) -> list[Table]:
+    """Return every table of a report: latencies, what else the models cost, profiles."""
+    return [latency_table(report), model_table(report), *(profile_table(profile) for profile in report.profiles)]
+
+
+def latency_table(report: BenchReport) -> Table:
+    """Return one row per model in each setting."""
+    environment = report.environment
+    pinned = {latency.threads: latency.cpus for latency in report.latencies if latency.target == NATIVE}
+    places = [
+        f"{threads} on {' '.join(map(str, cpus))}" if cpus else f"{threads} not pinned"
+        for threads, cpus in pinned.items()
+    ]
+    caption = [
+        f"{environment.cpu}, {environment.cpus} CPUs, onnxruntime {environment.onnxruntime}, numpy {environment.numpy}"
+    ]
+    if places:
+        caption.append(f"threads: {', '.join(places)}")
+    table = new_table(
+        title=f"latency in ms, batch {report.batch}, {report.repeats} runs after {report.warmup} to warm up",
+        caption="\n".join(map(escape, caption)),
+    )
+    targets = len({latency.target for latency in report.latencies}) > 1 or not pinned
+    table.add_column("model", overflow="fold")
+    if targets:
+        table.add_column("target", overflow="fold")
+    for column in ("threads\ncaches", "median", "p95", "spread", "ratio", "95 %\ninterval", "GMAC\n/s", "of\npeak"):
+        table.add_column(column, justify="right", no_wrap=True)
+    names = short_names({latency.model.path for latency in report.latencies})
+    previous = None
+    for latency in report.latencies:
+        setting = latency.target, latency.threads, latency.caches
+        if previous not in (None, setting):
+            table.add_section()
+        previous = setting
+        target = [escape(latency.target)] if targets else []
+        table.add_row(escape(names[latency.model.path]), *target, *_latency_cells(latency))
+    return table
+
+
+def _latency_cells(latency: Latency) -> list[str]:
+    interval = latency.ratio_interval
+    return [
+        f"{latency.threads} {latency.caches}",
+        f"{latency.median_ms:.3f}",
+        f"{latency.p95_ms:.3f}",
+        f"{latency.iqr_ms:.3f}",
+        f"{latency.ratio:.3f}",
+        "" if interval is None else f"{interval.low:.3f}-{interval.high:.3f}",
+        _UNKNOWN if latency.gmacs is None else f"{latency.gmacs:.1f}",
+        _UNKNOWN if latency.peak_share is None else f"{latency.peak_share:.0%}",
+    ]
+
+
+def model_table(report: BenchReport) -> Table:
+    """Return one row per model: what it costs besides its latency."""
+    peaks = [
+        f"{peak.gmacs:.0f} GMAC/s {peak.arithmetic} on {peak.threads} thread{'s'[: peak.threads > 1]}"
+        for peak in report.peaks
+    ]
+    table = new_table(title="files", caption=f"peak: {', '.join(peaks)}" if peaks else "")
+    table.add_column("model", overflow="fold")
+    for column in ("file kB", "load\nms", "first run\nms", "memory\nMB", "of it\nruntime", "million\nMACs", "in"):
+        table.add_column(column, justify="right")
+    names = short_names({cost.model.path for cost in report.models})
+    for cost in report.models:
+        table.add_row(
+            escape(names[cost.model.path]),
+            f"{cost.model.bytes / 1000:.1f}",
+            _number(cost.load_ms, ".1f"),
+            _number(cost.first_run_ms, ".1f"),
+            _number(cost.peak_bytes, ".1f", 1e6),
+            _number(cost.runtime_bytes, ".1f", 1e6),
+            _number(cost.macs, ".1f", 1e6),
+            cost.arithmetic or _UNKNOWN,
+        )
+    return table
+
+
+def profile_table(profile: Profile) -> Table:
+    """Return one row per operator."""
+    threads = f"{profile.threads} thread{'s'[: profile.threads > 1]}"
+    table = new_table(
+        title=f"{escape(Path(profile.model.path).name)}, {threads}",
+        caption=f"{profile.runs} runs under the profiler",
+    )
+    table.add_column("operator", no_wrap=True)
+    for column in ("nodes", "us", "share"):
+        table.add_column(column, justify="right")
+    for operator in profile.operators:
+        cells = str(operator.nodes), f"{operator.median_us:.0f}", f"{operator.share:.1%}"
+        table.add_row(escape(operator.operator), *cells)
+    return table
+
+
+def _number(value: float | None, form: str, unit: float = 1.0) -> str:
+    return _UNKNOWN if value is None else format(value / unit, form)

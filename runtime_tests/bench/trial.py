@@ -1,0 +1,147 @@
+"""Load and run a model once in a process of its own: how long that takes, how much memory, and whether it can be done.
+
+A model that crashes ONNX Runtime, or never comes back, does so here, where it can be stopped.
+
+    python -P -m qil_deploy.runtime_tests.bench.trial RESULT.json [MODEL.onnx THREADS BATCH SEED]
+
+is that process. Without a model it only loads ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qil_deploy.errors import ModelFileError, QilDeployError
+from qil_deploy.runtime_tests.process_cost import measure
+from qil_deploy.runtime_tests.sessions import create_session, run_session
+
+from .inputs import random_inputs
+
+_MODULE = "qil_deploy.runtime_tests.bench.trial"
+_MILLISECOND = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a model took in processes of its own, medians over them; `None` for times where no model was loaded."""
+
+    load_ms: float | None
+    first_run_ms: float | None
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions:
+    """How to try a model.
+
+    Attributes:
+        threads, batch, seed: as in `run.BenchOptions`.
+        processes: how many to start, one after the other.
+        timeout: seconds that each may take.
+    """
+
+    threads: int
+    batch: int
+    seed: int
+    processes: int
+    timeout: float
+
+
+def try_model(path: Path, options: TrialOptions) -> Trial:
+    """Load and run a model once in each of several processes.
+
+    Raises:
+        ModelFileError: it cannot be loaded or run, crashes, or takes too long.
+    """
+    arguments = [str(path), str(options.threads), str(options.batch), str(options.seed)]
+    trials = [_try_once(arguments, path, options.timeout) for _ in range(options.processes)]
+    return Trial(
+        load_ms=statistics.median(result["load_ns"] for result, _ in trials) / _MILLISECOND,
+        first_run_ms=statistics.median(result["first_run_ns"] for result, _ in trials) / _MILLISECOND,
+        peak_bytes=int(statistics.median(peak for _, peak in trials)),
+    )
+
+
+def try_runtime(timeout: float) -> int:
+    """Return the peak memory in bytes of a process that loads ONNX Runtime and no model.
+
+    Raises:
+        ModelFileError: it takes too long.
+    """
+    return _try_once([], Path("ONNX Runtime"), timeout)[1]
+
+
+def _try_once(arguments: list[str], path: Path, timeout: float) -> tuple[dict[str, int], int]:
+    """Return what the process wrote, and its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        with (Path(folder) / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
+            try:
+                cost = measure(_command(output, arguments), timeout=timeout, stderr=errors)
+            except TimeoutError as error:
+                raise ModelFileError(
+                    f"{path} was not loaded and run once within {timeout:g} seconds, and was stopped; give it longer "
+                    "with --timeout."
+                ) from error
+            except OSError as error:
+                raise ModelFileError(f"{path} cannot be tried in a process of its own: {error}") from error
+            if cost.exit_code != 0:
+                errors.seek(0)
+                raise ModelFileError(_reason(path, cost.exit_code, errors.read()))
+        return json.loads(output.read_text()), cost.peak_bytes
+
+
+def _command(output: Path, arguments: list[str]) -> list[str]:
+    return [sys.executable, "-P", "-m", _MODULE, str(output), *arguments]
+
+
+def _reason(path: Path, exit_code: int, errors: str) -> str:
+    """Say why a process failed: its own sentence, or what ended it."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    if exit_code == 2 and lines:
+        return lines[-1]
+    if exit_code < 0:
+        try:
+            name = signal.Signals(-exit_code).name
+        except ValueError:
+            name = f"signal {-exit_code}"
+        return f"{path} crashed the process that tried to load and run it ({name}); it may be damaged, or too large."
+    said = f": {lines[-1]}" if lines else ""
+    return f"the process that tried to load and run {path} failed with exit code {exit_code}{said}."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Be the process that tries a model; return its exit code."""
+    output, *rest = arguments
+    result: dict[str, int] = {}
+    if rest:
+        path, (threads, batch, seed) = Path(rest[0]), map(int, rest[1:])
+        try:
+            result = _load_and_run(path, threads, batch, seed)
+        except QilDeployError as error:
+            sys.stderr.write(f"{' '.join(str(error).split())}\n")
+            return 2
+    Path(output).write_text(json.dumps(result))
+    return 0
+
+
+def _load_and_run(path: Path, threads: int, batch: int, seed: int) -> dict[str, int]:
+    start = time.perf_counter_ns()
+    session = create_session(path, threads=threads)
+    loaded = time.perf_counter_ns()
+    inputs = random_inputs(session, batch=batch, seed=seed, path=path)
+    before = time.perf_counter_ns()
+    run_session(session, inputs, path=path)
+    return {"load_ns": loaded - start, "first_run_ns": time.perf_counter_ns() - before}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

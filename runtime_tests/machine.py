@@ -1,0 +1,162 @@
+"""What a latency depends on besides the processor's name: its instructions, caches and clock, and who else is busy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CPUS = Path("/sys/devices/system/cpu")
+CPUINFO = Path("/proc/cpuinfo")
+STAT = Path("/proc/stat")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+# Columns of /proc/stat, in clock ticks. Guests are counted in "user", too.
+_COLUMNS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+_FEWEST_TICKS = 100  # a second of one processor; of less, shares would be mostly chance
+_IDLE = ("idle", "iowait", "steal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One cache of the first processor: its level (1 is nearest), kind ("Data", "Instruction", "Unified") and size."""
+
+    level: int
+    kind: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Hardware, as far as Linux tells; other systems leave it empty.
+
+    Attributes:
+        flags: instruction set extensions, sorted.
+        governor: who sets the clock rate ("performance", "powersave", ...); None where nobody says, as in most virtual
+            machines.
+        caches: of the first processor.
+        virtual: whether a hypervisor says that this is a virtual machine.
+        load_average: processes that wanted to run, over the minute before the measurement; None where unknown.
+    """
+
+    flags: tuple[str, ...]
+    governor: str | None
+    caches: tuple[Cache, ...]
+    virtual: bool
+    load_average: float | None
+
+    @property
+    def last_level_bytes(self) -> int | None:
+        """Size of the largest cache, if any is known."""
+        return max((cache.bytes for cache in self.caches), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activity:
+    """What processors did during a measurement, as shares of their time.
+
+    None where the system does not tell, or the measurement was too short to say.
+
+    Attributes:
+        cpus: which processors.
+        others: share that went to other processes than this one and its children.
+        steal: share that a hypervisor gave to other virtual machines.
+    """
+
+    cpus: tuple[int, ...]
+    others: float | None
+    steal: float | None
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Counters at one moment, in clock ticks: busy, stolen and all time of some processors, and this process's own."""
+
+    busy: int
+    steal: int
+    whole: int
+    own: float
+
+
+def describe_machine(cpus: Path = CPUS, cpuinfo: Path = CPUINFO) -> Machine:
+    """Describe the hardware this process runs on."""
+    flags = cpu_flags(cpuinfo)
+    return Machine(
+        flags=flags,
+        governor=read_line(cpus / "cpu0" / "cpufreq" / "scaling_governor") or None,
+        caches=cpu_caches(cpus / "cpu0" / "cache"),
+        virtual="hypervisor" in flags,
+        load_average=_load_average(),
+    )
+
+
+def cpu_flags(cpuinfo: Path) -> tuple[str, ...]:
+    """Return the instruction set extensions in a file like `/proc/cpuinfo` ("flags" on x86, "Features" on arm)."""
+    for line in _text(cpuinfo).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return tuple(sorted(value.split()))
+    return ()
+
+
+def cpu_caches(folder: Path) -> tuple[Cache, ...]:
+    """Return the caches that a folder like `/sys/devices/system/cpu/cpu0/cache` describes; what is odd is left out."""
+    caches = []
+    for index in sorted(folder.glob("index*")):
+        level, kind, size = (read_line(index / name) for name in ("level", "type", "size"))
+        number = size.rstrip("KMG")
+        if level.isdecimal() and number.isdecimal():
+            caches.append(Cache(level=int(level), kind=kind, bytes=int(number) * _UNITS.get(size[-1], 1)))
+    return tuple(caches)
+
+
+def read_line(path: Path) -> str:
+    """Return the first line of a file of `/sys` without spaces around it, '' if there is none."""
+    return next(iter(_text(path).splitlines()), "").strip()
+
+
+def read_ticks(cpus: Sequence[int], stat: Path = STAT) -> Ticks | None:
+    """Read the counters of some processors from a file like `/proc/stat`; None where the system does not tell."""
+    names = {f"cpu{cpu}" for cpu in cpus}
+    rows = [line.split() for line in _text(stat).splitlines() if line.split(" ", 1)[0] in names]
+    try:
+        counts = [dict(zip(_COLUMNS, map(int, row[1:]), strict=False)) for row in rows]
+    except ValueError:
+        return None
+    if len(counts) != len(names) or not counts or any(len(row) != len(_COLUMNS) for row in counts):
+        return None
+    whole = sum(sum(row.values()) for row in counts)
+    idle = sum(row[name] for row in counts for name in _IDLE)
+    return Ticks(busy=whole - idle, steal=sum(row["steal"] for row in counts), whole=whole, own=_own_ticks())
+
+
+def activity_between(cpus: Sequence[int], before: Ticks | None, after: Ticks | None) -> Activity:
+    """Return what processors did between two readings."""
+    if before is None or after is None or after.whole - before.whole < _FEWEST_TICKS:
+        return Activity(cpus=tuple(cpus), others=None, steal=None)
+    whole = after.whole - before.whole
+    others = (after.busy - before.busy) - (after.own - before.own)
+    return Activity(
+        cpus=tuple(cpus),
+        others=min(max(others / whole, 0.0), 1.0),
+        steal=min(max((after.steal - before.steal) / whole, 0.0), 1.0),
+    )
+
+
+def _own_ticks() -> float:
+    times = os.times()
+    return (times.user + times.system + times.children_user + times.children_system) * os.sysconf("SC_CLK_TCK")
+
+
+def _load_average() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):  # Windows has none
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
