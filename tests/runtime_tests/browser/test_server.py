@@ -1,0 +1,183 @@
+"""The server of the page: what it serves, what it takes, and everything that it refuses."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from qil_deploy.errors import DataError, TargetError
+from qil_deploy.runtime_tests.browser.server import HEADERS, MAX_WORDS, Event, PageServer, Resource, Service
+
+LARGEST = 1000
+
+
+def accept(content: bytes) -> str:
+    """Take what is not "wrong"."""
+    if content == b"wrong":
+        raise DataError("it is wrong.")
+    return content.decode()
+
+
+SERVICE = Service(
+    resources={
+        "": Resource(content_type="text/html", read=lambda: b"<p>page"),
+        "model.onnx": Resource(content_type="application/octet-stream", read=lambda: b"model"),
+    },
+    accept=accept,
+    largest_result=LARGEST,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[PageServer]:
+    with PageServer(SERVICE) as running:
+        yield running
+
+
+Ask = Callable[..., tuple[int, str, http.client.HTTPResponse]]
+
+
+@pytest.fixture
+def ask(server: PageServer) -> Ask:
+    """Return a function that sends one request below the token and returns status, body and response."""
+
+    def send(
+        method: str, name: str, body: bytes | None = None, *, path: str | None = None, **headers: str
+    ) -> tuple[int, str, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        whole = "/" + server.url("127.0.0.1").split("/", 3)[3] + name if path is None else path
+        connection.request(method, whole, body=body, headers=headers)
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        return response.status, text, response
+
+    return send
+
+
+def test_it_serves_its_table_with_headers_that_isolate_the_page(ask: Ask) -> None:
+    status, text, response = ask("GET", "")
+    assert (status, text, response.getheader("Content-Type")) == (200, "<p>page", "text/html")
+    assert ask("GET", "model.onnx")[1] == "model"
+    assert response.getheader("Cross-Origin-Opener-Policy") == "same-origin"
+    assert response.getheader("Cross-Origin-Embedder-Policy") == "require-corp"
+    for name, value in HEADERS.items():
+        assert response.getheader(name) == value
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["absent", "/", "../model.onnx", "..%2fmodel.onnx", "%2e%2e/", "/etc/passwd", "model.onnx?x=1", "model.onnx/", "."],
+)
+def test_whatever_is_not_in_the_table_is_not_there(ask: Ask, name: str) -> None:
+    assert ask("GET", name)[0] == 404
+
+
+def test_without_the_token_there_is_nothing(ask: Ask, server: PageServer) -> None:
+    token = server.url("x").split("/")[3]
+    for path in ("/", "/model.onnx", f"/{token}", f"/{token[:-1]}x/model.onnx", "/" * 100, "/%C3%A9", "*"):
+        status, text, _ = ask("GET", "", path=path)
+        assert status == 404
+        assert "use the whole address" in text
+    assert ask("POST", "", b"x", path="/result")[0] == 404
+
+
+def test_tokens_are_drawn_anew() -> None:
+    with PageServer(SERVICE) as one, PageServer(SERVICE) as other:
+        assert one.url("x").split("/")[3] != other.url("x").split("/")[3]
+
+
+def test_other_names_of_this_machine_are_refused(ask: Ask, server: PageServer) -> None:
+    for host in ("evil.example", f"evil.example:{server.port}", "127.0.0.1", f"127.0.0.1:{server.port + 1}", ""):
+        status, text, _ = ask("GET", "", Host=host)
+        assert (status, text) == (421, "This is not the host that you asked for.")
+    assert ask("GET", "", Host=f"LOCALHOST:{server.port}")[0] == 200
+    with PageServer(SERVICE, names=("phone.test",)) as named:
+        connection = http.client.HTTPConnection("127.0.0.1", named.port)
+        path = "/" + named.url("phone.test").split("/", 3)[3]
+        connection.request("GET", path, headers={"Host": f"phone.test:{named.port}"})
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_posts_of_other_pages_are_refused(ask: Ask, server: PageServer) -> None:
+    assert ask("POST", "progress", b"x", Origin="http://evil.example")[0] == 403
+    assert ask("POST", "progress", b"x", Origin="null")[0] == 403
+    assert ask("POST", "progress", b"x", Origin=f"http://127.0.0.1:{server.port}")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "CONNECT", "BREW"])
+def test_other_methods_are_refused(ask: Ask, method: str) -> None:
+    assert ask(method, "")[0] == 501
+
+
+def test_nothing_is_posted_to_what_is_served(ask: Ask) -> None:
+    for name in ("", "model.onnx", "result/"):
+        assert ask("POST", name, b"x")[0] == 404
+
+
+def test_what_the_page_does_is_told_in_order(ask: Ask, server: PageServer) -> None:
+    ask("GET", "model.onnx")
+    ask("POST", "progress", b"3 of 4\x1b[2J\n")
+    ask("POST", "failure", b"\xff out of memory")
+    assert ask("POST", "result", b"all well")[0] == 200
+    events = [server.next_event(5) for _ in range(4)]
+    assert events == [
+        Event(kind="asked", text="model.onnx"),
+        Event(kind="progress", text="3 of 4[2J"),
+        Event(kind="failure", text="\N{REPLACEMENT CHARACTER} out of memory"),
+        Event(kind="result", result="all well"),
+    ]
+    assert server.next_event(0.01) is None
+
+
+def test_one_result_is_taken_and_wrong_ones_before_it_are_refused_with_the_reason(ask: Ask) -> None:
+    assert ask("POST", "result", b"wrong")[:2] == (422, "The result was refused: it is wrong.")
+    assert ask("POST", "result", b"right")[0] == 200
+    status, text, _ = ask("POST", "result", b"right")
+    assert (status, text) == (409, "A result was sent already; start the command again for another.")
+
+
+@pytest.mark.parametrize(("name", "largest"), [("result", LARGEST), ("progress", MAX_WORDS), ("failure", MAX_WORDS)])
+def test_posts_are_bounded(ask: Ask, name: str, largest: int) -> None:
+    assert ask("POST", name, b"x" * largest)[0] == 200
+    status, text, _ = ask("POST", name, b"x" * (largest + 1))
+    assert (status, text) == (413, f"A post may have {largest} bytes here.")
+    for length in ("-1", "1e3", "", "9" * 5000, "٣"):
+        status, _, _ = ask("POST", name, None, **{"Content-Length": length.encode().decode("latin-1")})
+        assert status in {411, 413}
+    assert ask("POST", name, None, **{"Transfer-Encoding": "chunked", "Content-Length": "3"})[0] == 411
+
+
+def test_half_a_post_and_noise_hurt_nobody(ask: Ask, server: PageServer) -> None:
+    path = "/" + server.url("x").split("/", 3)[3]
+    half = f"POST {path}result HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: 900\r\n\r\nhalf"
+    for noise in (half.encode(), b"\x00\xff\x16\x03\x01", b"GET", b""):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(noise)
+    assert ask("GET", "")[0] == 200
+    event = server.next_event(5)
+    assert event is not None
+    assert event.kind == "asked"
+
+
+def test_connections_that_say_nothing_do_not_keep_others_out_for_long(server: PageServer) -> None:
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+    try:
+        # Those beyond the bound are closed at once.
+        idle[-1].settimeout(5)
+        assert idle[-1].recv(1) == b""
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_addresses_that_cannot_be_served_on_are_named(server: PageServer) -> None:
+    with pytest.raises(TargetError, match=rf"cannot serve on 127\.0\.0\.1, port {server.port}: .*in use"):
+        PageServer(SERVICE, port=server.port)
+    for host, port in (("192.0.2.1", 0), ("no such host", 0), ("127.0.0.1", 70000), ("a" * 100, 0)):
+        with pytest.raises(TargetError, match=r"cannot serve on .*Choose another --port or --host"):
+            PageServer(SERVICE, host=host, port=port)
