@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 import zipfile
@@ -40,6 +41,7 @@ LEVELS = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+OLDEST = (1, 24)
 WARMUP = 3
 
 
@@ -88,7 +90,10 @@ class Model:
         try:
             return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors share no base class below Exception
-            raise RunError(f"ONNX Runtime cannot load {self.path} at level {level!r}: {one_line(error)}") from error
+            raise RunError(
+                f"ONNX Runtime {onnxruntime.__version__}{too_old()} cannot load {self.path} at level {level!r}: "
+                f"{one_line(error)}"
+            ) from error
 
     def run(
         self, session: onnxruntime.InferenceSession, images: NDArray[np.uint8], names: list[str]
@@ -300,6 +305,12 @@ def progress(what: str, done: int, total: int) -> None:
     """Tell whoever waits that work goes on."""
     sys.stderr.write(f"progress: {what}: {done} of {total} images\n")
     sys.stderr.flush()
+
+
+def too_old() -> str:
+    """Say so where ONNX Runtime is older than this project needs."""
+    version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
+    return f" (older than {'.'.join(map(str, OLDEST))}, which 2-bit weights need)" if version < OLDEST else ""
 
 
 def one_line(error: Exception) -> str:

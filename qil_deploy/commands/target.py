@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-target_app = typer.Typer(help="Other instruction sets to verify models on.", no_args_is_help=True)
+target_app = typer.Typer(help="Other instruction sets and devices to verify models on.", no_args_is_help=True)
 
 
 @target_app.command("list")
@@ -16,14 +16,16 @@ def list_command() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from qil_deploy.runtime_tests.targets import TARGETS, target_state
+    from qil_deploy.runtime_tests.targets import DEVICE_FORMS, TARGETS, find_target, target_state
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for heading in ("target", "what it is", "state"):
         table.add_column(heading, no_wrap=heading == "target")
-    for target in TARGETS.values():
+    rows = [(target.name, target) for target in TARGETS.values()]
+    rows += [(form, find_target(example)) for form, example in DEVICE_FORMS.items()]
+    for name, target in rows:
         reason = target_state(target)
-        table.add_row(target.name, target.about, "ready" if reason is None else reason)
+        table.add_row(name, target.about, "ready" if reason is None else reason)
     Console(markup=False).print(table)
 
 

@@ -55,11 +55,17 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Compare every code of a few images on other instruction sets instead (see: target list), and the "
-            "logits of the first --limit images; may be repeated.",
+            help="Compare every code of a few images on other instruction sets (see: target list) or devices "
+            "(ssh:USER@HOST:PORT, adb:SERIAL) instead, and the logits of the first --limit images; may be repeated.",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which a target is given up.")] = 300.0,
+    repeats: Annotated[
+        int, typer.Option(help="Runs to time on each target that is no emulator; 0 for none.", metavar="N")
+    ] = 20,
+    device_python: Annotated[
+        str, typer.Option(metavar="PYTHON", help="The interpreter on the devices, with numpy and onnxruntime.")
+    ] = "python3",
 ) -> None:
     """Compare every logit of a test set with the integer reference, and report the accuracy.
 
@@ -76,8 +82,16 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
 
     _check_options(limit, trusted_model, checkpoint)
     if target:
+        from qil_deploy.runtime_tests.targets import RunOptions
+
         request = TargetRequest(
-            model=model, targets=target, golden=golden, limit=limit, threads=threads, timeout=timeout, json=json
+            model=model,
+            targets=target,
+            device_python=device_python,
+            golden=golden,
+            limit=limit,
+            options=RunOptions(threads=threads, repeats=repeats, timeout=timeout),
+            json=json,
         )
         _verify_targets(request, data, others=checkpoint is not None or between is not None or first_difference)
         return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qil_deploy.datasets import ImageBatches
-    from qil_deploy.runtime_tests.targets import Target, TargetsReport
+    from qil_deploy.runtime_tests.targets import RunOptions, Target, TargetsReport
 
 GOLDEN_IMAGES = 4
 
@@ -29,19 +29,19 @@ class TargetRequest:
     Attributes:
         model: the ONNX file.
         targets: names; "all" skips those that cannot run here.
+        device_python: the interpreter on the devices among them.
         golden: golden vectors; None for the codes of the first images of the test set.
         limit: how many images' logits are compared besides; None for none.
-        threads: threads of ONNX Runtime.
-        timeout: seconds of silence after which a target is given up.
+        options: threads of ONNX Runtime, how many runs are timed, and how long a target may be silent.
         json: where the report goes.
     """
 
     model: Path
     targets: Sequence[str]
+    device_python: str
     golden: Path | None
     limit: int | None
-    threads: int
-    timeout: float
+    options: RunOptions
     json: Path | None
 
 
@@ -64,9 +64,14 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
 
     # By order of mention, each once.
     names = dict.fromkeys(name for text in request.targets for name in target_names(text))
-    targets = [find_target(name) for name in names]
-    if not request.timeout > 0:
-        raise ConfigError(f"--timeout is {request.timeout:g}; it must be more than 0 seconds.")
+    targets = [find_target(name, request.device_python) for name in names]
+    options = request.options
+    if not options.timeout > 0:
+        raise ConfigError(f"--timeout is {options.timeout:g}; it must be more than 0 seconds.")
+    if options.threads < 1 or options.repeats < 0:
+        raise ConfigError(
+            f"--threads is {options.threads} and --repeats {options.repeats}; they must be at least 1 and at least 0."
+        )
     if request.json is not None:
         ensure_writable(request.json)
     report = _run(request, targets, images, images_from)
@@ -89,7 +94,7 @@ def _run(
     from rich.console import Console
 
     from qil_deploy.runtime_tests.golden import write_golden
-    from qil_deploy.runtime_tests.targets import RunOptions, verify_targets, write_golden_logits
+    from qil_deploy.runtime_tests.targets import verify_targets, write_golden_logits
 
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True, markup=False).status("") as status:
         golden, logits = request.golden, None
@@ -108,7 +113,7 @@ def _run(
             targets,
             golden,
             logits=logits,
-            options=RunOptions(threads=request.threads, timeout=request.timeout),
+            options=request.options,
             skip="all" in request.targets,
             progress=lambda target, what: status.update(f"{target}: {what}"),
         )

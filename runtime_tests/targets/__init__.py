@@ -1,15 +1,18 @@
 """Other instruction sets: the same file, the same golden vectors, run by the runtime's own build for them.
 
-Each target starts `device_runner.py` (this machine's Python, or another under qemu-user) and gets its report back.
+Each target starts `device_runner.py` (this machine's Python, another under qemu-user, or that of a device reached by
+ssh or adb) and gets its report back; a browser has a runner of its own.
 """
 
 from .catalogue import TARGETS, Target, find_target, target_names, target_state
+from .remote import DEVICE_FORMS
 from .report import DeviceReport, TargetResult, TargetsReport
 from .run import RunOptions, run_on_target
 from .setup import set_up_target
 from .verify_targets import verify_targets, write_golden_logits
 
 __all__ = [
+    "DEVICE_FORMS",
     "TARGETS",
     "DeviceReport",
     "RunOptions",

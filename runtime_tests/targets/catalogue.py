@@ -19,6 +19,8 @@ from pathlib import Path
 
 from qil_deploy.errors import TargetError
 
+from .remote import DEFAULT_PYTHON, Remote, find_remote, is_remote, remote_state
+
 FOLDER_VARIABLE = "QIL_DEPLOY_TARGETS"
 ABOUT = "about.json"
 
@@ -52,13 +54,14 @@ class Emulator:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a model can be run: on this machine, unless it has an emulator or a browser (never both).
+    """Where a model can be run: on this machine, unless it has one of emulator, browser and remote.
 
     Attributes:
         name: as the command line has it.
         about: what it shows, in a few words.
         emulator, cpu: what emulates it, and as which processor.
         browser: whether a browser runs it.
+        remote: the device that runs it.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Target:
     emulator: Emulator | None = None
     cpu: str | None = None
     browser: bool = False
+    remote: Remote | None = None
 
 
 HASWELL = Emulator(name="haswell", architecture="x86_64", system=None, cpus=("Haswell",))
@@ -85,7 +89,6 @@ TARGETS = {
         Target(name="native", about="this machine"),
         Target(name="haswell", about="x86-64 with AVX2, without VNNI", emulator=HASWELL, cpu="Haswell"),
         *(Target(name=f"arm64:{cpu}", about=about, emulator=ARM64, cpu=cpu) for cpu, about in _ARM64_ABOUT.items()),
-        Target(name="wasm", about="ONNX Runtime Web in headless Chromium", browser=True),
     )
 }
 
@@ -97,25 +100,36 @@ def targets_folder() -> Path:
 
 
 def target_names(text: str) -> tuple[str, ...]:
-    """Return the targets that a name stands for: itself, every `arm64:CPU` for `arm64`, or `all`.
+    """Return the targets that a name stands for: itself, every `arm64:CPU` for `arm64`, or `all` but devices.
 
     Raises:
         TargetError: there is no such target.
     """
+    if is_remote(text):
+        return (text,)
     names = tuple(name for name in TARGETS if text in ("all", name, name.partition(":")[0]))
     if not names:
-        raise TargetError(f"there is no target {text!r}; choose from all, arm64, {', '.join(TARGETS)}.")
+        raise TargetError(
+            f"there is no target {text!r}; choose from all, arm64, {', '.join(TARGETS)}, ssh:HOST, adb[:SERIAL]."
+        )
     return names
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, device_python: str = DEFAULT_PYTHON) -> Target:
     """Return one target by its whole name.
+
+    Args:
+        name: of the catalogue; or a device, `ssh:[USER@]HOST[:PORT]` or `adb[:SERIAL]`.
+        device_python: the interpreter of a device.
 
     Raises:
         TargetError: there is no such target.
     """
+    if is_remote(name):
+        remote = find_remote(name, device_python)
+        return Target(name=name, about=f"a device, reached by {remote.tool}", remote=remote)
     if name not in TARGETS:
-        raise TargetError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}.")
+        raise TargetError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}, ssh:HOST, adb[:SERIAL].")
     return TARGETS[name]
 
 
@@ -125,6 +139,8 @@ def target_state(target: Target) -> str | None:
         from qil_deploy.runtime_tests.browser import browser_state
 
         return browser_state()
+    if target.remote is not None:
+        return remote_state(target.remote)
     if target.emulator is not None:
         return why_impossible(target.emulator) or _why_not_ready(target.emulator)
     return None

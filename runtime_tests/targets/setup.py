@@ -22,6 +22,7 @@ from qil_deploy.errors import TargetError
 from qil_deploy.files import ensure_writable, write_text
 
 from .catalogue import ABOUT, EMULATORS, TARGETS, Emulator, this_python, why_impossible
+from .remote import is_remote
 from .run import emulated_python
 from .watched import run_watched
 
@@ -47,6 +48,11 @@ def set_up_target(name: str, say: Callable[[str], None] | None = None) -> Path:
         OutputError: the folder cannot be written.
     """
     say = say or (lambda _: None)
+    if is_remote(name):
+        raise TargetError(
+            f"there is nothing to set up here for {name}; the device needs Python 3.9 or newer, and there: "
+            "python3 -m pip install numpy onnxruntime"
+        )
     emulator = EMULATORS.get(name.partition(":")[0])
     browsers = [target.name for target in TARGETS.values() if target.browser]
     if name in browsers:

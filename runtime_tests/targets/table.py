@@ -18,10 +18,10 @@ def targets_table(report: TargetsReport) -> Table:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    table.add_column("target", no_wrap=True)
+    table.add_column("target", overflow="fold")
     for column in ("codes\ncompared", "differing", "logits\nof images", "differing", "median\nms"):
-        table.add_column(column, justify="right")
-    table.add_column("onnxruntime")
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("onnxruntime", no_wrap=True)
     for result in report.targets:
         table.add_row(escape(result.target), *_cells(result), style=_style(result))
     return table

@@ -25,7 +25,7 @@ from .catalogue import Target, target_state
 from .report import TargetResult, TargetsReport
 from .run import RunOptions, run_on_target
 
-NATIVE_REPEATS = 20
+DEFAULT_REPEATS = 20
 _REFERENCE_BATCH = 50
 
 
@@ -46,7 +46,7 @@ def verify_targets(
         targets: where to run it.
         golden: its golden vectors, compared at every optimization level that has to be exact.
         logits: golden logits of more images (`write_golden_logits`), compared at the default level.
-        options: threads, batch and timeout; levels and repeats are chosen here.
+        options: threads, batch, timeout, and how many runs are timed where time is real; levels are chosen here.
         skip: whether a target that cannot run is skipped with its reason, instead of refused before work starts.
         progress: called with a target's name and what it is at.
 
@@ -54,7 +54,7 @@ def verify_targets(
         ModelFileError: the model cannot be read.
         TargetError: a target cannot run, without `skip`. One that fails or stops answering is an entry of the report.
     """
-    options = RunOptions() if options is None else options
+    options = RunOptions(repeats=DEFAULT_REPEATS) if options is None else options
     levels = exact_levels(read_exported_model(model).format)
     states = {target.name: target_state(target) for target in targets}
     for name, reason in states.items():
@@ -90,10 +90,10 @@ def _verify_target(
     """Run a target; where it fails, keep what came before, and why."""
     codes = more = failed = None
     try:
-        repeats = NATIVE_REPEATS if target.emulator is None else 0
+        repeats = options.repeats if target.emulator is None else 0
         codes = run_on_target(target, model, golden, replace(options, repeats=repeats), progress)
         if logits is not None:
-            more = run_on_target(target, model, logits, replace(options, levels=("all",)), progress)
+            more = run_on_target(target, model, logits, replace(options, levels=("all",), repeats=0), progress)
     except TargetError as error:
         failed = str(error)
     return TargetResult(target=target.name, skipped=None, failed=failed, codes=codes, logits=more)

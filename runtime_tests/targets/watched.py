@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,6 +18,7 @@ from qil_deploy.errors import TargetError
 
 _PROGRESS = "progress: "
 _KEPT_LINES = 3
+_GRACE = 5.0
 
 Progress = Callable[[str], None]
 
@@ -27,8 +31,25 @@ class Command:
     environment: Mapping[str, str]
 
 
+@dataclass(kw_only=True)
+class Lifeline:
+    """What goes to the standard input of a process, which stays open after it: its end asks the process to end.
+
+    Attributes:
+        chunks: what it reads.
+        cut: whether it did not end when it was asked to, and was killed.
+    """
+
+    chunks: Iterable[bytes]
+    cut: bool = False
+
+
 def run_watched(
-    command: Command, output: Path, timeout: float, progress: Progress | None = None
+    command: Command,
+    output: Path,
+    timeout: float,
+    progress: Progress | None = None,
+    line: Lifeline | None = None,
 ) -> tuple[int | None, list[str]]:
     """Run a command until it ends or is silent for too long.
 
@@ -37,6 +58,8 @@ def run_watched(
         output: where its standard output goes.
         timeout: seconds without a line on its standard error after which it is killed.
         progress: called with each line there that tells progress.
+        line: its standard input; without one it has none. A process with one is asked to end before it is killed, and
+            is out of reach of Ctrl-C, which ends this program, and so the line.
 
     Returns:
         The exit code (None if it was killed) and the last lines that are not progress.
@@ -45,31 +68,70 @@ def run_watched(
         TargetError: it cannot be started.
     """
     last_words: deque[str] = deque(maxlen=_KEPT_LINES)
-    with output.open("wb") as stream:
+    ended = threading.Event()
+    with output.open("wb") as stream, _source(line, ended) as source:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own script, started without a shell
                 command.arguments,
-                stdin=subprocess.DEVNULL,
+                stdin=source,
                 stdout=stream,
                 stderr=subprocess.PIPE,
                 env=dict(command.environment),
                 text=True,
                 errors="replace",
+                start_new_session=line is not None,
             )
         except OSError as error:
+            ended.set()
             raise TargetError(f"cannot start {command.arguments[0]}: {error.strerror or error}.") from error
-        with process:
-            try:
-                for line in _lines(process.stderr, timeout):
-                    if not line.startswith(_PROGRESS):
-                        last_words.append(line)
-                    elif progress is not None:
-                        progress(line.removeprefix(_PROGRESS))
-                return process.wait(timeout), list(last_words)
-            except (TimeoutError, subprocess.TimeoutExpired):
-                return None, list(last_words)
-            finally:
-                process.kill()
+    with process:
+        try:
+            for words in _lines(process.stderr, timeout):
+                if not words.startswith(_PROGRESS):
+                    last_words.append(words)
+                elif progress is not None:
+                    progress(words.removeprefix(_PROGRESS))
+            return process.wait(timeout), list(last_words)
+        except (TimeoutError, subprocess.TimeoutExpired):
+            return None, list(last_words)
+        finally:
+            ended.set()
+            _end(process, line)
+
+
+@contextmanager
+def _source(line: Lifeline | None, ended: threading.Event) -> Iterator[int]:
+    """Give the standard input of a process: nothing, or a pipe that a thread fills and closes when the event is set."""
+    if line is None:
+        yield subprocess.DEVNULL
+        return
+    read_end, write_end = os.pipe()
+
+    def write() -> None:
+        with suppress(OSError), open(write_end, "wb", buffering=0) as pipe:  # noqa: PTH123 - a descriptor, not a path
+            for chunk in line.chunks:
+                rest = memoryview(chunk)
+                while rest and not ended.is_set():
+                    rest = rest[pipe.write(rest) :]
+            ended.wait()
+
+    threading.Thread(target=write, daemon=True).start()
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
+
+
+def _end(process: subprocess.Popen[str], line: Lifeline | None) -> None:
+    """Kill a process, after giving one with a line the time to end by itself, with all that it started."""
+    if line is None:
+        process.kill()
+        return
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        line.cut = True
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _lines(stream: IO[str] | None, timeout: float) -> Iterator[str]:
@@ -82,7 +144,7 @@ def _lines(stream: IO[str] | None, timeout: float) -> Iterator[str]:
 
     def read() -> None:
         for line in stream or ():
-            lines.put(line.strip())
+            lines.put("".join(letter if letter.isprintable() else " " for letter in line).strip())
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -155,6 +156,16 @@ def test_progress_is_told(golden: tuple[Path, Path], capsys: pytest.CaptureFixtu
     assert words.splitlines()[-1] == "progress: all, every tensor: 7 of 7 images"
 
 
+def test_an_onnxruntime_that_is_too_old_is_told(
+    golden: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "newer.onnx").write_bytes(b"what it cannot read")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.9.2")
+    code, _, words = run(capsys, tmp_path / "newer.onnx", golden[1])
+    assert code == 2
+    assert "ONNX Runtime 1.9.2 (older than 1.24, which 2-bit weights need) cannot load" in words
+
+
 def test_what_is_wrong_is_said_in_a_line(
     golden: tuple[Path, Path], write_model: WriteModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +181,7 @@ def test_what_is_wrong_is_said_in_a_line(
     np.save(tmp_path / "float.npy", np.zeros((2, 3, 8, 8), np.float32))
     cases = [
         (tmp_path / "absent.onnx", vectors, "cannot read the model"),
-        (damaged, vectors, "ONNX Runtime cannot load"),
+        (damaged, vectors, f"ONNX Runtime {onnxruntime.__version__} cannot load"),
         (write_model("bare.onnx", metadata=None), vectors, "carries no 'qil_deploy' metadata"),
         (write_model("odd.onnx", metadata={"preprocessing": 3}), vectors, "is damaged"),
         (write_model("other.onnx", ties=True), vectors, "golden vectors of another file"),

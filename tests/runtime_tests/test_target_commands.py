@@ -16,7 +16,7 @@ from qil_deploy.commands.verify import verify_command
 from qil_deploy.errors import ConfigError, ModelFileError, TargetError
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.golden import write_golden
-from qil_deploy.runtime_tests.targets import TARGETS, TargetsReport
+from qil_deploy.runtime_tests.targets import DEVICE_FORMS, TARGETS, TargetsReport
 from qil_deploy.runtime_tests.targets import run as run_module
 
 WriteModel = Callable[..., Path]
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_list_names_every_target_and_what_it_needs() -> None:
     result = call(target_app, "list")
     assert result.exit_code == 0
-    for name in TARGETS:
+    for name in (*TARGETS, *DEVICE_FORMS):
         assert name in result.output
     assert "ready" in result.output
 
@@ -68,6 +68,8 @@ def test_the_list_names_every_target_and_what_it_needs() -> None:
 def test_setup_refuses_what_it_does_not_know() -> None:
     with pytest.raises(TargetError, match="there is nothing to set up for 'mips'"):
         call(target_app, "setup", "mips")
+    with pytest.raises(TargetError, match=r"there is nothing to set up here for ssh:pi; the device needs Python 3.9"):
+        call(target_app, "setup", "ssh:pi")
 
 
 def test_codes_of_four_images_and_logits_of_as_many_as_are_asked_for(
