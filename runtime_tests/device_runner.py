@@ -42,6 +42,8 @@ LEVELS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 OLDEST = (1, 24)
+CPUINFO = Path("/proc/cpuinfo")
+BOARD = Path("/proc/device-tree/model")
 WARMUP = 3
 
 
@@ -73,11 +75,7 @@ class Model:
             raise RunError(f"the metadata of {path} is damaged ({one_line(error)}); export the model again.") from error
         self.input = session.get_inputs()[0].name
         self.shape = list(session.get_inputs()[0].shape)
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """How many images each run takes, or None for any number."""
-        return self.shape[0] if isinstance(self.shape[0], int) else None
+        self.fixed_batch = self.shape[0] if isinstance(self.shape[0], int) else None  # images per run; None for any
 
     def session(self, level: str, outputs: list[str] | None = None) -> onnxruntime.InferenceSession:
         """Load the file at one optimization level, with more of its tensors as outputs."""
@@ -268,7 +266,7 @@ def measure(model: Model, image: NDArray[np.uint8], repeats: int) -> dict[str, A
     }
 
 
-def describe_environment(cpu: str | None) -> dict[str, Any]:
+def describe_environment(cpu: str | None = None) -> dict[str, Any]:
     """Say what runs the model."""
     return {
         "onnxruntime": onnxruntime.__version__,
@@ -282,17 +280,22 @@ def describe_environment(cpu: str | None) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    """Return the processor's name, or its instruction set where it has none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
+def cpu_name(cpuinfo: Path = CPUINFO, board: Path = BOARD) -> str:
+    """Return the processor's name, else that of its board, else its instruction set."""
+    for line in read_text(cpuinfo).splitlines():
         key, _, value = line.partition(":")
+        # x86 says "model name"; older arm kernels say "Hardware".
         if key.strip() in ("model name", "Hardware") and value.strip():
             return value.strip()
-    return platform.processor() or platform.machine() or "unknown"
+    return read_text(board).strip("\0 \n") or platform.processor() or platform.machine() or "unknown"
+
+
+def read_text(path: Path) -> str:
+    """Return what a file of the system says, or nothing where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def cpu_features() -> list[str]:
@@ -316,11 +319,6 @@ def too_old() -> str:
 def one_line(error: Exception) -> str:
     """Return an error's text without line breaks."""
     return " ".join(str(error).split())
-
-
-def differs(level: dict[str, Any]) -> bool:
-    """Return whether anything was not as the golden vectors have it."""
-    return any(tensor["differing"] for tensor in [level["logits"], *level["tensors"]])
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -368,7 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
         "environment": describe_environment(options.cpu),
     }
     sys.stdout.write(json.dumps(report, allow_nan=False) + "\n")
-    return 1 if any(map(differs, levels)) else 0
+    return int(any(tensor["differing"] for level in levels for tensor in [level["logits"], *level["tensors"]]))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qil_deploy.runtime_tests.environment import cpu_name, describe_environment
+from qil_deploy.runtime_tests.device_runner import cpu_name
+from qil_deploy.runtime_tests.environment import describe_environment
 
 
 @pytest.mark.parametrize(
@@ -23,11 +24,13 @@ def test_the_processor_is_named_as_the_system_names_it(tmp_path: Path, content: 
     assert cpu_name(tmp_path / "cpuinfo") == name
 
 
-def test_a_processor_without_a_name_is_described_by_its_instruction_set(tmp_path: Path) -> None:
+def test_a_processor_without_a_name_is_described_by_its_board_or_its_instruction_set(tmp_path: Path) -> None:
     fallback = platform.processor() or platform.machine()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t:\n")
-    assert cpu_name(tmp_path / "cpuinfo") == fallback
-    assert cpu_name(tmp_path / "absent") == fallback
+    assert cpu_name(tmp_path / "cpuinfo", tmp_path / "absent") == fallback
+    assert cpu_name(tmp_path / "absent", tmp_path / "absent") == fallback
+    (tmp_path / "board").write_bytes(b"Raspberry Pi 4 Model B Rev 1.4\0")
+    assert cpu_name(tmp_path / "cpuinfo", tmp_path / "board") == "Raspberry Pi 4 Model B Rev 1.4"
 
 
 def test_the_environment_names_versions_and_counts_processors() -> None:
