@@ -60,13 +60,15 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
             options,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
         )
-    if json is not None:
-        write_report(json, report)
-    console = Console(markup=False)
-    for table in bench_tables(report):
-        console.print(table)
-    for warning in report.warnings:
-        console.print(f"Note: {warning}", soft_wrap=True)
+    try:
+        if json is not None:
+            write_report(json, report)
+    finally:  # what took minutes is shown even where it cannot be written
+        console = Console(markup=False)
+        for table in bench_tables(report):
+            console.print(table)
+        for warning in report.warnings:
+            console.print(f"Note: {warning}", soft_wrap=True)
     for failure in report.failures:
         Console(stderr=True, markup=False).print(f"Error: {failure.reason}", soft_wrap=True)
     if report.failures:

@@ -12,20 +12,22 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError
 
-_INTEGERS = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
-_FLOATS = {"tensor(float)": np.float32}
+_CODES = {"tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_INDICES = {"tensor(int32)": np.int32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 _LARGEST_INPUT = 2**31 - 1  # bytes
 
 
 def random_inputs(
     session: onnxruntime.InferenceSession, *, batch: int, seed: int, path: Path
 ) -> dict[str, NDArray[Any]]:
-    """Draw one value for each input of a session: integers over their whole range, floats from N(0, 1).
+    """Draw one value for each input of a session.
 
-    A free first dimension becomes `batch`.
+    Integers of 8 bits are drawn over their whole range, floats from N(0, 1). Wider integers, which may be indices, and
+    booleans are 0 or 1. A free first dimension becomes `batch`.
 
     Raises:
-        ModelFileError: an input's type is not uint8, int8 or float32, its first dimension is fixed at another
+        ModelFileError: an input's type is none of these, its first dimension is fixed at another
             batch, another dimension is free, or it would be larger than 2 GiB.
     """
     generator = np.random.default_rng(seed)
@@ -39,19 +41,18 @@ def random_inputs(
                 f"input {tensor.name!r} of {path} has shape {tensor.shape}; a batch of {batch} needs a first "
                 f"dimension that is free or {batch}, and all others fixed."
             )
-        if 4 * math.prod(shape) > _LARGEST_INPUT:
-            raise ModelFileError(
-                f"input {tensor.name!r} of {path} has shape {shape}: too large; choose a smaller batch."
-            )
-        if tensor.type in _INTEGERS:
-            dtype = _INTEGERS[tensor.type]
-            limits = np.iinfo(dtype)
-            inputs[tensor.name] = generator.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+        if 8 * math.prod(shape) > _LARGEST_INPUT:
+            raise ModelFileError(f"input {tensor.name!r} of {path} has shape {shape}: too large; use a smaller batch.")
+        if tensor.type in _CODES:
+            limits = np.iinfo(_CODES[tensor.type])
+            inputs[tensor.name] = generator.integers(limits.min, limits.max, shape, limits.dtype, endpoint=True)
         elif tensor.type in _FLOATS:
-            inputs[tensor.name] = generator.standard_normal(shape, _FLOATS[tensor.type])
+            inputs[tensor.name] = generator.standard_normal(shape, np.float32).astype(_FLOATS[tensor.type])
+        elif tensor.type in _INDICES:
+            inputs[tensor.name] = generator.integers(0, 2, shape).astype(_INDICES[tensor.type])
         else:
             raise ModelFileError(
                 f"input {tensor.name!r} of {path} is a {tensor.type}; inputs can be drawn for "
-                f"{', '.join([*_INTEGERS, *_FLOATS])}."
+                f"{', '.join([*_CODES, *_FLOATS, *_INDICES])}."
             )
     return inputs

@@ -81,11 +81,12 @@ def _weights_of(node: Node) -> int | None:
 def _shapes(path: Path, graph: OnnxFile, nodes: list[Node]) -> Mapping[str, Shape]:
     """Return the shapes of all that some nodes read and of what they make, as ONNX Runtime infers them."""
     known: dict[str, Shape] = {name: array.shape for name, array in graph.initializers.items()}
-    known |= {info.name: info.shape for info in (*graph.inputs, *graph.outputs) if info.shape is not None}
+    known |= {info.name: info.shape for info in graph.inputs if info.shape is not None}
     wanted = [name for node in nodes for name in (node.inputs[0], node.inputs[_weights_of(node) or 0], node.outputs[0])]
-    missing = [name for name in dict.fromkeys(wanted) if name not in known]
+    missing = set(wanted) - set(known)
     if missing:
-        session = create_session(path, level="disabled", content=with_outputs(path.read_bytes(), missing))
+        inner = sorted(missing - {info.name for info in graph.outputs})
+        session = create_session(path, level="disabled", content=with_outputs(path.read_bytes(), inner))
         known |= {output.name: tuple(output.shape) for output in session.get_outputs()}
     return known
 

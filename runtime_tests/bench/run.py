@@ -36,7 +36,7 @@ from .options import BenchOptions, check_unique
 from .peak import measure_peak
 from .pinning import choose_cpus, pinned, usable_cpus
 from .profiler import profile_model
-from .report import COLD, WARM, BenchReport, Failure, ModelCost, Peak, Profile
+from .report import COLD, WARM, BenchReport, Failure, ModelCost, Peak
 from .statistics import Samples, bench_report
 from .trial import TrialOptions, try_model, try_runtime
 
@@ -129,7 +129,7 @@ def benchmark(
         failures=[Failure(path=str(path), reason=reason) for path, reason in failures.items()],
         warnings=warnings,
     )
-    return replace(report, profiles=_profiles(slots, failures, report, tell)) if options.profile else report
+    return _with_profiles(report, slots, tell) if options.profile else report
 
 
 def _check_models(paths: Sequence[Path]) -> None:
@@ -312,13 +312,15 @@ def _samples(
     return result
 
 
-def _profiles(
-    slots: Sequence[_Slot], failures: dict[Path, str], report: BenchReport, progress: Progress
-) -> tuple[Profile, ...]:
+def _with_profiles(report: BenchReport, slots: Sequence[_Slot], progress: Progress) -> BenchReport:
+    """Add the profile of each model with each number of threads; where there is none, a warning says so."""
     models = {cost.model.path: cost.model for cost in report.models}
-    chosen = {(str(slot.loaded.path), slot.setting.threads): slot for slot in slots if slot.loaded.path not in failures}
-    profiles = []
+    chosen = {(str(slot.loaded.path), slot.setting.threads): slot for slot in slots if str(slot.loaded.path) in models}
+    profiles, warnings = [], []
     for number, ((path, threads), slot) in enumerate(chosen.items()):
         progress("profiling", number, len(chosen))
-        profiles.append(profile_model(models[path], slot.loaded.inputs, threads=threads, cpus=slot.setting.cpus))
-    return tuple(profiles)
+        try:
+            profiles.append(profile_model(models[path], slot.loaded.inputs, threads=threads, cpus=slot.setting.cpus))
+        except ModelFileError as error:
+            warnings.append(str(error))
+    return replace(report, profiles=tuple(profiles), warnings=(*report.warnings, *warnings))

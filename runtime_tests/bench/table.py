@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 from rich.markup import escape
@@ -16,13 +17,16 @@ _UNKNOWN = "-"
 
 def bench_tables(report: BenchReport) -> list[Table]:
     """Return every table of a report: latencies, what else the models cost, profiles."""
-    return [latency_table(report), model_table(report), *(profile_table(profile) for profile in report.profiles)]
+    targets = dict.fromkeys(latency.target for latency in report.latencies)
+    profiles = (profile_table(profile) for profile in report.profiles)
+    return [*(latency_table(report, target) for target in targets), model_table(report), *profiles]
 
 
-def latency_table(report: BenchReport) -> Table:
-    """Return one row per model in each setting."""
+def latency_table(report: BenchReport, target: str = NATIVE) -> Table:
+    """Return one row per model in each setting of a target."""
     environment = report.environment
-    pinned = {latency.threads: latency.cpus for latency in report.latencies if latency.target == NATIVE}
+    latencies = [latency for latency in report.latencies if latency.target == target]
+    pinned = {latency.threads: latency.cpus for latency in latencies if target == NATIVE}
     places = [
         f"{threads} on {' '.join(map(str, cpus))}" if cpus else f"{threads} not pinned"
         for threads, cpus in pinned.items()
@@ -33,24 +37,20 @@ def latency_table(report: BenchReport) -> Table:
     if places:
         caption.append(f"threads: {', '.join(places)}")
     table = new_table(
-        title=f"latency in ms, batch {report.batch}, {report.repeats} runs after {report.warmup} to warm up",
+        title=(
+            f"{escape(target)}: latency in ms, batch {report.batch}, {report.repeats} runs after {report.warmup} "
+            "to warm up"
+        ),
         caption="\n".join(map(escape, caption)),
     )
-    targets = len({latency.target for latency in report.latencies}) > 1 or not pinned
     table.add_column("model", overflow="fold")
-    if targets:
-        table.add_column("target", overflow="fold")
     for column in ("threads\ncaches", "median", "p95", "spread", "ratio", "95 %\ninterval", "GMAC\n/s", "of\npeak"):
         table.add_column(column, justify="right", no_wrap=True)
-    names = short_names({latency.model.path for latency in report.latencies})
-    previous = None
-    for latency in report.latencies:
-        setting = latency.target, latency.threads, latency.caches
-        if previous not in (None, setting):
-            table.add_section()
-        previous = setting
-        target = [escape(latency.target)] if targets else []
-        table.add_row(escape(names[latency.model.path]), *target, *_latency_cells(latency))
+    names = short_names({latency.model.path for latency in latencies})
+    for _, setting in groupby(latencies, key=lambda latency: (latency.threads, latency.caches)):
+        table.add_section()
+        for latency in setting:
+            table.add_row(escape(names[latency.model.path]), *_latency_cells(latency))
     return table
 
 
@@ -76,7 +76,15 @@ def model_table(report: BenchReport) -> Table:
     ]
     table = new_table(title="files", caption=f"peak: {', '.join(peaks)}" if peaks else "")
     table.add_column("model", overflow="fold")
-    for column in ("file kB", "load\nms", "first run\nms", "memory\nMB", "of it\nruntime", "million\nMACs", "in"):
+    for column in (
+        "file kB",
+        "load\nms",
+        "first run\nms",
+        "memory\nMB",
+        "of it\nruntime",
+        "million\nMACs",
+        "layers\ncompute in",
+    ):
         table.add_column(column, justify="right")
     names = short_names({cost.model.path for cost in report.models})
     for cost in report.models:

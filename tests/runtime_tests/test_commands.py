@@ -160,7 +160,7 @@ def test_verify_refuses_wrong_use_before_it_works(write_model: WriteModel, folde
 
 def test_bench_shows_a_table_and_writes_json(write_model: WriteModel, tmp_path: Path) -> None:
     models = write_model("a.onnx"), write_model("b.onnx")
-    options = ("--threads", "1,2", "--repeats", 2, "--warmup", 1, "--json", tmp_path / "r.json")
+    options = ("--threads", "1,2", "--caches", "warm", "--repeats", 2, "--warmup", 1, "--json", tmp_path / "r.json")
     result = call(bench_command, *models, *options)
     assert result.exit_code == 0, result.output
     assert "median" in result.output
@@ -179,8 +179,20 @@ def test_bench_refuses_an_output_that_is_a_folder(write_model: WriteModel, tmp_p
         call(bench_command, write_model(), "--json", tmp_path)
 
 
+def test_bench_names_a_model_that_fails_and_keeps_the_others(write_model: WriteModel, tmp_path: Path) -> None:
+    (tmp_path / "noise.onnx").write_bytes(b"\0" * 64)
+    options = ("--caches", "warm", "--repeats", 2, "--json", tmp_path / "r.json")
+    result = call(bench_command, tmp_path / "noise.onnx", write_model("a.onnx"), *options)
+    assert result.exit_code == 2
+    assert "cannot load" in result.output
+    assert "a.onnx" in result.output
+    report = read_report(tmp_path / "r.json", BenchReport)
+    assert [Path(failure.path).name for failure in report.failures] == ["noise.onnx"]
+    assert [Path(row.model.path).name for row in report.latencies] == ["a.onnx"]
+
+
 def test_json_content_is_valid_json_without_nan(write_model: WriteModel, tmp_path: Path) -> None:
-    call(bench_command, write_model(), "--repeats", 1, "--json", tmp_path / "r.json")
+    call(bench_command, write_model(), "--repeats", 1, "--caches", "warm", "--json", tmp_path / "r.json")
 
     def refuse(constant: str) -> float:
         raise AssertionError(constant)

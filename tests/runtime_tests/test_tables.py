@@ -5,16 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from qil_deploy.datasets import ImageBatches, ImageSet
-from qil_deploy.runtime_tests import benchmark, verify
+from qil_deploy.runtime_tests import verify
 from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN
-from qil_deploy.runtime_tests.tables import bench_table, verify_table
+from qil_deploy.runtime_tests.tables import verify_table
 
 WriteModel = Callable[..., Path]
 
@@ -67,24 +66,3 @@ def test_warnings_are_shown(write_model: WriteModel, images: NDArray[np.uint8], 
     report = verify(write_model(), batches(np.repeat(images[:1], 60, axis=0), labels))
     text = " ".join(" ".join(shown(verify_table(report))).split())
     assert "Note: integer reference returns the same logits" in text
-
-
-def test_a_bench_table_states_threads_and_versions(write_model: WriteModel) -> None:
-    lines = shown(bench_table(benchmark([write_model()], threads=(1, 2), repeats=1, warmup=0)))
-    rows = [line.split() for line in lines if line.startswith("model.onnx")]
-    assert [cells[1] for cells in rows] == ["1", "2"]
-    assert all(cells[6] == "1.00" for cells in rows)
-    assert f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}" in " ".join(lines)
-
-
-def test_models_of_the_same_name_are_told_apart_by_their_folders(write_model: WriteModel) -> None:
-    first = write_model("model.onnx")
-    (first.parent / "b").mkdir()
-    second = first.rename(first.parent / "b" / "model.onnx")
-    report = benchmark([write_model("model.onnx"), second], repeats=1, warmup=0)
-    assert "b/model.onnx" in "".join(line.split("  ")[0].strip() for line in shown(bench_table(report)))
-
-
-def test_brackets_in_a_file_name_are_shown(write_model: WriteModel) -> None:
-    lines = shown(bench_table(benchmark([write_model("[red]4.onnx")], repeats=1, warmup=0)))
-    assert any(line.startswith("[red]4.onnx") for line in lines)
