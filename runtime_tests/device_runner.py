@@ -311,9 +311,9 @@ def progress(what: str, done: int, total: int) -> None:
 
 
 def too_old() -> str:
-    """Say so where ONNX Runtime is older than this project needs."""
+    """Say so where ONNX Runtime is older than what all of our files can do with."""
     version = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:2])
-    return f" (older than {'.'.join(map(str, OLDEST))}, which 2-bit weights need)" if version < OLDEST else ""
+    return f", older than {'.'.join(map(str, OLDEST))}," if version < OLDEST else ""
 
 
 def one_line(error: Exception) -> str:

@@ -89,6 +89,7 @@ TARGETS = {
         Target(name="native", about="this machine"),
         Target(name="haswell", about="x86-64 with AVX2, without VNNI", emulator=HASWELL, cpu="Haswell"),
         *(Target(name=f"arm64:{cpu}", about=about, emulator=ARM64, cpu=cpu) for cpu, about in _ARM64_ABOUT.items()),
+        Target(name="wasm", about="ONNX Runtime Web in headless Chromium", browser=True),
     )
 }
 

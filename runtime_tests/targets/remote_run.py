@@ -119,7 +119,8 @@ def run_on_device(
         try:
             return read_report(file, DeviceReport)
         except DataError as error:
-            raise TargetError(f"brought back no report: {error}{quoted(last_words)}") from error
+            what = str(error).replace(str(file), "what it sent")
+            raise TargetError(f"brought back no report: {what}{quoted(last_words)}") from error
 
 
 def _script(remote: Remote, size: int) -> str:

@@ -18,10 +18,10 @@ def targets_table(report: TargetsReport) -> Table:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
-    table.add_column("target", overflow="fold")
+    table.add_column("target", overflow="fold", min_width=16)
     for column in ("codes\ncompared", "differing", "logits\nof images", "differing", "median\nms"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("onnxruntime", no_wrap=True)
+    table.add_column("ONNX\nRuntime", no_wrap=True)
     for result in report.targets:
         table.add_row(escape(result.target), *_cells(result), style=_style(result))
     return table
@@ -52,6 +52,8 @@ def _verdict(report: TargetsReport) -> str:
         return "No target ran."
     if report.exact:
         return "Exact: every code and logit is that of the integer reference."
+    if not any(device.differing for result in report.targets for device in result.reports):
+        return "Not finished: see below."
     return "Not exact: see below."
 
 
