@@ -108,7 +108,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         ensure_writable(json)
     exported = read_exported_model(model)
     size = batch_size_for(exported.preprocessing.shape) if batch_size is None else batch_size
-    images = _test_images(exported, data, size)
+    images = openopenopen_test_images(exported, data, size)
     if limit is not None:
         images = images.first(limit)
     others = {}

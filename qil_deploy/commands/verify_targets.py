@@ -101,11 +101,11 @@ def _run(
         if images is not None and golden is None:
             status.update("the integer reference: every code")
             golden = Path(folder) / "codes.npz"
-            write_golden(request.model, _first(images, GOLDEN_IMAGES), images_from, golden)
+            write_golden(request.model, first_images(images, GOLDEN_IMAGES), images_from, golden)
         if images is not None and request.limit is not None:
             status.update(f"the integer reference: logits of {request.limit} images")
             logits = Path(folder) / "logits.npz"
-            write_golden_logits(request.model, _first(images, request.limit), images_from, logits)
+            write_golden_logits(request.model, first_images(images, request.limit), images_from, logits)
         if golden is None:
             raise ConfigError("there is nothing to compare with; give golden vectors or a data set.")
         return verify_targets(
@@ -119,6 +119,6 @@ def _run(
         )
 
 
-def _first(images: ImageBatches, count: int) -> NDArray[np.uint8]:
+def first_images(images: ImageBatches, count: int) -> NDArray[np.uint8]:
     """Return the first images, or all where there are not so many."""
     return images.read(0, min(count, len(images))).images

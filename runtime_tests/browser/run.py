@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from qil_deploy.errors import DataError, TargetError
-from qil_deploy.runtime_tests.environment import CPUINFO, cpu_name
+from qil_deploy.runtime_tests.device_runner import cpu_name
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 from qil_deploy.runtime_tests.targets.run import RunOptions
 
-from .chromium import Browser, browser_at, find_chromium
+from .chromium import browser_at, find_chromium
 from .server import PageServer
 from .trial import write_trial
 from .verification import prepare_verification
+from .waiting import Patience, Progress, wait_for_result
 from .web_runtime import runtime_files, runtime_state, set_up_runtime
 
-_LOOK = 0.2
 _TRIAL_TIMEOUT = 120.0
-
-Progress = Callable[[str], None]
 
 
 def browser_state() -> str | None:
@@ -65,39 +61,18 @@ def run_in_browser(
         except DataError as error:
             raise TargetError(f"target wasm failed. {error}") from error
         with PageServer(verification.service()) as server, browser_at(server.url("127.0.0.1")) as browser:
-            report: DeviceReport = wait_for_result(server, browser, options.timeout, progress)
+            patience = Patience(
+                name="target wasm",
+                timeout=options.timeout,
+                silence=f"has not answered for {options.timeout:g} seconds and was stopped; give it longer with "
+                "--timeout, or fewer images.",
+                ended=browser.ended,
+            )
+            report: DeviceReport = wait_for_result(server, patience, progress)
     if report.threads != options.threads:
         raise TargetError(f"target wasm ran {report.threads} threads instead of {options.threads}.")
     # Browsers do not tell the processor, which here is known.
-    return replace(report, environment=replace(report.environment, cpu=cpu_name(CPUINFO)))
-
-
-def wait_for_result(server: PageServer, browser: Browser, timeout: float, progress: Progress | None) -> Any:  # noqa: ANN401 - what the server's `accept` returns
-    """Return the result that the page sends.
-
-    Raises:
-        TargetError: it fails, shows no progress for `timeout` seconds, or the browser ends.
-    """
-    last = time.monotonic()
-    while True:
-        event = server.next_event(_LOOK)
-        if event is None:
-            ended = browser.ended()
-            if ended is not None:
-                raise TargetError(f"target wasm failed: the browser {ended}")
-            if time.monotonic() - last > timeout:
-                raise TargetError(
-                    f"target wasm has not answered for {timeout:g} seconds and was stopped; give it longer with "
-                    "--timeout, or fewer images."
-                )
-            continue
-        last = time.monotonic()
-        if event.kind == "result":
-            return event.result
-        if event.kind == "failure":
-            raise TargetError(f"target wasm failed. Its last words: {event.text}")
-        if event.kind == "progress" and progress is not None:
-            progress(event.text)
+    return replace(report, environment=replace(report.environment, cpu=cpu_name()))
 
 
 def set_up_browser(say: Callable[[str], None]) -> Path:

@@ -199,6 +199,7 @@ async function main() {
 
 main().catch(async (error) => {
   const message = oneLine(error);
-  postMessage({ kind: "failed", message });
+  // First the server: the page ends this worker when it hears of it.
   await post("failure", message).catch(() => {});
+  postMessage({ kind: "failed", message });
 });
