@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
@@ -23,6 +23,7 @@ from .watched import Command, Progress, quoted, run_watched
 
 RUNNER = Path(__file__).parents[1] / "device_runner.py"
 DEFAULT_TIMEOUT = 300.0
+_LONGEST_TEXT = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def _runner_options(options: RunOptions) -> list[str]:
 
 
 def _check_report(target: Target, report: DeviceReport, model: Path, options: RunOptions) -> None:
-    """Raise unless a report is of this model and these levels."""
+    """Raise unless a report is of this model and these levels, and what it says of the target can be shown."""
     if report.sha256 != ModelFile.of(model).sha256:
         raise TargetError(f"target {target.name} reports on another model than {model}: sha256 {report.sha256}.")
     levels = tuple(level.level for level in report.levels)
@@ -131,6 +132,9 @@ def _check_report(target: Target, report: DeviceReport, model: Path, options: Ru
             f"target {target.name} reports on the levels {', '.join(levels) or 'none'}; "
             f"{', '.join(options.levels)} were to be run."
         )
+    for name, text in asdict(report.environment).items():
+        if isinstance(text, str) and not (text.isprintable() and len(text) <= _LONGEST_TEXT):
+            raise TargetError(f"target {target.name} reports {text[:_LONGEST_TEXT]!r} as its {name}.")
 
 
 def python_command(target: Target) -> Command:

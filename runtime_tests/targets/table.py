@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .report import TargetResult, TargetsReport
 
@@ -12,7 +12,7 @@ from .report import TargetResult, TargetsReport
 def targets_table(report: TargetsReport) -> Table:
     """Return one row per target: how much was compared, and what differs."""
     table = Table(
-        title=escape(report.model.path),
+        title=Text(report.model.path, style="table.title"),
         caption=_verdict(report),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -23,7 +23,7 @@ def targets_table(report: TargetsReport) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("ONNX\nRuntime", no_wrap=True)
     for result in report.targets:
-        table.add_row(escape(result.target), *_cells(result), style=_style(result))
+        table.add_row(*map(Text, (result.target, *_cells(result))), style=_style(result))
     return table
 
 

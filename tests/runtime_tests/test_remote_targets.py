@@ -382,6 +382,7 @@ BAD_REPORTS = {
     "schema": ("report['schema'] = 'x/1'", "brought back no report: .* has schema 'x/1'"),
     "other model": ("report['sha256'] = 64 * '0'", "reports on another model than .*: sha256 0000"),
     "no levels": ("report['levels'] = []", "reports on the levels none; all were to be run"),
+    "escapes": (r"report['environment']['cpu'] = 'x\x1b[2J'", r"reports 'x\\x1b\[2J' as its cpu"),
     "field": ("del report['threads']", "brought back no report: .* is damaged"),
     "text": ("report = 'hello'", "brought back no report: .* has schema None"),
 }
