@@ -108,7 +108,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         ensure_writable(json)
     exported = read_exported_model(model)
     size = batch_size_for(exported.preprocessing.shape) if batch_size is None else batch_size
-    images = openopenopen_test_images(exported, data, size)
+    images = open_test_images(exported, data, size)
     if limit is not None:
         images = images.first(limit)
     others = {}
@@ -154,7 +154,7 @@ def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -
             raise ConfigError("--golden brings its own images; with --target it takes neither --data nor --limit.")
         verify_on_targets(request, None, str(request.golden))
         return
-    verify_on_targets(request, _test_images(exported, data, 1), data or exported.data or "")
+    verify_on_targets(request, open_test_images(exported, data, 1), data or exported.data or "")
 
 
 def _backend(name: str) -> str:
@@ -204,7 +204,7 @@ def _verify_golden(
         raise typer.Exit(1)
 
 
-def _test_images(model: ExportedModel, data: str | None, batch_size: int) -> ImageBatches:
+def open_test_images(model: ExportedModel, data: str | None, batch_size: int) -> ImageBatches:
     """Open the test split of `data`, by default of the data set the metadata names, in the model's shape."""
     from qil_deploy.datasets import load_batches
 
