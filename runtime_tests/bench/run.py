@@ -193,14 +193,13 @@ def _describe_work(path: Path, model: ModelFile) -> ModelCost:
 
 
 def _settings(options: BenchOptions, last_level_bytes: int | None) -> list[_Setting]:
-    usable = usable_cpus()
-    settings = []
-    for threads in options.threads:
-        cpus = choose_cpus(threads, usable)
-        for caches in options.caches:
-            evictor = CacheEvictor(last_level_bytes, cpus) if caches == COLD else None
-            settings.append(_Setting(threads=threads, cpus=cpus, evictor=evictor))
-    return settings
+    evictor = CacheEvictor(last_level_bytes) if COLD in options.caches else None
+    cpus = {threads: choose_cpus(threads, usable_cpus()) for threads in options.threads}
+    return [
+        _Setting(threads=threads, cpus=cpus[threads], evictor=evictor if caches == COLD else None)
+        for threads in options.threads
+        for caches in options.caches
+    ]
 
 
 def _setting_warnings(settings: Sequence[_Setting]) -> list[str]:
@@ -281,7 +280,7 @@ def _time_once(slot: _Slot, clock: Clock) -> int:
         if slot.setting.evictor is None:
             run_session(loaded.session, loaded.inputs, path=loaded.path)
         else:
-            slot.setting.evictor.evict()
+            slot.setting.evictor.evict(slot.setting.cpus)
         start = clock()
         run_session(loaded.session, loaded.inputs, path=loaded.path)
         return clock() - start
@@ -323,4 +322,7 @@ def _with_profiles(report: BenchReport, slots: Sequence[_Slot], progress: Progre
             profiles.append(profile_model(models[path], slot.loaded.inputs, threads=threads, cpus=slot.setting.cpus))
         except ModelFileError as error:
             warnings.append(str(error))
+        except KeyboardInterrupt:
+            warnings.append(f"profiling was interrupted after {len(profiles)} of {len(chosen)} profiles.")
+            break
     return replace(report, profiles=tuple(profiles), warnings=(*report.warnings, *warnings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def latency_table(report: BenchReport, target: str = NATIVE) -> Table:
     table.add_column("model", overflow="fold")
     for column in ("threads\ncaches", "median", "p95", "spread", "ratio", "95 %\ninterval", "GMAC\n/s", "of\npeak"):
         table.add_column(column, justify="right", no_wrap=True)
-    names = short_names({latency.model.path for latency in latencies})
+    names = _names(latency.model.path for latency in latencies)
     for _, setting in groupby(latencies, key=lambda latency: (latency.threads, latency.caches)):
         table.add_section()
         for latency in setting:
@@ -58,9 +59,7 @@ def _latency_cells(latency: Latency) -> list[str]:
     interval = latency.ratio_interval
     return [
         f"{latency.threads} {latency.caches}",
-        f"{latency.median_ms:.3f}",
-        f"{latency.p95_ms:.3f}",
-        f"{latency.iqr_ms:.3f}",
+        *(_milliseconds(value) for value in (latency.median_ms, latency.p95_ms, latency.iqr_ms)),
         f"{latency.ratio:.3f}",
         "" if interval is None else f"{interval.low:.3f}-{interval.high:.3f}",
         _UNKNOWN if latency.gmacs is None else f"{latency.gmacs:.1f}",
@@ -81,18 +80,17 @@ def model_table(report: BenchReport) -> Table:
         "load\nms",
         "first run\nms",
         "memory\nMB",
-        "of it\nruntime",
+        "without\nmodel",
         "million\nMACs",
         "layers\ncompute in",
     ):
         table.add_column(column, justify="right")
-    names = short_names({cost.model.path for cost in report.models})
+    names = _names(cost.model.path for cost in report.models)
     for cost in report.models:
         table.add_row(
             escape(names[cost.model.path]),
             f"{cost.model.bytes / 1000:.1f}",
-            _number(cost.load_ms, ".1f"),
-            _number(cost.first_run_ms, ".1f"),
+            *(_UNKNOWN if value is None else _milliseconds(value) for value in (cost.load_ms, cost.first_run_ms)),
             _number(cost.peak_bytes, ".1f", 1e6),
             _number(cost.runtime_bytes, ".1f", 1e6),
             _number(cost.macs, ".1f", 1e6),
@@ -115,6 +113,18 @@ def profile_table(profile: Profile) -> Table:
         cells = str(operator.nodes), f"{operator.median_us:.0f}", f"{operator.share:.1%}"
         table.add_row(escape(operator.operator), *cells)
     return table
+
+
+def _names(paths: Iterable[str]) -> dict[str, str]:
+    """Name files as shortly as leaves them apart."""
+    names = short_names(set(paths))
+    stems = {path: name.removesuffix(".onnx") for path, name in names.items()}
+    return stems if len(set(stems.values())) == len(names) else names
+
+
+def _milliseconds(value: float) -> str:
+    """Show four digits, or all that stand before the point."""
+    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:

@@ -92,7 +92,7 @@ def fake_benchmark(machine: FakeMachine, folder: Path, names: list[str], options
         patch.setattr(f"{RUN}.try_runtime", lambda _: 60_000_000)
         patch.setattr(f"{RUN}.count_macs", lambda _: 3_000_000)
         patch.setattr(f"{RUN}.arithmetic_of", lambda _: None)
-        patch.setattr("qil_deploy.runtime_tests.bench.eviction.CacheEvictor.evict", lambda _: machine.evict())
+        patch.setattr("qil_deploy.runtime_tests.bench.eviction.CacheEvictor.evict", lambda *_: machine.evict())
         patch.setattr("qil_deploy.runtime_tests.bench.eviction.LARGEST_BUFFER", 2**12)
         return benchmark(paths, options, clock=machine.clock)
 

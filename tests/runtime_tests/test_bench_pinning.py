@@ -75,7 +75,7 @@ def test_the_buffer_is_twice_the_cache_or_as_large_as_allowed(
     monkeypatch: pytest.MonkeyPatch, cache: int | None, largest: int, size: int, doubtful: bool
 ) -> None:
     monkeypatch.setattr(eviction, "LARGEST_BUFFER", largest)
-    evictor = CacheEvictor(cache, [])
+    evictor = CacheEvictor(cache)
     evictor.evict()
     assert evictor.bytes == size
     assert (evictor.warning is not None) == doubtful
@@ -96,8 +96,8 @@ def test_caches_of_every_processor_are_emptied_and_the_thread_returns(monkeypatc
     monkeypatch.setattr(np, "ones", lambda *_: Recorded())
     before = os.sched_getaffinity(0)
     cpu = usable_cpus()[0]
-    CacheEvictor(2**20, [cpu]).evict()
+    CacheEvictor(2**20).evict([cpu])
     assert visited == [before], "the caller is on it already"
-    CacheEvictor(2**20, [cpu, cpu]).evict()
+    CacheEvictor(2**20).evict([cpu, cpu])
     assert visited[1:] == [{cpu}, {cpu}]
     assert os.sched_getaffinity(0) == before

@@ -60,7 +60,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 def test_settings_versions_and_costs_are_stated(report: BenchReport) -> None:
     lines = shown(*bench_tables(report))
-    rows = [line.split() for line in lines if line.startswith("[red]4.onnx")]
+    rows = [line.split() for line in lines if line.startswith("[red]4 ")]
     assert [cells[1:3] for cells in rows[:2]] == [["1", "warm"], ["2", "warm"]]
     assert all(cells[6] == "1.000" for cells in rows[:2])
     text = " ".join(" ".join(lines).split())
@@ -103,4 +103,4 @@ def test_what_is_not_known_is_a_dash(report: BenchReport) -> None:
 def test_models_of_the_same_name_are_told_apart_by_their_folders(report: BenchReport) -> None:
     rows = latency("model.onnx"), latency("b/model.onnx")
     lines = shown(latency_table(replace(report, latencies=rows)))
-    assert "b/model.onnx" in "".join(line.split("  ")[0].strip() for line in lines)
+    assert "b/model" in "".join(line.split("  ")[0].strip() for line in lines)

@@ -185,7 +185,7 @@ def test_bench_names_a_model_that_fails_and_keeps_the_others(write_model: WriteM
     result = call(bench_command, tmp_path / "noise.onnx", write_model("a.onnx"), *options)
     assert result.exit_code == 2
     assert "cannot load" in result.output
-    assert "a.onnx" in result.output
+    assert "median" in result.output
     report = read_report(tmp_path / "r.json", BenchReport)
     assert [Path(failure.path).name for failure in report.failures] == ["noise.onnx"]
     assert [Path(row.model.path).name for row in report.latencies] == ["a.onnx"]
