@@ -23,6 +23,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from .errors import ModelFileError
 from .onnx_file import Node, OnnxFile, read_model
 from .onnx_tensors import DATA_TYPES
 
@@ -61,10 +62,18 @@ _CODES = frozenset({Content.CODES})
 
 
 def optimized_model(path: Path) -> OnnxFile:
-    """Return the graph that the CPU execution provider runs for a file at the default optimization level."""
+    """Return the graph that the CPU execution provider runs for a file at the default optimization level.
+
+    Raises:
+        ModelFileError: ONNX Runtime cannot load the file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        write_optimized_model(path, optimized)
+        try:
+            write_optimized_model(path, optimized)
+        except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise ModelFileError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {reason}.") from error
         return read_model(optimized)
 
 

@@ -21,11 +21,14 @@ def ensure_writable(path: Path) -> None:
     Creates the parent folder.
 
     Raises:
-        OutputError: `path` is a folder, or its folder cannot be created or written.
+        OutputError: `path` is a folder, a device or a pipe, or its folder cannot be created or written.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file to write.")
     try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file to write.")
+        # The file is renamed over what is there: that must not be /dev/null.
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is a device or a pipe, not a file; name a file to write.")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -39,13 +42,18 @@ def ensure_writable(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends without an error.
 
-    The temporary file has the suffix of `path` (some writers choose a format by it), and an error removes it.
+    The temporary file has the suffix of `path` (some writers choose a format by it), and an error removes it. A
+    symbolic link stays one: what it points to is written.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
     ensure_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    path = Path(os.path.realpath(path))
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
     os.close(handle)
     temporary = Path(name)
     try:

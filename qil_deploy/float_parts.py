@@ -6,14 +6,13 @@ float operators, QuantizeLinear. Around it everything is integers. Needs neither
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
 import onnxruntime
 
 from .errors import ModelFileError
-from .exported_names import METADATA_KEY
+from .exported_metadata import read_metadata
 from .onnx_file import Node, OnnxFile
 from .onnx_schema import with_outputs
 
@@ -34,12 +33,8 @@ def is_inside(part: str, name: str) -> bool:
 
 def kept_parts(model: OnnxFile) -> tuple[str, ...]:
     """Return the names of what a file in `integer` placement keeps in float; none for any other file."""
-    try:
-        metadata = json.loads(model.metadata.get(METADATA_KEY, "{}"))
-        kept = metadata.get("float_parts", ()) if metadata.get("placement") == "integer" else ()
-        return tuple(map(str, kept))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"the metadata of {model.path} is damaged ({error}); export the model again.") from error
+    metadata = read_metadata(model)
+    return tuple(metadata.get("float_parts", ())) if metadata.get("placement") == "integer" else ()
 
 
 def cut_out_parts(model: OnnxFile) -> tuple[Node, ...]:

@@ -116,9 +116,11 @@ def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelFileError(f"{path} is a folder; name an ONNX file.")
     try:
+        if path.is_dir():
+            raise ModelFileError(f"{path} is a folder; name an ONNX file.")
+        if path.exists() and not path.is_file():
+            raise ModelFileError(f"{path} is a device or a pipe, which may never end; name an ONNX file.")
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ModelFileError(f"{path} has {path.stat().st_size} bytes; an ONNX file has at most {_MAX_FILE_BYTES}.")
         return path.read_bytes()

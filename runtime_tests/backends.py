@@ -7,7 +7,6 @@ their names in the exported graph; the last of them are the logits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.errors import ModelFileError
-from qil_deploy.exported_names import METADATA_KEY, OUTPUT_NAME
+from qil_deploy.exported_metadata import read_metadata
+from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.float_parts import kept_parts
 from qil_deploy.onnx_file import Node
 from qil_deploy.onnx_schema import with_outputs
@@ -78,14 +77,9 @@ class ExecutedGraph:
         else:
             nodes = IntegerReference(model.graph).nodes
             codes = [n.outputs[0] for n in nodes if n.outputs[0] in in_file]
-        try:
-            metadata = json.loads(model.graph.metadata[METADATA_KEY])
-            layers = frozenset(str(layer["name"]) for layer in metadata.get("layers", ()))
-            moved = frozenset(map(str, metadata.get("passes", {}).get("channels_last", ())))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ModelFileError(
-                f"the metadata of {model.path} are damaged ({error!r}); export the model again."
-            ) from error
+        metadata = read_metadata(model.graph)
+        layers = frozenset(layer.get("name", "") for layer in metadata.get("layers", ()))
+        moved = frozenset(map(str, metadata.get("passes", {}).get("channels_last", ())))
         return cls(
             nodes=nodes,
             codes=tuple(sorted(codes, key=lambda name: name == OUTPUT_NAME)),

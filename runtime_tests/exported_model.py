@@ -5,7 +5,7 @@ The metadata is one JSON object under the key `qil_deploy` of the ONNX file's me
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError
+from qil_deploy.exported_metadata import read_metadata
 from qil_deploy.exported_names import INPUT_NAME, METADATA_KEY, OUTPUT_NAME
 from qil_deploy.onnx_file import OnnxFile, TensorInfo, read_model
 from qil_deploy.preprocessing import Preprocessing
@@ -24,6 +25,7 @@ from .sessions import create_session, run_session
 
 FORMATS = ("qlinear", "qdq", "float")
 INPUTS = ("uint8", "float")
+_MOST_VALUES = 2**28
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[Any]]
 """From uint8 images [N, C, H, W] to float32 logits [N, classes]."""
@@ -116,8 +118,8 @@ def read_exported_model(path: Path) -> ExportedModel:
             f"{path} carries no {METADATA_KEY!r} metadata, so its preprocessing and classes are unknown; "
             "write it with: python -m qil_deploy.export CHECKPOINT -o MODEL.onnx."
         )
+    metadata = read_metadata(graph)
     try:
-        metadata = json.loads(graph.metadata[METADATA_KEY])
         pixels = metadata["preprocessing"]
         model = ExportedModel(
             path=path,
@@ -125,16 +127,16 @@ def read_exported_model(path: Path) -> ExportedModel:
             format=metadata["format"],
             input=metadata["input"],
             preprocessing=Preprocessing(
-                channels=int(pixels["channels"]),
-                height=int(pixels["height"]),
-                width=int(pixels["width"]),
-                scale=float(pixels["scale"]),
-                zero_point=int(pixels["zero_point"]),
+                channels=pixels["channels"],
+                height=pixels["height"],
+                width=pixels["width"],
+                scale=pixels["scale"],
+                zero_point=pixels["zero_point"],
             ),
             class_names=_names(metadata["class_names"]),
-            data=None if metadata.get("data") is None else str(metadata["data"]),
-            batch=None if metadata.get("batch") is None else int(metadata["batch"]),
-            float_parts=tuple(map(str, metadata.get("float_parts", ()))),
+            data=metadata.get("data"),
+            batch=metadata.get("batch"),
+            float_parts=tuple(metadata.get("float_parts", ())),
         )
     except KeyError as error:
         raise ModelFileError(f"the metadata of {path} has no entry {error}; export the model again.") from error
@@ -155,6 +157,12 @@ def _check(model: ExportedModel) -> None:
         if value not in allowed:
             raise ModelFileError(f"the metadata of {model.path} says {name} {value!r}; known are {', '.join(allowed)}.")
     shape = model.preprocessing.shape
+    values = math.prod(shape) * (model.batch or 1)
+    if values > _MOST_VALUES:
+        raise ModelFileError(
+            f"{model.path} takes {model.batch or 1} images of shape {list(shape)} at once, which is {values:,} values; "
+            f"at most {_MOST_VALUES:,} are supported."
+        )
     dtype = "uint8" if model.input == "uint8" else "float32"
     _check_tensors(model.path, "takes", model.graph.inputs, TensorInfo(INPUT_NAME, dtype, (model.batch, *shape)))
     logits = TensorInfo(OUTPUT_NAME, "float32", (model.batch, len(model.class_names)))

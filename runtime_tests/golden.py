@@ -13,6 +13,7 @@ docs/golden.md says how to check them from another language.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -34,6 +35,9 @@ from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
 
 SCHEMA: Final = "qil_deploy.golden/1"
+# Of all arrays, unpacked: a small zip archive can hold more than fits into memory.
+_MOST_BYTES: Final = 2**31
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,22 +134,51 @@ def _read_golden(path: Path, model: ExportedModel) -> tuple[GoldenInfo, NDArray[
     if not path.is_file():
         raise DataError(f"there are no golden vectors {path}; export the model with --golden N to have them written.")
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             content = json.loads(str(arrays["about"]))
             if content.get("schema") != SCHEMA:
                 raise DataError(f"{path} has schema {content.get('schema')!r}; this version reads {SCHEMA!r}.")
-            info = GoldenInfo(**{**content, "tensors": tuple(map(str, content["tensors"]))})
+            texts = {name: str(value) for name, value in content.items()}
+            del texts["tensors"]
+            info = GoldenInfo(**texts, tensors=tuple(map(str, content["tensors"])))
             images = arrays["images"]
             tensors = {name: arrays[name] for name in info.tensors}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what a damaged archive raises is up to zipfile, zlib, numpy and Python's parser
         raise DataError(f"golden vectors {path} are damaged ({error}); write them again with --golden N.") from error
     if info.sha256 != ModelFile.of(model.path).sha256:
         raise DataError(
             f"golden vectors {path} are of another file than {model.path}: of {info.model} with SHA-256 "
             f"{info.sha256[:12]}...; export the model again with --golden N."
         )
+    try:
+        model.preprocessing.check(images)
+    except DataError as error:
+        raise DataError(f"golden vectors {path} do not fit {model.path}: {error}") from error
     if OUTPUT_NAME not in tensors or len(images) == 0:
         raise DataError(
             f"golden vectors {path} hold no {'images' if len(images) == 0 else 'logits'}; write them again."
         )
     return info, images, tensors
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError unless every array of an .npz file is as large as its header says, and all fit into memory."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        total = sum(entry.file_size for entry in entries)
+        if total > _MOST_BYTES:
+            raise ValueError(f"they hold {total:,} bytes, at most {_MOST_BYTES:,} are read")
+        for entry in entries:
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                if version not in _HEADERS:
+                    raise ValueError(f"{entry.filename} is no array")
+                shape, _, dtype = _HEADERS[version](stream)
+                if dtype.hasobject:
+                    raise ValueError(f"{entry.filename} is pickled, and pickles are never loaded")
+                size = math.prod(shape) * dtype.itemsize
+                if stream.tell() + size != entry.file_size:
+                    raise ValueError(
+                        f"{entry.filename} is not the array of {dtype} and shape {list(shape)} that it says"
+                    )

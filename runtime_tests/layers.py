@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.dequantized_weights import dequantized_codes
 from qil_deploy.errors import ModelFileError
-from qil_deploy.exported_names import METADATA_KEY
+from qil_deploy.exported_metadata import read_metadata
 from qil_deploy.float_parts import kept_parts, part_shapes
 from qil_deploy.onnx_file import Node, OnnxFile
 from qil_deploy.onnx_schema import with_outputs
@@ -113,13 +112,20 @@ def _describe_paper(model: ExportedModel, listed: dict[str, dict[str, Any]]) -> 
 
 
 def _listed_layers(model: ExportedModel) -> dict[str, dict[str, Any]]:
-    metadata = json.loads(model.graph.metadata[METADATA_KEY])
+    metadata = read_metadata(model.graph)
     try:
-        return {str(layer["name"]): layer for layer in metadata["layers"]}
-    except (KeyError, TypeError) as error:
+        listed = {layer["name"]: layer for layer in metadata["layers"]}
+        missing = [name for name, layer in listed.items() if not {"weight_bits", "largest_input_code"} <= layer.keys()]
+    except KeyError as error:
         raise ModelFileError(
-            f"the metadata of {model.path} has no entry 'layers' that could be read; export the model again."
+            f"the metadata of {model.path} has no entry {error} that could be read; export the model again."
         ) from error
+    if missing:
+        raise ModelFileError(
+            f"the metadata of {model.path} does not say how many bits layer {missing[0]!r} has and which codes it "
+            "reads; export the model again."
+        )
+    return listed
 
 
 def _blank_image(model: ExportedModel) -> NDArray[Any]:
@@ -174,7 +180,14 @@ def _multipliers(node: Node, constants: dict[str, NDArray[Any]]) -> NDArray[Any]
 
 def _stored_bytes(graph: OnnxFile, name: str) -> int:
     """Return the bytes of the initializers that a tensor is computed from."""
-    if name in graph.initializers:
-        return math.ceil(graph.initializers[name].size * bits_of_type(graph.stored_types[name]) / 8)
-    producer = next((node for node in graph.nodes if name in node.outputs), None)
-    return 0 if producer is None else sum(_stored_bytes(graph, source) for source in producer.inputs if source)
+    producers = {output: node for node in graph.nodes for output in node.outputs}
+    seen, waiting, stored = {name}, [name], 0
+    while waiting:
+        found = waiting.pop()
+        if found in graph.initializers:
+            stored += math.ceil(graph.initializers[found].size * bits_of_type(graph.stored_types[found]) / 8)
+        elif found in producers:
+            sources = set(producers[found].inputs) - seen
+            seen |= sources
+            waiting += sources
+    return stored

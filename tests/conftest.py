@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 # Two test runs on one machine should not fight over its cores. Must be set before numpy or torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.command_line import Outcome
 
 SEED = 20190618
 
@@ -26,6 +31,30 @@ settings.load_profile("repeatable")
 def rng() -> np.random.Generator:
     """A seeded generator: the same numbers in every run of a test, whatever ran before."""
     return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Outcome]:
+    """Return a function that runs the command line."""
+    from .command_line import call_command
+
+    return call_command
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Return a function that runs a command, requires one sentence and exit code 2, and returns the sentence."""
+    from .command_line import refuse_command
+
+    return refuse_command
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _wide_terminal() -> Iterator[None]:
+    """Tables and paths that a command prints are not broken into lines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "400")
+        yield
 
 
 @pytest.fixture(autouse=True)

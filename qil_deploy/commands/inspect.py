@@ -27,7 +27,7 @@ def inspect_command(
     from rich.console import Console
 
     from qil_deploy.executed_kernels import executed_operators, float_kernels
-    from qil_deploy.exported_names import METADATA_KEY
+    from qil_deploy.exported_metadata import read_metadata
     from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
@@ -37,7 +37,7 @@ def inspect_command(
     if json_file is not None:
         ensure_writable(json_file)
     exported = read_exported_model(model)
-    metadata = json.loads(exported.graph.metadata[METADATA_KEY])
+    metadata = read_metadata(exported.graph)
     quantized = exported.format != "float"
     if quantized and "certificate" not in metadata:
         raise ModelFileError(f"the metadata of {model} has no entry 'certificate'; export the model again.")

@@ -38,6 +38,9 @@ def grid_at(inputs: Inputs, index: int, dtype: np.dtype[Any]) -> kernels.Grid:
     scale, zero_point = required(inputs, index), optional(inputs, index + 1)
     if zero_point is None:
         zero_point = np.zeros((), dtype)
+    unusable = scale[~(np.isfinite(scale) & (scale > 0))]
+    if unusable.size:
+        raise ValueError(f"its input {index} holds the scale {unusable.flat[0]:g}; scales must be positive and finite")
     return kernels.Grid(*(value.reshape(()) if value.size == 1 else value for value in (scale, zero_point)))
 
 

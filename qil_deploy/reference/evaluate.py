@@ -140,6 +140,8 @@ class IntegerReference:
         inputs = [self._find(name, tensors) if name else None for name in node.inputs]
         try:
             return find_operator(node).compute(node, inputs)
+        except MemoryError as error:
+            raise self._refuse(node, f"there is not enough memory for its result ({error})") from error
         except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as error:
             raise self._refuse(node, error) from error
 

@@ -23,6 +23,7 @@ Array = npt.NDArray[Any]
 
 # Elements of one block of im2col columns: small enough to stay in a processor's cache between its uses.
 _BLOCK_ELEMENTS = 1 << 19
+_MOST_ELEMENTS = 1 << 30
 
 
 def exact_float(bound: int) -> type[np.float32] | type[np.float64]:
@@ -292,7 +293,14 @@ def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int]) -> Arr
     before_after = [(0, 0)] * x.ndim
     for index, axis in enumerate(axes):
         before_after[axis] = (pads[index], pads[index + len(axes)])
+    check_size([size + before + after for size, (before, after) in zip(x.shape, before_after, strict=True)])
     return np.pad(x, before_after, constant_values=value.item())
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Raise ValueError for a tensor that only a damaged file asks for, before it fills the memory."""
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ValueError(f"a result of {math.prod(shape):,} elements is too large; {_MOST_ELEMENTS:,} are supported")
 
 
 def checked_int32(integers: Array) -> Array:

@@ -176,8 +176,9 @@ def _transpose(node: Node, inputs: Inputs) -> Array:
 
 
 def _expand(_node: Node, inputs: Inputs) -> Array:
-    x, shape = required(inputs, 0), required(inputs, 1)
-    return x * np.ones([int(size) for size in shape], x.dtype)
+    x, shape = required(inputs, 0), [int(size) for size in required(inputs, 1)]
+    kernels.check_size(np.broadcast_shapes(x.shape, tuple(shape)))
+    return x * np.ones(shape, x.dtype)
 
 
 def _cast(node: Node, inputs: Inputs) -> Array:
@@ -207,6 +208,7 @@ def _resize(node: Node, inputs: Inputs) -> Array:
     if found != expected or factors.shape != (4,) or np.any(factors[:2] != 1) or np.any(factors != np.rint(factors)):
         raise ValueError(f"only Resize that repeats pixels is supported, not {found} by {factors.tolist()}")
     rows, columns = (int(factor) for factor in factors[2:])
+    kernels.check_size((*x.shape, rows, columns))
     return x.repeat(rows, axis=2).repeat(columns, axis=3)
 
 

@@ -1,24 +1,25 @@
-"""The command line, called in this process, and one tiny run for all tests."""
+"""One tiny run for all tests of commands."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from qil_deploy.calibration import calibrate
 from qil_deploy.checkpoint import load_model, save_checkpoint
-from qil_deploy.commands import main
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images
 from qil_deploy.preparation import prepare
 from qil_deploy.training.models import build_model
+
+if TYPE_CHECKING:
+    from tests.command_line import Outcome
 
 # A minute's recipe cut down to seconds; the accuracy does not matter.
 TINY = (
@@ -31,27 +32,6 @@ TINY = (
         {weight_bits=3, activation_bits=3, epochs=1, batch_size=128},
     ]""",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a command printed and how it ended; lines are joined, for where they break means nothing."""
-
-    code: object
-    out: str
-    error: str
-
-
-def _call(*arguments: object) -> Outcome:
-    """Run the command line; an error that is not ours passes through."""
-    out, error = io.StringIO(), io.StringIO()
-    code: object = None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as ending:
-            code = ending.code
-    return Outcome(code=code, out=" ".join(out.getvalue().split()), error=error.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,25 +64,11 @@ def tiny_changes() -> list[str]:
     return _options(TINY)
 
 
-@pytest.fixture
-def call() -> Callable[..., Outcome]:
-    """Return a function that runs the command line."""
-    return _call
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _wide_terminal() -> Iterator[None]:
-    """Tables and paths are not broken into lines."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "400")
-        yield
-
-
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, call: Callable[..., Outcome]) -> Run:
     """Train a float network, w4a4 with a frozen stage, and w3a3 without."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    outcome = _call("train", "digits_resnet14", "--out", folder, *_options(TINY))
+    outcome = call("train", "digits_resnet14", "--out", folder, *_options(TINY))
     assert outcome.code == 0, outcome.error
     return Run(folder=folder, outcome=outcome)
 
@@ -129,21 +95,3 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
         return Path(shutil.copy(path, tmp_path / path.name))
 
     return copy
-
-
-@pytest.fixture
-def refused() -> Callable[..., str]:
-    """Return a function that runs a command, requires one sentence and exit code 2, and returns the sentence."""
-
-    def refuse(*arguments: object, printed: bool = False) -> str:
-        outcome = _call(*arguments)
-        assert outcome.code == 2, (outcome, arguments)
-        assert printed or outcome.out == ""
-        assert outcome.error.startswith("Error: ")
-        assert "Traceback" not in outcome.error
-        sentence = outcome.error.removeprefix("Error: ").removesuffix("\n")
-        assert "\n" not in sentence
-        assert sentence.endswith("."), sentence
-        return sentence
-
-    return refuse

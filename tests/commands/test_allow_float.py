@@ -17,7 +17,7 @@ from qil_deploy.preparation import prepare
 from qil_deploy.training.models import build_model
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Outcome
+    from tests.command_line import Outcome
 
 
 def checkpoint(folder: Path) -> Path:

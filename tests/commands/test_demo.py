@@ -15,7 +15,8 @@ from qil_deploy.onnx_file import read_model
 from qil_deploy.runtime_tests import VerifyReport, read_report
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Outcome, Run
+    from tests.command_line import Outcome
+    from tests.commands.conftest import Run
 
 Call = Callable[..., "Outcome"]
 

@@ -23,7 +23,8 @@ from qil_deploy.runtime_tests.exported_model import read_exported_model
 from .conftest import paper_checkpoint
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Outcome, Run
+    from tests.command_line import Outcome
+    from tests.commands.conftest import Run
 
 Call = Callable[..., "Outcome"]
 Refused = Callable[..., str]

@@ -13,7 +13,7 @@ import pytest
 from qil_deploy.commands import main
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Outcome
+    from tests.command_line import Outcome
 
 Call = Callable[..., "Outcome"]
 COMMANDS = ("train", "export", "verify", "bench", "inspect", "doctor", "target", "demo")

@@ -17,7 +17,8 @@ from qil_deploy.errors import CheckpointError, DataError
 from qil_deploy.training.models import build_model
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Outcome, Run
+    from tests.command_line import Outcome
+    from tests.commands.conftest import Run
 
 IMAGES = load_images("digits").first(40).images
 

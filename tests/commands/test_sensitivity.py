@@ -15,7 +15,8 @@ from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Outcome, Run
+    from tests.command_line import Outcome
+    from tests.commands.conftest import Run
 
 Call = Callable[..., "Outcome"]
 Refused = Callable[..., str]

@@ -15,7 +15,8 @@ from qil_deploy.checkpoint import read_checkpoint
 from qil_deploy.training import models
 
 if TYPE_CHECKING:
-    from tests.commands.conftest import Outcome, Run
+    from tests.command_line import Outcome
+    from tests.commands.conftest import Run
 
 Refused = Callable[..., str]
 

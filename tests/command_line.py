@@ -1,0 +1,48 @@
+"""The command line, called in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+
+from qil_deploy.commands import main
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a command printed and how it ended; lines are joined, for where they break means nothing."""
+
+    code: object
+    out: str
+    error: str
+
+
+def call_command(*arguments: object) -> Outcome:
+    """Run the command line; an error that is not ours passes through."""
+    out, error = io.StringIO(), io.StringIO()
+    code: object = None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as ending:
+            code = ending.code
+    return Outcome(code=code, out=" ".join(out.getvalue().split()), error=error.getvalue())
+
+
+def refuse_command(*arguments: object, printed: bool = False) -> str:
+    """Run a command, require one sentence and exit code 2, and return the sentence.
+
+    Args:
+        arguments: of the command line.
+        printed: whether something may have been printed before.
+    """
+    outcome = call_command(*arguments)
+    assert outcome.code == 2, (outcome, arguments)
+    assert printed or outcome.out == ""
+    assert outcome.error.startswith("Error: "), outcome
+    assert "Traceback" not in outcome.error
+    sentence = outcome.error.removeprefix("Error: ").removesuffix("\n")
+    assert "\n" not in sentence
+    assert sentence.endswith("."), sentence
+    return sentence
