@@ -1,0 +1,80 @@
+"""How long does a fresh process take to import what a device needs?
+
+    python benchmarks/import_time.py [--python PYTHON] [--repeats N]
+
+starts PYTHON (by default the one that runs this) N times for each line of the table, in an order drawn anew in every
+round, and prints median, fastest and slowest wall time of the whole process, its start and end included, and its peak
+resident memory. The first line is Python alone; what an import costs is the difference to it. A first round, which
+fills file caches and compiles modules, is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qil_deploy.runtime_tests.process_cost import ProcessCost, measure
+
+STARTS: dict[str, tuple[str, ...]] = {
+    "python -c pass": ("-c", "pass"),
+    "import numpy": ("-c", "import numpy"),
+    "import onnxruntime": ("-c", "import onnxruntime"),
+    "import qil_deploy": ("-c", "import qil_deploy"),
+    "import qil_deploy.runtime_tests": ("-c", "import qil_deploy.runtime_tests"),
+    "python -m qil_deploy --help": ("-m", "qil_deploy", "--help"),
+}
+
+
+def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[ProcessCost]]:
+    """Start every process of `STARTS` `repeats` times, after one round that does not count.
+
+    Raises:
+        OSError: `python` cannot be started, or one of the processes failed.
+    """
+    generator = np.random.default_rng(seed)
+    costs: dict[str, list[ProcessCost]] = {name: [] for name in STARTS}
+    names = list(STARTS)
+    for round_number in range(repeats + 1):
+        for index in generator.permutation(len(names)):
+            cost = measure([python, *STARTS[names[index]]])
+            if cost.exit_code != 0:
+                raise OSError(f"{python} {' '.join(STARTS[names[index]])} ends with exit code {cost.exit_code}.")
+            if round_number:
+                costs[names[index]].append(cost)
+    return costs
+
+
+def start_table(costs: dict[str, list[ProcessCost]]) -> Table:
+    """Table of seconds and memory, one row per process."""
+    table = Table(box=box.MARKDOWN)
+    for heading in ("process", "median s", "fastest s", "slowest s", "peak MB"):
+        table.add_column(heading, justify="left" if heading == "process" else "right", no_wrap=True)
+    for name, runs in costs.items():
+        seconds = [run.seconds for run in runs]
+        numbers = (statistics.median(seconds), min(seconds), max(seconds))
+        table.add_row(
+            name, *(f"{number:.3f}" for number in numbers), f"{max(run.peak_bytes for run in runs) / 1e6:.0f}"
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description="Time the imports that a device needs, each in a fresh process.")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter to start [this one]")
+    parser.add_argument("--repeats", type=int, default=20, help="processes per line [20]")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    Console(width=100).print(start_table(measure_starts(options.python, options.repeats)))
+
+
+if __name__ == "__main__":
+    main()

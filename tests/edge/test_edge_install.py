@@ -1,0 +1,179 @@
+"""What `pip install qil-deploy` without extras brings to a device, and what it can do there.
+
+The wheel is built and installed once, into an environment of its own, from the index that pip is configured with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from qil_deploy.datasets.fashion_mnist import FASHION_MNIST_FOLDER
+
+ROOT = Path(__file__).parents[2]
+ZOO = ROOT / "zoo" / "fashion_mnist"
+MODEL = ZOO / "w2a2.onnx"
+
+pytestmark = pytest.mark.slow  # an environment is made and filled
+
+LARGE = ("torch", "onnx", "torchvision", "matplotlib", "onnxscript", "sklearn", "scipy", "accelerate", "tensorboard")
+# typer brings pydantic, whose core is compiled; all of these have wheels for x86-64 and aarch64.
+COMPILED = {"numpy", "onnxruntime", "protobuf", "pydantic_core"}
+
+FIND = "import sys; from importlib.util import find_spec; print(*[name for name in sys.argv[1:] if find_spec(name)])"
+LIST_COMPILED = """
+from importlib.metadata import distributions
+for found in distributions():
+    if "Root-Is-Purelib: false" in (found.read_text("WHEEL") or ""):
+        print(found.name.replace("-", "_"))
+"""
+LOADED = """
+import sys
+import qil_deploy, qil_deploy.runtime_tests
+print(*sorted(name for name in sys.modules if "." not in name))
+"""
+WRITE_GOLDEN = """
+import sys
+from pathlib import Path
+import numpy as np
+from qil_deploy.runtime_tests.golden import write_golden
+images = np.random.default_rng(0).integers(0, 256, (2, 1, 28, 28), dtype=np.uint8)
+write_golden(Path(sys.argv[1]), images, "noise", Path(sys.argv[2]))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A fresh environment, and an empty folder that everything is started in."""
+
+    python: Path
+    folder: Path
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run its Python."""
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"COLUMNS": "200"}
+        return subprocess.run(
+            [str(self.python), *map(str, arguments)],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    def qil(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run the command line."""
+        return self.run("-m", "qil_deploy", *arguments)
+
+
+def _build_wheel(folder: Path) -> Path:
+    """Build the wheel from a copy: setuptools would put into it whatever an earlier build left beside the sources."""
+    source = folder / "source"
+    for name in ("qil_deploy", "training", "export", "runtime_tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    _pip(Path(sys.executable), "wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """Install the wheel into a fresh environment."""
+    folder = tmp_path_factory.mktemp("device")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    _pip(python, "install", str(_build_wheel(folder)))
+    (folder / "home").mkdir()
+    return Device(python=python, folder=folder / "home")
+
+
+def test_only_what_a_device_needs_is_installed(device: Device) -> None:
+    assert device.run("-c", FIND, *LARGE).stdout.split() == []
+    assert set(device.run("-c", LIST_COMPILED).stdout.split()) <= COMPILED
+
+
+def test_the_package_loads_little(device: Device) -> None:
+    """Neither the command line nor tables, pydantic or a web server are needed to call `verify`."""
+    loaded = set(device.run("-c", LOADED).stdout.split())
+    assert {"qil_deploy", "numpy", "onnxruntime"} <= loaded
+    assert loaded.isdisjoint({"typer", "rich", "pydantic", "http", "PIL"})
+
+
+def test_help(device: Device) -> None:
+    done = device.qil("--help")
+    assert done.returncode == 0, done.stderr
+    for command in ("verify", "bench", "inspect", "doctor", "target"):
+        assert f" {command} " in done.stdout
+        assert device.qil(command, "--help").returncode == 0
+
+
+def test_verify_with_golden_vectors(device: Device) -> None:
+    golden = device.folder / "golden.npz"
+    assert device.run("-c", WRITE_GOLDEN, MODEL, golden).returncode == 0
+    done = device.qil("verify", MODEL, "--golden", golden)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("No difference between golden vectors and ONNX Runtime") == 4
+
+
+@pytest.mark.skipif(not FASHION_MNIST_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_verify_with_a_data_set(device: Device) -> None:
+    report = device.folder / "verify.json"
+    done = device.qil("verify", MODEL, "--limit", 50, "--json", report)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(report.read_text())
+    assert (content["exact"], content["images"]) == (True, 50)
+
+
+def test_bench_inspect_and_doctor(device: Device) -> None:
+    for command in (["bench", MODEL, ZOO / "float.onnx", "--repeats", 3], ["inspect", MODEL], ["doctor", MODEL]):
+        report = device.folder / f"{command[0]}.json"
+        done = device.qil(*command, "--json", report)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(report.read_text())["schema"].startswith(f"qil_deploy.{command[0]}/")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "digits_resnet14"],
+        ["export", ZOO / "w2a2.safetensors", "-o", "model.onnx"],
+        ["sensitivity", ZOO / "w2a2.safetensors"],
+        ["verify", MODEL, "--checkpoint", ZOO / "w2a2.safetensors"],
+        ["demo"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_needs_an_extra_names_it(device: Device, command: list[object]) -> None:
+    before = sorted(device.folder.iterdir())
+    done = device.qil(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "Error: this command needs the package 'torch'; install it with: pip install 'qil-deploy[train,export]'.\n"
+    )
+    assert sorted(device.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(("data", "needs"), [("pictures", "Pillow: pip install pillow"), ("digits", "scikit-learn")])
+def test_data_sets_that_need_a_package_name_it(device: Device, data: str, needs: str) -> None:
+    (device.folder / "pictures" / "test" / "cat").mkdir(parents=True, exist_ok=True)
+    done = device.qil("verify", MODEL, "--data", data)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert needs in done.stderr
+    assert done.stderr.count("\n") == 1
