@@ -36,7 +36,7 @@ _SSH_FAILED = 255
 _NOT_STARTED = (126, 127)  # a shell's exit codes
 
 # What ssh and adb say, and what to do about it.
-_UNREACHABLE = "it cannot be reached"
+_UNREACHABLE = "it cannot be reached, or the connection broke"
 _SSH_TROUBLE = (
     ("Host key verification failed", "its host key is not known here, or has changed; log in once by hand and compare"),
     (

@@ -267,7 +267,7 @@ def test_what_a_login_prints_does_no_harm(ssh: str, golden: tuple[Path, Path], t
 def test_a_device_that_cannot_be_reached(ssh: str, golden: tuple[Path, Path]) -> None:
     del ssh
     sentence = run(f"ssh:127.0.0.1:{free_port()}", golden)
-    assert sentence.startswith("failed: it cannot be reached. Its last words: ssh: connect to host")
+    assert sentence.startswith("failed: it cannot be reached, or the connection broke. Its last words: ssh: connect to")
 
 
 def test_a_host_that_is_not_known(ssh: str, server: Server, golden: tuple[Path, Path], bin_folder: Path) -> None:
