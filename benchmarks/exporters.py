@@ -33,8 +33,9 @@ from qil_deploy.commands.bench import parse_threads
 from qil_deploy.config import QuantConfig
 from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
 from qil_deploy.files import ensure_writable
-from qil_deploy.runtime_tests import BenchOptions, BenchReport, benchmark, write_report
+from qil_deploy.runtime_tests import BenchOptions, BenchReport, Latency, benchmark, write_report
 from qil_deploy.runtime_tests.bench.report import WARM
+from qil_deploy.runtime_tests.bench.statistics import ratio_interval
 from qil_deploy.training.models import MODELS
 from tables import Rows, console_table, describe
 
@@ -168,25 +169,30 @@ def writers(network: str, model: nn.Module, batches: list[Tensor], folder: Path)
 
 def latency_rows(report: ExportersReport) -> Rows:
     """One row per model: size, and with each number of threads median, and times as fast as float and as int8."""
-    latencies = report.bench.latencies
-    counts = sorted({latency.threads for latency in latencies})
-    medians = {(Path(latency.model.path).stem, latency.threads): latency.median_ms for latency in latencies}
+    latencies = {(Path(row.model.path).stem, row.threads): row for row in report.bench.latencies}
+    names, counts = list(dict.fromkeys(name for name, _ in latencies)), sorted({count for _, count in latencies})
     headings = ["model", "MB"]
     for count in counts:
         headings += [f"{count} thread{'s'[: count > 1]}\nms", "x float", "x int8"]
     cells = []
-    for latency in latencies[: len(latencies) // len(counts)]:
-        name = Path(latency.model.path).stem
-        row = [name, f"{latency.model.bytes / 1e6:.2f}"]
+    for name in names:
+        row = [name, f"{latencies[name, counts[0]].model.bytes / 1e6:.2f}"]
         for count in counts:
-            median = medians[name, count]
-            row += [
-                f"{median:.2f}",
-                f"{medians['float', count] / median:.2f}",
-                f"{medians['onnxruntime_int8', count] / median:.2f}",
-            ]
+            latency = latencies[name, count]
+            peers = [latencies.get((peer, count)) for peer in ("float", "onnxruntime_int8")]
+            times = [times_as_fast(latency, peer, seed=report.bench.seed) for peer in peers]
+            row += [f"{latency.median_ms:.2f}", *times]
         cells.append(row)
     return Rows(headings=tuple(headings), cells=cells)
+
+
+def times_as_fast(latency: Latency, peer: Latency | None, *, seed: int) -> str:
+    """Say how many times as fast a model is as a peer, and between which bounds that lies (95 %, paired by round)."""
+    if peer is None:
+        return "-"
+    text = f"{peer.median_ms / latency.median_ms:.2f}"
+    bounds = None if latency is peer else ratio_interval(peer.samples_ns, latency.samples_ns, seed=seed)
+    return text if bounds is None else f"{text} ({bounds.low:.2f}-{bounds.high:.2f})"
 
 
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:

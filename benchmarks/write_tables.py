@@ -89,6 +89,7 @@ def table_of(name: str, reports: Path) -> str:
             markdown_table(exporters.goal_rows(report.verdicts)),
             *exporters.skipped_lines(report.skipped),
             f"{describe(report.bench.environment)}, medians of {report.bench.repeats} interleaved runs.",
+            *(f"Note: {warning}" for warning in report.bench.warnings),
         ]
     return "\n" + "\n\n".join(parts) + "\n\n"
 

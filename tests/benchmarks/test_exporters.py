@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -71,6 +72,20 @@ def test_the_table_has_a_row_per_model_and_ratios_for_each_number_of_threads(rep
     ]
     assert skipped_lines(report.skipped) == ["theirs was skipped: not installed (No module named 'theirs')."]
     assert goal_rows(report.verdicts).cells == [["fast", "4.00", "MISSED"]]
+
+
+def test_ratios_have_intervals_where_there_are_samples(report: ExportersReport) -> None:
+    samples = {"float": (12_000_000,) * 6, "ours": (3_000_000,) * 6}
+    latencies = tuple(
+        replace(row, samples_ns=samples[Path(row.model.path).stem])
+        for row in report.bench.latencies
+        if row.threads == 1 and row.model.path != "folder/onnxruntime_int8.onnx"
+    )
+    rows = latency_rows(replace(report, bench=replace(report.bench, latencies=latencies)))
+    assert rows.cells == [
+        ["float", "40.00", "12.00", "1.00", "-"],
+        ["ours", "5.50", "3.00", "4.00 (4.00-4.00)", "-"],
+    ]
 
 
 def test_reports_can_be_read_again(report: ExportersReport, tmp_path: Path) -> None:
