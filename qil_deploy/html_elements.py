@@ -44,17 +44,21 @@ def element(tag: str, *children: Child, **attributes: str) -> Element:
     return result
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Child]], label: str) -> Element:
+def table(heads: Sequence[Child], rows: Iterable[Sequence[Child]], label: str) -> Element:
     """Return a table that scrolls sideways where the screen is too narrow; the first cell of a row names it.
 
     Args:
-        heads: of the columns.
+        heads: of the columns: text, or a finished `th` element.
         rows: text, or a finished `td` element.
         label: what the table shows, for screen readers.
     """
-    head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
+    head = element("thead", element("tr", *(_head(each) for each in heads)))
     body = element("tbody", *(_row(row) for row in rows))
     return element("div", element("table", head, body), class_="scroll", role="region", tabindex="0", aria_label=label)
+
+
+def _head(each: Child) -> Element:
+    return each if isinstance(each, Element) else element("th", each, scope="col")
 
 
 def _row(cells: Sequence[Child]) -> Element:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ class Report(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-_LARGEST: Final = 2.0**1000  # what is above cannot be computed with; JSON turns 1e999 into infinity
+_LARGEST: Final = sys.float_info.max  # JSON turns 1e999 into infinity, and whole numbers have no end
 
 ReportType = TypeVar("ReportType", bound=Report)
 
@@ -85,7 +86,7 @@ def _restore(kind: type[object] | types.UnionType, value: object, where: str) ->
             raise ValueError(f"{where} must be a list")
         item = typing.get_args(kind)[0]
         return tuple(_restore(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
-    if isinstance(value, int | float) and not abs(value) < _LARGEST:
+    if isinstance(value, int | float) and abs(value) > _LARGEST:
         raise ValueError(f"{where} is larger than any number that a report may hold")
     if kind is float and type(value) is int:
         return float(value)

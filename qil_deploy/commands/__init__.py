@@ -25,6 +25,7 @@ from .doctor import doctor_command
 from .export import export_command
 from .inspect import inspect_command
 from .phone import phone_command
+from .report import report_command
 from .sensitivity import sensitivity_command
 from .target import target_app
 from .train import train_command
@@ -46,6 +47,7 @@ app.command("inspect")(inspect_command)
 app.command("doctor")(doctor_command)
 app.add_typer(target_app, name="target")
 app.command("phone")(phone_command)
+app.command("report")(report_command)
 app.command("demo")(demo_command)
 
 

@@ -1,0 +1,320 @@
+"""What the page shows, as plain data: whichever command measured it. None means that it was not measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A report that figures come from."""
+
+    path: str
+    schema: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateLine:
+    """One line of the certificate in a model's metadata: the worst that can occur, and what is allowed."""
+
+    name: str
+    worst: float
+    bound: float
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelContent:
+    """What a model file says of itself.
+
+    Attributes:
+        format, input: "qlinear", "qdq" or "float"; "uint8" or "float".
+        weights: how they are stored: "packed", "int8" or "float32".
+        opset: operator set.
+        weight_bits: of each layer, in order; none for float models.
+        certificate: its lines; none for float models.
+    """
+
+    format: str
+    input: str
+    weights: str
+    opset: int
+    weight_bits: tuple[int, ...]
+    certificate: tuple[CertificateLine, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One file that something was measured of.
+
+    Attributes:
+        sha256: digest; what tells models apart.
+        name, path: without and with folders, as reports have them.
+        bytes: its size.
+        content: what the file says, if it is still there.
+        unread: why `content` is None, a sentence.
+    """
+
+    sha256: str
+    name: str
+    path: str
+    bytes: int | None
+    content: ModelContent | None
+    unread: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exactness:
+    """One comparison with the integer reference.
+
+    Attributes:
+        model: digest.
+        target: "native", or what else ran it.
+        backend: "ONNX Runtime", "frozen PyTorch", ...
+        level: graph-optimization level; None for backends that have none.
+        what: "codes" (every tensor) or "logits".
+        reference: what it was compared with.
+        images: how many.
+        elements, differing: how many were compared, and how many are not equal.
+        changed_classes: how many images get another class; None where that was not counted.
+        must_equal: whether a difference is a fault.
+        first: the first difference, a sentence; None if there is none or it was not looked for.
+    """
+
+    model: str
+    target: str
+    backend: str
+    level: str | None
+    what: str
+    reference: str
+    images: int
+    elements: int
+    differing: int
+    changed_classes: int | None
+    must_equal: bool
+    first: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of the images whose class is right, from 0 to 1."""
+
+    model: str
+    backend: str
+    images: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """How long one run takes, in milliseconds.
+
+    Attributes:
+        model: digest.
+        by: the command that measured it: "bench", or "verify --target" for what targets measure on their way.
+        target, threads, batch, caches: the setting; caches are "warm" or "cold".
+        runs: how many were measured.
+        median, p95, least, spread: of them; spread is the 75th minus the 25th percentile.
+        median_low, median_high: where the median lies (95 %), from the samples.
+        ratio, ratio_low, ratio_high: to the first model of the same setting, and where it lies (95 %).
+        first: digest of that model.
+        gmacs, peak_share: 1e9 multiplications per second, and their share of the peak measured there.
+    """
+
+    model: str
+    by: str
+    target: str
+    threads: int
+    batch: int
+    caches: str
+    runs: int
+    median: float
+    p95: float
+    least: float | None
+    spread: float | None
+    median_low: float | None
+    median_high: float | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    first: str | None
+    gmacs: float | None
+    peak_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model costs besides its latency: time to load and memory, bytes above those of a process without it."""
+
+    model: str
+    macs: int | None
+    load_ms: float | None
+    first_run_ms: float | None
+    peak_bytes: int | None
+    runtime_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One line about a machine."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where something was measured, and what: target and kind of report."""
+
+    target: str
+    measured: tuple[str, ...]
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotRun:
+    """Something that was asked for and is missing or incomplete.
+
+    Attributes:
+        model: digest, or None where only its path is known.
+        name: of the model, as the report has it.
+        target: where.
+        failed: whether it broke off; else it was left out on purpose.
+        reason: a sentence.
+    """
+
+    model: str | None
+    name: str
+    target: str
+    failed: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What `doctor` found."""
+
+    model: str
+    severity: str
+    what: str
+    count: int
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remark:
+    """What makes figures say less than they seem to.
+
+    Attributes:
+        text: a sentence or more.
+        grave: whether a difference may have gone unseen.
+        about: "latency", or "" for all else.
+    """
+
+    text: str
+    grave: bool
+    about: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All figures that belong together: of one date, one commit, one machine."""
+
+    name: str
+    sources: tuple[SourceFile, ...]
+    models: tuple[Model, ...]
+    exactness: tuple[Exactness, ...]
+    accuracies: tuple[Accuracy, ...]
+    latencies: tuple[Latency, ...]
+    costs: tuple[Cost, ...]
+    environments: tuple[Environment, ...]
+    not_run: tuple[NotRun, ...]
+    diagnosed: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    remarks: tuple[Remark, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVerdict:
+    """What can be said of one model in one run.
+
+    Attributes:
+        run, model, name: which.
+        status: "equal", "differs", "incomplete" (nothing differs, but something failed or could not be read), or
+            "not compared".
+        compared, differing: elements that had to be equal, and how many of them are not.
+        targets: where they were compared.
+        sentences: the same in words.
+    """
+
+    run: str
+    model: str
+    name: str
+    status: str
+    compared: int
+    differing: int
+    targets: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The worst status of all models that were compared, in words, and each model's."""
+
+    status: str
+    sentence: str
+    models: tuple[ModelVerdict, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One figure of a run beside the same of the first run.
+
+    Attributes:
+        run, first: their names.
+        name: of the model.
+        same_file: whether it is the same file; else models were matched by name.
+        figure: "accuracy", "differing", "latency" or "size".
+        setting: of the figure, in words.
+        before, after: values: shares, counts, milliseconds, bytes.
+        ratio: after divided by before; None where that says nothing.
+        overlap: whether the intervals of both overlap; None where there are none.
+        remark: what makes the comparison doubtful, or None.
+    """
+
+    run: str
+    first: str
+    name: str
+    same_file: bool
+    figure: str
+    setting: str
+    before: float
+    after: float
+    ratio: float | None
+    overlap: bool | None
+    remark: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentReport:
+    """Outcome of `report`.
+
+    Attributes:
+        schema: `SCHEMA`.
+        written: when, in UTC.
+        verdict: what it comes to.
+        runs: the figures.
+        changes: every other run beside the first.
+        remarks: about the runs as a whole.
+    """
+
+    SCHEMA: ClassVar[str] = "qil_deploy.report/1"
+
+    schema: str
+    written: str
+    verdict: Verdict
+    runs: tuple[Run, ...]
+    changes: tuple[Change, ...]
+    remarks: tuple[Remark, ...]

@@ -1,0 +1,173 @@
+"""Runs beside the first run: the same figures of the same model, whatever changed between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from .figures import Accuracy, Change, Exactness, Latency, Model, Remark, Run
+
+Row = TypeVar("Row")
+_HARDWARE = ("processor", "instruction set", "browser", "ONNX Runtime")
+
+
+def compare_runs(runs: Sequence[Run]) -> tuple[tuple[Change, ...], tuple[Remark, ...]]:
+    """Compare every run with the first.
+
+    Models are matched by digest, else by name where one file of each run has it.
+
+    Returns:
+        Pairs of figures, and remarks about models that only one of two runs has.
+    """
+    changes: list[Change] = []
+    remarks: list[Remark] = []
+    for run in runs[1:]:
+        pairs = _pairs(runs[0], run)
+        for before, after in pairs:
+            changes += _changes(runs[0], run, before, after)
+        for have, lack, index in ((runs[0], run, 0), (run, runs[0], 1)):
+            matched = {pair[index].sha256 for pair in pairs}
+            alone = sorted({model.name for model in have.models if model.sha256 not in matched})
+            if alone:
+                text = f"Only {have.name} has {', '.join(alone)}; {lack.name} has no file with that digest or name."
+                remarks.append(Remark(text=text, grave=False))
+    return tuple(changes), tuple(remarks)
+
+
+def _pairs(first: Run, run: Run) -> list[tuple[Model, Model]]:
+    known = {model.sha256: model for model in first.models}
+    pairs = [(known[model.sha256], model) for model in run.models if model.sha256 in known]
+    taken = {model.sha256 for _, model in pairs}
+    before = _by_name(model for model in first.models if model.sha256 not in taken)
+    after = _by_name(model for model in run.models if model.sha256 not in taken)
+    return pairs + [(before[name], model) for name, model in after.items() if name in before]
+
+
+def _by_name(models: Iterable[Model]) -> dict[str, Model]:
+    """Return models by name, without names that several have."""
+    groups: dict[str, list[Model]] = {}
+    for model in models:
+        groups.setdefault(model.name, []).append(model)
+    return {name: group[0] for name, group in groups.items() if len(group) == 1}
+
+
+def _changes(first: Run, run: Run, before: Model, after: Model) -> Iterator[Change]:
+    same = before.sha256 == after.sha256
+
+    def change(
+        figure: str,
+        setting: str,
+        values: tuple[float, float],
+        *,
+        ratio: bool = False,
+        overlap: bool | None = None,
+        remark: str | None = None,
+    ) -> Change:
+        old, new = (float(value) for value in values)
+        return Change(
+            run=run.name,
+            first=first.name,
+            name=after.name,
+            same_file=same,
+            figure=figure,
+            setting=setting,
+            before=old,
+            after=new,
+            ratio=divide(new, old) if ratio else None,
+            overlap=overlap,
+            remark=remark,
+        )
+
+    if before.bytes is not None and after.bytes is not None:
+        yield change("size", "", (before.bytes, after.bytes), ratio=True)
+    for old, new in _matching(first.accuracies, run.accuracies, before, after, lambda row: (row.backend,)):
+        yield change("accuracy", old.backend, (old.accuracy, new.accuracy), remark=_images(old, new))
+    for old_row, new_row in _matching(first.exactness, run.exactness, before, after, _comparison):
+        yield change(
+            "differing",
+            f"{new_row.what}, {place(new_row)}",
+            (old_row.differing, new_row.differing),
+            remark=_images(old_row, new_row),
+        )
+    for slow, fast in _matching(first.latencies, run.latencies, before, after, setting_of):
+        yield change(
+            "latency",
+            describe_setting(fast),
+            (slow.median, fast.median),
+            ratio=True,
+            overlap=_overlap(slow, fast),
+            remark=_hardware(first, run, fast.target),
+        )
+
+
+def _matching(
+    old: Sequence[Row], new: Sequence[Row], before: Model, after: Model, key: Callable[[Row], tuple[object, ...]]
+) -> list[tuple[Row, Row]]:
+    """Return rows of the two models with the same key; of several of a run, the one over the most images."""
+    olds = _by_key(old, before, key)
+    return [(olds[name], row) for name, row in _by_key(new, after, key).items() if name in olds]
+
+
+def _by_key(
+    rows: Sequence[Row], model: Model, key: Callable[[Row], tuple[object, ...]]
+) -> dict[tuple[object, ...], Row]:
+    own = [row for row in rows if getattr(row, "model", None) == model.sha256]
+    return {key(row): row for row in sorted(own, key=lambda row: getattr(row, "images", 0))}
+
+
+def _comparison(row: Exactness) -> tuple[object, ...]:
+    return row.target, row.backend, row.level, row.what
+
+
+def setting_of(row: Latency) -> tuple[object, ...]:
+    """Return what two latencies have to share to be comparable."""
+    return row.by, row.target, row.threads, row.batch, row.caches
+
+
+def describe_setting(row: Latency) -> str:
+    """Return the setting of a latency in words."""
+    threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
+    return f"{row.target}, {threads}, batch {row.batch}, caches {row.caches} ({row.by})"
+
+
+def place(row: Exactness) -> str:
+    """Return where a comparison was made, in words."""
+    level = "" if row.level is None else f" ({row.level})"
+    return f"{row.backend}{level} on {row.target}"
+
+
+def divide(value: float, by: float) -> float | None:
+    """Return a ratio; None where it is no number."""
+    ratio = value / by if by else math.inf
+    return ratio if math.isfinite(ratio) else None
+
+
+def _images(old: Accuracy | Exactness, new: Accuracy | Exactness) -> str | None:
+    return None if old.images == new.images else f"of {old.images:,} and of {new.images:,} images"
+
+
+def _overlap(old: Latency, new: Latency) -> bool | None:
+    if None in (old.median_low, old.median_high, new.median_low, new.median_high):
+        return None
+    return not (_above(old.median_low, new.median_high) or _above(new.median_low, old.median_high))
+
+
+def _above(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and low > high
+
+
+def _hardware(first: Run, run: Run, target: str) -> str | None:
+    """Say what of a target is not the same in two runs."""
+    old, new = (_facts(each, target) for each in (first, run))
+    other = [name for name in _HARDWARE if old.get(name) != new.get(name)]
+    return None if not other else f"not the same {', '.join(other)}"
+
+
+def _facts(run: Run, target: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for environment in run.environments:
+        if environment.target == target and environment.measured != ("doctor",):
+            for fact in environment.facts:
+                found.setdefault(fact.name, set()).add(fact.value)
+    return found
