@@ -9,6 +9,8 @@ from qil_deploy.errors import ConfigError
 
 from .report import COLD, WARM
 
+MOST_THREADS = 1024  # ONNX Runtime takes any number, and ends the process when the system has no more
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
@@ -51,6 +53,8 @@ class BenchOptions:
         for name, value, lowest in values:
             if value < lowest:
                 raise ConfigError(f"{name} is {value}; it must be at least {lowest}.")
+        if max(self.threads) > MOST_THREADS:
+            raise ConfigError(f"threads is {max(self.threads)}; it must be at most {MOST_THREADS}.")
         if not self.timeout > 0:
             raise ConfigError(f"the timeout is {self.timeout:g} seconds; it must be positive.")
 

@@ -99,7 +99,7 @@ def benchmark(
         ModelFileError: a file is missing, or none of them can be measured.
     """
     options = options or BenchOptions()
-    _check_models(paths)
+    check_models(paths)
     tell = progress or (lambda *_: None)
     machine, environment = describe_machine(), describe_environment()
     costs, failures = _try_models(paths, options, tell)
@@ -114,7 +114,7 @@ def benchmark(
     warnings = _setting_warnings(settings)
     if rounds < options.repeats:
         warnings.append(
-            f"interrupted after {rounds} of {options.repeats} rounds; the runs of the last one do not count."
+            f"interrupted after {rounds} of {options.repeats} rounds; the unfinished one does not count."
         )
     warnings += machine_warnings(
         machine, activity, threads=max(options.threads), processors=os.cpu_count() or environment.cpus
@@ -132,7 +132,13 @@ def benchmark(
     return _with_profiles(report, slots, tell) if options.profile else report
 
 
-def _check_models(paths: Sequence[Path]) -> None:
+def check_models(paths: Sequence[Path]) -> None:
+    """Raise unless there are models, each once, and their files.
+
+    Raises:
+        ConfigError: no model is given, or one twice.
+        ModelFileError: a file is missing.
+    """
     if not paths:
         raise ConfigError("no model to measure; name at least one ONNX file.")
     check_unique("models", [str(path) for path in paths])
@@ -166,7 +172,7 @@ def _try_models(
             failures[path] = str(error)
         else:
             costs[path] = replace(
-                _describe_work(path, model),
+                describe_work(path, model),
                 load_ms=trial.load_ms,
                 first_run_ms=trial.first_run_ms,
                 peak_bytes=trial.peak_bytes,
@@ -181,7 +187,7 @@ def _raise_if_none_is_left(left: Sequence[object] | dict[Path, ModelCost], failu
         raise ModelFileError(" ".join(failures.values()))
 
 
-def _describe_work(path: Path, model: ModelFile) -> ModelCost:
+def describe_work(path: Path, model: ModelFile) -> ModelCost:
     """Count a model's multiplications, and say in which arithmetic it does them, as far as the file tells."""
     macs, unknown, arithmetic = None, None, None
     try:

@@ -321,6 +321,7 @@ def test_real_models_are_measured_and_the_report_returns_from_json(
     [
         ({"threads": ()}, "no number of threads"),
         ({"threads": (0,)}, "threads is 0; it must be at least 1"),
+        ({"threads": (1, 1025)}, "threads is 1025; it must be at most 1024"),
         ({"threads": (1, 1)}, r"threads are \[1, 1\]; name each once"),
         ({"caches": ()}, r"caches are \[\]; choose from warm, cold"),
         ({"caches": ("hot",)}, r"caches are \['hot'\]; choose from warm, cold"),

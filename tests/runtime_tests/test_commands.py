@@ -191,6 +191,26 @@ def test_bench_names_a_model_that_fails_and_keeps_the_others(write_model: WriteM
     assert [Path(row.model.path).name for row in report.latencies] == ["a.onnx"]
 
 
+def test_bench_shows_what_it_cannot_write_and_says_that_it_was_interrupted(
+    write_model: WriteModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--caches", "warm", "--repeats", 2, "--json", tmp_path / "r.json")
+    call(bench_command, write_model("a.onnx"), *options)
+    report = read_report(tmp_path / "r.json", BenchReport)
+    monkeypatch.setattr("qil_deploy.runtime_tests.benchmark", lambda *_, **__: report)
+    assert call(bench_command, "a.onnx", "--caches", "warm", "--repeats", 3).exit_code == 130
+    shown: list[object] = []
+
+    def refuse(*_: object) -> None:
+        raise OutputError("the disk is full.")
+
+    monkeypatch.setattr("qil_deploy.runtime_tests.write_report", refuse)
+    monkeypatch.setattr("rich.console.Console.print", lambda _, *what, **__: shown.extend(what))
+    with pytest.raises(OutputError, match="the disk is full"):
+        call(bench_command, "a.onnx", *options)
+    assert len(shown) >= 2
+
+
 def test_json_content_is_valid_json_without_nan(write_model: WriteModel, tmp_path: Path) -> None:
     call(bench_command, write_model(), "--repeats", 1, "--caches", "warm", "--json", tmp_path / "r.json")
 
