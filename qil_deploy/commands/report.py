@@ -24,7 +24,8 @@ def report_command(
 ) -> None:
     """Put what was measured on one page that needs nothing but itself: exactness, accuracy, latency, size.
 
-    Exits with 1 if a number differs that had to be equal, and with 0 if none does or nothing was compared.
+    Exits with 1 if a number differs that had to be equal, with 2 if none does, but a target failed or a report could not
+    be read, and with 0 otherwise.
     """
     from rich.console import Console
     from rich.text import Text
@@ -32,7 +33,7 @@ def report_command(
     from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.report import collect, render
-    from qil_deploy.runtime_tests.report.verdict import DIFFERS
+    from qil_deploy.runtime_tests.report.verdict import DIFFERS, INCOMPLETE
 
     outputs = [path for path in (output, json_file) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):
@@ -52,3 +53,5 @@ def report_command(
     console.print(Text(f"The page is {output}."), soft_wrap=True)
     if report.verdict.status == DIFFERS:
         raise typer.Exit(1)
+    if report.verdict.status == INCOMPLETE:
+        raise typer.Exit(2)

@@ -8,7 +8,7 @@ from qil_deploy.html_elements import Child, element, table
 
 from .figures import Change, DeploymentReport
 from .plots import Mark, dot_chart
-from .text import head, milliseconds, missing, note, percent, state, words
+from .text import head, milliseconds, missing, note, percent, plural, state, words
 
 _TITLES = {"differing": "Exactness", "accuracy": "Accuracy", "latency": "Latency", "size": "Size"}
 
@@ -32,7 +32,12 @@ def changes_section(report: DeploymentReport) -> list[Child]:
     return children
 
 
-def _section(title: str, changes: Sequence[Change]) -> list[Child]:
+def _section(title: str, every: Sequence[Change]) -> list[Child]:
+    """Return a table of what is not the same, and how much is."""
+    changes = [change for change in every if _worth_showing(change)]
+    same = len(every) - len(changes)
+    if not changes:
+        return [element("h3", title), element("p", f"The same in {plural(same, 'comparison')}.")]
     heads = ("model", head("run"), "file", head("figure"), "before", "after", "change", head("remark"))
     rows = (
         [
@@ -60,7 +65,14 @@ def _section(title: str, changes: Sequence[Change]) -> list[Child]:
         element("h3", title),
         *([dot_chart("Latency after, divided by before", dots, "")] if dots else []),
         table(heads, rows, f"{title} of the runs"),
+        *([note(f"The same in {plural(same, 'more comparison')}.")] if same else []),
     ]
+
+
+def _worth_showing(change: Change) -> bool:
+    """Return whether two figures are not simply the same and as they should be."""
+    wrong = change.figure == "differing" and change.after > 0
+    return change.before != change.after or wrong or change.remark is not None
 
 
 def _value(change: Change, value: float) -> str:

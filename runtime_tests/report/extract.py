@@ -226,7 +226,7 @@ def _of_device(file: MeasuredFile, target: str, report: DeviceReport) -> Figures
         else (
             Latency(
                 model=file.sha256,
-                by="verify --target",
+                by="while verifying",
                 target=target,
                 threads=report.threads,
                 batch=latency.images,

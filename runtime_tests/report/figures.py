@@ -113,7 +113,7 @@ class Latency:
 
     Attributes:
         model: digest.
-        by: the command that measured it: "bench", or "verify --target" for what targets measure on their way.
+        by: how it was measured: "bench", or "while verifying" for what targets, devices and phones measure on the way.
         target, threads, batch, caches: the setting; caches are "warm" or "cold".
         runs: how many were measured.
         median, p95, least, spread: of them; spread is the 75th minus the 25th percentile.

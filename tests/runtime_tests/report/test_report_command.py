@@ -77,7 +77,7 @@ def test_all_that_was_measured_of_a_model_on_one_page(write_model: WriteModel, f
     assert file.content.weight_bits == (4,)
     assert [line.name for line in file.content.certificate] == ["int32"]
     assert {row.what for row in found.exactness} == {"codes", "logits"}
-    assert {row.by for row in found.latencies} == {"bench", "verify --target"}
+    assert {row.by for row in found.latencies} == {"bench", "while verifying"}
     assert found.diagnosed == (file.sha256,)
     text = page.read_text(encoding="utf-8")
     assert "all 1 lines hold" in text
@@ -90,6 +90,15 @@ def test_a_difference_ends_with_1(write: Write, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "Differs: 2 of 500" in result.output
     assert (tmp_path / "r.html").is_file()
+
+
+def test_a_report_that_cannot_be_read_ends_with_2_and_the_page_is_written(write: Write, tmp_path: Path) -> None:
+    run = write("run", verified(model()))
+    (run / "damaged.json").write_text("{")
+    result = call(report_command, run, "-o", tmp_path / "r.html")
+    assert result.exit_code == 2
+    assert "Incomplete: 1,000 numbers of 1 model on 1 target were compared" in result.output
+    assert "damaged.json cannot be read" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_nothing_is_written_where_nothing_can_be_reported(write: Write, tmp_path: Path) -> None:
