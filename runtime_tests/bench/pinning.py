@@ -18,20 +18,28 @@ def usable_cpus() -> tuple[int, ...]:
 def choose_cpus(threads: int, usable: Sequence[int], folder: Path = CPUS) -> tuple[int, ...]:
     """Choose a processor for each thread, one per core while there are cores; none if there are too few processors.
 
+    Where cores differ, as in phones, the fastest come first.
+
     Args:
         threads: how many are needed.
         usable: logical processors to choose from.
-        folder: says which of them are one core (`/sys/devices/system/cpu`).
+        folder: says how fast they are, and which of them are one core (`/sys/devices/system/cpu`).
     """
     cores: set[str] = set()
     first: list[int] = []
     second: list[int] = []  # of cores that have one already
-    for cpu in usable:
+    for cpu in sorted(usable, key=lambda cpu: (-_capacity(folder / f"cpu{cpu}"), cpu)):
         core = read_line(folder / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
         (second if core in cores else first).append(cpu)
         cores.add(core)
     chosen = [*first, *second][:threads]
     return tuple(chosen) if len(chosen) == threads else ()
+
+
+def _capacity(cpu: Path) -> int:
+    """Return how fast a processor is beside the others, 1024 for the fastest; 0 where nobody says."""
+    capacity = read_line(cpu / "cpu_capacity")
+    return int(capacity) if capacity.isdecimal() else 0
 
 
 @contextlib.contextmanager

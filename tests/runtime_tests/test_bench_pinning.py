@@ -30,6 +30,15 @@ def test_threads_get_cores_of_their_own_as_long_as_there_are_some(tmp_path: Path
     assert choose_cpus(4, [0, 4, 5, 6], tmp_path) == (0, 5, 6, 4)
 
 
+def test_fast_cores_come_first(tmp_path: Path) -> None:
+    """Four slow cores, three fast ones and a faster one, as in a phone."""
+    for cpu, capacity in enumerate([250, 250, 250, 250, 870, 870, 870, 1024]):
+        (tmp_path / f"cpu{cpu}").mkdir()
+        (tmp_path / f"cpu{cpu}" / "cpu_capacity").write_text(f"{capacity}\n")
+    assert choose_cpus(1, range(8), tmp_path) == (7,)
+    assert choose_cpus(5, range(8), tmp_path) == (7, 4, 5, 6, 0)
+
+
 def test_where_threads_do_not_fit_none_is_pinned(tmp_path: Path) -> None:
     assert choose_cpus(3, [0, 1], tmp_path) == ()
     assert choose_cpus(1, [], tmp_path) == ()
