@@ -113,9 +113,7 @@ def benchmark(
     samples = _samples(slots, settings, costs, failures, rounds)
     warnings = _setting_warnings(settings)
     if rounds < options.repeats:
-        warnings.append(
-            f"interrupted after {rounds} of {options.repeats} rounds; the unfinished one does not count."
-        )
+        warnings.append(f"interrupted after {rounds} of {options.repeats} rounds; the unfinished one does not count.")
     warnings += machine_warnings(
         machine, activity, threads=max(options.threads), processors=os.cpu_count() or environment.cpus
     )
