@@ -10,6 +10,7 @@ import typer
 from qil_deploy.errors import ConfigError
 
 _INTERRUPTED = 130  # what shells expect after Ctrl-C
+_CACHES = {"native": "warm,cold", "wasm": "warm"}
 
 
 def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
@@ -17,9 +18,15 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         list[Path], typer.Argument(metavar="MODEL.onnx...", help="ONNX files; ratios refer to the first.")
     ],
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
+    target: Annotated[
+        str, typer.Option(help="native (this machine), or wasm: ONNX Runtime Web in a headless Chromium.")
+    ] = "native",
     caches: Annotated[
-        str, typer.Option(help="States of the caches before each run: warm, cold, or both.")
-    ] = "warm,cold",
+        str | None,
+        typer.Option(
+            help="States of the caches before each run: warm, cold, or both. [default: warm,cold; in a browser warm]"
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images per run.")] = 1,
     repeats: Annotated[int, typer.Option(help="Measured runs of each model in each setting.")] = 100,
     warmup: Annotated[int, typer.Option(help="Rounds of runs before them that are not counted.")] = 10,
@@ -38,12 +45,18 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     from rich.progress import Progress
 
     from qil_deploy.files import ensure_writable
-    from qil_deploy.runtime_tests import BenchOptions, benchmark, write_report
+    from qil_deploy.runtime_tests import BenchOptions, write_report
     from qil_deploy.runtime_tests.bench.table import bench_tables
 
+    if target not in _CACHES:
+        raise ConfigError(f"--target is {target!r}; bench measures on {', '.join(_CACHES)}.")
+    if target == "wasm":
+        from qil_deploy.runtime_tests.browser.bench import benchmark_in_browser as measure
+    else:
+        from qil_deploy.runtime_tests import benchmark as measure
     options = BenchOptions(
         threads=parse_threads(threads),
-        caches=tuple(caches.split(",")),
+        caches=tuple((_CACHES[target] if caches is None else caches).split(",")),
         batch=batch,
         repeats=repeats,
         warmup=warmup,
@@ -55,7 +68,7 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         ensure_writable(json)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        report = benchmark(
+        report = measure(
             models,
             options,
             progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -26,27 +26,16 @@ from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, TensorResult
 from qil_deploy.runtime_tests.targets.run import RunOptions
 
+from .checks import check_environment, check_word, expect, within
 from .golden_chunks import GoldenChunks, open_golden
+from .resources import BYTES, bytes_resource, page_resources
 from .server import Resource, Service
 
-PAGE: Final = Path(__file__).parent / "page"
 PAGE_FILES: Mapping[str, str] = MappingProxyType(
     {"": "index.html"}
     | {name: name for name in ("page.css", "page.js", "runner.js", "runtime.js", "server.js", "sha256.js", "tally.js")}
 )
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".mjs": "text/javascript; charset=utf-8",
-    ".wasm": "application/wasm",
-    ".json": "application/json",
-}
-_BYTES = "application/octet-stream"
-_MAX_WORD = 1000
-_MAX_FEATURES = 64
 _MAX_MS = 1e9
-_MAX_CPUS = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +90,12 @@ class Verification:
         """Return what a server needs for it."""
         content = self.model.path.read_bytes()
         inner = [name for name in self.golden.tensors if name != OUTPUT_NAME]
-        resources = {name: file_resource(PAGE / file) for name, file in PAGE_FILES.items()}
-        resources |= {name: file_resource(path) for name, path in self.runtime.items()}
+        resources = page_resources(PAGE_FILES, self.runtime)
         resources["job.json"] = bytes_resource(json.dumps(asdict(self.job), allow_nan=False).encode(), ".json")
         resources["model.onnx"] = bytes_resource(content)
         resources["model-with-outputs.onnx"] = bytes_resource(with_outputs(content, inner))
         for index in range(len(self.golden.counts)):
-            resources[f"chunk-{index}"] = Resource(content_type=_BYTES, read=partial(self.golden.chunk, index))
+            resources[f"chunk-{index}"] = Resource(content_type=BYTES, read=partial(self.golden.chunk, index))
         each = 16 * self.job.images + 4096 * (len(self.golden.tensors) + 1)
         return Service(resources=resources, accept=self.accept, largest_result=2**16 + each * len(self.job.levels))
 
@@ -132,11 +120,11 @@ class Verification:
     def _check(self, report: DeviceReport) -> None:
         job = self.job
         for name in ("model", "sha256", "images", "batch"):
-            _expect(name, getattr(report, name), getattr(job, name))
-        _expect("compared", report.compared, bool(job.tensors))
-        _expect("levels", tuple(level.level for level in report.levels), job.levels)
-        _within("threads", report.threads, 1, job.threads)
-        _check_environment(report)
+            expect(name, getattr(report, name), getattr(job, name))
+        expect("compared", report.compared, bool(job.tensors))
+        expect("levels", tuple(level.level for level in report.levels), job.levels)
+        within("threads", report.threads, 1, job.threads)
+        check_environment(report.environment)
         _check_latency(report, job)
         for level in report.levels:
             self._check_level(level)
@@ -144,43 +132,43 @@ class Verification:
     def _check_level(self, level: LevelResult) -> None:
         where = f"level {level.level}"
         classes = len(self.model.class_names)
-        _expect(f"{where}, predictions", len(level.predictions), self.job.images)
+        expect(f"{where}, predictions", len(level.predictions), self.job.images)
         for prediction in level.predictions:
-            _within(f"{where}, a prediction", prediction, -1, classes - 1)
-        _expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
+            within(f"{where}, a prediction", prediction, -1, classes - 1)
+        expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
         names = tuple(self.golden.tensors) if self.job.every_tensor else ()
-        _expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
+        expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
         for tensor in (level.logits, *level.tensors):
             self._check_tensor(where, tensor)
         if level.logits.differing == 0:
             expected = self.golden.tensors[OUTPUT_NAME].argmax(axis=1).tolist()
-            _expect(f"{where}, predictions", level.predictions, tuple(expected))
+            expect(f"{where}, predictions", level.predictions, tuple(expected))
 
     def _check_tensor(self, where: str, result: TensorResult) -> None:
         where = f"{where}, {result.tensor!r}"
-        _check_word(where, result.dtype)
-        _check_word(where, result.sha256)
-        _expect(f"{where}, images", result.shape[:1], (self.job.images,))
+        check_word(where, result.dtype)
+        check_word(where, result.sha256)
+        expect(f"{where}, images", result.shape[:1], (self.job.images,))
         if not all(size >= 0 for size in result.shape):
             raise DataError(f"{where} has the shape {list(result.shape)}")
-        _expect(f"{where}, elements", result.elements, math.prod(result.shape))
+        expect(f"{where}, elements", result.elements, math.prod(result.shape))
         expected = self.golden.tensors.get(result.tensor)
         if expected is None:
-            _expect(f"{where}, differing", (result.differing, result.largest_step, result.index), (None, None, None))
+            expect(f"{where}, differing", (result.differing, result.largest_step, result.index), (None, None, None))
             return
         if result.differing is None or result.largest_step is None:
             raise DataError(f"{where} was not compared")
-        _within(f"{where}, differing", result.differing, 0, result.elements)
-        _within(f"{where}, largest_step", result.largest_step, 0, math.inf)
-        _expect(f"{where}, index", result.index is not None, result.differing > 0)
+        within(f"{where}, differing", result.differing, 0, result.elements)
+        within(f"{where}, largest_step", result.largest_step, 0, math.inf)
+        expect(f"{where}, index", result.index is not None, result.differing > 0)
         if result.index is not None:
             _check_index(where, result.index, result.shape)
         alike = (result.dtype, result.shape) == (str(expected.dtype), expected.shape)
         if not alike:
-            _expect(f"{where}, differing", result.differing, result.elements)
+            expect(f"{where}, differing", result.differing, result.elements)
         # Zero is equal to minus zero, whose bytes are other ones.
         elif result.differing == 0 and (expected.dtype.kind != "f" or np.all(expected)):
-            _expect(f"{where}, sha256", result.sha256, self.golden.digest(result.tensor))
+            expect(f"{where}, sha256", result.sha256, self.golden.digest(result.tensor))
 
 
 def prepare_verification(
@@ -230,58 +218,17 @@ def prepare_verification(
     return Verification(job=job, model=exported, golden=golden, runtime=runtime, folder=folder)
 
 
-def file_resource(path: Path) -> Resource:
-    """Serve a file, read when it is asked for."""
-    return Resource(content_type=_TYPES[path.suffix], read=path.read_bytes)
-
-
-def bytes_resource(content: bytes, suffix: str | None = None) -> Resource:
-    """Serve bytes that are there already."""
-    return Resource(content_type=_BYTES if suffix is None else _TYPES[suffix], read=lambda: content)
-
-
-def _expect(what: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise DataError(f"{what} is {_short(found)}, and has to be {_short(expected)}")
-
-
-def _within(what: str, found: float, least: float, most: float) -> None:
-    if not least <= found <= most:
-        raise DataError(f"{what} is {found:g}, and has to be from {least:g} to {most:g}")
-
-
 def _check_index(where: str, index: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    _expect(f"{where}, axes of index", len(index), len(shape))
+    expect(f"{where}, axes of index", len(index), len(shape))
     for position, size in zip(index, shape, strict=True):
-        _within(f"{where}, index", position, 0, size - 1)
+        within(f"{where}, index", position, 0, size - 1)
 
 
 def _check_latency(report: DeviceReport, job: Job) -> None:
     latency = report.latency
-    _expect("latency", latency is not None, job.repeats > 0)
+    expect("latency", latency is not None, job.repeats > 0)
     if latency is not None:
-        _expect("latency, runs", latency.runs, job.repeats)
-        _expect("latency, images", latency.images, job.fixed_batch or 1)
-        _within("latency, median_ms", latency.median_ms, 0, _MAX_MS)
-        _within("latency, p95_ms", latency.p95_ms, latency.median_ms, _MAX_MS)
-
-
-def _check_environment(report: DeviceReport) -> None:
-    environment = report.environment
-    _within("environment, cpus", environment.cpus, 1, _MAX_CPUS)
-    _within("environment, features", len(environment.features), 0, _MAX_FEATURES)
-    words = (environment.onnxruntime, environment.machine, environment.cpu, environment.browser or "")
-    for word in (*words, *environment.features):
-        _check_word("environment", word)
-    _expect("environment, numpy and python", (environment.numpy, environment.python), (None, None))
-
-
-def _check_word(where: str, word: str) -> None:
-    """Raise unless a text can be shown as it is: no control characters, which terminals obey, and not without end."""
-    if len(word) > _MAX_WORD or not word.isprintable():
-        raise DataError(f"{where} has a text that is too long or cannot be printed")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+        expect("latency, runs", latency.runs, job.repeats)
+        expect("latency, images", latency.images, job.fixed_batch or 1)
+        within("latency, median_ms", latency.median_ms, 0, _MAX_MS)
+        within("latency, p95_ms", latency.p95_ms, latency.median_ms, _MAX_MS)

@@ -105,7 +105,7 @@ function facts(report, job) {
       `(${job.threads} were asked for)`;
   }
   rows.push(["Threads", `${threads}${why}`]);
-  rows.push(["Runtime", `ONNX Runtime ${environment.onnxruntime}, ${environment.features.join(", ")}`]);
+  rows.push(["Runtime", `ONNX Runtime Web ${environment.onnxruntime}, ${environment.features.join(", ")}`]);
   return rows;
 }
 

@@ -39,7 +39,7 @@ export async function createSession(content, level) {
 /** Say what runs the model, as DeviceEnvironment in targets/report.py has it. */
 export function describeEnvironment() {
   return {
-    onnxruntime: `${VERSION} (web)`,
+    onnxruntime: VERSION,
     numpy: null,
     python: null,
     browser: navigator.userAgent,

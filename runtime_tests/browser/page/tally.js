@@ -7,7 +7,10 @@ export const ARRAYS = {
   uint8: Uint8Array,
   int8: Int8Array,
   int32: Int32Array,
+  int64: BigInt64Array,
+  bool: Uint8Array,
   float32: Float32Array,
+  float64: Float64Array,
 };
 
 export class TensorTally {

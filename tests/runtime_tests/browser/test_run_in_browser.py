@@ -20,7 +20,7 @@ from qil_deploy.errors import ModelFileError, TargetError
 from qil_deploy.runtime_tests.browser import browser_state, golden_chunks, run_in_browser
 from qil_deploy.runtime_tests.browser import run as run_module
 from qil_deploy.runtime_tests.browser.chromium import VARIABLE, browser_at, find_chromium
-from qil_deploy.runtime_tests.browser.verification import PAGE
+from qil_deploy.runtime_tests.browser.resources import PAGE
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import RunOptions, find_target, run_on_target, verify_targets, write_golden_logits
 
@@ -130,7 +130,7 @@ def test_a_page_that_shows_no_progress_is_given_up(
     page = tmp_path / "page"
     shutil.copytree(PAGE, page)
     (page / "runner.js").write_text("for (;;);")
-    monkeypatch.setattr("qil_deploy.runtime_tests.browser.verification.PAGE", page)
+    monkeypatch.setattr("qil_deploy.runtime_tests.browser.resources.PAGE", page)
     with pytest.raises(TargetError, match="target wasm has not answered for 3 seconds and was stopped"):
         run_in_browser(*golden, replace(OPTIONS, timeout=3))
 

@@ -17,9 +17,12 @@ from qil_deploy.errors import DataError
 from qil_deploy.onnx_schema import parse_model
 from qil_deploy.runtime_tests import device_runner
 from qil_deploy.runtime_tests.browser import golden_chunks
-from qil_deploy.runtime_tests.browser.verification import PAGE, Verification, prepare_verification
+from qil_deploy.runtime_tests.browser.verification import Verification, prepare_verification
+from qil_deploy.runtime_tests.browser.web_runtime import FILES
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import RunOptions
+
+from .page_names import asked_for
 
 WriteModel = Callable[..., Path]
 OPTIONS = RunOptions(levels=("disabled", "all"), batch=2, repeats=3)
@@ -156,9 +159,8 @@ def test_zero_may_be_minus_zero(prepared: Verification, honest: dict[str, Any]) 
 
 def test_everything_that_the_page_asks_for_is_served(prepared: Verification) -> None:
     resources = prepared.service().resources
-    for file in PAGE.iterdir():
-        name = "" if file.name == "index.html" else file.name
-        assert resources[name].read() == file.read_bytes()
+    assert asked_for(resources) <= {*resources, *FILES}
+    assert asked_for(resources) >= {"page.css", "page.js", "runner.js", "sha256.js", "ort.wasm.min.mjs"}
     assert resources["model.onnx"].read() == prepared.model.path.read_bytes()
     outputs = parse_model(resources["model-with-outputs.onnx"].read()).graph.output
     assert {output.name for output in outputs} == set(prepared.golden.tensors)

@@ -1,0 +1,43 @@
+"""What a text, a number or an environment that a browser sent may be."""
+
+from __future__ import annotations
+
+from qil_deploy.errors import DataError
+from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
+
+_MAX_WORD = 1000
+_MAX_FEATURES = 64
+_MAX_CPUS = 2**16
+
+
+def expect(what: str, found: object, expected: object) -> None:
+    """Raise `DataError` unless something is what it has to be."""
+    if found != expected:
+        raise DataError(f"{what} is {_short(found)}, and has to be {_short(expected)}")
+
+
+def within(what: str, found: float, least: float, most: float) -> None:
+    """Raise `DataError` unless a number is from `least` to `most`."""
+    if not least <= found <= most:
+        raise DataError(f"{what} is {found:g}, and has to be from {least:g} to {most:g}")
+
+
+def check_environment(environment: DeviceEnvironment) -> None:
+    """Raise unless an environment can be a browser's."""
+    within("environment, cpus", environment.cpus, 1, _MAX_CPUS)
+    within("environment, features", len(environment.features), 0, _MAX_FEATURES)
+    words = (environment.onnxruntime, environment.machine, environment.cpu, environment.browser or "")
+    for word in (*words, *environment.features):
+        check_word("environment", word)
+    expect("environment, numpy and python", (environment.numpy, environment.python), (None, None))
+
+
+def check_word(where: str, word: str) -> None:
+    """Raise unless a text can be shown as it is: no control characters, which terminals obey, and not without end."""
+    if len(word) > _MAX_WORD or not word.isprintable():
+        raise DataError(f"{where} has a text that is too long or cannot be printed")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
