@@ -26,7 +26,9 @@ pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: .8125
 summary { cursor: pointer; font-weight: 600; margin: 1rem 0; }
 @media print {
   body { max-width: none; padding: 0; } .scroll { overflow: visible; } pre { white-space: pre-wrap; }
-  table { font-size: .75rem; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  table { font-size: .6875rem; } th, td { white-space: normal; padding: .125rem .25rem; }
+  thead th:first-child, th[scope=row] { position: static; overflow-wrap: anywhere; }
+  figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
 }
 """
 

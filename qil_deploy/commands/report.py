@@ -24,8 +24,8 @@ def report_command(
 ) -> None:
     """Put what was measured on one page that needs nothing but itself: exactness, accuracy, latency, size.
 
-    Exits with 1 if a number differs that had to be equal, with 2 if none does, but a target failed or a report could not
-    be read, and with 0 otherwise.
+    Exits with 1 if a number differs that had to be equal, with 2 if none does, but a target failed or a report could
+    not be read, and with 0 otherwise.
     """
     from rich.console import Console
     from rich.text import Text

@@ -65,7 +65,19 @@ def collect(paths: Sequence[Path], *, now: datetime | None = None) -> Deployment
 
 def _read_file(path: Path) -> list[Run]:
     report = _read(path)
-    return list(report.runs) if isinstance(report, DeploymentReport) else [_run(path.stem, [(path, report)], ())]
+    return _earlier(path, report) if isinstance(report, DeploymentReport) else [_run(path.stem, [(path, report)], ())]
+
+
+def _earlier(path: Path, report: DeploymentReport) -> list[Run]:
+    """Return the runs of an earlier report, checked like any other."""
+    for run in report.runs:
+        _check(path, run)
+        groups = (run.exactness, run.accuracies, run.latencies, run.controls, run.profiles, run.costs, run.findings)
+        named = {row.model for group in groups for row in group} | {*run.diagnosed}
+        missing = sorted(named.difference(model.sha256 for model in run.models))
+        if missing:
+            raise DataError(f"{path} is damaged: it has figures of {missing[0][:12]}, which is none of its models.")
+    return list(report.runs)
 
 
 def _read_folder(folder: Path) -> list[Run]:
@@ -86,7 +98,7 @@ def _read_folder(folder: Path) -> list[Run]:
         reasons = " ".join(remark.text for remark in remarks) or "It has no file that ends in .json."
         raise DataError(f"{folder} has no report that could be read. {reasons}")
     if not single:
-        runs = [run for _, report in earlier for run in report.runs]
+        runs = [run for path, report in earlier for run in _earlier(path, report)]
         return [replace(runs[0], remarks=(*runs[0].remarks, *remarks)), *runs[1:]] if runs else []
     for path, _ in earlier:
         text = f"Left out: {path} is an earlier outcome of this command; name the file itself to have it beside others."
@@ -124,7 +136,7 @@ def _figures(path: Path, report: Readable) -> Figures:
     return figures
 
 
-def _check(path: Path, figures: Figures) -> None:
+def _check(path: Path, figures: Figures | Run) -> None:
     """Raise DataError if there is a count or a time that cannot be."""
     for row in figures.exactness:
         if not 0 <= row.differing <= row.elements:
@@ -162,6 +174,8 @@ def _run(name: str, reports: Sequence[tuple[Path, Readable]], remarks: tuple[Rem
         exactness=figures.exactness,
         accuracies=figures.accuracies,
         latencies=figures.latencies,
+        controls=figures.controls,
+        profiles=figures.profiles,
         costs=figures.costs,
         environments=_merge_environments(figures.environments),
         not_run=figures.not_run,
@@ -211,10 +225,13 @@ def _merge_environments(environments: Sequence[Environment]) -> tuple[Environmen
 
 def _name(runs: Sequence[Run]) -> list[Run]:
     """Give runs of the same name numbers."""
-    taken: Counter[str] = Counter()
     counts = Counter(run.name for run in runs)
+    taken = {name for name, count in counts.items() if count == 1}
     named = []
     for run in runs:
-        taken[run.name] += 1
-        named.append(replace(run, name=f"{run.name} ({taken[run.name]})") if counts[run.name] > 1 else run)
+        name, number = run.name, 1
+        while counts[run.name] > 1 and (name := f"{run.name} ({number})") in taken:
+            number += 1
+        taken.add(name)
+        named.append(replace(run, name=name))
     return named

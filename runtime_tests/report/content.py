@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.exported_names import METADATA_KEY
+from qil_deploy.exported_metadata import read_metadata
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.reports import ModelFile
 
@@ -57,23 +56,20 @@ def _exists(paths: Iterable[Path]) -> bool:
 def _read(path: Path) -> ModelContent:
     """Raise ModelFileError unless the file has metadata that `export` would write."""
     exported = read_exported_model(path)
-    metadata = json.loads(exported.graph.metadata[METADATA_KEY])
+    metadata = read_metadata(exported.graph)
     try:
         return ModelContent(
             format=exported.format,
             input=exported.input,
-            weights=str(metadata.get("weights", "float32")),
-            opset=int(exported.graph.opsets[""]),
-            weight_bits=tuple(int(layer["weight_bits"]) for layer in metadata.get("layers", ())),
+            weights=metadata.get("weights", "float32"),
+            opset=exported.graph.opsets[""],
+            weight_bits=tuple(layer["weight_bits"] for layer in metadata.get("layers", ())),
             certificate=tuple(
                 CertificateLine(
-                    name=str(line["name"]),
-                    worst=float(line["worst"]),
-                    bound=float(line["bound"]),
-                    where=str(line["where"]),
+                    name=line["name"], worst=float(line["worst"]), bound=float(line["bound"]), where=line["where"]
                 )
                 for line in metadata.get("certificate", ())
             ),
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ModelFileError(f"the metadata of {path} is damaged ({error!r}); export the model again.") from error
+    except KeyError as error:
+        raise ModelFileError(f"the metadata of {path} has no entry {error}; export the model again.") from error

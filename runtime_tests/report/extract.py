@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import PureWindowsPath
 
 from qil_deploy.runtime_tests import bench
@@ -11,33 +10,28 @@ from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.bench.statistics import median_interval
 from qil_deploy.runtime_tests.differences import describe_difference
 from qil_deploy.runtime_tests.doctor.diagnose import Diagnosis
-from qil_deploy.runtime_tests.machine import Activity, Cache
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, TargetResult, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
 
-from .figures import Accuracy, Cost, Environment, Exactness, Fact, Finding, Latency, NotRun, Remark
+from .facts import describe_place
+from .figures import (
+    Accuracy,
+    Control,
+    Cost,
+    Environment,
+    Exactness,
+    Finding,
+    Latency,
+    NotRun,
+    OperatorTime,
+    Remark,
+)
 
 NATIVE = "native"
 RUNTIME = "ONNX Runtime"
 _REFERENCE = "integer reference"
-_FACT_NAMES = {
-    "onnxruntime": "ONNX Runtime",
-    "numpy": "NumPy",
-    "python": "Python",
-    "cpu": "processor",
-    "cpus": "logical processors",
-    "machine": "instruction set",
-    "features": "extensions",
-    "flags": "extensions of the processor",
-    "virtual": "virtual machine",
-}
-_ACTIVITY_NAMES = {
-    "cpus": "measured on processors",
-    "others": "time that other processes took",
-    "steal": "time that other virtual machines took",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +56,8 @@ class Figures:
     exactness: tuple[Exactness, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
     latencies: tuple[Latency, ...] = ()
+    controls: tuple[Control, ...] = ()
+    profiles: tuple[OperatorTime, ...] = ()
     costs: tuple[Cost, ...] = ()
     environments: tuple[Environment, ...] = ()
     not_run: tuple[NotRun, ...] = ()
@@ -114,7 +110,7 @@ def of_verify(report: VerifyReport) -> Figures:
             Accuracy(model=file.sha256, backend=name, images=report.images, accuracy=accuracy)
             for name, accuracy in accuracies
         ),
-        environments=(_environment(NATIVE, "verify", report.environment),),
+        environments=(describe_place(NATIVE, "verify", report.environment),),
         remarks=(
             *(Remark(text=f"{file.name}: {warning}", grave=False) for warning in report.warnings),
             *(() if counted else (_contradiction(file.name, report.exact),)),
@@ -141,7 +137,7 @@ def of_device(report: DeviceReport, target: str) -> Figures:
 
 def of_bench(report: bench.BenchReport) -> Figures:
     """Return latencies and costs, and what makes them doubtful."""
-    models = [*(row.model for row in report.latencies), *(cost.model for cost in report.models)]
+    models = [each.model for group in (report.latencies, report.models, report.profiles) for each in group]
     files = {file.sha256: file for file in map(_file, models)}
     firsts: dict[tuple[str, int, str], str] = {}
     for row in report.latencies:
@@ -150,6 +146,33 @@ def of_bench(report: bench.BenchReport) -> Figures:
     return Figures(
         files=tuple(files.values()),
         latencies=tuple(_latency(report, row, firsts[row.target, row.threads, row.caches]) for row in report.latencies),
+        controls=tuple(
+            Control(
+                model=firsts[each.target, each.threads, each.caches],
+                by="bench",
+                target=each.target,
+                threads=each.threads,
+                batch=report.batch,
+                caches=each.caches,
+                ratio=each.ratio,
+                ratio_low=None if each.ratio_interval is None else each.ratio_interval.low,
+                ratio_high=None if each.ratio_interval is None else each.ratio_interval.high,
+            )
+            for each in report.controls
+            if (each.target, each.threads, each.caches) in firsts
+        ),
+        profiles=tuple(
+            OperatorTime(
+                model=profile.model.sha256,
+                threads=profile.threads,
+                operator=each.operator,
+                nodes=each.nodes,
+                microseconds=each.median_us,
+                share=each.share,
+            )
+            for profile in report.profiles
+            for each in profile.operators
+        ),
         costs=tuple(
             Cost(
                 model=cost.model.sha256,
@@ -162,7 +185,7 @@ def of_bench(report: bench.BenchReport) -> Figures:
             for cost in report.models
         ),
         environments=tuple(
-            _environment(target, "bench", report.environment, report.machine, report.activity) for target in targets
+            describe_place(target, "bench", report.environment, report.machine, report.activity) for target in targets
         ),
         not_run=tuple(
             NotRun(model=None, name=PureWindowsPath(each.path).name, target="bench", failed=True, reason=each.reason)
@@ -177,7 +200,7 @@ def of_diagnosis(report: Diagnosis) -> Figures:
     file = _file(report.model)
     return Figures(
         files=(file,),
-        environments=(_environment(NATIVE, "doctor", report.environment),),
+        environments=(describe_place(NATIVE, "doctor", report.environment),),
         diagnosed=(file.sha256,),
         findings=tuple(
             Finding(model=file.sha256, severity=each.severity, what=each.what, count=each.count, remedy=each.remedy)
@@ -234,16 +257,6 @@ def _of_device(file: MeasuredFile, target: str, report: DeviceReport) -> Figures
                 runs=latency.runs,
                 median=latency.median_ms,
                 p95=latency.p95_ms,
-                least=None,
-                spread=None,
-                median_low=None,
-                median_high=None,
-                ratio=None,
-                ratio_low=None,
-                ratio_high=None,
-                first=None,
-                gmacs=None,
-                peak_share=None,
             ),
         )
     )
@@ -252,7 +265,7 @@ def _of_device(file: MeasuredFile, target: str, report: DeviceReport) -> Figures
         files=(file,),
         exactness=exactness,
         latencies=latencies,
-        environments=(_environment(target, "codes", report.environment),),
+        environments=(describe_place(target, "codes", report.environment),),
         remarks=() if report.compared else (remark,),
     )
 
@@ -304,35 +317,3 @@ def _latency(report: bench.BenchReport, row: bench.Latency, first: str) -> Laten
         gmacs=row.gmacs,
         peak_share=row.peak_share,
     )
-
-
-def _environment(target: str, measured: str, *parts: object) -> Environment:
-    return Environment(target=target, measured=(measured,), facts=tuple(_facts(parts)))
-
-
-def _facts(parts: Iterable[object]) -> Iterable[Fact]:
-    """Yield every field of some dataclasses as text; what is None or empty is left out."""
-    for part in parts:
-        names = _ACTIVITY_NAMES if isinstance(part, Activity) else _FACT_NAMES
-        for name, value in _items(part):
-            text = _text(value) if not isinstance(part, Activity) or not isinstance(value, float) else f"{value:.0%}"
-            if text:
-                yield Fact(name=names.get(name, name.replace("_", " ")), value=text)
-
-
-def _items(part: object) -> list[tuple[str, object]]:
-    return [(field.name, getattr(part, field.name)) for field in fields(part)] if is_dataclass(part) else []
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, tuple):
-        return ", ".join(map(_text, value))
-    if isinstance(value, Cache):
-        return f"L{value.level} {value.kind.lower()} {value.bytes // 1024:,} KiB"
-    return str(value)

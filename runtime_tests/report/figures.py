@@ -132,16 +132,43 @@ class Latency:
     runs: int
     median: float
     p95: float
-    least: float | None
-    spread: float | None
-    median_low: float | None
-    median_high: float | None
-    ratio: float | None
+    least: float | None = None
+    spread: float | None = None
+    median_low: float | None = None
+    median_high: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    first: str | None = None
+    gmacs: float | None = None
+    peak_share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """The first model of a setting measured twice: its ratio to itself, and where that lies (95 %)."""
+
+    model: str
+    by: str
+    target: str
+    threads: int
+    batch: int
+    caches: str
+    ratio: float
     ratio_low: float | None
     ratio_high: float | None
-    first: str | None
-    gmacs: float | None
-    peak_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """All nodes of one operator in a profile: how many, microseconds of one run, and their share of its time."""
+
+    model: str
+    threads: int
+    operator: str
+    nodes: int
+    microseconds: float
+    share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +255,8 @@ class Run:
     exactness: tuple[Exactness, ...]
     accuracies: tuple[Accuracy, ...]
     latencies: tuple[Latency, ...]
+    controls: tuple[Control, ...]
+    profiles: tuple[OperatorTime, ...]
     costs: tuple[Cost, ...]
     environments: tuple[Environment, ...]
     not_run: tuple[NotRun, ...]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from .figures import Accuracy, Change, Exactness, Latency, Model, Remark, Run
+from .figures import Accuracy, Change, Control, Exactness, Latency, Model, Remark, Run
 
 Row = TypeVar("Row")
 _HARDWARE = ("processor", "instruction set", "browser", "ONNX Runtime")
@@ -120,7 +120,7 @@ def _comparison(row: Exactness) -> tuple[object, ...]:
     return row.target, row.backend, row.level, row.what
 
 
-def setting_of(row: Latency) -> tuple[object, ...]:
+def setting_of(row: Latency | Control) -> tuple[object, ...]:
     """Return what two latencies have to share to be comparable."""
     return row.by, row.target, row.threads, row.batch, row.caches
 

@@ -42,7 +42,7 @@ code { font-size: .8125rem; overflow-wrap: anywhere; unicode-bidi: isolate; }
 p, li, dd { overflow-wrap: anywhere; } nav a { margin-right: .75rem; } .missing { color: var(--faint); }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .125rem 1rem; font-size: .875rem; }
 dt { color: var(--faint); } dd { margin: 0; }
-@media print { nav { display: none; } }
+@media print { nav { display: none; } td.words, thead th.words { min-width: 0; } td.missing { font-size: inherit; } }
 """
 )
 

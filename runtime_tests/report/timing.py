@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from qil_deploy.html_elements import Child, element, table
 
-from .figures import Cost, Latency, Run
+from .figures import Control, Cost, Latency, OperatorTime, Run
 from .match import describe_setting, setting_of
 from .plots import Mark, bar_chart, dot_chart
 from .tables import run_head
-from .text import NOT_MEASURED, between, count, milliseconds, missing, model_labels, note, percent, words
+from .text import NOT_MEASURED, between, count, head, milliseconds, missing, model_labels, note, percent, words
 
 Measured = tuple[int, Run, Latency]
 """The number of a run, the run, and one of its latencies."""
@@ -30,6 +30,9 @@ def latency_section(runs: Sequence[Run]) -> list[Child]:
     if settings:
         children = [note(_EXPLANATION), *_doubts(runs), *children]
     costs = [(run, row) for run in runs for row in run.costs]
+    profiles = [(run, row) for run in runs for row in run.profiles]
+    if profiles:
+        children += [element("h3", "Where the time goes"), _profile_table(profiles, labels, runs)]
     if costs:
         children += [element("h3", "Loading and memory"), _cost_table(costs, labels, runs), note(_COST_EXPLANATION)]
     return children or [missing()]
@@ -37,7 +40,9 @@ def latency_section(runs: Sequence[Run]) -> list[Child]:
 
 _EXPLANATION = (
     "Bars are medians, whiskers their 95 % intervals, dotted lines the 95th percentile where it is not far outside. "
-    "Spread is the 75th minus the 25th percentile. Times of an emulator say nothing and are not reported."
+    "Spread is the 75th minus the 25th percentile. A model that is there once more is the first, measured twice in "
+    "each round: ratios within the width of its interval are equal. Times of an emulator say nothing, and there are "
+    "none."
 )
 _COST_EXPLANATION = "Memory: what a process with the model needs at most, above one that loads no model."
 
@@ -73,25 +78,32 @@ def _setting(rows: Sequence[Measured], labels: dict[str, str], runs: Sequence[Ru
         for index, run, row in rows
     ]
     dots = [
-        Mark(
-            label=f"{labels[row.model]}, {run.name}" if several else labels[row.model],
-            text=f"{milliseconds(row.ratio)}"
-            + ("" if row.ratio_low is None else f" ({between(row.ratio_low, row.ratio_high)})"),
-            value=row.ratio,
-            low=row.ratio_low,
-            high=row.ratio_high,
-            series=index if several else 0,
-        )
+        _ratio_mark(f"{labels[row.model]}, {run.name}" if several else labels[row.model], row, index if several else 0)
         for index, run, row in rows
-        if row.ratio is not None and row.first != row.model
+        if row.first != row.model
     ]
+    dots += [
+        _ratio_mark(f"{labels[row.model]} once more{f', {run.name}' if several else ''}", row, index if several else 0)
+        for index, run in enumerate(runs)
+        for row in run.controls
+        if setting_of(row) == setting_of(rows[0][2])
+    ]
+    marks = [mark for mark in dots if mark is not None]
     firsts = ", ".join(dict.fromkeys(labels[row.first] for _, _, row in rows if row.first in labels and row.first))
     return [
         element("h3", setting),
         bar_chart(f"Latency: {setting}", bars, "ms"),
-        *([dot_chart(f"Latency as a ratio to {firsts}: {setting}", dots, "")] if dots else []),
+        *([dot_chart(f"Latency as a ratio to {firsts}: {setting}", marks, "")] if marks else []),
         *_latency_table(setting, rows, labels, runs),
     ]
+
+
+def _ratio_mark(label: str, row: Latency | Control, series: int) -> Mark | None:
+    if row.ratio is None:
+        return None
+    interval = "" if row.ratio_low is None else f" ({between(row.ratio_low, row.ratio_high)})"
+    text = f"{milliseconds(row.ratio)}{interval}"
+    return Mark(label=label, text=text, value=row.ratio, low=row.ratio_low, high=row.ratio_high, series=series)
 
 
 def _latency_table(setting: str, rows: Sequence[Measured], labels: dict[str, str], runs: Sequence[Run]) -> list[Child]:
@@ -129,6 +141,23 @@ def _figures(row: Latency) -> dict[str, str]:
         "share of the peak": percent(row.peak_share, 0),
         "runs": f"{row.runs:,}",
     }
+
+
+def _profile_table(profiles: Sequence[tuple[Run, OperatorTime]], labels: dict[str, str], runs: Sequence[Run]) -> Child:
+    heads = ("model", *run_head(runs), "threads", head("operator"), "nodes", "us of one run", "share of the time")
+    rows: list[list[Child]] = [
+        [
+            labels[row.model],
+            *([words(run.name)] if len(runs) > 1 else []),
+            str(row.threads),
+            words(row.operator),
+            str(row.nodes),
+            f"{row.microseconds:,.1f}",
+            percent(row.share, 1),
+        ]
+        for run, row in profiles
+    ]
+    return table(heads, rows, "Where the time goes")
 
 
 def _cost_table(costs: Sequence[tuple[Run, Cost]], labels: dict[str, str], runs: Sequence[Run]) -> Child:

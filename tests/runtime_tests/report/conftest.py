@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qil_deploy.reports import write_report
-from qil_deploy.runtime_tests.bench.report import BenchReport, ModelCost
-from qil_deploy.runtime_tests.bench.statistics import Samples, summarize
+from qil_deploy.runtime_tests.bench.report import BenchReport, ModelCost, OperatorTime, Profile
+from qil_deploy.runtime_tests.bench.statistics import Samples, summarize, summarize_control
 from qil_deploy.runtime_tests.environment import Environment
 from qil_deploy.runtime_tests.machine import Activity, Cache, Machine
 from qil_deploy.runtime_tests.reports import ModelFile
@@ -131,7 +131,11 @@ def timed(*files: ModelFile, factor: float = 1.0, spread: int = 1000, warnings: 
         tuple(round(factor * (1_000_000 * (index + 1) + spread * (step % 7))) for step in range(20))
         for index in range(len(files))
     )
-    samples = Samples(threads=1, models=tuple(ModelCost(model=file) for file in files), runs_ns=runs)
+    samples = Samples(
+        threads=1, models=tuple(ModelCost(model=file) for file in files), runs_ns=runs, control_ns=runs[0]
+    )
+    control = summarize_control(samples, seed=0)
+    assert control is not None
     return BenchReport(
         schema=BenchReport.SCHEMA,
         batch=1,
@@ -139,7 +143,16 @@ def timed(*files: ModelFile, factor: float = 1.0, spread: int = 1000, warnings: 
         warmup=1,
         seed=0,
         latencies=summarize(samples, batch=1, seed=0),
+        controls=(control,),
         models=samples.models,
+        profiles=(
+            Profile(
+                model=files[0],
+                threads=1,
+                runs=20,
+                operators=(OperatorTime(operator="QLinearConv", nodes=3, median_us=812.5, share=0.75),),
+            ),
+        ),
         warnings=warnings,
         environment=MACHINE,
         machine=Machine(

@@ -200,6 +200,20 @@ def test_the_outcome_is_a_run_like_any_other(write: Write, tmp_path: Path) -> No
         assert change(again, "latency").ratio == pytest.approx(3.0, abs=1e-6)
 
 
+def test_an_outcome_that_was_changed_is_checked_like_any_other(write: Write, tmp_path: Path) -> None:
+    report = collect([write("run", verified(NET), timed(NET))])
+    (run,) = report.runs
+    changed = (
+        (replace(run, models=()), "it has figures of aaaaaaaaaaaa, which is none of its models"),
+        (replace(run, exactness=(replace(run.exactness[0], differing=10**6),)), "of 500 logits, 1,000,000 differ"),
+    )
+    for index, (damaged, message) in enumerate(changed):
+        path = tmp_path / f"{index}.json"
+        write_report(path, replace(report, runs=(damaged,)))
+        with pytest.raises(DataError, match=message):
+            collect([path])
+
+
 def test_an_outcome_beside_its_sources_does_not_count_twice(write: Write) -> None:
     folder = write("run", verified(NET))
     first = collect([folder])

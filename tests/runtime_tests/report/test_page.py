@@ -124,6 +124,8 @@ def test_every_section_has_its_figures(write: Write) -> None:
         "native, 1 thread, batch 1, caches warm (bench)",
         "1.00 ms (1.00 to 1.00), p95 1.01",
         "Latency as a ratio to net.onnx",
+        "net.onnx once more, first 1.00 (1.00 to 1.00)",
+        "QLinearConv 3 812.5 75.0 %",
         "What makes these times doubtful",
         "2 times, intervals apart",
         "Not measured: doctor was not run on these models.",
