@@ -24,7 +24,7 @@ from pathlib import Path
 import onnxruntime
 
 from .errors import ModelFileError
-from .onnx_file import Node, OnnxFile, read_model
+from .onnx_file import Node, OnnxFile, loadable, read_model
 from .onnx_tensors import DATA_TYPES
 
 
@@ -83,7 +83,7 @@ def write_optimized_model(path: Path, optimized: Path) -> None:
     options.log_severity_level = _FATAL
     options.optimized_model_filepath = str(optimized)
     # Without the fallback, which prints to the screen and tries the same again.
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    onnxruntime.InferenceSession(loadable(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def executed_operators(path: Path) -> list[tuple[str, str]]:

@@ -115,6 +115,15 @@ def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
         raise ModelFileError(f"{path}: {defect}") from defect
 
 
+def loadable(path: Path) -> str | bytes:
+    """Return what ONNX Runtime loads a file from: its name, or its content where the name is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return str(path)
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         if path.is_dir():

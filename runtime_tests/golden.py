@@ -119,7 +119,7 @@ def check_golden(
         ConfigError: no such backend, or no threads.
     """
     exported = read_exported_model(model)
-    _, images, tensors = _read_golden(path, exported)
+    _, images, tensors = read_golden(path, exported)
     known = (REFERENCE, *map(onnx_backend_name, OPTIMIZATION_LEVELS), *(others or {}))
     if against not in known:
         raise ConfigError(
@@ -130,7 +130,12 @@ def check_golden(
     return compare_codes(graph, (GOLDEN, against), (tensors, found), range(len(images)))
 
 
-def _read_golden(path: Path, model: ExportedModel) -> tuple[GoldenInfo, NDArray[np.uint8], dict[str, NDArray[Any]]]:
+def read_golden(path: Path, model: ExportedModel) -> tuple[GoldenInfo, NDArray[np.uint8], dict[str, NDArray[Any]]]:
+    """Read golden vectors: what they say about themselves, the images, and the tensors by name.
+
+    Raises:
+        DataError: they are missing, damaged, of another model, or too large.
+    """
     if not path.is_file():
         raise DataError(f"there are no golden vectors {path}; export the model with --golden N to have them written.")
     try:

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, ModelFileError
+from qil_deploy.onnx_file import loadable
 
 OPTIMIZATION_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = MappingProxyType(
     {
@@ -61,7 +62,7 @@ def create_session(
     try:
         # Without the fallback, which prints to the screen and tries the same again.
         return onnxruntime.InferenceSession(
-            content or str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            content or loadable(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         raise ModelFileError(

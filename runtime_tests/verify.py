@@ -107,6 +107,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     between: tuple[str, str] | None = None,
     first_difference: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> VerifyReport:
     """Compare ONNX Runtime and other backends with the integer reference, logit by logit.
 
@@ -125,6 +126,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
             has to be equal to it and is not.
         first_difference: whether they are so even where no logit differs.
         progress: called after each batch with the number of images done and the number of all images.
+        stop: asked after each batch; where it says true, the report is of the images done so far, and says so.
 
     Raises:
         ConfigError: an option is out of range, or nothing would be compared that has to be equal.
@@ -160,6 +162,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         done += len(batch)
         if progress is not None:
             progress(done, len(data))
+        if stop is not None and stop():
+            break
 
     always = first_difference or between is not None
     comparisons = _compare_nodes(model, differing, threads=threads, others=codes or {}, always=always)
@@ -170,7 +174,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         model=ModelFile.of(path),
         format=model.format,
         input=model.input,
-        images=len(data),
+        images=done,
         classes=classes,
         batch_size=data.batch_size,
         threads=threads,
@@ -179,7 +183,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         exact=all(backend.differing_logits == 0 for backend in backends if backend.must_equal) if required else None,
         backends=backends,
         comparisons=comparisons,
-        warnings=_warnings(model, reference_result, len(data), constant),
+        warnings=_warnings(model, reference_result, (done, len(data)), constant=constant),
         environment=describe_environment(),
     )
 
@@ -299,8 +303,13 @@ def _check_logits(name: str, logits: NDArray[Any], images: int, classes: int) ->
     return logits
 
 
-def _warnings(model: ExportedModel, reference: BackendResult, images: int, constant: bool) -> tuple[str, ...]:
+def _warnings(
+    model: ExportedModel, reference: BackendResult, images: tuple[int, int], *, constant: bool
+) -> tuple[str, ...]:
+    """Return what makes the outcome say less than it seems to; `images`: how many were compared, of how many."""
     warnings = []
+    if images[0] < images[1]:
+        warnings.append(f"Interrupted: this is of the first {images[0]:,} of {images[1]:,} images.")
     if model.float_parts:
         warnings.append(
             f"{len(model.float_parts)} operators of this file compute in float, so its logits depend on kernels and "
@@ -311,6 +320,6 @@ def _warnings(model: ExportedModel, reference: BackendResult, images: int, const
             f"{reference.not_finite} logits of {reference.name} are NaN or infinite, and NaN equals nothing: a scale "
             "in the file is damaged; export the model again."
         )
-    if constant and images > 1:
+    if constant and images[0] > 1:
         warnings.append(f"{reference.name} returns the same logits for every image: equality proves little.")
     return tuple(warnings)

@@ -40,9 +40,10 @@ def refuse_command(*arguments: object, printed: bool = False) -> str:
     outcome = call_command(*arguments)
     assert outcome.code == 2, (outcome, arguments)
     assert printed or outcome.out == ""
-    assert outcome.error.startswith("Error: "), outcome
-    assert "Traceback" not in outcome.error
-    sentence = outcome.error.removeprefix("Error: ").removesuffix("\n")
+    error = outcome.error.removeprefix("\n")  # a progress bar that nobody sees ends with a line of its own
+    assert error.startswith("Error: "), outcome
+    assert "Traceback" not in error
+    sentence = error.removeprefix("Error: ").removesuffix("\n")
     assert "\n" not in sentence
     assert sentence.endswith("."), sentence
     return sentence

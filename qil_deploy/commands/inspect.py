@@ -39,8 +39,11 @@ def inspect_command(
     exported = read_exported_model(model)
     metadata = read_metadata(exported.graph)
     quantized = exported.format != "float"
-    if quantized and "certificate" not in metadata:
-        raise ModelFileError(f"the metadata of {model} has no entry 'certificate'; export the model again.")
+    entries = {"name", "worst", "bound", "where"}
+    if quantized and not all(entries <= line.keys() for line in metadata.get("certificate", ({},))):
+        raise ModelFileError(
+            f"the metadata of {model} has no entry 'certificate' that could be read; export the model again."
+        )
     layers = describe_layers(exported) if quantized else ()
     executed = executed_operators(model)
     in_float = float_kernels(model) if quantized else []

@@ -9,6 +9,7 @@ import typer
 
 from qil_deploy.errors import ConfigError, DataError
 
+from .interrupts import noticing_interrupts
 from .verify_targets import TargetRequest, verify_on_targets
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         from .predictors import checkpoint_predictors
 
         others = checkpoint_predictors(checkpoint, trusted_model)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with noticing_interrupts() as interrupted, Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("verifying", total=len(images))
         report = verify(
             model,
@@ -127,12 +128,17 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             between=pair,
             first_difference=first_difference,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            stop=interrupted,
         )
-    if json is not None:
-        write_report(json, report)
-    Console(markup=False).print(verify_table(report))
+    try:
+        if json is not None:
+            write_report(json, report)
+    finally:  # on a full disk the outcome is shown, at least
+        Console(markup=False).print(verify_table(report))
     if report.exact is False:
         raise typer.Exit(1)
+    if report.images < len(images):
+        raise typer.Exit(130)
 
 
 def _check_options(limit: int | None, trusted_model: str | None, checkpoint: Path | None) -> None:
@@ -145,6 +151,7 @@ def _check_options(limit: int | None, trusted_model: str | None, checkpoint: Pat
 def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -> None:
     """Run the model on targets, with golden vectors or the test set; `others`: whether more was to be compared."""
     from qil_deploy.runtime_tests.exported_model import read_exported_model
+    from qil_deploy.runtime_tests.golden import read_golden
 
     if others:
         raise ConfigError("--target takes no --checkpoint, --between or --first-difference; leave them out.")
@@ -152,6 +159,7 @@ def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -
     if request.golden is not None:
         if data is not None or request.limit is not None:
             raise ConfigError("--golden brings its own images; with --target it takes neither --data nor --limit.")
+        read_golden(request.golden, exported)  # refuses what every target would have to
         verify_on_targets(request, None, str(request.golden))
         return
     verify_on_targets(request, open_test_images(exported, data, 1), data or exported.data or "")

@@ -75,12 +75,14 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
     if request.json is not None:
         ensure_writable(request.json)
     report = _run(request, targets, images, images_from)
-    if request.json is not None:
-        write_report(request.json, report)
-    console = Console(markup=False)
-    console.print(targets_table(report))
-    for remark in targets_remarks(report):
-        console.print(remark, soft_wrap=True)
+    try:
+        if request.json is not None:
+            write_report(request.json, report)
+    finally:  # on a full disk the outcome is shown, at least
+        console = Console(markup=False)
+        console.print(targets_table(report))
+        for remark in targets_remarks(report):
+            console.print(remark, soft_wrap=True)
     if any(result.failed is not None for result in report.targets):
         raise typer.Exit(2)
     if report.exact is False:

@@ -67,12 +67,14 @@ class ImageFolder:
         from PIL import Image
 
         path = self.path(index)
+        if not path.is_file():  # a pipe of that name would be waited for
+            raise DataError(f"{path} is no file; remove it from the folder.")
         try:
             with Image.open(path) as image:
                 return image.convert("L" if channels == 1 else "RGB")
         # What damaged files raise, by their format.
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} is not an image that can be read: {error}") from error
+            raise DataError(f"{path} is not an image that can be read: {error}; replace or remove it.") from error
 
     def image(self, index: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """Return one image as evaluation sees it: uint8, of `shape` (channels, height, width)."""
