@@ -295,7 +295,7 @@ def _of_level(file: MeasuredFile, target: str, report: DeviceReport, level: Leve
 
 
 def _latency(report: bench.BenchReport, row: bench.Latency, first: str) -> Latency:
-    median = median_interval(row.samples_ns, seed=report.seed)
+    median = median_interval(row.samples_ns, seed=abs(report.seed))
     return Latency(
         model=row.model.sha256,
         by="bench",

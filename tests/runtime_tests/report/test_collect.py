@@ -108,6 +108,7 @@ def test_a_model_that_was_only_timed_is_not_called_equal(write: Write) -> None:
     assert first.median_low <= first.median <= first.median_high
     assert first.median == 1.003
     assert [remark.about for remark in report.runs[0].remarks] == ["latency"]
+    assert collect([write("odd", replace(timed(NET), seed=-1))]).runs[0].latencies[0].median_low is not None
     facts = {fact.name: fact.value for fact in report.runs[0].environments[0].facts}
     assert facts["governor"] == "performance"
     assert facts["caches"] == "L1 data 32 KiB"
