@@ -44,7 +44,7 @@ from write_tables import with_tables
 RECIPE = "fashion_mnist_resnet20"
 VARIANTS = ("progressive", "direct", "gamma", "lsq")
 # The fewer bits, the more epochs: after one epoch at 3 bits and two at 2, accuracy was still rising fast.
-EPOCHS = ("float_training.epochs=8", "stages.1.epochs=2", "stages.2.epochs=3", "stages.3.epochs=6")
+EPOCHS = ("float_training.epochs=8", "stages.1.epochs=2", "stages.2.epochs=2", "stages.3.epochs=6")
 
 
 @dataclass(frozen=True, kw_only=True)

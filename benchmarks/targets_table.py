@@ -172,16 +172,16 @@ def run(subject: Subject, target: Target) -> TargetResult:
     count = subject.logits if target.emulator is None else subject.emulated_logits
     with tempfile.TemporaryDirectory() as folder:
         golden, logits = Path(folder) / "codes.npz", Path(folder) / "logits.npz"
-        write_golden(subject.path, test_images(subject.path, subject.images), DATA, golden)
+        write_golden(subject.path, evaluation_images(subject.path, subject.images), DATA, golden)
         if count:
-            write_golden_logits(subject.path, test_images(subject.path, count), DATA, logits)
+            write_golden_logits(subject.path, evaluation_images(subject.path, count), DATA, logits)
         report = verify_targets(
             subject.path, [target], golden, logits=logits if count else None, options=RunOptions(timeout=TIMEOUT)
         )
     return report.targets[0]
 
 
-def test_images(model: Path, count: int) -> NDArray[np.uint8]:
+def evaluation_images(model: Path, count: int) -> NDArray[np.uint8]:
     """Return the first test images of Fashion-MNIST in a model's shape, uint8 [count, C, H, W]."""
     shape = read_exported_model(model).preprocessing.shape
     return load_batches(DATA, shape=shape, batch_size=count).read(0, count).images

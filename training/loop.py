@@ -118,9 +118,7 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
     Adam bounds each step by its rate, and interval parameters are dimensionless, so one rate suits
     every layer, however large its gradient sum is.
     """
-    intervals = interval_parameters(model)
-    known = {id(parameter) for parameter in intervals}
-    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in known]
+    intervals, rest = interval_parameters(model), weight_parameters(model)
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": section.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
@@ -131,6 +129,12 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
     if intervals and section.interval_learning_rate > 0:
         optimizers.append(torch.optim.Adam(intervals, lr=section.interval_learning_rate))
     return optimizers
+
+
+def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return all parameters that are trained and belong to no interval."""
+    known = {id(parameter) for parameter in interval_parameters(model)}
+    return [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in known]
 
 
 def train_phase(
@@ -164,7 +168,7 @@ def train_phase(
             _set_rates(learner.optimizers, rates, factor)
             _seed_dropout(phase.seed, step, accelerator)
             images = x.to(accelerator.device).contiguous(memory_format=memory_format)
-            loss, right = _step(wrapped, optimizers, images, labels.to(accelerator.device), phase.loss, accelerator)
+            loss, right = _step(wrapped, optimizers, images, labels.to(accelerator.device), phase, accelerator)
             due = time.monotonic() - saved > reports.save_seconds
             loss, right, due = _over_processes(loss, right, due, accelerator)
             if not math.isfinite(loss):
@@ -210,15 +214,17 @@ def _step(
     optimizers: Iterable[torch.optim.Optimizer],
     x: Tensor,
     labels: Tensor,
-    criterion: Loss,
+    phase: Phase,
     accelerator: Accelerator,
 ) -> tuple[float, int]:
     """One forward, backward and update; return the loss and how many images were classified rightly."""
     logits = model(x)
-    loss = criterion(logits, x, labels)
+    loss = phase.loss(logits, x, labels)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
+    if phase.section.gradient_norm is not None:
+        accelerator.clip_grad_norm_(weight_parameters(model), phase.section.gradient_norm)
     for optimizer in optimizers:
         optimizer.step()
     return float(loss.detach()), int((logits.detach().argmax(1) == labels).sum())

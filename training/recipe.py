@@ -69,6 +69,7 @@ class OptimizerSection(_Section):
         batch_size: over all processes.
         schedule: `cosine` to zero, or `step`: times `decay` at each of `milestones`, shares of the phase.
         label_smoothing: of the cross-entropy.
+        gradient_norm: largest norm of the gradient of all weights; longer ones are shortened to it. None: never.
         average: decay per step of a moving average of the weights, which replaces them at the end; None without.
         batchnorm_batches: batches from which BatchNorm's statistics are estimated anew at the end; 0 leaves them.
     """
@@ -83,6 +84,7 @@ class OptimizerSection(_Section):
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_norm: Positive | None = None
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     batchnorm_batches: Annotated[int, Field(ge=0)] = 0
 
@@ -102,6 +104,8 @@ class StageSection(OptimizerSection):
     Attributes:
         overrides: bits by layer-name pattern, after those of the recipe.
         from_float: start from the float network and its data instead of the stage before.
+        frozen_gradient_norm: `gradient_norm` of the frozen epochs. With constant statistics BatchNorm no longer holds
+            the outputs of a layer together when its weights move, and one long step can end the training.
     """
 
     weight_bits: int
@@ -112,6 +116,7 @@ class StageSection(OptimizerSection):
     weight_decay: NotNegative = 1e-4
     frozen_epochs: Epochs = 0
     frozen_learning_rate: Positive = 2e-3
+    frozen_gradient_norm: Positive | None = 1.0
 
     @property
     def name(self) -> str:

@@ -211,6 +211,7 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
             weight_decay=stage.weight_decay,
             interval_learning_rate=stage.interval_learning_rate * stage.frozen_learning_rate / stage.learning_rate,
             label_smoothing=stage.label_smoothing,
+            gradient_norm=stage.frozen_gradient_norm,
         )
         accuracy = run.fit(model, section, name, 300 + index, run.info("frozen", stage))
         info = run.info(
