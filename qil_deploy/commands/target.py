@@ -31,9 +31,12 @@ def list_command() -> None:
 
 @target_app.command("setup")
 def setup_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="haswell or arm64 (with all of its processors).")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="haswell, arm64 (with all of its processors) or wasm.")],
 ) -> None:
-    """Set up a target, with this machine's apt and pip (some 200 MB; nothing is installed, no root needed)."""
+    """Set up a target: haswell and arm64 with this machine's apt and pip (some 200 MB), wasm with its npm (14 MB).
+
+    Nothing is installed, and no root is needed.
+    """
     from rich.console import Console
 
     from qil_deploy.runtime_tests.targets import set_up_target

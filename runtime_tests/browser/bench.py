@@ -111,7 +111,9 @@ def benchmark_in_browser(
     activity = replace(activity_between(used, before, read_ticks(used)), others=None)
     costs = {path: describe_work(path, ModelFile.of(path)) for path in drawn if path not in failures}
     warnings += ["a browser's threads are not pinned, and its clock has steps of 5 microseconds."]
-    warnings += machine_warnings(machine, activity, threads=max(options.threads), processors=os.cpu_count() or environment.cpus)
+    warnings += machine_warnings(
+        machine, activity, threads=max(options.threads), processors=os.cpu_count() or environment.cpus
+    )
     return bench_report(
         options,
         [_samples(samples, list(drawn), costs) for samples in found],

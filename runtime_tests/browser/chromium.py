@@ -35,6 +35,7 @@ _FLAGS = (
     "--metrics-recording-only",
     "--mute-audio",
 )
+_LIFELINE = Path(__file__).with_name("lifeline.py")
 _GRACE = 5.0
 _LAST_WORDS = 300
 
@@ -79,25 +80,33 @@ def find_chromium() -> str:
 def browser_at(url: str) -> Iterator[Browser]:
     """Open a page for the length of a `with` block.
 
+    It ends with the block, and with this process, however that ends. One that cannot be started has `ended`.
+
     Raises:
-        TargetError: there is no Chromium, or it cannot be started.
+        TargetError: there is no Chromium.
     """
     program = find_chromium()
     with tempfile.TemporaryDirectory(prefix="qil-deploy-chromium-", ignore_cleanup_errors=True) as folder:
         log = Path(folder) / "log"
-        command = [program, *_FLAGS, f"--user-data-dir={folder}/profile", *_sandbox(), url]
+        command = [
+            sys.executable,
+            "-I",
+            str(_LIFELINE),
+            program,
+            *_FLAGS,
+            f"--user-data-dir={folder}/profile",
+            *_sandbox(),
+            url,
+        ]
         with log.open("wb") as stream:
-            try:
-                process = subprocess.Popen(  # noqa: S603 - a browser at our own address, started without a shell
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    env=os.environ | {"HOME": folder},
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise TargetError(f"cannot start {program}: {error.strerror or error}.") from error
+            process = subprocess.Popen(  # noqa: S603 - a browser at our own address, started without a shell
+                command,
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+                env=os.environ | {"XDG_CONFIG_HOME": folder, "XDG_CACHE_HOME": folder},
+                start_new_session=True,
+            )
         try:
             yield Browser(process=process, log=log)
         finally:
@@ -111,11 +120,13 @@ def _sandbox() -> list[str]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a browser and all processes of its group, politely first, so that it writes its profile to the end."""
-    for send in (signal.SIGTERM, signal.SIGKILL) if sys.platform != "win32" else (signal.SIGTERM,):
+    if sys.platform == "win32":
+        process.kill()
+    for send in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if sys.platform == "win32":
-                process.kill()
-            else:
+            if sys.platform != "win32":
                 os.killpg(process.pid, send)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
+    if process.stdin is not None:
+        process.stdin.close()

@@ -39,7 +39,7 @@ def set_up_target(name: str, say: Callable[[str], None] | None = None) -> Path:
     """Set up a target; return its folder.
 
     Args:
-        name: "haswell" or "arm64" (with all of its processors).
+        name: "haswell", "arm64" (with all of its processors) or "wasm".
         say: called with what is being done.
 
     Raises:

@@ -135,6 +135,10 @@ def test_from_opening_the_page_to_the_result_in_the_report(
     assert target.codes.environment.browser == page.evaluate("navigator.userAgent")
     assert target.codes.latency is not None
 
+    arguments = [sys.executable, "-m", "qil_deploy", "report", tmp_path / "phone.json", "-o", tmp_path / "report.html"]
+    subprocess.run(list(map(str, arguments)), check=True, timeout=90)
+    assert ">phone" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
 
 def test_what_differs_is_named_on_the_page_and_in_the_report(
     command: Callable[..., Command], open_phone: OpenPhone, golden: tuple[Path, Path], tmp_path: Path

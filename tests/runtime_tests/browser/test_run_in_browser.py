@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -24,7 +27,10 @@ from qil_deploy.runtime_tests.browser.resources import PAGE
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import RunOptions, find_target, run_on_target, verify_targets, write_golden_logits
 
+from .processes import command_lines, profile_of_browser
+
 WriteModel = Callable[..., Path]
+ZOO = Path(__file__).parents[3] / "zoo" / "fashion_mnist"
 LEVELS = ("disabled", "basic", "extended", "all")
 OPTIONS = RunOptions(levels=LEVELS, timeout=60)
 NATIVE = find_target("native")
@@ -55,6 +61,17 @@ def test_every_code_is_equal_and_the_report_is_that_of_this_machine(golden: tupl
     assert found.latency is not None
     assert found.latency.runs == 3
     assert told
+
+
+@pytest.mark.usefixtures("browser")
+@pytest.mark.parametrize("name", ["w4a4", "w2a2"])
+def test_the_zoo_is_equal(name: str, tmp_path: Path) -> None:
+    model = ZOO / f"{name}.onnx"
+    noise = np.random.default_rng(3).integers(0, 256, (2, 1, 28, 28), dtype=np.uint8)
+    write_golden(model, noise, "noise", tmp_path / "golden.npz")
+    report = run_on_target(WASM, model, tmp_path / "golden.npz", OPTIONS)
+    assert report.differing == 0
+    assert report.compared_elements > 3_000_000
 
 
 @pytest.mark.usefixtures("browser")
@@ -148,15 +165,27 @@ def test_no_process_of_the_browser_is_left(golden: tuple[Path, Path]) -> None:
     assert not [line for line in command_lines() if any(part in line for part in own)]
 
 
-def command_lines() -> list[str]:
-    """Return the command lines of all processes, where the system shows them."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:  # it ended meanwhile
-            continue
-    return lines
+@pytest.mark.usefixtures("browser")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux shows whose child a process is")
+def test_a_browser_whose_command_was_killed_ends_by_itself(golden: tuple[Path, Path]) -> None:
+    arguments = [sys.executable, "-m", "qil_deploy", "bench", str(golden[0])]
+    with subprocess.Popen([*arguments, "--target", "wasm", "--repeats", "100000"]) as process:
+        profile = wait_for(lambda: profile_of_browser(process.pid))
+        process.kill()
+    wait_for(lambda: not [line for line in command_lines() if profile in line])
+
+
+T = TypeVar("T")
+
+
+def wait_for(find: Callable[[], T | None]) -> T:
+    """Return what `find` finds, as soon as it does."""
+    for _ in range(600):
+        found = find()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it has not happened in a minute")
 
 
 def write_program(path: Path, text: str) -> Path:
@@ -178,7 +207,7 @@ BAD_BROWSERS = {
         "print('no \\x1b[2J display'); raise SystemExit(7)",
         "failed: the browser ended with exit code 7. .*: no .2J",
     ),
-    "crash": ("import os; os.kill(os.getpid(), 11)", "failed: the browser ended with exit code -11"),
+    "crash": ("import os; os.kill(os.getpid(), 11)", "failed: the browser ended with exit code 139"),
     "deafness": (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
         "target wasm has not answered for 2 seconds",
@@ -218,9 +247,11 @@ def test_a_browser_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.Monkey
     program = write_program(tmp_path / "chromium-browser", "")
     monkeypatch.delenv(VARIABLE)
     assert find_chromium() == str(program)
-    program.write_text("no program")
-    with pytest.raises(TargetError, match=r"cannot start .*chromium-browser: "), browser_at("http://127.0.0.1/"):
-        pass
+    program.write_text("#!/absent/interpreter")
+    with browser_at("http://127.0.0.1/") as browser:
+        browser.process.wait(20)
+        ended = str(browser.ended())
+    assert re.search(r"ended with exit code 127\. .*cannot start .*chromium-browser: No such file", ended)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="only some systems have a user that may do everything")
