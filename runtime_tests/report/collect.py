@@ -21,7 +21,7 @@ from qil_deploy.runtime_tests.verify import VerifyReport
 from .content import read_content
 from .extract import Figures, MeasuredFile, merge, of_bench, of_device, of_diagnosis, of_targets, of_verify
 from .figures import DeploymentReport, Environment, Model, Remark, Run, SourceFile
-from .match import compare_runs
+from .match import compare_runs, setting_of
 from .verdict import judge
 
 Readable = VerifyReport | TargetsReport | DeviceReport | BenchReport | Diagnosis | DeploymentReport
@@ -165,7 +165,7 @@ def _run(name: str, reports: Sequence[tuple[Path, Readable]], remarks: tuple[Rem
         parts.append(_figures(path, report))
         for file in parts[-1].files:
             places.setdefault(file.sha256, path.parent)
-    figures = merge(*parts)
+    figures = merge(*_tell_apart(parts, [Path(source.path).stem for source in sources.values()]))
     models = tuple(_models(figures.files, places))
     return Run(
         name=name,
@@ -183,6 +183,20 @@ def _run(name: str, reports: Sequence[tuple[Path, Readable]], remarks: tuple[Rem
         findings=figures.findings,
         remarks=(*remarks, *repeated, *dict.fromkeys(figures.remarks), *_namesakes(models)),
     )
+
+
+def _tell_apart(parts: Sequence[Figures], names: Sequence[str]) -> list[Figures]:
+    """Say which file a latency is from, where two reports of a run measured the same model in the same setting."""
+    counts = Counter(key for part in parts for key in {(setting_of(row), row.model) for row in part.latencies})
+    told = []
+    for part, name in zip(parts, names, strict=True):
+        if any(counts[setting_of(row), row.model] > 1 for row in part.latencies):
+            latencies = tuple(replace(row, by=f"{row.by}, {name}") for row in part.latencies)
+            controls = tuple(replace(row, by=f"{row.by}, {name}") for row in part.controls)
+            told.append(replace(part, latencies=latencies, controls=controls))
+        else:
+            told.append(part)
+    return told
 
 
 def _models(files: Sequence[MeasuredFile], places: dict[str, Path]) -> list[Model]:

@@ -113,7 +113,8 @@ class Latency:
 
     Attributes:
         model: digest.
-        by: how it was measured: "bench", or "while verifying" for what targets, devices and phones measure on the way.
+        by: how it was measured: "bench", or "while verifying" for what targets, devices and phones measure on the way,
+            with the name of the report where a run has two of the same model and setting.
         target, threads, batch, caches: the setting; caches are "warm" or "cold".
         runs: how many were measured.
         median, p95, least, spread: of them; spread is the 75th minus the 25th percentile.

@@ -262,6 +262,19 @@ def test_what_is_no_report_is_refused_alone_and_a_grave_remark_in_a_folder(
         collect([folder])
 
 
+def test_a_setting_measured_twice_is_told_apart(write: Write) -> None:
+    slow = timed(NET, model("slow.onnx", "b"), factor=3.0)
+    (run,) = collect([write("run", timed(NET), slow)]).runs
+    assert [(row.by, row.model[0]) for row in run.latencies] == [
+        ("bench, 0", "a"),
+        ("bench, 1", "a"),
+        ("bench, 1", "b"),
+    ]
+    assert [row.by for row in run.controls] == ["bench, 0", "bench, 1"]
+    (run,) = collect([write("apart", timed(NET), timed(model("slow.onnx", "b")))]).runs
+    assert [row.by for row in run.latencies] == ["bench", "bench"]
+
+
 def test_counts_and_times_that_cannot_be_are_refused(write: Write) -> None:
     bench = timed(NET)
     for index, (report, message) in enumerate(
