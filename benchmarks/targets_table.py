@@ -146,7 +146,7 @@ def subjects(zoo: Path, out: Path) -> list[Subject]:
             path=out / f"{network}_w{bits}a{bits}.onnx",
             write=writer(network, bits),
             images=1,
-            logits=100,
+            logits=20,
             emulated_logits=0,
         )
         for network in ("resnet18", "alexnet")
