@@ -1,0 +1,159 @@
+"""Networks and overrides that cannot be prepared are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qil_deploy.errors import ConfigError, UnsupportedModelError
+
+from .prepared_network import prepared, resnet8
+
+
+def network(*inner: nn.Module, last: nn.Module | None = None) -> nn.Sequential:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)) if last is None else (last,)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), *inner, *head)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(x), x
+
+
+class Wrapped(nn.Module):
+    """A network whose forward is a function of its modules."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 64, 2)
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def branch(_: nn.Module, x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
+
+
+def conv4(**options: object) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, **options)  # type: ignore[arg-type] # whatever the case asks for
+
+
+REFUSED: dict[str, tuple[nn.Module, str]] = {
+    "sigmoid": (network(nn.Sigmoid()), r"module '2' \(Sigmoid\) cannot be lowered; supported are Conv2d, Linear"),
+    "softmax": (network(last=nn.Softmax(1)), r"module '2' \(Softmax\) cannot be lowered"),
+    "functional sigmoid": (
+        Wrapped(lambda m, x: m.fc(torch.sigmoid(m.first(x)).flatten(1))),
+        "operation 'sigmoid' .* cannot be lowered",
+    ),
+    "product": (Wrapped(lambda m, x: m.fc((m.first(x) * 2).flatten(1))), "operation 'mul' .* cannot be lowered"),
+    "constant sum": (Wrapped(lambda m, x: m.fc((m.first(x) + 2).flatten(1))), "operation 'add' .* cannot be lowered"),
+    "scaled sum": (
+        Wrapped(lambda m, x: m.fc(torch.add(m.first(x), m.first(x), alpha=2).flatten(1))),
+        "operation 'add' .* cannot be lowered",
+    ),
+    "average of another number at the border": (
+        network(nn.AvgPool2d(3, padding=1, count_include_pad=False)),
+        r"module '2' \(AvgPool2d\) cannot be lowered: it divides by another number at the border",
+    ),
+    "average beyond the image": (
+        network(nn.AvgPool2d(3, ceil_mode=True)),
+        r"\(AvgPool2d\) cannot be lowered: it has windows that reach past the image",
+    ),
+    "uneven average": (network(nn.AdaptiveAvgPool2d(3)), r"module '2' \(AdaptiveAvgPool2d\) cannot be lowered; supp"),
+    "pooling with indices": (
+        Wrapped(lambda m, x: m.fc(m.pool(m.first(x))[0].flatten(1)), pool=nn.MaxPool2d(1, return_indices=True)),
+        r"\(MaxPool2d\) cannot be lowered: it returns indices",
+    ),
+    "smooth upsampling": (
+        network(nn.Upsample(scale_factor=2, mode="bilinear")),
+        r"\(Upsample\) cannot be lowered: it does not repeat each pixel a whole number of times",
+    ),
+    "clipping below zero": (network(nn.Hardtanh()), r"\(Hardtanh\) cannot be lowered: it clips to -1.0..1.0, not from"),
+    "no statistics": (
+        network(conv4(padding=1), nn.BatchNorm2d(4, track_running_stats=False)),
+        r"module '3' \(BatchNorm2d\) cannot be lowered: it has no running statistics",
+    ),
+    "inner flatten": (
+        network(nn.Flatten(2), last=nn.Flatten()),
+        r"module '2' \(Flatten\) cannot be lowered: it keeps more dimensions than the batch",
+    ),
+    "concatenated rows": (
+        Wrapped(lambda m, x: m.fc(torch.cat([y := m.first(x), y], 2).flatten(1))),
+        "does not run on an input of shape",
+    ),
+    "rows side by side": (
+        Wrapped(lambda m, x: torch.cat([y := m.first(x), y], 2).flatten(1)),
+        "operation 'cat' .* cannot be lowered",
+    ),
+    "norm of rows": (
+        Wrapped(lambda m, x: m.norm(m.pool(m.first(x)).flatten(1)), pool=nn.MaxPool2d(8), norm=nn.BatchNorm1d(4)),
+        r"'norm' reads 'flatten(_1)?', which is no convolution, linear layer or addition of its own, and holds no",
+    ),
+    "no row of logits": (network(last=conv4()), r"the network returns a tensor of shape \[1, 4, 6, 6\] for one of"),
+    "channel shuffle": (
+        Wrapped(lambda m, x: m.fc((y := m.first(x)).view(y.size(0), 2, 2, 8, 8).transpose(1, 2).flatten(1))),
+        "operation 'view' .* cannot be lowered",
+    ),
+    "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
+    "transposed": (network(nn.ConvTranspose2d(4, 4, 3)), r"\(ConvTranspose2d\) cannot be lowered"),
+    "reflect": (network(conv4(padding=1, padding_mode="reflect")), r"layer '2' pads with .* in mode 'reflect'; only"),
+    "same": (network(nn.Conv2d(4, 4, 2, padding="same")), "layer '2' pads with 'same' in mode 'zeros'; only a fixed"),
+    "two inputs": (TwoInputs(), "the network has 2 inputs and 1 outputs; one image in and one tensor of logits"),
+    "two outputs": (TwoOutputs(), "the network has 1 inputs and 2 outputs"),
+    "control flow": (Wrapped(branch), "Wrapped cannot be traced by torch.fx: .*Move control flow"),
+    "conv called twice": (
+        Wrapped(lambda m, x: m.fc(m.again(m.again(m.first(x))).flatten(1)), again=conv4(padding=1)),
+        "layer 'again' is called more than once; give each call its own layer",
+    ),
+    "norm called twice": (
+        Wrapped(
+            lambda m, x: m.fc((m.norm(m.first(x)) + m.norm(m.other(x))).flatten(1)),
+            norm=nn.BatchNorm2d(4),
+            other=nn.Conv2d(3, 4, 3, padding=1),
+        ),
+        "layer 'norm' is called more than once",
+    ),
+    "wrong size": (
+        network(nn.Flatten(), last=nn.Linear(5, 2)),
+        r"does not run on an input of shape \[1, 3, 8, 8\]: .*shapes cannot be multiplied \(1x256 and 5x2\)$",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_networks_that_are_refused(case: str) -> None:
+    model, message = REFUSED[case]
+    with pytest.raises(UnsupportedModelError, match=message):
+        prepared(model)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"layer4.*": {"weight_bits": 3}}, r"override 'layer4\.\*' matches no layer; the layers are conv1, layer1\.0"),
+        ({"bn1": {"weight_bits": 3}}, "override 'bn1' matches no layer"),
+        ({"fc": {"activation_bits": 4}}, "layer fc: activation_bits=4, but the first and last layers read 8-bit codes"),
+        ({"conv1": {"weight_bits": 8}}, "layer conv1: weight_bits=8 with activation_bits=8 would saturate"),
+        ({"*": {"activation_bits": 8, "weight_bits": 8}}, "would saturate the int16 sums"),
+    ],
+)
+def test_overrides_that_are_refused(overrides: dict[str, dict[str, int]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(resnet8(), overrides=overrides)
