@@ -46,7 +46,7 @@ def open_phone(browser: None) -> Iterator[OpenPhone]:  # noqa: ARG001 - a fixtur
                 color_scheme="dark" if dark else "light",
             )
             page: Page = context.new_page()
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(120_000)
             page.goto(url)
             return page
 

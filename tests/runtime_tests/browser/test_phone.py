@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,14 +209,27 @@ def test_a_page_that_fails_says_why_and_may_try_again(golden: tuple[Path, Path],
         assert future.result(30).exact is True
 
 
-def test_a_result_that_cannot_be_is_refused_on_the_page(golden: tuple[Path, Path], open_phone: OpenPhone) -> None:
-    options = RunOptions(levels=("all",), repeats=0, timeout=5)
-    with served(golden, Address(), options) as (url, future):
+def test_a_result_that_cannot_be_is_refused_and_a_right_one_after_it_is_taken(
+    golden: tuple[Path, Path], open_phone: OpenPhone
+) -> None:
+    with served(golden, Address()) as (url, future):
         page = open_phone(url)
         page.route("**/result", lambda route: route.continue_(post_data=b"{}"))
         page.get_by_role("button", name="Start").tap()
         page.get_by_text("It did not work: The result was refused: what the browser sent has schema None").wait_for()
-        with pytest.raises(TargetError, match=r"not been heard of for 5 seconds\. .* Its last words: The result was"):
+        page.unroute("**/result")
+        page.get_by_role("button", name="Try again").tap()
+        page.get_by_text("the computer has it").wait_for()
+        assert future.result(30).exact is True
+
+
+def test_the_last_words_of_a_page_that_gave_up_are_kept(golden: tuple[Path, Path]) -> None:
+    if runtime_state() is not None:
+        pytest.skip(f"ONNX Runtime Web: {runtime_state()}")
+    with served(golden, Address(), replace(OPTIONS, timeout=2)) as (url, future):
+        request = urllib.request.Request(f"{url}failure", data=b"out of memory")  # noqa: S310 - our own server
+        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - likewise
+        with pytest.raises(TargetError, match=r"not been heard of for 2 seconds\. .* Its last words: out of memory"):
             future.result(60)
 
 
