@@ -25,7 +25,7 @@ from qil_deploy.html_elements import picture
 from qil_deploy.reports import write_report
 
 from .interval_shares import QuantizedValues, input_quantizers
-from .models import build_model
+from .models import model_builder
 from .plots import histogram_figure, interval_activations, png
 from .recipe import Recipe, recipe_from_dict
 from .report_page import Histograms, render
@@ -49,7 +49,7 @@ _BATCH_SIZE = 250
 def write_html_report(
     folder: Path,
     *,
-    build: Builder = build_model,
+    trusted_model: str | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> RunReport:
@@ -57,7 +57,7 @@ def write_html_report(
 
     Args:
         folder: of the run.
-        build: builds its network; `model_builder` makes one for a network of the user's.
+        trusted_model: the user's function that builds its network, `module:function`, where it has one.
         device: where its networks are evaluated.
         progress: a started progress display; one is made if None.
 
@@ -68,14 +68,14 @@ def write_html_report(
         DataError: the folder holds no run, or one that has finished no phase; its data set is missing, or its
             `metrics.jsonl` damaged.
         CheckpointError: a checkpoint is damaged.
-        ConfigError: `build` does not know the network.
+        ConfigError: the run's network is neither one of `MODELS` nor `trusted_model`.
         OutputError: the folder cannot be written.
     """
     if progress is None:
         with Progress() as own:
-            return write_html_report(folder, build=build, device=device, progress=own)
+            return write_html_report(folder, trusted_model=trusted_model, device=device, progress=own)
     recipe, recipe_text = _read_recipe(folder)
-    report, histograms = _examine(folder, recipe, build, torch.device(device), progress)
+    report, histograms = _examine(folder, recipe, model_builder(trusted_model), torch.device(device), progress)
     write_report(folder / JSON_NAME, report)
     write_text(folder / HTML_NAME, render(report, histograms, recipe_text))
     return report

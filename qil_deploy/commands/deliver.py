@@ -51,7 +51,9 @@ class Delivery:
     latency_ms: float
 
 
-def deliver(result: RunResult, folder: Path, console: Console, *, repeats: int = 200) -> list[Delivery]:
+def deliver(
+    result: RunResult, folder: Path, console: Console, *, repeats: int = 200, trusted_model: str | None = None
+) -> list[Delivery]:
     """Export, verify and time the float network and every frozen stage of a run; write `results.json` beside them.
 
     Args:
@@ -59,17 +61,19 @@ def deliver(result: RunResult, folder: Path, console: Console, *, repeats: int =
         folder: where the ONNX files and reports go.
         console: for progress.
         repeats: measured runs per model.
+        trusted_model: the user's function that builds the run's network, `module:function`, where it has one.
 
     Raises:
         CertificateError: an exported model does not compute what was trained.
+        ConfigError: the run's network is neither one of ours nor `trusted_model`.
         ModelFileError: one cannot be timed.
     """
     from qil_deploy.runtime_tests import BenchOptions, benchmark, write_report
     from qil_deploy.runtime_tests.bench.report import WARM
 
     stages = [result.float_result, *(stage for stage in result.stages if stage.frozen)]
-    models = [_export(stage, folder) for stage in stages]
-    checks = [_check(stage, model, folder, console) for stage, model in zip(stages, models, strict=True)]
+    models = [_export(stage, folder, trusted_model) for stage in stages]
+    checks = [_check(stage, model, folder, console, trusted_model) for stage, model in zip(stages, models, strict=True)]
     console.print("Timing the models side by side ...")
     bench = benchmark(models, BenchOptions(threads=(1,), caches=(WARM,), repeats=repeats))
     write_report(folder / "bench.json", bench)
@@ -149,14 +153,14 @@ def delivery_cells(delivery: Delivery, first: Delivery) -> list[str]:
     ]
 
 
-def _export(stage: StageResult, folder: Path) -> Path:
+def _export(stage: StageResult, folder: Path, trusted_model: str | None) -> Path:
     from torch import fx
 
     from qil_deploy.checkpoint import load_model
     from qil_deploy.export import export_float_onnx, export_onnx
-    from qil_deploy.training.models import build_model
+    from qil_deploy.training.models import model_builder
 
-    info, model = load_model(stage.frozen or stage.checkpoint, build_model)
+    info, model = load_model(stage.frozen or stage.checkpoint, model_builder(trusted_model))
     path = folder / f"{stage.name}.onnx"
     names = info.class_names
     if isinstance(model, fx.GraphModule):
@@ -176,7 +180,7 @@ class _Check:
     changed_predictions: int | None = None
 
 
-def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> _Check:
+def _check(stage: StageResult, model: Path, folder: Path, console: Console, trusted_model: str | None) -> _Check:
     from qil_deploy.datasets import load_images
     from qil_deploy.runtime_tests import verify, write_report
     from qil_deploy.runtime_tests.exported_model import read_exported_model
@@ -190,10 +194,10 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console) -> _
     if stage.frozen is None:
         return _Check(images=len(images), accuracy=_accuracy(exported.onnx_predictor(), images))
     others = {
-        "frozen PyTorch": checkpoint_predictors(stage.frozen)["frozen PyTorch"],
-        "unfrozen PyTorch": checkpoint_predictors(stage.checkpoint)["unfrozen PyTorch"],
+        "frozen PyTorch": checkpoint_predictors(stage.frozen, trusted_model)["frozen PyTorch"],
+        "unfrozen PyTorch": checkpoint_predictors(stage.checkpoint, trusted_model)["unfrozen PyTorch"],
     }
-    codes = {"frozen PyTorch": frozen_codes(stage.frozen)}
+    codes = {"frozen PyTorch": frozen_codes(stage.frozen, trusted_model)}
     report = verify(model, images.batches(batch_size_for(exported.preprocessing.shape)), others=others, codes=codes)
     write_report(folder / f"{stage.name}_verify.json", report)
     if report.exact is False:

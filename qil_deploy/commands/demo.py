@@ -33,9 +33,11 @@ def demo_command(
     with Progress(console=console) as progress:
         result = train(recipe, run_folder, progress=progress)
     console.rule("2. Export to integer-only ONNX, run in ONNX Runtime, compare every logit, time")
-    deliveries = deliver(result, out, console)
+    deliveries = deliver(result, out, console, trusted_model=recipe.model.name)
     pictures = [
-        plot_stage(stage.checkpoint, out / f"{stage.name}_intervals.png") for stage in result.stages if stage.frozen
+        plot_stage(stage.checkpoint, out / f"{stage.name}_intervals.png", recipe.model.name)
+        for stage in result.stages
+        if stage.frozen
     ]
     console.rule("3. Result")
     console.print(delivery_table(deliveries))
@@ -46,17 +48,23 @@ def demo_command(
     console.print(f"Models and reports are in {out}, learned intervals in {', '.join(map(str, pictures))}.")
 
 
-def plot_stage(checkpoint: Path, picture: Path) -> Path:
-    """Draw the learned intervals of a quantized checkpoint over its weights and some test activations."""
+def plot_stage(checkpoint: Path, picture: Path, trusted_model: str | None = None) -> Path:
+    """Draw the learned intervals of a quantized checkpoint over its weights and some test activations.
+
+    Args:
+        checkpoint: as training writes it.
+        picture: the file to draw to.
+        trusted_model: the user's function that builds its network, `module:function`, where it has one.
+    """
     import torch
     from torch import fx
 
     from qil_deploy.checkpoint import load_model
     from qil_deploy.datasets import load_images
-    from qil_deploy.training.models import build_model
+    from qil_deploy.training.models import model_builder
     from qil_deploy.training.plots import plot_intervals
 
-    info, model = load_model(checkpoint, build_model)
+    info, model = load_model(checkpoint, model_builder(trusted_model))
     if not isinstance(model, fx.GraphModule):
         raise TypeError(f"{checkpoint} holds no prepared model")
     images = load_images(info.data, "test", shape=info.preprocessing.shape).first(256)

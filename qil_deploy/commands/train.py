@@ -49,7 +49,6 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
     from qil_deploy.quantizers import compile_quantizers
     from qil_deploy.training.html_report import write_html_report
-    from qil_deploy.training.models import model_builder
     from qil_deploy.training.recipe import load_recipe
     from qil_deploy.training.run import Settings
     from qil_deploy.training.train import train
@@ -69,5 +68,5 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         console.print(run_table(result))
         console.print(f"Checkpoints and metrics are in {folder}; curves: tensorboard --logdir {folder / 'curves'}.")
         if report:
-            write_html_report(folder, build=model_builder(loaded.model.name), device=PartialState().device)
+            write_html_report(folder, trusted_model=loaded.model.name, device=PartialState().device)
             console.print(f"Intervals, shares and confusions are in {folder / 'report.html'}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,18 @@ import pytest
 from rich.console import Console
 
 from qil_deploy import export
+from qil_deploy.checkpoint import load_model, save_checkpoint
 from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_cells, delivery_table
+from qil_deploy.commands.demo import plot_stage
 from qil_deploy.commands.predictors import checkpoint_predictors
 from qil_deploy.datasets import load_images
-from qil_deploy.errors import CertificateError
+from qil_deploy.errors import CertificateError, ConfigError
 from qil_deploy.onnx_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import BenchReport, VerifyReport, read_report
+from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import Recipe
-from qil_deploy.training.train import RunResult, train
+from qil_deploy.training.train import RunResult, StageResult, train
 
 if TYPE_CHECKING:
     from tests.commands.conftest import Run
@@ -42,6 +45,39 @@ def delivered(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Delivered:
     return Delivered(
         folder=folder, result=result, deliveries=deliver(result, folder, Console(file=io.StringIO()), repeats=3)
     )
+
+
+def test_a_network_of_the_user_is_delivered_where_the_user_names_it(
+    delivered: Delivered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"networks_of_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(
+        "from qil_deploy.training.models import build_model\n"
+        "def small(**arguments):\n"
+        "    return build_model('resnet8', arguments)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    trusted = f"{module}:small"
+
+    def renamed(stage: StageResult) -> StageResult:
+        for path in (stage.checkpoint, stage.frozen):
+            if path is not None:
+                info, model = load_model(path, build_model)
+                save_checkpoint(tmp_path / path.name, info.model_copy(update={"model_name": trusted}), model)
+        frozen = None if stage.frozen is None else tmp_path / stage.frozen.name
+        return replace(stage, checkpoint=tmp_path / stage.checkpoint.name, frozen=frozen)
+
+    result = replace(delivered.result, float_result=renamed(delivered.result.float_result))
+    result = replace(result, stages=tuple(map(renamed, result.stages)))
+    console, out = Console(file=io.StringIO()), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ConfigError, match=trusted):
+        deliver(result, out, console, repeats=1)
+    deliveries = deliver(result, out, console, repeats=1, trusted_model=trusted)
+    assert [each.differing_logits for each in deliveries] == [None, 0]
+    with pytest.raises(ConfigError, match=trusted):
+        plot_stage(result.stages[0].checkpoint, out / "intervals.png")
+    assert plot_stage(result.stages[0].checkpoint, out / "intervals.png", trusted).is_file()
 
 
 def test_files(delivered: Delivered) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from qil_deploy.checkpoint import load_model, read_checkpoint, save_checkpoint
 from qil_deploy.datasets import ImageBatches, ImageSet, load_images
-from qil_deploy.errors import DataError
+from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.freezing_report import predictions
 from qil_deploy.layers import QuantConv2d
 from qil_deploy.reports import read_report
@@ -257,3 +257,25 @@ def test_damaged_metrics_are_refused(run: tuple[Path, RunReport], tmp_path: Path
     (tmp_path / "metrics.jsonl").write_text('{"phase": "float", "epo')
     with pytest.raises(DataError, match=r"line 1 of .*metrics.jsonl is damaged"):
         write_html_report(tmp_path)
+
+
+def test_a_network_of_the_user_is_reported_on_where_the_user_names_it(
+    run: tuple[Path, RunReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"networks_of_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(
+        "from qil_deploy.training.models import build_model\n"
+        "def small(**arguments):\n"
+        "    return build_model('resnet8', arguments)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    trusted = f"{module}:small"
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    for path in folder.glob("*.safetensors"):
+        info, model = load_model(path, build_model)
+        save_checkpoint(path, info.model_copy(update={"model_name": trusted}), model)
+    with pytest.raises(ConfigError, match=trusted):
+        write_html_report(folder)
+    report = write_html_report(folder, trusted_model=trusted)
+    assert [stage.accuracy for stage in report.stages] == [stage.accuracy for stage in run[1].stages]
