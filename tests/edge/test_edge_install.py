@@ -119,7 +119,7 @@ def test_the_package_loads_little(device: Device) -> None:
 def test_help(device: Device) -> None:
     done = device.qil("--help")
     assert done.returncode == 0, done.stderr
-    for command in ("verify", "bench", "inspect", "doctor", "target"):
+    for command in ("verify", "bench", "inspect", "doctor", "report", "phone", "target"):
         assert f" {command} " in done.stdout
         assert device.qil(command, "--help").returncode == 0
 
@@ -147,6 +147,14 @@ def test_bench_inspect_and_doctor(device: Device) -> None:
         done = device.qil(*command, "--json", report)
         assert done.returncode == 0, done.stderr
         assert json.loads(report.read_text())["schema"].startswith(f"qil_deploy.{command[0]}/")
+
+
+def test_report(device: Device) -> None:
+    report, page = device.folder / "sources" / "doctor.json", device.folder / "report.html"
+    assert device.qil("doctor", MODEL, "--json", report).returncode == 0
+    done = device.qil("report", report, "-o", page)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize(
