@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qil_deploy.errors import ConfigError, TargetError
+from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetResult, TargetsReport
 from qil_deploy.runtime_tests.targets.run import RunOptions
@@ -106,6 +106,8 @@ def verify_on_phone(
     """
     with tempfile.TemporaryDirectory() as folder:
         verification = prepare_verification(model, data, options, runtime_files(), Path(folder), autostart=False)
+        if not verification.golden.tensors:
+            raise DataError(f"{data} holds images alone, nothing to compare with; give golden vectors.")
         with PageServer(verification.service(), host=address.host, port=address.port, names=(address.name,)) as server:
             announce(server.url(address.name))
             patience = Patience(

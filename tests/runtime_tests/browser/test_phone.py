@@ -291,10 +291,12 @@ def test_wrong_use_is_refused_before_anything_is_served(
     app = typer.Typer()
     app.command()(phone_command)
     model, vectors = golden
+    np.save(tmp_path / "images.npy", np.zeros((1, 3, 8, 8), np.uint8))
     for options, sentence in (
         ((tmp_path / "absent.onnx",), "does not exist"),
         ((model,), "does not say which data set"),
         ((model, "--golden", tmp_path / "absent.npz"), "cannot be read as golden vectors"),
+        ((model, "--golden", tmp_path / "images.npy"), "holds images alone, nothing to compare with"),
         ((model, "--golden", vectors, "--data", "digits"), "--golden brings its own images"),
         ((model, "--golden", vectors, "--threads", 0), "--threads is 0; it must be at least 1"),
         ((model, "--golden", vectors, "--repeats", -1), "--repeats is -1; it must be at least 0"),
