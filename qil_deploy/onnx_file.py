@@ -197,6 +197,8 @@ def _plain_domain(domain: str) -> str:
 def _convert_node(node: Message, left_out: list[str] | None) -> Node:
     name, op_type = _text(node.name), _text(node.op_type)
     where = f"node {name!r} ({op_type})"
+    if not node.output:
+        raise DefectError(f"{where} has no output. The file is damaged; export it again.")
     attributes: dict[str, Attribute] = {}
     for attribute in node.attribute:
         with _leaving_out(left_out):

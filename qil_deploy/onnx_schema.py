@@ -7,8 +7,9 @@ parser.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 # message -> field -> (number, type); "*" marks a repeated field. Messages that are refused when present are
@@ -80,8 +81,7 @@ def parse_model(content: bytes) -> Message:
     Raises:
         google.protobuf.message.DecodeError: the bytes are no protobuf message of this kind.
     """
-    descriptor = _POOL.FindMessageTypeByName("qil_deploy_onnx.ModelProto")
-    return message_factory.GetMessageClass(descriptor).FromString(content)
+    return _model_class().FromString(content)
 
 
 def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
@@ -89,15 +89,20 @@ def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
 
     Protobuf merges what stands behind a message into it: a second graph that has outputs alone adds them.
     """
-    descriptor = _POOL.FindMessageTypeByName("qil_deploy_onnx.ModelProto")
-    addition = message_factory.GetMessageClass(descriptor)()
+    addition = _model_class()()
     for name in names:
         addition.graph.output.add(name=name)
     return content + bytes(addition.SerializeToString())
 
 
-def _build_pool() -> descriptor_pool.DescriptorPool:
-    """Declare `_SCHEMA` in a pool of its own, where the `onnx` package's declarations cannot collide."""
+@cache
+def _model_class() -> Any:  # noqa: ANN401 - protobuf's messages are untyped
+    """Declare `_SCHEMA` in a pool of its own, where the `onnx` package's declarations cannot collide.
+
+    protobuf is loaded for the first file, not when this package is imported.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     types = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="qil_deploy_onnx.proto", package="qil_deploy_onnx", syntax="proto2")
     for message_name, fields in _SCHEMA.items():
@@ -112,7 +117,4 @@ def _build_pool() -> descriptor_pool.DescriptorPool:
                 declared.type = types.Type.Value(f"TYPE_{base.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return pool
-
-
-_POOL = _build_pool()
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("qil_deploy_onnx.ModelProto"))

@@ -322,3 +322,10 @@ def test_attribute_without_a_type_is_refused(tmp_path: Path) -> None:
     node.attribute[0].type = onnx.AttributeProto.UNDEFINED
     with pytest.raises(ModelFileError, match=r"attribute 'value' of node 'thing' \(Thing\) has type number 0"):
         read(tmp_path, model_with(nodes=(node,)))
+
+
+def test_a_node_without_outputs_is_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Thing", ["x"], [], name="thing")
+    for left_out in (None, list[str]()):
+        with pytest.raises(ModelFileError, match=r"node 'thing' \(Thing\) has no output"):
+            read_model(write(tmp_path, model_with(nodes=(node,))), left_out=left_out)
