@@ -86,7 +86,8 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         Console(stderr=True, markup=False).print(f"Error: {failure.reason}", soft_wrap=True)
     if report.failures:
         raise typer.Exit(2)
-    if any(len(latency.samples_ns) < repeats for latency in report.latencies):
+    missing = set(options.threads) - {latency.threads for latency in report.latencies}
+    if missing or any(len(latency.samples_ns) < repeats for latency in report.latencies):
         raise typer.Exit(_INTERRUPTED)
 
 

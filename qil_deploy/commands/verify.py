@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from qil_deploy.datasets import ImageBatches
     from qil_deploy.runtime_tests.backends import CodeReader
     from qil_deploy.runtime_tests.exported_model import ExportedModel
+
+_LISTED = 10  # classes that a message names
 
 
 def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
@@ -222,7 +225,13 @@ def open_test_images(model: ExportedModel, data: str | None, batch_size: int) ->
     images = load_batches(name, "test", shape=model.preprocessing.shape, batch_size=batch_size)
     if images.class_names != model.class_names:
         raise DataError(
-            f"data set {name!r} has the classes {', '.join(images.class_names)}, but {model.path} tells "
-            f"apart {', '.join(model.class_names)}; verify with the data set the model was trained on."
+            f"data set {name!r} has the classes {_first_of(images.class_names)}, but {model.path} tells "
+            f"apart {_first_of(model.class_names)}; verify with the data set the model was trained on."
         )
     return images
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """List some names, and say how many there are where they are many."""
+    listed = ", ".join(names[:_LISTED])
+    return listed if len(names) <= _LISTED else f"{listed}, ... ({len(names)})"

@@ -83,8 +83,8 @@ def benchmark_in_browser(
 ) -> BenchReport:
     """Measure the latency of ONNX models in a headless Chromium.
 
-    The models need not be exported by this project. A browser that fails or falls silent, and Ctrl-C, end the
-    measurement; settings that were finished before are reported, with a warning.
+    The models need not be exported by this project. A number of threads with which the browser fails or falls silent
+    is one of the failures. Ctrl-C ends the measurement; what was finished before is reported, with a warning.
 
     Args:
         paths: ONNX files; ratios refer to the first.
@@ -158,11 +158,15 @@ def _measure_all(
     for threads in options.threads:
         try:
             samples = _measure(drawn, threads, options, runtime, progress)
-        except (TargetError, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
             if not found:
                 raise
-            reason = str(error) or "it was interrupted."
-            return found, [f"nothing was measured with {threads} threads and what follows: {reason}"]
+            return found, [f"interrupted; nothing was measured with threads {threads} and what follows."]
+        except TargetError as error:
+            if not found:
+                raise
+            failures[Path(f"{NAME}, threads {threads}")] = f"nothing was measured with threads {threads}: {error}"
+            continue
         for path, reason_or_none in zip(paths, samples.reasons, strict=True):
             if reason_or_none is not None:
                 failures[path] = f"{path} cannot be run in a browser: {reason_or_none}"

@@ -154,12 +154,20 @@ def test_settings_that_were_finished_are_kept(write_model: WriteModel, monkeypat
     options = BenchOptions(threads=(1, 2), caches=(WARM,), repeats=3)
     report = benchmark_in_browser([write_model()], options)
     assert [latency.threads for latency in report.latencies] == [1]
-    sentence = "nothing was measured with 2 threads and what follows: target wasm has not answered for 60 seconds."
-    assert sentence in report.warnings
+    (failure,) = report.failures
+    assert failure.path == "wasm, threads 2"
+    assert failure.reason == "nothing was measured with threads 2: target wasm has not answered for 60 seconds."
     outcomes[:] = [samples, KeyboardInterrupt()]
-    assert "nothing was measured with 2 threads and what follows: it was interrupted." in (
-        benchmark_in_browser([write_model()], options).warnings
-    )
+    report = benchmark_in_browser([write_model()], options)
+    assert report.failures == ()
+    assert "interrupted; nothing was measured with threads 2 and what follows." in report.warnings
+    outcomes[:] = [samples, KeyboardInterrupt()]
+    app = typer.Typer()
+    app.command()(bench_command)
+    arguments = [str(write_model()), "--target", "wasm", "--threads", "1,2", "--repeats", "3"]
+    assert CliRunner().invoke(app, arguments).exit_code == 130
+    outcomes[:] = [samples, TargetError("it crashed.")]
+    assert CliRunner().invoke(app, arguments).exit_code == 2
     outcomes[:] = [TargetError("it crashed.")]
     with pytest.raises(TargetError, match="it crashed"):
         benchmark_in_browser([write_model()], options)

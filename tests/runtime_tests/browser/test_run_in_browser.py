@@ -173,6 +173,7 @@ def test_a_browser_whose_command_was_killed_ends_by_itself(golden: tuple[Path, P
         profile = wait_for(lambda: profile_of_browser(process.pid))
         process.kill()
     wait_for(lambda: not [line for line in command_lines() if profile in line])
+    shutil.rmtree(Path(profile).parent)  # what is killed leaves its temporary files
 
 
 T = TypeVar("T")
