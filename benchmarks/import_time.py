@@ -43,7 +43,7 @@ def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[P
     names = list(STARTS)
     for round_number in range(repeats + 1):
         for index in generator.permutation(len(names)):
-            cost = measure([python, *STARTS[names[index]]])
+            cost = measure([python, "-P", *STARTS[names[index]]])  # not the package in the folder that this starts in
             if cost.exit_code != 0:
                 raise OSError(f"{python} {' '.join(STARTS[names[index]])} ends with exit code {cost.exit_code}.")
             if round_number:
