@@ -232,6 +232,8 @@ def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     shipped = folder / f"{path}.toml"
     chosen = shipped if not path.exists() and shipped.exists() else path
     try:
+        if chosen.exists() and not (chosen.is_file() or chosen.is_dir()):
+            raise ConfigError(f"recipe {path} is a device or a pipe, which may never end; name a TOML file.")
         content: dict[str, Any] = tomllib.loads(chosen.read_text())
     except OSError as error:
         known = ", ".join(sorted(entry.stem for entry in folder.glob("*.toml")))
