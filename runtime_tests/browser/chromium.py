@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ _FLAGS = (
 )
 _LIFELINE = Path(__file__).with_name("lifeline.py")
 _GRACE = 5.0
+_LOOK = 0.05
 _LAST_WORDS = 300
 
 
@@ -130,3 +132,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(_GRACE)
     if process.stdin is not None:
         process.stdin.close()
+    # What was killed may take a moment to go, and nobody here is told of it.
+    deadline = time.monotonic() + _GRACE
+    while sys.platform != "win32" and _is_there(process.pid) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+
+
+def _is_there(group: int) -> bool:
+    """Return whether a group has processes left."""
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    return True

@@ -31,6 +31,8 @@ def main() -> int:
         else:
             os.killpg(0, signal.SIGKILL)
 
+    # Whoever asks this group to end waits for this process, and means the program.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     threading.Thread(target=follow, daemon=True).start()
     code = program.wait()
     return code if code >= 0 else 128 - code
