@@ -21,7 +21,7 @@ from qil_deploy.float_parts import PART_OPERATOR, part_shapes
 from qil_deploy.onnx_file import Node
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.arguments import integer
-from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, unpack_blocks
+from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, check_zero_points, unpack_blocks
 from qil_deploy.reference.operators import find_operator
 
 from .weight_layout import MovedInput, follow_moves, undo_convolution, undo_linear
@@ -158,6 +158,11 @@ class IntegerGraph:
         stored = unpack_blocks(
             self.constants[node.inputs[1]], (integer(node, "N", 0), integer(node, "K", 0)), bits, block
         ).astype(np.int64)
+        zero_points = self.constants.get(node.inputs[3]) if len(node.inputs) > 3 else None
+        try:
+            check_zero_points(zero_points, stored.shape[0], stored.shape[1], bits)
+        except ValueError as error:
+            raise _refusal(node, str(error)) from error
         moved = self._moved(node)
         codes = undo_linear(node, stored.reshape(len(stored), -1), moved)
         spread, bias = self._spread_and_bias(node, len(stored))

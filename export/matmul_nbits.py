@@ -8,8 +8,8 @@ input carries the constant 127 against a zero weight, and every weight scale is 
       -> MatMulNBits -> Cast(int32) [-> Mul(spread)] -> Add(bias)        the accumulator
       -> Cast(float) -> Mul(M) [-> QuantizeLinear(scale 1) -> Clip]      what QGemm does with it
 
-`M = x_scale * w_scale [/ y_scale]`, rounded as QGemm rounds it. The scales of 1 are expanded when the file is loaded,
-and not stored: they would be a quarter of 2-bit weights.
+`M = x_scale * w_scale [/ y_scale]`, rounded as QGemm rounds it. The scales of 1 and the zero points are expanded when
+the file is loaded, and not stored: scales would be a quarter of 2-bit weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, SUM_LIMIT
+from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, SUM_LIMIT, zero_point_byte
 
 from .emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, Emitter, array_of, copy_node, integer, real, rewrite
 from .lower_to_qlinear import clip
@@ -123,8 +123,13 @@ def _multiply(emitter: Emitter, node: ir.Node, x: ir.Value, codes: NDArray[np.in
     arranged = np.zeros((outputs, blocks, BLOCK), np.int8)
     filled = np.pad(codes, ((0, 0), (0, blocks * per_block - inputs)))
     arranged[:, :, :per_block] = filled.reshape(outputs, blocks, per_block)
-    shape = emitter.constant(np.array([outputs, blocks]), f"{name}_scales_shape")
-    scales = emitter.op("Expand", [emitter.constant(np.float32(1), ""), shape], f"{name}_scales")
+
+    def filled_with(value: np.generic, columns: int, what: str) -> ir.Value:
+        shape = emitter.constant(np.array([outputs, columns]), f"{name}_{what}_shape")
+        return emitter.op("Expand", [emitter.constant(value, ""), shape], f"{name}_{what}")
+
+    scales = filled_with(np.float32(1), blocks, "scales")
+    zero_points = filled_with(np.uint8(zero_point_byte(bits)), math.ceil(blocks * bits / 8), "zero_points")
     stored = emitter.constant(pack_blocks(arranged, bits), f"{name}_weight_packed")
     # ONNX Runtime packs constant weights together with their scales, and takes none where those are no constants yet:
     # so weights, too, become constants only when the graph is optimized. Without, an exact but slow kernel is used.
@@ -134,7 +139,7 @@ def _multiply(emitter: Emitter, node: ir.Node, x: ir.Value, codes: NDArray[np.in
     }  # fmt: skip
     return emitter.op(
         "MatMulNBits",
-        [_with_constants(emitter, name, x, inputs), weights, scales],
+        [_with_constants(emitter, name, x, inputs), weights, scales, zero_points],
         f"{name}_products",
         domain=MICROSOFT_DOMAIN,
         attributes=attributes,

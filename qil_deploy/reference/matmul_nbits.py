@@ -4,6 +4,9 @@ ONNX Runtime's kernel with accuracy level 4 rounds the floats of a block to int8
 `max(|A|) / 127`. Of integers that reach 127 in every block, as one constant lane makes sure, the scale is 1 and nothing
 is rounded. The sums are float32, exact while no partial sum reaches 2**24. Whatever is not so is refused: the
 result would depend on the kernel.
+
+Zero points are written out, though they are what is taken without: ONNX Runtime on arm64 with dot product hands 4-bit
+weights without zero points to other kernels, which round whole rows, asymmetrically.
 """
 
 from __future__ import annotations
@@ -44,6 +47,31 @@ def unpack_blocks(packed: Array, shape: tuple[int, int], bits: int, block: int) 
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     codes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
     return codes.reshape(outputs, blocks, block).astype(np.int16) - np.int16(2 ** (bits - 1))
+
+
+def zero_point_byte(bits: int) -> int:
+    """Return the byte that is full of zero points, each `2**(bits - 1)`."""
+    return sum(2 ** (bits - 1) << shift for shift in range(0, 8, bits))
+
+
+def check_zero_points(zero_points: Array | None, outputs: int, blocks: int, bits: int) -> None:
+    """Raise unless the zero points of weights are there, and the middle of their range.
+
+    Args:
+        zero_points: uint8, `bits` each, low bits first: for each of `outputs` those of `blocks`, in whole bytes.
+        outputs, blocks, bits: of the weights.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if zero_points is None:
+        raise ValueError("no zero points are given; without, some processors round whole rows of the data")
+    size = outputs * -(-blocks * bits // 8)
+    if zero_points.dtype != np.uint8 or zero_points.size != size or np.any(zero_points != zero_point_byte(bits)):
+        raise ValueError(
+            f"zero points are {zero_points.dtype} of shape {list(zero_points.shape)}; {outputs} outputs of {blocks} "
+            f"blocks with {bits} bits take {size} bytes, each {zero_point_byte(bits)}"
+        )
 
 
 def matmul_nbits(a: Array, weights: Array, scales: Array, bits: int, level: int) -> Array:

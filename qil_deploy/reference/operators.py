@@ -18,7 +18,7 @@ from qil_deploy.onnx_tensors import Array, data_type_name
 
 from . import kernels
 from .arguments import Inputs, grid_at, images_of, integer, integers, optional, required, scalar_grid_at, window_of
-from .matmul_nbits import matmul_nbits, unpack_blocks
+from .matmul_nbits import check_zero_points, matmul_nbits, unpack_blocks
 
 MICROSOFT = "com.microsoft"
 
@@ -229,9 +229,10 @@ def _pad(_node: Node, inputs: Inputs) -> Array:
 def _matmul_nbits(node: Node, inputs: Inputs) -> Array:
     shape, bits = (integer(node, "N", 0), integer(node, "K", 0)), integer(node, "bits", 4)
     a, b, scales = (required(inputs, index) for index in range(3))
-    if len(inputs) > 3:
-        raise ValueError(f"{len(inputs)} inputs are given; only data, weights and scales are supported")
+    if len(inputs) > 4:
+        raise ValueError(f"{len(inputs)} inputs are given; only data, weights, scales and zero points are supported")
     weights = unpack_blocks(b, shape, bits, integer(node, "block_size", 0))
+    check_zero_points(inputs[3] if len(inputs) > 3 else None, weights.shape[0], weights.shape[1], bits)
     return matmul_nbits(a, weights, scales, bits, integer(node, "accuracy_level", 0))
 
 

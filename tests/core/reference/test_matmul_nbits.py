@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from qil_deploy.errors import ModelFileError
 from qil_deploy.reference import IntegerReference
-from qil_deploy.reference.matmul_nbits import LANE_CODE, unpack_blocks
+from qil_deploy.reference.matmul_nbits import LANE_CODE, check_zero_points, unpack_blocks, zero_point_byte
 
 if TYPE_CHECKING:
     from tests.core.reference.conftest import Comparison, Graph
@@ -28,13 +28,17 @@ def packed(codes: Array, bits: int) -> Array:
     return np.asarray(np.bitwise_or.reduce(stored << np.arange(0, 8, bits, dtype=np.uint8), axis=-1), np.uint8)
 
 
-def add_matmul(graph: Graph, data: str, codes: Array, bits: int, scale: float = 1.0, level: int = 4) -> str:
+def add_matmul(
+    graph: Graph, data: str, codes: Array, bits: int, scale: float = 1.0, level: int = 4, zero_point: int | None = None
+) -> str:
     outputs, blocks, block = codes.shape
+    byte = zero_point_byte(bits) if zero_point is None else zero_point
     return graph.node(
         "MatMulNBits",
         data,
         graph.constant(packed(codes, bits)),
         graph.constant(np.full((outputs, blocks), scale, np.float32)),
+        graph.constant(np.full((outputs, -(-blocks * bits // 8)), byte, np.uint8)),
         domain=MICROSOFT,
         N=outputs,
         K=blocks * block,
@@ -93,6 +97,7 @@ def test_weights_are_unpacked_low_bits_first(rng: np.random.Generator) -> None:
         ({"lane": 128}, "the data are not integers that reach 127 in every block"),
         ({"shift": 0.5}, "the data are not integers that reach 127 in every block"),
         ({"scale": 0.5}, "the scales are not all 1, so that sums would be rounded"),
+        ({"zero_point": 0x77}, "zero points are uint8 of shape [1, 2]; 1 outputs of 3 blocks with 4 bits take 2 bytes"),
         ({"level": 0}, "accuracy_level is 0; only 4 is supported"),
         ({"blocks": 9000}, "a partial sum may reach 17145000, and float32 holds integers below 16777216"),
     ],
@@ -107,7 +112,9 @@ def test_what_the_runtime_would_round_is_refused(
     values = graph.node("Cast", "images", to=TensorProto.FLOAT)
     if "shift" in change:
         values = graph.node("Mul", values, graph.constant(np.full(data.shape[1], 0.5, np.float32)))
-    add_matmul(graph, values, codes, 4, scale=change.get("scale", 1.0), level=int(change.get("level", 4)))
+    zero_point = int(change.get("zero_point", zero_point_byte(4)))
+    level = int(change.get("level", 4))
+    add_matmul(graph, values, codes, 4, scale=change.get("scale", 1.0), level=level, zero_point=zero_point)
     reference = IntegerReference(comparison.read(graph.model(data, dtype=np.float32)))
     with pytest.raises(ModelFileError, match=r"node 'MatMulNBits_\d' \(MatMulNBits\): ") as caught:
         reference.run(data)
@@ -125,3 +132,13 @@ def test_what_the_runtime_would_round_is_refused(
 def test_weights_that_do_not_fit_are_refused(shape: tuple[int, int], bits: int, block: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unpack_blocks(np.zeros((3, 2, 8), np.uint8), shape, bits, block)
+
+
+def test_zero_points_have_to_be_written_out() -> None:
+    """Without them, arm64 with dot product rounds whole rows of the data."""
+    assert [zero_point_byte(bits) for bits in (2, 4, 8)] == [0xAA, 0x88, 0x80]
+    check_zero_points(np.full((3, 2), 0x88, np.uint8), 3, 3, 4)
+    with pytest.raises(ValueError, match="no zero points are given; without, some processors round whole rows"):
+        check_zero_points(None, 3, 3, 4)
+    with pytest.raises(ValueError, match=r"uint8 of shape \[3, 1\]; 3 outputs of 3 blocks with 4 bits take 6 bytes"):
+        check_zero_points(np.full((3, 1), 0x88, np.uint8), 3, 3, 4)
