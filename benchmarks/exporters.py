@@ -91,7 +91,7 @@ def main(
         ensure_writable(out / f"{name}.json")
         report = compare(name, batches, out, threads=counts, repeats=repeats, seed=seed, console=console)
         write_report(out / f"{name}.json", report)
-        console.print(console_table(f"{name}: {describe(report.bench.environment)}", latency_rows(report)))
+        console.print(console_table(f"{name}: {describe(report.bench.environment)}", latency_rows(report.bench)))
         for line in skipped_lines(report.skipped):
             console.print(line, markup=False)
         console.print(console_table(f"{name}: goals", goal_rows(report.verdicts)))
@@ -167,9 +167,9 @@ def writers(network: str, model: nn.Module, batches: list[Tensor], folder: Path)
     return result
 
 
-def latency_rows(report: ExportersReport) -> Rows:
+def latency_rows(bench: BenchReport) -> Rows:
     """One row per model: size, and with each number of threads median, and times as fast as float and as int8."""
-    latencies = {(Path(row.model.path).stem, row.threads): row for row in report.bench.latencies}
+    latencies = {(Path(row.model.path).stem, row.threads): row for row in bench.latencies}
     names, counts = list(dict.fromkeys(name for name, _ in latencies)), sorted({count for _, count in latencies})
     headings = ["model", "MB"]
     for count in counts:
@@ -180,7 +180,7 @@ def latency_rows(report: ExportersReport) -> Rows:
         for count in counts:
             latency = latencies[name, count]
             peers = [latencies.get((peer, count)) for peer in ("float", "onnxruntime_int8")]
-            times = [times_as_fast(latency, peer, seed=report.bench.seed) for peer in peers]
+            times = [times_as_fast(latency, peer, seed=bench.seed) for peer in peers]
             row += [f"{latency.median_ms:.2f}", *times]
         cells.append(row)
     return Rows(headings=tuple(headings), cells=cells)

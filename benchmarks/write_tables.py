@@ -20,7 +20,7 @@ import openvino_agreement
 import step_time
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
-from qil_deploy.runtime_tests import read_report
+from qil_deploy.runtime_tests import BenchReport, read_report
 from tables import describe, markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -82,10 +82,18 @@ def table_of(name: str, reports: Path) -> str:
             *exporters.skipped_lines(steps.skipped),
             f"{step_time.where(steps)}.",
         ]
+    elif name.endswith("_wasm"):
+        bench = read_report(path, BenchReport)
+        where = f"{describe(bench.environment)} (Web), {bench.latencies[0].target}"
+        parts = [
+            markdown_table(exporters.latency_rows(bench)),
+            f"{where}, medians of {bench.repeats} interleaved runs.",
+            *(f"Note: {warning}" for warning in bench.warnings),
+        ]
     else:
         report = read_report(path, exporters.ExportersReport)
         parts = [
-            markdown_table(exporters.latency_rows(report)),
+            markdown_table(exporters.latency_rows(report.bench)),
             markdown_table(exporters.goal_rows(report.verdicts)),
             *exporters.skipped_lines(report.skipped),
             f"{describe(report.bench.environment)}, medians of {report.bench.repeats} interleaved runs.",
