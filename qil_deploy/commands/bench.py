@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qil_deploy.errors import ConfigError
 
-_INTERRUPTED = 130  # what shells expect after Ctrl-C
+from .bench_emulated import bench_emulated
+from .interrupts import INTERRUPTED
+
+if TYPE_CHECKING:
+    from qil_deploy.runtime_tests import BenchOptions
+
 _CACHES = {"native": "warm,cold", "wasm": "warm"}
+_EMULATED = ("haswell", "arm64:")
 
 
 def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
@@ -19,7 +26,11 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     ],
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
     target: Annotated[
-        str, typer.Option(help="native (this machine), or wasm: ONNX Runtime Web in a headless Chromium.")
+        str,
+        typer.Option(
+            help="native (this machine), wasm (ONNX Runtime Web in a headless Chromium); or haswell and arm64:CPU, "
+            "where instructions are counted instead of times."
+        ),
     ] = "native",
     caches: Annotated[
         str | None,
@@ -28,42 +39,76 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Images per run.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Measured runs of each model in each setting.")] = 100,
-    warmup: Annotated[int, typer.Option(help="Rounds of runs before them that are not counted.")] = 10,
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="Measured runs of each model in each setting. [default: 100; of instructions 3]"),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(help="Rounds of runs before them that are not counted. [default: 10; of instructions 1]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs, the order of the models and the intervals.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Say where each model's time goes, by operator.")] = False,
     timeout: Annotated[
-        float, typer.Option(help="Seconds after which a model that does not load and run once is given up.")
-    ] = 120.0,
+        float | None,
+        typer.Option(
+            help="Seconds after which a model that does not load and run once is given up. [default: 120; emulated 600]"
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
 ) -> None:
     """Measure the latency of several models, interleaved, in ONNX Runtime, how sure it is, and what else they cost.
 
+    On an emulated target, count the instructions of one inference: a proxy, not a time.
+
     A model that cannot be measured is named, and the exit code is 2; the others are measured all the same.
     """
-    from rich.console import Console
-    from rich.progress import Progress
+    if target.startswith(_EMULATED):
+        from qil_deploy.runtime_tests.instructions import CountOptions
 
-    from qil_deploy.files import ensure_writable
-    from qil_deploy.runtime_tests import BenchOptions, write_report
-    from qil_deploy.runtime_tests.bench.table import bench_tables
-
+        if threads != "1" or caches is not None or profile:
+            raise ConfigError(
+                f"on {target} instructions of one thread are counted; leave --threads, --caches and --profile out."
+            )
+        counting = CountOptions(
+            batch=batch,
+            repeats=3 if repeats is None else repeats,
+            warmup=1 if warmup is None else warmup,
+            seed=seed,
+            timeout=600.0 if timeout is None else timeout,
+        )
+        bench_emulated(models, target, counting, json)
+        return
     if target not in _CACHES:
-        raise ConfigError(f"--target is {target!r}; bench measures on {', '.join(_CACHES)}.")
-    if target == "wasm":
-        from qil_deploy.runtime_tests.browser.bench import benchmark_in_browser as measure
-    else:
-        from qil_deploy.runtime_tests import benchmark as measure
+        raise ConfigError(f"--target is {target!r}; bench measures on {', '.join(_CACHES)}, haswell, arm64:CPU.")
+    from qil_deploy.runtime_tests import BenchOptions
+
     options = BenchOptions(
         threads=parse_threads(threads),
         caches=tuple((_CACHES[target] if caches is None else caches).split(",")),
         batch=batch,
-        repeats=repeats,
-        warmup=warmup,
+        repeats=100 if repeats is None else repeats,
+        warmup=10 if warmup is None else warmup,
         seed=seed,
         profile=profile,
-        timeout=timeout,
+        timeout=120.0 if timeout is None else timeout,
     )
+    _bench_times(models, target, options, json)
+
+
+def _bench_times(models: Sequence[Path], target: str, options: BenchOptions, json: Path | None) -> None:
+    """Measure, print the tables, write the report; exit with 2 after a failure, with 130 after Ctrl-C."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qil_deploy.files import ensure_writable
+    from qil_deploy.runtime_tests import write_report
+    from qil_deploy.runtime_tests.bench.table import bench_tables
+
+    if target == "wasm":
+        from qil_deploy.runtime_tests.browser.bench import benchmark_in_browser as measure
+    else:
+        from qil_deploy.runtime_tests import benchmark as measure
     if json is not None:
         ensure_writable(json)
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -87,8 +132,8 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     if report.failures:
         raise typer.Exit(2)
     missing = set(options.threads) - {latency.threads for latency in report.latencies}
-    if missing or any(len(latency.samples_ns) < repeats for latency in report.latencies):
-        raise typer.Exit(_INTERRUPTED)
+    if missing or any(len(latency.samples_ns) < options.repeats for latency in report.latencies):
+        raise typer.Exit(INTERRUPTED)
 
 
 def parse_threads(text: str) -> tuple[int, ...]:

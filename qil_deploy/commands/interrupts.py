@@ -6,6 +6,8 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
+INTERRUPTED = 130  # the exit code that shells expect after Ctrl-C
+
 
 @contextlib.contextmanager
 def noticing_interrupts() -> Iterator[Callable[[], bool]]:

@@ -16,6 +16,7 @@ def list_command() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from qil_deploy.runtime_tests.instructions import counter_state
     from qil_deploy.runtime_tests.targets import DEVICE_FORMS, TARGETS, find_target, target_state
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
@@ -23,17 +24,23 @@ def list_command() -> None:
         table.add_column(heading, no_wrap=heading == "target")
     rows = [(target.name, target) for target in TARGETS.values()]
     rows += [(form, find_target(example)) for form, example in DEVICE_FORMS.items()]
-    for name, target in rows:
-        reason = target_state(target)
-        table.add_row(name, target.about, "ready" if reason is None else reason)
+    states = [(name, target.about, target_state(target)) for name, target in rows]
+    states += [("instructions", "no target: counts those that haswell and arm64 execute (bench)", counter_state())]
+    for name, about, reason in states:
+        table.add_row(name, about, "ready" if reason is None else reason)
     Console(markup=False).print(table)
 
 
 @target_app.command("setup")
 def setup_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="haswell, arm64 (with all of its processors) or wasm.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="haswell, arm64 (with all of its processors), wasm; or instructions."),
+    ],
 ) -> None:
     """Set up a target: haswell and arm64 with this machine's apt and pip (some 200 MB), wasm with its npm (14 MB).
+
+    `instructions` is what counts those that haswell and arm64 execute: with apt and a C compiler (40 MB).
 
     Nothing is installed, and no root is needed.
     """

@@ -23,6 +23,7 @@ from .remote import DEFAULT_PYTHON, Remote, find_remote, is_remote, remote_state
 
 FOLDER_VARIABLE = "QIL_DEPLOY_TARGETS"
 ABOUT = "about.json"
+COUNTER = "instructions"  # no target: what counts the instructions of emulated ones
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from qil_deploy.errors import TargetError
 from qil_deploy.files import ensure_writable, write_text
 
-from .catalogue import ABOUT, EMULATORS, TARGETS, Emulator, this_python, why_impossible
+from .catalogue import ABOUT, COUNTER, EMULATORS, TARGETS, Emulator, this_python, why_impossible
 from .remote import is_remote
 from .run import emulated_python
 from .watched import run_watched
@@ -39,7 +39,8 @@ def set_up_target(name: str, say: Callable[[str], None] | None = None) -> Path:
     """Set up a target; return its folder.
 
     Args:
-        name: "haswell", "arm64" (with all of its processors) or "wasm".
+        name: "haswell", "arm64" (with all of its processors), "wasm", or "instructions", which counts those that
+            emulated processors execute.
         say: called with what is being done.
 
     Raises:
@@ -55,12 +56,17 @@ def set_up_target(name: str, say: Callable[[str], None] | None = None) -> Path:
         )
     emulator = EMULATORS.get(name.partition(":")[0])
     browsers = [target.name for target in TARGETS.values() if target.browser]
+    if name == COUNTER:
+        from qil_deploy.runtime_tests.instructions import set_up_counter
+
+        return set_up_counter(say)
     if name in browsers:
         from qil_deploy.runtime_tests.browser import set_up_browser
 
         return set_up_browser(say)
     if emulator is None:
-        raise TargetError(f"there is nothing to set up for {name!r}; choose from {', '.join([*EMULATORS, *browsers])}.")
+        known = ", ".join([*EMULATORS, *browsers, COUNTER])
+        raise TargetError(f"there is nothing to set up for {name!r}; choose from {known}.")
     _check_possible(emulator)
     folder = emulator.folder
     ensure_writable(folder.parent / ABOUT)
@@ -107,24 +113,24 @@ def _check_possible(emulator: Emulator) -> None:
 
 
 def _unpack_emulator(emulator: Emulator, state: Path, folder: Path) -> None:
-    apt = _apt(state, None)
-    _run([*apt, "update"], "updating the package lists")
-    _run([*apt, "download", "qemu-user-static"], "downloading qemu-user-static", cwd=state)
+    apt = apt_get(state, None)
+    run_step([*apt, "update"], "updating the package lists")
+    run_step([*apt, "download", "qemu-user-static"], "downloading qemu-user-static", cwd=state)
     for package in state.glob("qemu-user-static_*.deb"):
-        _run(["dpkg-deb", "-x", str(package), str(state / "unpacked")], "unpacking qemu-user-static")
+        run_step(["dpkg-deb", "-x", str(package), str(state / "unpacked")], "unpacking qemu-user-static")
     shutil.copy(state / "unpacked" / "usr" / "bin" / emulator.qemu, folder / emulator.qemu)
     shutil.rmtree(state)
 
 
 def _unpack_system(architecture: str, state: Path, folder: Path) -> Path:
     """Unpack Python and what it needs of another architecture; return its Python, relative to `folder`."""
-    apt = _apt(state, architecture)
-    _run([*apt, "update"], f"updating the package lists for {architecture}")
+    apt = apt_get(state, architecture)
+    run_step([*apt, "update"], f"updating the package lists for {architecture}")
     wanted = ["--yes", "--no-install-recommends", "--download-only", "install", *SYSTEM_PACKAGES]
-    _run([*apt, *wanted], f"downloading Python for {architecture}")
+    run_step([*apt, *wanted], f"downloading Python for {architecture}")
     (folder / "system").mkdir()
     for package in sorted((state / "archives").glob("*.deb")):
-        _run(["dpkg-deb", "-x", str(package), str(folder / "system")], f"unpacking {package.name}")
+        run_step(["dpkg-deb", "-x", str(package), str(folder / "system")], f"unpacking {package.name}")
     shutil.rmtree(state)
     python = (folder / "system" / "usr" / "bin" / "python3").resolve()
     if re.fullmatch(r"python3\.\d+", python.name) is None or not python.is_file():
@@ -134,7 +140,7 @@ def _unpack_system(architecture: str, state: Path, folder: Path) -> Path:
     return python.relative_to(folder.resolve())
 
 
-def _apt(state: Path, architecture: str | None) -> list[str]:
+def apt_get(state: Path, architecture: str | None) -> list[str]:
     """Return an apt-get that keeps its lists, its idea of what is installed and its downloads in `state`."""
     for folder in ("lists/partial", "archives/partial"):
         (state / folder).mkdir(parents=True)
@@ -161,7 +167,7 @@ def _install_wheels(emulator: Emulator, python: Path, folder: Path) -> None:
         for platform in _WHEEL_PLATFORMS:
             command += ["--platform", f"{platform}_{emulator.architecture}"]
         command += ["--implementation", "cp", "--python-version", python.name.removeprefix("python")]
-    _run([*command, *PACKAGES], f"installing {' and '.join(PACKAGES)} for {emulator.architecture}")
+    run_step([*command, *PACKAGES], f"installing {' and '.join(PACKAGES)} for {emulator.architecture}")
 
 
 def _try(emulator: Emulator, folder: Path, python: Path) -> None:
@@ -175,7 +181,7 @@ def _try(emulator: Emulator, folder: Path, python: Path) -> None:
             raise TargetError(f"onnxruntime {what} as {cpu}: {' / '.join(last_words) or 'no message'}.")
 
 
-def _run(command: Sequence[str], what: str, cwd: Path | None = None) -> None:
+def run_step(command: Sequence[str], what: str, cwd: Path | None = None) -> None:
     """Run a command of this machine.
 
     Raises:

@@ -1,0 +1,85 @@
+"""The emulator that counts: where it lies, whether it can run, and how to start Python in it.
+
+Debian's static qemu cannot load plugins, so that the counter has the dynamic one of the same version, with the
+libraries and the loader it was built for; whatever this machine's own are, they do not matter:
+
+    instructions/lib...         libraries and their loader, as the packages have them
+    instructions/usr/bin/       qemu-aarch64 and qemu-x86_64
+    instructions/count.so       `count.c`, compiled
+    instructions/about.json     written last: {"loader": path, "libraries": [paths]}, relative to the folder
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qil_deploy.runtime_tests.targets.catalogue import ABOUT, COUNTER, Emulator, targets_folder
+from qil_deploy.runtime_tests.targets.run import emulated_python
+from qil_deploy.runtime_tests.targets.watched import Command
+
+PLUGIN = "count.so"
+
+
+def counter_folder() -> Path:
+    """Return where the counter is set up."""
+    return targets_folder() / COUNTER
+
+
+def counter_state() -> str | None:
+    """Return None if the counter can be run, else the reason why not, as a sentence."""
+    folder = counter_folder()
+    if not (folder / ABOUT).is_file():
+        return f"it is not set up; run: python -m qil_deploy target setup {COUNTER}"
+    try:
+        loader, libraries = read_about(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{folder / ABOUT} is damaged ({error}); remove {folder} and set it up again."
+    for path in (folder / PLUGIN, loader, *libraries):
+        if not path.exists():
+            return f"{path} is gone; remove {folder} and set it up again."
+    return None
+
+
+def read_about(folder: Path) -> tuple[Path, tuple[Path, ...]]:
+    """Return the loader of a counter's folder, and where it finds libraries.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: what the folder says about it is damaged.
+    """
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return folder / str(about["loader"]), tuple(folder / str(path) for path in about["libraries"])
+
+
+def qemu_name(emulator: Emulator) -> str:
+    """Return the file name of an emulator's dynamic qemu."""
+    return f"qemu-{emulator.architecture}"
+
+
+def counted_python(emulator: Emulator, cpu: str, python: Path, counts: Path, folder: Path) -> Command:
+    """Return how to start a Python in the emulator that counts.
+
+    Args:
+        emulator: the instruction set, set up.
+        cpu: the processor, by qemu's name.
+        python: the interpreter that it runs.
+        counts: the file that the plugin is to write.
+        folder: of the counter.
+    """
+    plain = emulated_python(emulator, cpu, emulator.folder, python)
+    # One thread, or additions would be lost; and dictionaries of one order, or counts would differ more.
+    environment = {**plain.environment, "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    return Command(arguments=(*counting_qemu(emulator, counts, folder), *plain.arguments[1:]), environment=environment)
+
+
+def counting_qemu(emulator: Emulator, counts: Path, folder: Path) -> tuple[str, ...]:
+    """Return how to start the emulator that counts, up to its other options."""
+    loader, libraries = read_about(folder)
+    plugin = f"{_escaped(folder / PLUGIN)},counts={_escaped(counts)}"
+    qemu = folder / "usr" / "bin" / qemu_name(emulator)
+    return (str(loader), "--library-path", ":".join(map(str, libraries)), str(qemu), "-plugin", plugin)
+
+
+def _escaped(path: Path) -> str:
+    """Write a path for qemu, to which a comma ends it and two are one."""
+    return str(path).replace(",", ",,")

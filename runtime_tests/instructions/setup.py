@@ -1,0 +1,160 @@
+"""Set up what counts instructions, whole or not at all, with this machine's own apt and C compiler.
+
+Nothing is installed and nothing needs root: the package qemu-user and every library it needs, down to the loader, are
+downloaded into a folder of their own, and the plugin is compiled there. The folder is built beside its place, tried on
+every emulated target that is set up, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from qil_deploy.errors import TargetError
+from qil_deploy.files import ensure_writable, write_text
+from qil_deploy.runtime_tests.targets.catalogue import (
+    ABOUT,
+    COUNTER,
+    EMULATORS,
+    TARGETS,
+    Emulator,
+    emulator_python,
+    target_state,
+    why_impossible,
+)
+from qil_deploy.runtime_tests.targets.setup import apt_get, run_step
+from qil_deploy.runtime_tests.targets.watched import Command, quoted, run_watched
+
+from .counter import PLUGIN, counted_python, counter_folder, qemu_name
+from .guest import MARK
+from .run import read_runs
+
+SOURCE = Path(__file__).with_name("count.c")
+_PACKAGE = "qemu-user"
+_COMPILERS = ("cc", "gcc", "clang")
+_COMPILE = ("-O2", "-shared", "-fPIC", "-Wall", "-Wextra")
+_TOOLS = ("apt-get", "dpkg-deb")
+_TRIAL_TIMEOUT = 300.0
+_TRIAL = """
+import contextlib, os, sys
+for _ in range(2):
+    with contextlib.suppress(OSError):
+        os.close(int(sys.argv[1]))
+"""
+
+
+def set_up_counter(say: Callable[[str], None] | None = None) -> Path:
+    """Set up what counts instructions; return its folder.
+
+    Args:
+        say: called with what is being done.
+
+    Raises:
+        TargetError: it is there already, this machine lacks what it takes, no emulated target is set up, or a step
+            failed. Nothing is left behind then.
+        OutputError: the folder cannot be written.
+    """
+    say = say or (lambda _: None)
+    emulators, compiler = _check_possible()
+    folder = counter_folder()
+    ensure_writable(folder.parent / ABOUT)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{COUNTER}-", dir=folder.parent) as scratch:
+            built = Path(scratch) / "built"
+            built.mkdir()
+            say(f"the emulators and their libraries, from the package {_PACKAGE}")
+            _unpack(Path(scratch) / "apt", built)
+            say("the plugin")
+            run_step([compiler, *_COMPILE, "-o", str(built / PLUGIN), str(SOURCE)], "compiling the plugin")
+            _describe(built)
+            say("a trial")
+            for emulator in emulators:
+                _try(emulator, built)
+            built.rename(folder)
+    except OSError as error:
+        raise TargetError(f"setting up {COUNTER} failed: {error}.") from error
+    return folder
+
+
+def _check_possible() -> tuple[list[Emulator], str]:
+    """Return the emulated targets that are set up, and the compiler.
+
+    Raises:
+        TargetError: something is missing, or the counter is there already.
+    """
+    folder = counter_folder()
+    if folder.exists():
+        raise TargetError(f"{COUNTER} is set up already, in {folder}; remove that folder to set it up anew.")
+    unable = why_impossible(EMULATORS["arm64"])
+    if unable is not None:
+        raise TargetError(f"{COUNTER} cannot be set up here: {unable}")
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise TargetError(
+            f"setting up {COUNTER} needs {', '.join(missing)}, of Debian and the distributions made from it; this "
+            "machine has none."
+        )
+    compiler = next((name for name in _COMPILERS if shutil.which(name) is not None), None)
+    if compiler is None:
+        raise TargetError(
+            f"setting up {COUNTER} needs a C compiler ({', '.join(_COMPILERS)}); this machine has none: apt install gcc"
+        )
+    ready = {target.emulator.name for target in TARGETS.values() if target.emulator and target_state(target) is None}
+    if not ready:
+        raise TargetError(
+            f"{COUNTER} counts on emulated targets, and none is set up; first run: python -m qil_deploy target setup "
+            "arm64"
+        )
+    return [EMULATORS[name] for name in EMULATORS if name in ready], compiler
+
+
+def _unpack(state: Path, folder: Path) -> None:
+    """Unpack the emulators with every library they need; keep those and nothing else."""
+    apt = apt_get(state, None)
+    run_step([*apt, "update"], "updating the package lists")
+    wanted = ["--yes", "--no-install-recommends", "--download-only", "install", _PACKAGE]
+    run_step([*apt, *wanted], f"downloading {_PACKAGE}")
+    whole = state / "unpacked"
+    for package in sorted((state / "archives").glob("*.deb")):
+        run_step(["dpkg-deb", "-x", str(package), str(whole)], f"unpacking {package.name}")
+    (folder / "usr" / "bin").mkdir(parents=True)
+    for emulator in EMULATORS.values():
+        shutil.move(whole / "usr" / "bin" / qemu_name(emulator), folder / "usr" / "bin")
+    for path in (*whole.glob("lib*"), *whole.glob("usr/lib*")):
+        shutil.move(path, folder / path.relative_to(whole))
+    shutil.rmtree(state)
+
+
+def _describe(folder: Path) -> None:
+    """Say in the folder where loader and libraries are, wherever this architecture has them.
+
+    Raises:
+        TargetError: there is no loader.
+    """
+    loaders = sorted(path for path in folder.rglob("ld-linux*.so.*") if path.is_file())
+    libraries = sorted({path.parent for path in folder.rglob("lib*.so.*")})
+    if not loaders:
+        raise TargetError(f"the packages of {_PACKAGE} brought no loader; update this machine's apt.")
+    about = {
+        "loader": str(loaders[0].relative_to(folder)),
+        "libraries": [str(path.relative_to(folder)) for path in libraries],
+    }
+    write_text(folder / ABOUT, json.dumps(about, indent=2) + "\n")
+
+
+def _try(emulator: Emulator, folder: Path) -> None:
+    """Count what lies between two marks, on every processor that the emulator is to play."""
+    for cpu in emulator.cpus:
+        marks = folder.parent / "marks"
+        marks.unlink(missing_ok=True)
+        command = counted_python(emulator, cpu, emulator_python(emulator), marks, folder)
+        command = Command(arguments=(*command.arguments, "-c", _TRIAL, str(MARK)), environment=command.environment)
+        code, last_words = run_watched(command, folder.parent / "trial", _TRIAL_TIMEOUT)
+        if code != 0:
+            raise TargetError(f"the trial as {cpu} ended with {code}.{quoted(last_words)}")
+        counts = read_runs(marks, Path("the trial"))
+        if len(counts) != 1 or counts[0] <= 0:
+            raise TargetError(f"the trial as {cpu} counted {counts}; one number of instructions was expected.")
