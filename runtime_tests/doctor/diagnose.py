@@ -22,6 +22,7 @@ from .arithmetic import arithmetic_findings
 from .executed import executed_findings
 from .findings import SEVERITIES, Finding, found
 from .network import Network, link
+from .scales import scale_findings
 from .written import quantizers, written_findings
 
 _LONGEST_REASON = 400
@@ -82,6 +83,7 @@ def diagnose(path: Path) -> Diagnosis:
         *written_findings(written, loads=executed is not None),
         *(executed_findings(executed) if quantized and executed is not None else ()),
         *(arithmetic_findings(executed) if executed is not None else ()),
+        *scale_findings(written),
         *_float_model(quantized=quantized),
         *_not_looked_into(left_out),
     ]

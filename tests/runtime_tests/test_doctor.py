@@ -178,6 +178,33 @@ def test_overflow(check: Callable[..., dict[str, Finding]], bias: int, possible:
     assert findings.keys() == ({"int32-overflow"} if possible else set())
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.1, np.nan, np.inf])
+def test_scales_that_are_no_positive_numbers(check: Callable[..., dict[str, Finding]], scale: float) -> None:
+    body = "y = QLinearConv(x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero)"
+    findings = check(body, constants(w_scale=np.array([0.1, scale, 0.3], np.float32)))
+    assert findings["bad-scale"].severity == "inexact"
+    assert "bad-scale" not in check(body, constants())
+
+
+@pytest.mark.parametrize(("bits", "level", "given", "found"), [
+    (4, 4, False, True), (4, 4, True, False), (4, 0, False, False), (2, 4, False, False),
+])  # fmt: skip
+def test_weights_without_zero_points(
+    check: Callable[..., dict[str, Finding]], bits: int, level: int, given: bool, found: bool
+) -> None:
+    byte = sum(2 ** (bits - 1) << shift for shift in range(0, 8, bits))
+    values = {
+        "packed": np.zeros((3, 1, 16 * bits // 8), np.uint8),
+        "scales": np.ones(3, np.float32),
+        "zeros": np.full((3, 1), byte, np.uint8),
+    }
+    zeros = ", zeros" if given else ""
+    attributes = f"N = 3, K = 16, bits = {bits}, block_size = 16, accuracy_level = {level}"
+    body = f"y = com.microsoft.MatMulNBits<{attributes}>(x, packed, scales{zeros})"
+    findings = check(body, values, x="float[1,16] x", y="float[1,3] y")
+    assert ("rounding-by-machine" in findings) == found
+
+
 @pytest.mark.parametrize("ties", [True, False])
 def test_additions_that_meet_ties(write_model: WriteModel, ties: bool) -> None:
     findings = by_kind(write_model(ties=ties))
