@@ -19,8 +19,8 @@ from qil_deploy.runtime_tests import verify
 from qil_deploy.training.models import build_model
 
 ZOO = Path(__file__).parents[2] / "zoo" / "fashion_mnist"
-STAGES = ("w4a4", "w2a2")
-SHARES = {"w4a4": 6, "w2a2": 10}
+STAGES = ("w4a4", "w3a3", "w2a2")
+SHARES = {"w4a4": 6, "w3a3": 6, "w2a2": 10}
 
 
 @pytest.fixture(scope="module")
