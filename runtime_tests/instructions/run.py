@@ -20,6 +20,7 @@ from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.bench.inputs import random_inputs
 from qil_deploy.runtime_tests.bench.report import Failure
 from qil_deploy.runtime_tests.bench.run import check_models
+from qil_deploy.runtime_tests.bench.trial import TrialOptions, try_model
 from qil_deploy.runtime_tests.sessions import create_session
 from qil_deploy.runtime_tests.targets.catalogue import Emulator, Target, emulator_python, target_state
 from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
@@ -149,6 +150,10 @@ def _count(
     """Run one model in all of its processes; add what they counted, or why they could not."""
     inputs, marks, output = folder / "inputs.npz", folder / "marks", folder / "guest.json"
     try:
+        # What crashes ONNX Runtime does so in a process of its own.
+        try_model(
+            path, TrialOptions(threads=1, batch=options.batch, seed=options.seed, processes=1, timeout=options.timeout)
+        )
         session = create_session(path, level="disabled")
         drawn = random_inputs(session, batch=options.batch, seed=options.seed, path=path)
         np.savez(inputs, allow_pickle=False, **{str(index): value for index, value in enumerate(drawn.values())})
