@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.config import INT16_MAX
 from qil_deploy.dequantized_weights import dequantized_codes
-from qil_deploy.errors import CertificateError
+from qil_deploy.errors import CertificateError, QilDeployError
 from qil_deploy.executed_kernels import float_nodes, optimized_model
 from qil_deploy.float_parts import kept_parts, parts_of_executed
 from qil_deploy.onnx_file import Node, read_model
@@ -65,19 +65,24 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
         The lines, all of which hold.
 
     Raises:
-        CertificateError: a line fails, naming the node and by how much.
+        CertificateError: a line fails, naming the node and by how much, or the file holds what no export writes.
     """
     # Before the others: they need the integer reference, which has no float operators.
     float_line = _float_line(path)
-    graph = IntegerGraph(IntegerReference(read_model(path)))
-    return [
-        _hold("int32", INT32_LIMIT - 1, _accumulators(graph)),
-        _hold("int16", INT16_MAX, _products(graph)),
-        _hold("matmul", SUM_LIMIT - 1, _partial_sums(graph)),
-        _hold("ties", 1.0, _tie_risks(graph)),
-        float_line,
-        _hold("weights", 0, _different_codes(graph, expected_codes)),
-    ]
+    try:
+        graph = IntegerGraph(IntegerReference(read_model(path)))
+        return [
+            _hold("int32", INT32_LIMIT - 1, _accumulators(graph)),
+            _hold("int16", INT16_MAX, _products(graph)),
+            _hold("matmul", SUM_LIMIT - 1, _partial_sums(graph)),
+            _hold("ties", 1.0, _tie_risks(graph)),
+            float_line,
+            _hold("weights", 0, _different_codes(graph, expected_codes)),
+        ]
+    except QilDeployError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise CertificateError(f"{path} holds what no export writes: {error}. Export the model again.") from error
 
 
 def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:

@@ -50,6 +50,19 @@ def test_flipped_and_cut_files(content: bytes, tmp_path: Path, data: st.DataObje
         assert str(path) in str(error) or isinstance(error, CertificateError)  # noqa: PT017 - either outcome is right
 
 
+@pytest.mark.usefixtures("_without_runtime")
+@pytest.mark.parametrize("strides", [[0, 1], [1, 1, 1], []])
+def test_windows_that_are_none_fail_the_certificate(content: bytes, tmp_path: Path, strides: list[int]) -> None:
+    model = onnx.load_from_string(content)
+    convolution = next(node for node in model.graph.node if node.op_type == "QLinearConv")
+    (attribute,) = [entry for entry in convolution.attribute if entry.name == "strides"]
+    attribute.ints[:] = strides
+    path = tmp_path / "windows.onnx"
+    onnx.save(model, path)
+    with pytest.raises((CertificateError, ModelFileError)):
+        certify(path, {})
+
+
 def _read_and_run(path: Path) -> None:
     try:
         model = read_exported_model(path)
