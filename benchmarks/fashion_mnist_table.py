@@ -46,11 +46,11 @@ RECIPE = "fashion_mnist_resnet20"
 VARIANTS = ("progressive", "direct", "gamma", "lsq")
 # What a budget changes in the recipe. At the end of the short stages of 3 and 2 bits accuracy is still rising fast.
 BUDGETS = {
-    "short": (
-        *("float_training.epochs=5", "stages.1.epochs=1", "stages.2.epochs=1", "stages.3.epochs=2"),
-        *(f"stages.{stage}.learning_rate=0.02" for stage in range(3)),
+    "short": ("float_training.epochs=5", "stages.1.epochs=1", "stages.2.epochs=1", "stages.3.epochs=2"),
+    "long": (
+        *("float_training.epochs=8", "stages.1.epochs=2", "stages.2.epochs=2", "stages.3.epochs=6"),
+        *("stages.0.learning_rate=0.005", "stages.1.learning_rate=0.005", "stages.2.learning_rate=0.01"),
     ),
-    "long": ("float_training.epochs=8", "stages.1.epochs=2", "stages.2.epochs=2", "stages.3.epochs=6"),
 }
 
 
