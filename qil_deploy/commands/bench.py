@@ -11,10 +11,10 @@ import typer
 from qil_deploy.errors import ConfigError
 
 from .bench_emulated import bench_emulated
-from .interrupts import INTERRUPTED
+from .measured import measure_and_show
 
 if TYPE_CHECKING:
-    from qil_deploy.runtime_tests import BenchOptions
+    from qil_deploy.runtime_tests import BenchOptions, BenchReport
 
 _CACHES = {"native": "warm,cold", "wasm": "warm"}
 _EMULATED = ("haswell", "arm64:")
@@ -98,42 +98,20 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
 def _bench_times(models: Sequence[Path], target: str, options: BenchOptions, json: Path | None) -> None:
     """Measure, print the tables, write the report; exit with 2 after a failure, with 130 after Ctrl-C."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from qil_deploy.files import ensure_writable
-    from qil_deploy.runtime_tests import write_report
     from qil_deploy.runtime_tests.bench.table import bench_tables
 
     if target == "wasm":
         from qil_deploy.runtime_tests.browser.bench import benchmark_in_browser as measure
     else:
         from qil_deploy.runtime_tests import benchmark as measure
-    if json is not None:
-        ensure_writable(json)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        report = measure(
-            models,
-            options,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-        )
-    try:
-        if json is not None:
-            write_report(json, report)
-    finally:  # what took minutes is shown even where it cannot be written
-        console = Console(markup=False)
-        for table in bench_tables(report):
-            console.print(table)
-        for warning in report.warnings:
-            console.print(f"Note: {warning}", soft_wrap=True)
-    for failure in report.failures:
-        Console(stderr=True, markup=False).print(f"Error: {failure.reason}", soft_wrap=True)
-    if report.failures:
-        raise typer.Exit(2)
-    missing = set(options.threads) - {latency.threads for latency in report.latencies}
-    if missing or any(len(latency.samples_ns) < options.repeats for latency in report.latencies):
-        raise typer.Exit(INTERRUPTED)
+
+    def interrupted(report: BenchReport) -> bool:
+        missing = set(options.threads) - {latency.threads for latency in report.latencies}
+        return bool(missing) or any(len(latency.samples_ns) < options.repeats for latency in report.latencies)
+
+    measure_and_show(
+        lambda tell: measure(models, options, progress=tell), json, tables=bench_tables, interrupted=interrupted
+    )
 
 
 def parse_threads(text: str) -> tuple[int, ...]:

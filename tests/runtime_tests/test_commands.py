@@ -204,7 +204,7 @@ def test_bench_shows_what_it_cannot_write_and_says_that_it_was_interrupted(
     def refuse(*_: object) -> None:
         raise OutputError("the disk is full.")
 
-    monkeypatch.setattr("qil_deploy.runtime_tests.write_report", refuse)
+    monkeypatch.setattr("qil_deploy.reports.write_report", refuse)
     monkeypatch.setattr("rich.console.Console.print", lambda _, *what, **__: shown.extend(what))
     with pytest.raises(OutputError, match="the disk is full"):
         call(bench_command, "a.onnx", *options)

@@ -1,0 +1,65 @@
+"""What every measurement of several models shows while it goes on and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from .interrupts import INTERRUPTED
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from qil_deploy.runtime_tests import BenchReport
+    from qil_deploy.runtime_tests.instructions.report import InstructionsReport
+
+Tell = Callable[[str, int, int], None]
+Measured = TypeVar("Measured", "BenchReport", "InstructionsReport")
+
+
+def measure_and_show(
+    measure: Callable[[Tell], Measured],
+    json: Path | None,
+    *,
+    tables: Callable[[Measured], Iterable[Table]],
+    interrupted: Callable[[Measured], bool],
+) -> None:
+    """Measure behind a progress bar, write the report, print its tables, warnings and failures.
+
+    Exits with 2 if a model failed, with 130 after Ctrl-C.
+
+    Args:
+        measure: makes the report; is given what tells how far it is.
+        json: where the report goes.
+        tables: of a report, to print.
+        interrupted: whether Ctrl-C ended a measurement.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qil_deploy.files import ensure_writable
+    from qil_deploy.reports import write_report
+
+    if json is not None:
+        ensure_writable(json)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        report = measure(lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
+    try:
+        if json is not None:
+            write_report(json, report)
+    finally:  # what took minutes is shown even where it cannot be written
+        console = Console(markup=False)
+        for table in tables(report):
+            console.print(table)
+        for warning in report.warnings:
+            console.print(f"Note: {warning}", soft_wrap=True)
+    for failure in report.failures:
+        Console(stderr=True, markup=False).print(f"Error: {failure.reason}", soft_wrap=True)
+    if report.failures:
+        raise typer.Exit(2)
+    if interrupted(report):
+        raise typer.Exit(INTERRUPTED)
