@@ -157,7 +157,7 @@ def train_phase(
     wrapped, optimizers = _wrap(learner, accelerator)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in learner.optimizers]
     steps = phase.section.epochs * len(phase.batches)
-    memory_format = memory_format_for(model)
+    memory_format, weights = memory_format_for(model), weight_parameters(model)
     task = progress.add_task(phase.name, total=steps, completed=position.step)
     saved = time.monotonic()
     while position.epoch < phase.section.epochs:
@@ -168,7 +168,8 @@ def train_phase(
             _set_rates(learner.optimizers, rates, factor)
             _seed_dropout(phase.seed, step, accelerator)
             images = x.to(accelerator.device).contiguous(memory_format=memory_format)
-            loss, right = _step(wrapped, optimizers, images, labels.to(accelerator.device), phase, accelerator)
+            batch = (images, labels.to(accelerator.device))
+            loss, right = _step(wrapped, optimizers, weights, batch, phase, accelerator)
             due = time.monotonic() - saved > reports.save_seconds
             loss, right, due = _over_processes(loss, right, due, accelerator)
             if not math.isfinite(loss):
@@ -212,19 +213,20 @@ def _seed_dropout(seed: int, step: int, accelerator: Accelerator) -> None:
 def _step(
     model: nn.Module,
     optimizers: Iterable[torch.optim.Optimizer],
-    x: Tensor,
-    labels: Tensor,
+    weights: Iterable[nn.Parameter],
+    batch: tuple[Tensor, Tensor],
     phase: Phase,
     accelerator: Accelerator,
 ) -> tuple[float, int]:
     """One forward, backward and update; return the loss and how many images were classified rightly."""
+    x, labels = batch
     logits = model(x)
     loss = phase.loss(logits, x, labels)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
     if phase.section.gradient_norm is not None:
-        accelerator.clip_grad_norm_(weight_parameters(model), phase.section.gradient_norm)
+        accelerator.clip_grad_norm_(weights, phase.section.gradient_norm)
     for optimizer in optimizers:
         optimizer.step()
     return float(loss.detach()), int((logits.detach().argmax(1) == labels).sum())
