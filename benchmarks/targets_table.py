@@ -98,10 +98,11 @@ def main(
             console.print(f"Writing {subject.path} ...", markup=False)
             subject.write(subject.path)
         known = results_so_far(report_path, subject.path)
-        for target in wanted if chosen else ():
-            if again or target.name not in known:
-                known |= found_on(subject, target, console)
-                write_report(report_path, merged(subject.path, known))
+        with tempfile.TemporaryDirectory() as folder:
+            for target in wanted if chosen else ():
+                if again or target.name not in known:
+                    known |= found_on(subject, target, Path(folder), console)
+                    write_report(report_path, merged(subject.path, known))
         if known:
             reports[subject.name] = merged(subject.path, known)
     rows = {"targets_codes": code_rows(reports), "targets_logits": logit_rows(reports)}
@@ -114,12 +115,15 @@ def main(
         raise typer.Exit(1)
 
 
-def found_on(subject: Subject, target: Target, console: Console) -> dict[str, TargetResult]:
-    """Return what a target finds, by its name; nothing, and the reason on the screen, if it cannot say."""
+def found_on(subject: Subject, target: Target, folder: Path, console: Console) -> dict[str, TargetResult]:
+    """Return what a target finds, by its name; nothing, and the reason on the screen, if it cannot say.
+
+    Golden vectors that `folder` does not hold yet are written there, for the next target.
+    """
     reason = target_state(target)
     if reason is None:
         console.print(f"{subject.name} on {target.name} ...", markup=False)
-        result = run(subject, target)
+        result = run(subject, target, folder)
         if result.failed is None:
             return {target.name: result}
         reason = result.failed
@@ -167,17 +171,17 @@ def writer(network: str, bits: int) -> Callable[[Path], object]:
     return write
 
 
-def run(subject: Subject, target: Target) -> TargetResult:
+def run(subject: Subject, target: Target, folder: Path) -> TargetResult:
     """Run a model on a target that is ready."""
     count = subject.logits if target.emulator is None else subject.emulated_logits
-    with tempfile.TemporaryDirectory() as folder:
-        golden, logits = Path(folder) / "codes.npz", Path(folder) / "logits.npz"
+    golden, logits = folder / "codes.npz", folder / f"logits_{count}.npz"
+    if not golden.is_file():
         write_golden(subject.path, evaluation_images(subject.path, subject.images), DATA, golden)
-        if count:
-            write_golden_logits(subject.path, evaluation_images(subject.path, count), DATA, logits)
-        report = verify_targets(
-            subject.path, [target], golden, logits=logits if count else None, options=RunOptions(timeout=TIMEOUT)
-        )
+    if count and not logits.is_file():
+        write_golden_logits(subject.path, evaluation_images(subject.path, count), DATA, logits)
+    report = verify_targets(
+        subject.path, [target], golden, logits=logits if count else None, options=RunOptions(timeout=TIMEOUT)
+    )
     return report.targets[0]
 
 

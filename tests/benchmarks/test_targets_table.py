@@ -41,10 +41,11 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def found(subject: Subject) -> TargetResult:
+def found(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> TargetResult:
+    folder = tmp_path_factory.mktemp("vectors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targets_table, "DATA", "digits")
-        return found_on(subject, find_target("native"), Console())["native"]
+        return found_on(subject, find_target("native"), folder, Console())["native"]
 
 
 def test_every_code_and_the_logits_of_more_images_are_compared(subject: Subject, found: TargetResult) -> None:
