@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Two test runs on one machine should not fight over its cores. Must be set before numpy or torch is imported.
@@ -47,6 +48,19 @@ def refused() -> Callable[..., str]:
     from .command_line import refuse_command
 
     return refuse_command
+
+
+@pytest.fixture
+def user_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name a function of a module outside this project, new for each test, that builds a ResNet-8."""
+    module = f"networks_of_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(
+        "from qil_deploy.training.models import build_model\n"
+        "def small(**arguments):\n"
+        "    return build_model('resnet8', arguments)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return f"{module}:small"
 
 
 @pytest.fixture(scope="session", autouse=True)

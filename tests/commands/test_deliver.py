@@ -48,22 +48,13 @@ def delivered(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Delivered:
 
 
 def test_a_network_of_the_user_is_delivered_where_the_user_names_it(
-    delivered: Delivered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    delivered: Delivered, tmp_path: Path, user_network: str
 ) -> None:
-    module = f"networks_of_{tmp_path.name}"
-    (tmp_path / f"{module}.py").write_text(
-        "from qil_deploy.training.models import build_model\n"
-        "def small(**arguments):\n"
-        "    return build_model('resnet8', arguments)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    trusted = f"{module}:small"
-
     def renamed(stage: StageResult) -> StageResult:
         for path in (stage.checkpoint, stage.frozen):
             if path is not None:
                 info, model = load_model(path, build_model)
-                save_checkpoint(tmp_path / path.name, info.model_copy(update={"model_name": trusted}), model)
+                save_checkpoint(tmp_path / path.name, info.model_copy(update={"model_name": user_network}), model)
         frozen = None if stage.frozen is None else tmp_path / stage.frozen.name
         return replace(stage, checkpoint=tmp_path / stage.checkpoint.name, frozen=frozen)
 
@@ -71,13 +62,13 @@ def test_a_network_of_the_user_is_delivered_where_the_user_names_it(
     result = replace(result, stages=tuple(map(renamed, result.stages)))
     console, out = Console(file=io.StringIO()), tmp_path / "out"
     out.mkdir()
-    with pytest.raises(ConfigError, match=trusted):
+    with pytest.raises(ConfigError, match=user_network):
         deliver(result, out, console, repeats=1)
-    deliveries = deliver(result, out, console, repeats=1, trusted_model=trusted)
+    deliveries = deliver(result, out, console, repeats=1, trusted_model=user_network)
     assert [each.differing_logits for each in deliveries] == [None, 0]
-    with pytest.raises(ConfigError, match=trusted):
+    with pytest.raises(ConfigError, match=user_network):
         plot_stage(result.stages[0].checkpoint, out / "intervals.png")
-    assert plot_stage(result.stages[0].checkpoint, out / "intervals.png", trusted).is_file()
+    assert plot_stage(result.stages[0].checkpoint, out / "intervals.png", user_network).is_file()
 
 
 def test_files(delivered: Delivered) -> None:
