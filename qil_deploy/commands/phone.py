@@ -11,6 +11,7 @@ import typer
 
 from qil_deploy.errors import ConfigError, TargetError
 
+from .interrupts import noticing_interrupts
 from .verify import open_test_images
 from .verify_targets import GOLDEN_IMAGES, first_images
 
@@ -107,7 +108,11 @@ def _serve(
                 console.print(_LOOPBACK_HINT.format(port=url.split("/")[2].partition(":")[2]), soft_wrap=True)
             status.update("waiting for the page; Ctrl-C ends it")
 
-        return verify_on_phone(model, golden, options, address, announce=announce, progress=status.update)
+        # KeyboardInterrupt itself is lost where Python raises it while a module is loaded, and nobody would come.
+        with noticing_interrupts() as stopped:
+            return verify_on_phone(
+                model, golden, options, address, announce=announce, progress=status.update, stopped=stopped
+            )
 
 
 def qr_code(url: str) -> Text:

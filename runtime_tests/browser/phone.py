@@ -88,6 +88,7 @@ def verify_on_phone(
     *,
     announce: Callable[[str], None],
     progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> TargetsReport:
     """Serve the page until a phone has verified the model.
 
@@ -98,8 +99,10 @@ def verify_on_phone(
         address: where to serve.
         announce: called with the page's address once it can be opened.
         progress: called with each sign of progress.
+        stopped: whether to wait no longer.
 
     Raises:
+        KeyboardInterrupt: `stopped` says so.
         TargetError: the runtime is not set up, the address cannot be served on, or nobody answers for the timeout.
         ModelFileError: the model cannot be read.
         DataError: the golden vectors cannot be read, or are of another model.
@@ -116,6 +119,7 @@ def verify_on_phone(
                 silence=f"has not been heard of for {options.timeout:g} seconds. Give it longer with --timeout; the "
                 "phone has to be in the same network, and the page in front.",
                 retries=True,
+                stopped=stopped,
             )
             report: DeviceReport = wait_for_result(server, patience, progress)
     return TargetsReport(

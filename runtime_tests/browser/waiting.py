@@ -25,6 +25,7 @@ class Patience:
         silence: what is said, behind the name, where there was none for so long.
         retries: whether a page that fails may try again.
         ended: returns how the browser ended, or None as long as it runs.
+        stopped: whether the user wants to wait no longer.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Patience:
     silence: str
     retries: bool = False
     ended: Callable[[], str | None] = lambda: None
+    stopped: Callable[[], bool] = lambda: False
 
 
 def wait_for_result(server: PageServer, patience: Patience, progress: Progress | None) -> Any:  # noqa: ANN401 - what the server's `accept` returns
@@ -39,11 +41,14 @@ def wait_for_result(server: PageServer, patience: Patience, progress: Progress |
 
     Raises:
         TargetError: it fails, shows no progress for too long, or the browser ends.
+        KeyboardInterrupt: `patience.stopped` says so.
     """
     last = time.monotonic()
     failure = ""
     while True:
         event = server.next_event(_LOOK)
+        if patience.stopped():
+            raise KeyboardInterrupt
         if event is None:
             ended = patience.ended()
             if ended is not None:
