@@ -63,10 +63,14 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         compile_quantizers()
     settings = Settings(mixed_precision=mixed_precision.value, save_minutes=save_minutes, workers=workers)
     result = train(loaded, folder, resume=resume, settings=settings)
-    if PartialState().is_main_process:
+    state = PartialState()
+    # Together, and before the first process alone goes on: one that leaves a group open may abort when it exits.
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    if state.is_main_process:
         console = Console(markup=False)
         console.print(run_table(result))
         console.print(f"Checkpoints and metrics are in {folder}; curves: tensorboard --logdir {folder / 'curves'}.")
         if report:
-            write_html_report(folder, trusted_model=loaded.model.name, device=PartialState().device)
+            write_html_report(folder, trusted_model=loaded.model.name, device=state.device)
             console.print(f"Intervals, shares and confusions are in {folder / 'report.html'}.")

@@ -77,6 +77,8 @@ def main(kind: str, path: Path) -> None:
         accelerator=accelerator,
         progress=Progress(console=Console(file=io.StringIO())),
     )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # a process that leaves its group open may abort when it exits
     if accelerator.is_main_process:
         tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
         losses = torch.tensor([step.loss for step in steps], dtype=torch.float64)
