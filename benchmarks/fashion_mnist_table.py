@@ -51,6 +51,7 @@ BUDGETS = {
         *("float_training.epochs=8", "stages.1.epochs=2", "stages.2.epochs=2", "stages.3.epochs=6"),
         *("stages.0.learning_rate=0.005", "stages.1.learning_rate=0.005", "stages.2.learning_rate=0.01"),
     ),
+    "recipe": ("stages.2.epochs=3", "stages.3.epochs=8"),
 }
 
 

@@ -37,7 +37,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
-    """Read a report that `write_report` wrote.
+    """Read a report that `write_report` wrote, now or before a class had the fields that have defaults.
 
     Raises:
         DataError: the file is missing, is no JSON, or does not have the fields and types of `report_class`.
@@ -77,10 +77,12 @@ def _restore(kind: type[object] | types.UnionType, value: object, where: str) ->
         return None if value is None else _restore(option, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        names = [field.name for field in dataclasses.fields(kind)]
-        if not isinstance(value, dict) or set(value) != set(names):
+        fields = dataclasses.fields(kind)
+        names = [field.name for field in fields]
+        needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+        if not isinstance(value, dict) or not needed <= set(value) <= set(names):
             raise ValueError(f"{where} must be an object with the entries {', '.join(names)}")
-        return kind(**{name: _restore(hints[name], value[name], f"{where}.{name}") for name in names})
+        return kind(**{name: _restore(hints[name], value[name], f"{where}.{name}") for name in names if name in value})
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list")

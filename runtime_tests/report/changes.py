@@ -10,7 +10,13 @@ from .figures import Change, DeploymentReport
 from .plots import Mark, dot_chart
 from .text import head, milliseconds, missing, note, percent, plural, state, words
 
-_TITLES = {"differing": "Exactness", "accuracy": "Accuracy", "latency": "Latency", "size": "Size"}
+_TITLES = {
+    "differing": "Exactness",
+    "accuracy": "Accuracy",
+    "latency": "Latency",
+    "instructions": "Instructions",
+    "size": "Size",
+}
 
 
 def changes_section(report: DeploymentReport) -> list[Child]:
@@ -92,7 +98,7 @@ def _change(change: Change) -> Child:
     if change.ratio is None or not difference:
         return "none" if not difference else f"{difference:+,.0f}"
     ratio = f"{change.ratio:.3g} times"
-    return ratio if change.figure == "size" else f"{ratio}, {_overlap(change)}"
+    return ratio if change.figure in ("size", "instructions") else f"{ratio}, {_overlap(change)}"
 
 
 def _overlap(change: Change) -> str:

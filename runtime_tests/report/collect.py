@@ -15,22 +15,34 @@ from qil_deploy.errors import DataError
 from qil_deploy.reports import read_report_of
 from qil_deploy.runtime_tests.bench import BenchReport
 from qil_deploy.runtime_tests.doctor.diagnose import Diagnosis
+from qil_deploy.runtime_tests.instructions import InstructionsReport
 from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
 
 from .content import read_content
-from .extract import Figures, MeasuredFile, merge, of_bench, of_device, of_diagnosis, of_targets, of_verify
+from .extract import (
+    Figures,
+    MeasuredFile,
+    merge,
+    of_bench,
+    of_device,
+    of_diagnosis,
+    of_instructions,
+    of_targets,
+    of_verify,
+)
 from .figures import DeploymentReport, Environment, Model, Remark, Run, SourceFile
 from .match import compare_runs, setting_of
 from .verdict import judge
 
-Readable = VerifyReport | TargetsReport | DeviceReport | BenchReport | Diagnosis | DeploymentReport
+Readable = VerifyReport | TargetsReport | DeviceReport | BenchReport | InstructionsReport | Diagnosis | DeploymentReport
 
 _CLASSES: Final[tuple[type[Readable], ...]] = (
     VerifyReport,
     TargetsReport,
     DeviceReport,
     BenchReport,
+    InstructionsReport,
     Diagnosis,
     DeploymentReport,
 )
@@ -72,8 +84,10 @@ def _earlier(path: Path, report: DeploymentReport) -> list[Run]:
     """Return the runs of an earlier report, checked like any other."""
     for run in report.runs:
         _check(path, run)
-        groups = (run.exactness, run.accuracies, run.latencies, run.controls, run.profiles, run.costs, run.findings)
-        named = {row.model for group in groups for row in group} | {*run.diagnosed}
+        groups = (run.exactness, run.accuracies, run.latencies, run.controls, run.profiles, run.costs, run.instructions)
+        named = (
+            {row.model for group in groups for row in group} | {row.model for row in run.findings} | {*run.diagnosed}
+        )
         missing = sorted(named.difference(model.sha256 for model in run.models))
         if missing:
             raise DataError(f"{path} is damaged: it has figures of {missing[0][:12]}, which is none of its models.")
@@ -128,6 +142,8 @@ def _figures(path: Path, report: Readable) -> Figures:
         figures = of_device(report, path.stem)
     elif isinstance(report, BenchReport):
         figures = of_bench(report)
+    elif isinstance(report, InstructionsReport):
+        figures = of_instructions(report)
     elif isinstance(report, Diagnosis):
         figures = of_diagnosis(report)
     else:
@@ -147,6 +163,9 @@ def _check(path: Path, figures: Figures | Run) -> None:
     for latency in figures.latencies:
         if not 0 < latency.median < math.inf:
             raise DataError(f"{path} is damaged: a median latency is {latency.median:g} ms.")
+    for counted in figures.instructions:
+        if counted.instructions <= 0:
+            raise DataError(f"{path} is damaged: an inference of {counted.instructions:,} instructions.")
 
 
 def _run(name: str, reports: Sequence[tuple[Path, Readable]], remarks: tuple[Remark, ...]) -> Run:
@@ -177,6 +196,7 @@ def _run(name: str, reports: Sequence[tuple[Path, Readable]], remarks: tuple[Rem
         controls=figures.controls,
         profiles=figures.profiles,
         costs=figures.costs,
+        instructions=figures.instructions,
         environments=_merge_environments(figures.environments),
         not_run=figures.not_run,
         diagnosed=figures.diagnosed,

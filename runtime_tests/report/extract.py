@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import PureWindowsPath
 
 from qil_deploy.runtime_tests import bench
 from qil_deploy.runtime_tests.backends import onnx_backend_name
+from qil_deploy.runtime_tests.bench.report import Failure
 from qil_deploy.runtime_tests.bench.statistics import median_interval
 from qil_deploy.runtime_tests.differences import describe_difference
 from qil_deploy.runtime_tests.doctor.diagnose import Diagnosis
+from qil_deploy.runtime_tests.instructions import InstructionsReport
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, TargetResult, TargetsReport
@@ -23,6 +26,7 @@ from .figures import (
     Environment,
     Exactness,
     Finding,
+    InstructionCount,
     Latency,
     NotRun,
     OperatorTime,
@@ -59,6 +63,7 @@ class Figures:
     controls: tuple[Control, ...] = ()
     profiles: tuple[OperatorTime, ...] = ()
     costs: tuple[Cost, ...] = ()
+    instructions: tuple[InstructionCount, ...] = ()
     environments: tuple[Environment, ...] = ()
     not_run: tuple[NotRun, ...] = ()
     diagnosed: tuple[str, ...] = ()
@@ -187,11 +192,33 @@ def of_bench(report: bench.BenchReport) -> Figures:
         environments=tuple(
             describe_place(target, "bench", report.environment, report.machine, report.activity) for target in targets
         ),
-        not_run=tuple(
-            NotRun(model=None, name=PureWindowsPath(each.path).name, target="bench", failed=True, reason=each.reason)
-            for each in report.failures
-        ),
+        not_run=_failed(report.failures, "bench"),
         remarks=tuple(Remark(text=f"bench: {warning}", grave=False, about="latency") for warning in report.warnings),
+    )
+
+
+def of_instructions(report: InstructionsReport) -> Figures:
+    """Return instructions counted on an emulated target."""
+    files = tuple(_file(each.model) for each in report.models)
+    return Figures(
+        files=files,
+        instructions=tuple(
+            InstructionCount(
+                model=each.model.sha256,
+                target=report.target,
+                batch=report.batch,
+                instructions=each.instructions,
+                spread=each.spread,
+                ratio=each.ratio,
+                first=files[0].sha256,
+            )
+            for each in report.models
+        ),
+        environments=()
+        if report.environment is None
+        else (describe_place(report.target, "instructions", report.environment),),
+        not_run=_failed(report.failures, report.target),
+        remarks=tuple(Remark(text=f"{report.target}: {warning}", grave=False) for warning in report.warnings),
     )
 
 
@@ -206,6 +233,14 @@ def of_diagnosis(report: Diagnosis) -> Figures:
             Finding(model=file.sha256, severity=each.severity, what=each.what, count=each.count, remedy=each.remedy)
             for each in report.findings
         ),
+    )
+
+
+def _failed(failures: Sequence[Failure], target: str) -> tuple[NotRun, ...]:
+    """Return models that could not be measured; reports know only their paths."""
+    return tuple(
+        NotRun(model=None, name=PureWindowsPath(each.path).name, target=target, failed=True, reason=each.reason)
+        for each in failures
     )
 
 

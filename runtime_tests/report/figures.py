@@ -185,6 +185,28 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InstructionCount:
+    """Instructions of one inference on an emulated processor.
+
+    Attributes:
+        model: digest.
+        target, batch: the setting.
+        instructions: median of the counted runs.
+        spread: largest count minus smallest, as a share of the median.
+        ratio: to the first model of the same report.
+        first: digest of that model.
+    """
+
+    model: str
+    target: str
+    batch: int
+    instructions: int
+    spread: float
+    ratio: float
+    first: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fact:
     """One line about a machine."""
 
@@ -259,6 +281,7 @@ class Run:
     controls: tuple[Control, ...]
     profiles: tuple[OperatorTime, ...]
     costs: tuple[Cost, ...]
+    instructions: tuple[InstructionCount, ...] = ()  # files of earlier versions have none
     environments: tuple[Environment, ...]
     not_run: tuple[NotRun, ...]
     diagnosed: tuple[str, ...]
@@ -306,9 +329,9 @@ class Change:
         run, first: their names.
         name: of the model.
         same_file: whether it is the same file; else models were matched by name.
-        figure: "accuracy", "differing", "latency" or "size".
+        figure: "accuracy", "differing", "latency", "instructions" or "size".
         setting: of the figure, in words.
-        before, after: values: shares, counts, milliseconds, bytes.
+        before, after: values: shares, counts, milliseconds, instructions, bytes.
         ratio: after divided by before; None where that says nothing.
         overlap: whether the intervals of both overlap; None where there are none.
         remark: what makes the comparison doubtful, or None.

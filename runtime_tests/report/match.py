@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from .figures import Accuracy, Change, Control, Exactness, Latency, Model, Remark, Run
+from .figures import Accuracy, Change, Control, Exactness, InstructionCount, Latency, Model, Remark, Run
 
 Row = TypeVar("Row")
 _HARDWARE = ("processor", "instruction set", "browser", "ONNX Runtime")
@@ -99,6 +99,10 @@ def _changes(first: Run, run: Run, before: Model, after: Model) -> Iterator[Chan
             overlap=_overlap(slow, fast),
             remark=_hardware(first, run, fast.target),
         )
+    for few, many in _matching(first.instructions, run.instructions, before, after, counted_on):
+        values = (few.instructions, many.instructions)
+        remark = _hardware(first, run, many.target)
+        yield change("instructions", describe_count(many), values, ratio=True, remark=remark)
 
 
 def _matching(
@@ -123,6 +127,16 @@ def _comparison(row: Exactness) -> tuple[object, ...]:
 def setting_of(row: Latency | Control) -> tuple[object, ...]:
     """Return what two latencies have to share to be comparable."""
     return row.by, row.target, row.threads, row.batch, row.caches
+
+
+def counted_on(row: InstructionCount) -> tuple[object, ...]:
+    """Return what two counts of instructions have to share to be comparable."""
+    return row.target, row.batch
+
+
+def describe_count(row: InstructionCount) -> str:
+    """Return the setting of a count of instructions in words."""
+    return f"{row.target}, batch {row.batch}"
 
 
 def describe_setting(row: Latency) -> str:

@@ -10,6 +10,7 @@ from qil_deploy.html_elements import Child, element, page
 from . import plots
 from .changes import changes_section
 from .figures import DeploymentReport, ModelVerdict
+from .instruction_counts import instructions_section
 from .tables import (
     accuracy_section,
     environment_section,
@@ -56,6 +57,7 @@ def render(report: DeploymentReport) -> str:
         ("exactness", "Exactness", exactness_section(runs)),
         ("accuracy", "Accuracy", accuracy_section(runs)),
         ("latency", "Latency and memory", latency_section(runs)),
+        ("instructions", "Instructions", instructions_section(runs)),
         ("runs", "Runs compared", changes_section(report)),
         ("findings", "Findings of doctor", findings_section(runs)),
         ("missing", "Not run", not_run_section(runs)),

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from qil_deploy.reports import write_report
-from qil_deploy.runtime_tests.bench.report import BenchReport, ModelCost, OperatorTime, Profile
+from qil_deploy.runtime_tests.bench.report import BenchReport, Failure, ModelCost, OperatorTime, Profile
 from qil_deploy.runtime_tests.bench.statistics import Samples, summarize, summarize_control
 from qil_deploy.runtime_tests.environment import Environment
+from qil_deploy.runtime_tests.instructions import InstructionsReport, ModelInstructions
 from qil_deploy.runtime_tests.machine import Activity, Cache, Machine
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.tally import BackendResult
@@ -166,11 +167,40 @@ def timed(*files: ModelFile, factor: float = 1.0, spread: int = 1000, warnings: 
     )
 
 
+def counted(*files: ModelFile, target: str = "arm64:cortex-a53", factor: int = 1) -> InstructionsReport:
+    """Return counts of two processes, each model one million above the one before; a further model failed."""
+    return InstructionsReport(
+        schema=InstructionsReport.SCHEMA,
+        target=target,
+        batch=1,
+        processes=2,
+        repeats=1,
+        warmup=1,
+        seed=0,
+        models=tuple(
+            ModelInstructions(
+                model=file,
+                instructions=factor * 1_000_000 * (index + 1),
+                spread=0.002,
+                ratio=float(index + 1),
+                counts=((factor * 1_000_000 * (index + 1),),) * 2,
+            )
+            for index, file in enumerate(files)
+        ),
+        failures=(Failure(path="models/broken.onnx", reason="it crashed."),),
+        warnings=("counts of net.onnx differ by 2.0% from run to run; give it more --warmup.",),
+        interrupted=False,
+        environment=device(files[0]).environment,
+    )
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Return a function that writes reports into a folder, each by its place, and returns the folder."""
 
-    def write_all(name: str, *reports: VerifyReport | TargetsReport | DeviceReport | BenchReport) -> Path:
+    def write_all(
+        name: str, *reports: VerifyReport | TargetsReport | DeviceReport | BenchReport | InstructionsReport
+    ) -> Path:
         for index, report in enumerate(reports):
             write_report(tmp_path / name / f"{index}.json", report)
         return tmp_path / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests.report import DeploymentReport, collect
 from qil_deploy.runtime_tests.report.figures import Change, ModelVerdict
 
-from .conftest import backend, device, model, on_targets, ran, timed, verified
+from .conftest import backend, counted, device, model, on_targets, ran, timed, verified
 
 Write = Callable[..., Path]
 
@@ -283,10 +284,40 @@ def test_counts_and_times_that_cannot_be_are_refused(write: Write) -> None:
             (verified(NET, backend("ONNX Runtime (all)", differing=-1)), "of 500 logits, -1 differ"),
             (verified(NET, backend("ONNX Runtime (all)", accuracy=1.5)), "an accuracy is 1.5"),
             (replace(bench, latencies=(replace(bench.latencies[0], median_ms=-1.0),)), "a median latency is -1 ms"),
+            (counted(NET, factor=0), "an inference of 0 instructions"),
         )
     ):
         with pytest.raises(DataError, match=message):
             collect([write(f"run{index}", report)])
+
+
+def test_instructions_are_compared_on_the_same_target_and_never_with_times(write: Write) -> None:
+    other = model("other.onnx", "b")
+    report = collect([write("before", counted(NET, other), timed(NET)), write("after", counted(NET, factor=3))])
+    first, second = report.runs[0].instructions
+    assert (first.instructions, first.ratio, first.first) == (1_000_000, 1.0, NET.sha256)
+    assert (second.model, second.instructions, second.ratio, second.first) == (
+        other.sha256,
+        2_000_000,
+        2.0,
+        NET.sha256,
+    )
+    assert [row.target for row in report.runs[0].latencies] == ["native"]
+    only = change(report, "instructions")
+    assert (only.before, only.after, only.ratio, only.setting) == (1e6, 3e6, 3.0, "arm64:cortex-a53, batch 1")
+    gap, *_ = report.runs[0].not_run
+    assert (gap.name, gap.target, gap.failed, gap.reason) == ("broken.onnx", "arm64:cortex-a53", True, "it crashed.")
+    elsewhere = collect([write("a", counted(NET)), write("b", counted(NET, target="haswell"))])
+    assert not [each for each in elsewhere.changes if each.figure == "instructions"]
+
+
+def test_an_outcome_of_before_instructions_were_reported_is_still_read(write: Write, tmp_path: Path) -> None:
+    report = collect([write("run", verified(NET))])
+    write_report(tmp_path / "earlier.json", report)
+    content = json.loads((tmp_path / "earlier.json").read_text())
+    del content["runs"][0]["instructions"]
+    (tmp_path / "earlier.json").write_text(json.dumps(content))
+    assert collect([tmp_path / "earlier.json"]).runs == report.runs
 
 
 def test_what_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qil_deploy.errors import DataError
 from qil_deploy.reports import write_report
 from qil_deploy.runtime_tests.report import collect, render
 
-from .conftest import device, model, on_targets, ran, timed, verified
+from .conftest import counted, device, model, on_targets, ran, timed, verified
 
 NET = model()
 REPORTS: list[Any] = [
@@ -24,6 +24,7 @@ REPORTS: list[Any] = [
     on_targets(NET, ran("arm", device(NET, differing=2)), exact=False),
     timed(NET, model("slow.onnx", "b")),
     device(NET),
+    counted(NET),
 ]
 VALUES: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from([None, True, [], {}, [1], "", "<b>", "\ud800", "a\0b", "/dev/zero", "../..", "native", "all"]),

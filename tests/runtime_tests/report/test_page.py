@@ -14,7 +14,7 @@ from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests.report import DeploymentReport, collect, render
 from qil_deploy.runtime_tests.report.plots import Mark, bar_chart, dot_chart
 
-from .conftest import backend, device, model, on_targets, ran, timed, verified
+from .conftest import backend, counted, device, model, on_targets, ran, timed, verified
 
 Write = Callable[..., Path]
 
@@ -68,7 +68,7 @@ def everything(write: Write, name: str = NET.path, *, differing: int = 0) -> Dep
         exact=False,
     )
     warned = replace(verified(file, backend("ONNX Runtime (all)"), backend(name, accuracy=0.5)), warnings=(name,))
-    first = write("first", warned, targets, timed(file, model("other.onnx", "b"), warnings=(name,)))
+    first = write("first", warned, targets, timed(file, model("other.onnx", "b"), warnings=(name,)), counted(file))
     second = write(f"second {name.replace('/', '')}", verified(file), timed(file, factor=2.0))
     return collect([first, second])
 
@@ -131,6 +131,11 @@ def test_every_section_has_its_figures(write: Write) -> None:
         "Not measured: doctor was not run on these models.",
         "skipped models/net.onnx is not set up.",
         "failed models/net.onnx stopped answering.",
+        "arm64:cortex-a53, batch 1",
+        "net.onnx, first 1.000 million",
+        "1,000,000 1 (the first) 0.20 %",
+        "a proxy for the work",
+        "failed it crashed.",
         "Fast 9000",
         "governor performance",
         "qil_deploy.bench/2",
