@@ -34,9 +34,9 @@ from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.sessions import create_session
+from qil_deploy.runtime_tests.targets.checks import check_environment, check_word, expect, within
 from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
 
-from .checks import check_environment, check_word, expect, within
 from .chromium import browser_at
 from .resources import bytes_resource, page_resources
 from .server import PageServer, Service
@@ -262,7 +262,7 @@ def _accept(path: Path, threads: int, models: int, repeats: int, content: bytes)
 def _check(samples: BrowserSamples, threads: int, models: int, repeats: int) -> None:
     expect("threads", samples.threads, threads)
     expect("models", (len(samples.runs_ns), len(samples.reasons)), (models, models))
-    check_environment(samples.environment)
+    check_environment(samples.environment, browser=True)
     for runs, reason in zip(samples.runs_ns, samples.reasons, strict=True):
         expect("runs", len(runs), 0 if reason is not None else repeats)
         check_word("a reason", reason or "")

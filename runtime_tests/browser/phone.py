@@ -11,8 +11,8 @@ from typing import Final
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.runtime_tests.reports import ModelFile
+from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetResult, TargetsReport
-from qil_deploy.runtime_tests.targets.run import RunOptions
 
 from .server import PageServer
 from .verification import prepare_verification

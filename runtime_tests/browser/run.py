@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qil_deploy.errors import DataError, TargetError
 from qil_deploy.runtime_tests.device_runner import cpu_name
+from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
-from qil_deploy.runtime_tests.targets.run import RunOptions
 
 from .chromium import browser_at, find_chromium
 from .server import PageServer

@@ -1,13 +1,8 @@
-"""What a browser is given to verify a model, and what of its answer is believed.
-
-The page counts what differs. Its counts are taken as they are, within their bounds; but where it claims that a tensor
-has no difference, the digest of what it computed has to be that of the golden one.
-"""
+"""What a browser is given to verify a model, and what of its answer is believed."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,19 +10,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from qil_deploy.errors import DataError
 from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.exported_model import ExportedModel, read_exported_model
+from qil_deploy.runtime_tests.golden_chunks import GoldenChunks, open_golden
 from qil_deploy.runtime_tests.reports import ModelFile
-from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, TensorResult
-from qil_deploy.runtime_tests.targets.run import RunOptions
+from qil_deploy.runtime_tests.targets.check_report import check_report
+from qil_deploy.runtime_tests.targets.options import RunOptions
+from qil_deploy.runtime_tests.targets.report import DeviceReport
 
-from .checks import check_environment, check_word, expect, within
-from .golden_chunks import GoldenChunks, open_golden
 from .resources import BYTES, bytes_resource, page_resources
 from .server import Resource, Service
 
@@ -35,7 +28,8 @@ PAGE_FILES: Mapping[str, str] = MappingProxyType(
     {"": "index.html"}
     | {name: name for name in ("page.css", "page.js", "runner.js", "runtime.js", "server.js", "sha256.js", "tally.js")}
 )
-_MAX_MS = 1e9
+ELEMENTS = ("uint8", "int8", "int32", "float32")
+"""Types of elements that the page knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +75,7 @@ class Verification:
     """One job, the vectors it is about, and the files of the runtime that does it."""
 
     job: Job
+    options: RunOptions
     model: ExportedModel
     golden: GoldenChunks
     runtime: Mapping[str, Path]
@@ -112,63 +107,10 @@ class Verification:
         except DataError as error:
             raise DataError(str(error).replace(str(path), "what the browser sent")) from error
         try:
-            self._check(report)
+            check_report(report, self.model, self.golden, self.options, browser=True)
         except DataError as error:
             raise DataError(f"what the browser sent is no report of this run: {error}.") from error
         return report
-
-    def _check(self, report: DeviceReport) -> None:
-        job = self.job
-        for name in ("model", "sha256", "images", "batch"):
-            expect(name, getattr(report, name), getattr(job, name))
-        expect("compared", report.compared, bool(job.tensors))
-        expect("levels", tuple(level.level for level in report.levels), job.levels)
-        within("threads", report.threads, 1, job.threads)
-        check_environment(report.environment)
-        _check_latency(report, job)
-        for level in report.levels:
-            self._check_level(level)
-
-    def _check_level(self, level: LevelResult) -> None:
-        where = f"level {level.level}"
-        classes = len(self.model.class_names)
-        expect(f"{where}, predictions", len(level.predictions), self.job.images)
-        for prediction in level.predictions:
-            within(f"{where}, a prediction", prediction, -1, classes - 1)
-        expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
-        names = tuple(self.golden.tensors) if self.job.every_tensor else ()
-        expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
-        for tensor in (level.logits, *level.tensors):
-            self._check_tensor(where, tensor)
-        if level.logits.differing == 0:
-            expected = self.golden.tensors[OUTPUT_NAME].argmax(axis=1).tolist()
-            expect(f"{where}, predictions", level.predictions, tuple(expected))
-
-    def _check_tensor(self, where: str, result: TensorResult) -> None:
-        where = f"{where}, {result.tensor!r}"
-        check_word(where, result.dtype)
-        check_word(where, result.sha256)
-        expect(f"{where}, images", result.shape[:1], (self.job.images,))
-        if not all(size >= 0 for size in result.shape):
-            raise DataError(f"{where} has the shape {list(result.shape)}")
-        expect(f"{where}, elements", result.elements, math.prod(result.shape))
-        expected = self.golden.tensors.get(result.tensor)
-        if expected is None:
-            expect(f"{where}, differing", (result.differing, result.largest_step, result.index), (None, None, None))
-            return
-        if result.differing is None or result.largest_step is None:
-            raise DataError(f"{where} was not compared")
-        within(f"{where}, differing", result.differing, 0, result.elements)
-        within(f"{where}, largest_step", result.largest_step, 0, math.inf)
-        expect(f"{where}, index", result.index is not None, result.differing > 0)
-        if result.index is not None:
-            _check_index(where, result.index, result.shape)
-        alike = (result.dtype, result.shape) == (str(expected.dtype), expected.shape)
-        if not alike:
-            expect(f"{where}, differing", result.differing, result.elements)
-        # Zero is equal to minus zero, whose bytes are other ones.
-        elif result.differing == 0 and (expected.dtype.kind != "f" or np.all(expected)):
-            expect(f"{where}, sha256", result.sha256, self.golden.digest(result.tensor))
 
 
 def prepare_verification(
@@ -191,6 +133,9 @@ def prepare_verification(
     exported = read_exported_model(model)
     batch = exported.batch or options.batch
     golden = open_golden(data, exported, batch, folder)
+    for name, tensor in golden.tensors.items():
+        if str(tensor.dtype) not in ELEMENTS:
+            raise DataError(f"{data} has {name!r} as {tensor.dtype}; a browser compares {', '.join(ELEMENTS)}.")
     pixels = exported.preprocessing
     job = Job(
         schema=DeviceReport.SCHEMA,
@@ -215,20 +160,4 @@ def prepare_verification(
         every_tensor=any(name != OUTPUT_NAME for name in golden.tensors),
         autostart=autostart,
     )
-    return Verification(job=job, model=exported, golden=golden, runtime=runtime, folder=folder)
-
-
-def _check_index(where: str, index: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    expect(f"{where}, axes of index", len(index), len(shape))
-    for position, size in zip(index, shape, strict=True):
-        within(f"{where}, index", position, 0, size - 1)
-
-
-def _check_latency(report: DeviceReport, job: Job) -> None:
-    latency = report.latency
-    expect("latency", latency is not None, job.repeats > 0)
-    if latency is not None:
-        expect("latency, runs", latency.runs, job.repeats)
-        expect("latency, images", latency.images, job.fixed_batch or 1)
-        within("latency, median_ms", latency.median_ms, 0, _MAX_MS)
-        within("latency, p95_ms", latency.p95_ms, latency.median_ms, _MAX_MS)
+    return Verification(job=job, options=options, model=exported, golden=golden, runtime=runtime, folder=folder)

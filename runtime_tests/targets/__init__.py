@@ -5,9 +5,10 @@ ssh or adb) and gets its report back; a browser has a runner of its own.
 """
 
 from .catalogue import TARGETS, Target, find_target, target_names, target_state
+from .options import RunOptions
 from .remote import DEVICE_FORMS
 from .report import DeviceReport, TargetResult, TargetsReport
-from .run import RunOptions, run_on_target
+from .run import run_on_target
 from .setup import set_up_target
 from .verify_targets import verify_targets, write_golden_logits
 

@@ -1,4 +1,4 @@
-"""Run a model on a target, wherever that is, and check that the report that comes back is of this model.
+"""Run a model on a target, wherever that is, and check that the report that comes back is of this run.
 
 This machine and emulated ones start `device_runner.py`; browsers and remote devices have packages of their own.
 """
@@ -8,40 +8,23 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.reports import read_report
-from qil_deploy.runtime_tests.reports import ModelFile
+from qil_deploy.runtime_tests.exported_model import read_exported_model
+from qil_deploy.runtime_tests.golden_chunks import open_golden
 
 from .catalogue import Emulator, Target, emulator_python, target_state
+from .check_report import check_report
+from .options import RunOptions
 from .remote import Remote
 from .remote_run import run_on_device
 from .report import DeviceReport
 from .watched import Command, Progress, quoted, run_watched
 
 RUNNER = Path(__file__).parents[1] / "device_runner.py"
-DEFAULT_TIMEOUT = 300.0
-_LONGEST_TEXT = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How to run a model on a target.
-
-    Attributes:
-        levels: graph-optimization levels.
-        threads, batch: threads of ONNX Runtime and images per run.
-        repeats: runs to time. Under an emulator times mean nothing.
-        timeout: seconds without a sign of progress after which it is given up.
-    """
-
-    levels: tuple[str, ...] = ("all",)
-    threads: int = 1
-    batch: int = 1
-    repeats: int = 0
-    timeout: float = DEFAULT_TIMEOUT
 
 
 def run_on_target(
@@ -68,12 +51,12 @@ def run_on_target(
     if target.browser:
         from qil_deploy.runtime_tests.browser import run_in_browser
 
-        report = run_in_browser(model, data, options, progress)
-    elif target.remote is not None:
+        return run_in_browser(model, data, options, progress)
+    if target.remote is not None:
         report = _run_remotely(target.name, target.remote, model, data, options, progress)
     else:
         report = _run_python(target, model, data, options, progress)
-    _check_report(target, report, model, options)
+    _check(target, report, model, data, options)
     return report
 
 
@@ -122,19 +105,15 @@ def _runner_options(options: RunOptions) -> list[str]:
     return [*arguments, "--batch", str(options.batch), "--repeats", str(options.repeats)]
 
 
-def _check_report(target: Target, report: DeviceReport, model: Path, options: RunOptions) -> None:
-    """Raise unless a report is of this model and these levels, and what it says of the target can be shown."""
-    if report.sha256 != ModelFile.of(model).sha256:
-        raise TargetError(f"target {target.name} reports on another model than {model}: sha256 {report.sha256}.")
-    levels = tuple(level.level for level in report.levels)
-    if levels != options.levels:
-        raise TargetError(
-            f"target {target.name} reports on the levels {', '.join(levels) or 'none'}; "
-            f"{', '.join(options.levels)} were to be run."
-        )
-    for name, text in asdict(report.environment).items():
-        if isinstance(text, str) and not (text.isprintable() and len(text) <= _LONGEST_TEXT):
-            raise TargetError(f"target {target.name} reports {text[:_LONGEST_TEXT]!r} as its {name}.")
+def _check(target: Target, report: DeviceReport, model: Path, data: Path, options: RunOptions) -> None:
+    """Raise unless a report can be that of this run."""
+    exported = read_exported_model(model)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            golden = open_golden(data, exported, exported.batch or options.batch, Path(folder))
+            check_report(report, exported, golden, options, browser=False)
+    except DataError as error:
+        raise TargetError(f"target {target.name} sent what is no report of this run: {error}.") from error
 
 
 def python_command(target: Target) -> Command:

@@ -22,8 +22,9 @@ from qil_deploy.runtime_tests.golden import SCHEMA, GoldenInfo
 from qil_deploy.runtime_tests.reports import ModelFile
 
 from .catalogue import Target, target_state
+from .options import RunOptions
 from .report import TargetResult, TargetsReport
-from .run import RunOptions, run_on_target
+from .run import run_on_target
 
 DEFAULT_REPEATS = 20
 _REFERENCE_BATCH = 50

@@ -20,7 +20,8 @@ import pytest
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError, TargetError
-from qil_deploy.runtime_tests.browser import browser_state, golden_chunks, run_in_browser
+from qil_deploy.runtime_tests import golden_chunks
+from qil_deploy.runtime_tests.browser import browser_state, run_in_browser
 from qil_deploy.runtime_tests.browser import run as run_module
 from qil_deploy.runtime_tests.browser.chromium import VARIABLE, browser_at, find_chromium
 from qil_deploy.runtime_tests.browser.resources import PAGE

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError
 from qil_deploy.onnx_schema import parse_model
-from qil_deploy.runtime_tests import device_runner
-from qil_deploy.runtime_tests.browser import golden_chunks
+from qil_deploy.runtime_tests import device_runner, golden_chunks
 from qil_deploy.runtime_tests.browser.verification import Verification, prepare_verification
 from qil_deploy.runtime_tests.browser.web_runtime import FILES
 from qil_deploy.runtime_tests.golden import write_golden
@@ -118,7 +117,7 @@ LIES: dict[str, tuple[str, object, str]] = {
     "a novel": ("environment.cpu", "x" * 2000, "too long"),
     "too many features": ("environment.features", ["x"] * 100, "features is 100"),
     "no processors": ("environment.cpus", 0, "cpus is 0"),
-    "Python": ("environment.python", "3.11", "numpy and python is"),
+    "Python": ("environment.python", "3.11", "python known is True"),
 }
 
 
@@ -191,7 +190,7 @@ def test_images_alone_have_nothing_to_compare_with(
     prepared = prepare_verification(model, tmp_path / "images.npy", options, {}, tmp_path, autostart=False)
     device_runner.main([str(model), str(tmp_path / "images.npy"), "--batch", "7", "--repeats", "0"])
     report = json.loads(capsys.readouterr().out)
-    report["environment"] |= {"numpy": None, "python": None}
+    report["environment"] |= {"numpy": None, "python": None, "browser": "Firefox"}
     assert prepared.accept(encoded(report)).compared is False
     report["levels"][0]["logits"]["differing"] = 0
     with pytest.raises(DataError, match="differing is"):

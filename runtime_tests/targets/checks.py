@@ -1,9 +1,10 @@
-"""What a text, a number or an environment that a browser sent may be."""
+"""What a text, a number or an environment that a browser or a device sent may be."""
 
 from __future__ import annotations
 
 from qil_deploy.errors import DataError
-from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
+
+from .report import DeviceEnvironment
 
 _MAX_WORD = 1000
 _MAX_FEATURES = 64
@@ -22,18 +23,20 @@ def within(what: str, found: float, least: float, most: float) -> None:
         raise DataError(f"{what} is {found:g}, and has to be from {least:g} to {most:g}")
 
 
-def check_environment(environment: DeviceEnvironment) -> None:
-    """Raise unless an environment can be a browser's."""
+def check_environment(environment: DeviceEnvironment, *, browser: bool) -> None:
+    """Raise `DataError` unless an environment can be a browser's, or that of a Python."""
     within("environment, cpus", environment.cpus, 1, _MAX_CPUS)
     within("environment, features", len(environment.features), 0, _MAX_FEATURES)
-    words = (environment.onnxruntime, environment.machine, environment.cpu, environment.browser or "")
+    names = ("browser",) if browser else ("numpy", "python")
+    for name in ("browser", "numpy", "python"):
+        expect(f"environment, {name} known", getattr(environment, name) is not None, name in names)
+    words = [getattr(environment, name) for name in ("onnxruntime", "machine", "cpu", *names)]
     for word in (*words, *environment.features):
         check_word("environment", word)
-    expect("environment, numpy and python", (environment.numpy, environment.python), (None, None))
 
 
 def check_word(where: str, word: str) -> None:
-    """Raise unless a text can be shown as it is: no control characters, which terminals obey, and not without end."""
+    """Raise `DataError` unless a text can be shown: of no control characters, which terminals obey, and not endless."""
     if len(word) > _MAX_WORD or not word.isprintable():
         raise DataError(f"{where} has a text that is too long or cannot be printed")
 
