@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qil_deploy.html_elements import Child, element, table
 
-from .figures import Change, DeploymentReport
+from .deployment import Change, DeploymentReport
 from .plots import Mark, dot_chart
 from .text import head, milliseconds, missing, note, percent, plural, state, words
 

@@ -20,6 +20,7 @@ from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
 
 from .content import read_content
+from .deployment import DeploymentReport
 from .extract import (
     Figures,
     MeasuredFile,
@@ -31,7 +32,7 @@ from .extract import (
     of_targets,
     of_verify,
 )
-from .figures import DeploymentReport, Environment, Model, Remark, Run, SourceFile
+from .figures import Environment, Model, Remark, Run, SourceFile
 from .match import compare_runs, setting_of
 from .verdict import judge
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from .figures import Accuracy, Change, Control, Exactness, InstructionCount, Latency, Model, Remark, Run
+from .deployment import Change
+from .figures import Accuracy, Control, Exactness, InstructionCount, Latency, Model, Remark, Run
 
 Row = TypeVar("Row")
 _HARDWARE = ("processor", "instruction set", "browser", "ONNX Runtime")

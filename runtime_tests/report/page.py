@@ -9,7 +9,7 @@ from qil_deploy.html_elements import Child, element, page
 
 from . import plots
 from .changes import changes_section
-from .figures import DeploymentReport, ModelVerdict
+from .deployment import DeploymentReport, ModelVerdict
 from .instruction_counts import instructions_section
 from .tables import (
     accuracy_section,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .figures import Exactness, Model, ModelVerdict, Run, Verdict
+from .deployment import ModelVerdict, Verdict
+from .figures import Exactness, Model, Run
 from .match import place
 from .text import plural
 

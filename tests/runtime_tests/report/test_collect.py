@@ -14,7 +14,7 @@ import pytest
 from qil_deploy.errors import DataError
 from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests.report import DeploymentReport, collect
-from qil_deploy.runtime_tests.report.figures import Change, ModelVerdict
+from qil_deploy.runtime_tests.report.deployment import Change, ModelVerdict
 
 from .conftest import backend, counted, device, model, on_targets, ran, timed, verified
 
