@@ -1,0 +1,75 @@
+"""What of a device's report is not believed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qil_deploy.errors import TargetError
+from qil_deploy.runtime_tests.targets import find_target, run_on_target
+from qil_deploy.runtime_tests.targets import run as run_module
+
+from .conftest import FAST, python, run
+
+# What may come back instead of the report of a run: a change to what it prints, and what is said of that.
+BAD_REPORTS = {
+    "schema": ("report['schema'] = 'x/1'", "brought back no report: .* has schema 'x/1'"),
+    "other model": (
+        "report['sha256'] = 64 * '0'",
+        "sent what is no report of this run: sha256 is '0000.*, and has to be ",
+    ),
+    "no levels": ("report['levels'] = []", r"sent what is no .*: levels is \(\), and has to be \('all',\)"),
+    "escapes": (
+        r"report['environment']['cpu'] = 'x\x1b[2J'",
+        "sent what is no .*: environment has a text that is too long or cannot be p",
+    ),
+    "equal, with other codes": (
+        "report['levels'][0]['tensors'][0]['sha256'] = 64 * '0'",
+        r"sent what is no .*: level all, '.*', sha256 is '0000",
+    ),
+    "a tensor left out": ("del report['levels'][0]['tensors'][0]", "sent what is no .*: level all, tensors is"),
+    "fewer images": ("report['images'] = 1", "sent what is no .*: images is 1"),
+    "a browser's": ("report['environment']['browser'] = 'x'", "sent what is no .*: environment, browser known is True"),
+    "field": ("del report['threads']", "brought back no report: .* is damaged"),
+    "text": ("report = 'hello'", "brought back no report: .* has schema None"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REPORTS)
+def test_reports_that_are_wrong_are_refused(
+    ssh: str, golden: tuple[Path, Path], case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, message = BAD_REPORTS[case]
+    (tmp_path / "worker.py").write_text(
+        "import contextlib, io, json, sys\nimport runner\nwith contextlib.redirect_stdout(io.StringIO()) as text:\n"
+        f"    runner.main()\nreport = json.loads(text.getvalue())\n{change}\nprint(json.dumps(report))\n"
+    )
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    shutil.copy(run_module.RUNNER, packages / "runner.py")
+    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    with pytest.raises(TargetError, match=f"target {ssh} {message}"):
+        run_on_target(find_target(ssh, python(tmp_path / "py", f"export PYTHONPATH={packages}")), *golden, FAST)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 4)", "failed: the run was ended by signal 4 (SIGILL)."),
+        ("raise SystemExit('it is broken')", "brought back no report: "),
+        ("raise SystemExit(7)", "failed with exit code 7."),
+    ],
+)
+def test_runs_that_fail_end_with_a_sentence(
+    ssh: str,
+    golden: tuple[Path, Path],
+    script: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "worker.py").write_text(script)
+    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    assert run(ssh, golden).startswith(message)

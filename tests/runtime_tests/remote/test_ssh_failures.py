@@ -1,0 +1,142 @@
+"""Every way in which a device behind ssh can fail: a real sshd is asked."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from qil_deploy.runtime_tests.targets import run as run_module
+from qil_deploy.runtime_tests.targets import watched
+
+from .conftest import (
+    Server,
+    client_config,
+    free_port,
+    is_gone,
+    python,
+    run,
+    sleeping_python,
+    use_config,
+    wait_until,
+    write_script,
+)
+
+
+def test_a_device_that_cannot_be_reached(ssh: str, golden: tuple[Path, Path]) -> None:
+    del ssh
+    sentence = run(f"ssh:127.0.0.1:{free_port()}", golden)
+    assert sentence.startswith("failed: it cannot be reached, or the connection broke. Its last words: ssh: connect to")
+
+
+def test_a_host_that_is_not_known(ssh: str, server: Server, golden: tuple[Path, Path], bin_folder: Path) -> None:
+    (server.folder / "strange").write_text(client_config(server.folder, "id", "no_hosts"))
+    use_config(bin_folder, server.folder / "strange")
+    assert run(ssh, golden).startswith("failed: its host key is not known here, or has changed; log in once by hand")
+
+
+def test_a_key_that_is_refused(ssh: str, server: Server, golden: tuple[Path, Path], bin_folder: Path) -> None:
+    (server.folder / "refused").write_text(client_config(server.folder, "other_id", "known_hosts"))
+    use_config(bin_folder, server.folder / "refused")
+    assert run(ssh, golden).startswith("failed: it accepts none of this user's keys, and no password is asked for")
+
+
+def test_a_device_without_a_python(ssh: str, golden: tuple[Path, Path]) -> None:
+    sentence = run(ssh, golden, "/absent/python")
+    assert sentence.startswith("has no Python '/absent/python'; name another one with --device-python.")
+    assert run(ssh, golden, "~/absent python").startswith("has no Python '~/absent python'")
+
+
+def test_a_device_without_onnxruntime(ssh: str, golden: tuple[Path, Path], tmp_path: Path) -> None:
+    sentence = run(ssh, golden, python(tmp_path / "python", options="-S"))
+    assert " has no numpy and no onnxruntime; install there: " in sentence
+    assert "-m pip install numpy onnxruntime, or name another Python with --device-python." in sentence
+
+
+def test_a_python_that_is_too_old(ssh: str, golden: tuple[Path, Path], tmp_path: Path) -> None:
+    program = shlex.quote("import sys; sys.version_info = (3, 8, 1); exec(sys.argv[1])")
+    interpreter = write_script(tmp_path / "python", f'exec {shlex.quote(sys.executable)} -c {program} "$2"')
+    sentence = run(ssh, golden, str(interpreter))
+    assert sentence == "failed: its Python is 3.8, and 3.9 is the oldest that will do."
+
+
+def test_an_onnxruntime_that_cannot_read_the_file_tells_its_version(
+    ssh: str, golden: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.onnx").write_bytes(golden[0].read_bytes()[:-100])
+    sentence = run(ssh, (tmp_path / "broken.onnx", golden[1]))
+    assert f"Its last words: Error: ONNX Runtime {onnxruntime.__version__} cannot load model.onnx" in sentence
+
+
+def test_a_device_that_is_full(ssh: str, golden: tuple[Path, Path], tmp_path: Path) -> None:
+    sentence = run(ssh, golden, python(tmp_path / "python", "ulimit -f 1"))
+    assert sentence.startswith("failed: it cannot store device_runner.py, of ")
+    assert sentence.endswith(": File too large.")
+
+
+def test_a_device_that_never_starts_is_given_up_and_rid_of_its_process(
+    ssh: str, golden: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "_GRACE", 1)
+    note = tmp_path / "process"
+    interpreter = write_script(tmp_path / "python", f"echo $$ > {note}; exec sleep 600")
+    assert run(ssh, golden, str(interpreter), timeout=2).startswith("has not answered for 2 seconds and was stopped")
+    wait_until(lambda: is_gone(int(note.read_text())))
+
+
+def test_a_device_that_stops_in_the_middle_is_given_up_and_tidies_up(
+    ssh: str, golden: tuple[Path, Path], tmp_path: Path
+) -> None:
+    interpreter, note = sleeping_python(tmp_path)
+    start = time.monotonic()
+    assert run(ssh, golden, interpreter, timeout=3).startswith("has not answered for 3 seconds and was stopped")
+    assert time.monotonic() - start < 3 + watched._GRACE + 5
+    wait_until(lambda: is_gone(int(note.read_text())))
+
+
+def test_a_device_that_does_not_even_tidy_up_is_tidied(
+    ssh: str, golden: tuple[Path, Path], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "_GRACE", 1)
+    note = tmp_path / "process"
+    (tmp_path / "worker.py").write_text(
+        f"import os, pathlib, signal, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n"
+        "os.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    assert run(ssh, golden, timeout=2).startswith("has not answered for 2 seconds and was stopped")
+    wait_until(lambda: is_gone(int(note.read_text())))
+    assert list(server.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_there_when_this_side_is_ended(
+    ssh: str, golden: tuple[Path, Path], number: signal.Signals, tmp_path: Path
+) -> None:
+    interpreter, note = sleeping_python(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "qil_deploy",
+        "verify",
+        str(golden[0]),
+        "--golden",
+        str(golden[1]),
+        "--target",
+        ssh,
+    ]
+    with subprocess.Popen(
+        [*command, "--device-python", interpreter], start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: note.is_file() and note.read_text() != "", 30)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode in (-number, 128 + number, 1)
+    assert "Traceback" not in errors
+    wait_until(lambda: is_gone(int(note.read_text())))
