@@ -8,6 +8,8 @@ Every variant of a seed starts from the same float network, sees the same images
     direct         2 bits at once from the float network, with the epochs of all four stages
     gamma          progressive, the exponent of each weight transformer trained
     lsq            direct, learned steps in place of learned intervals (`lsq`)
+    continued      the float network trained on in float, for the epochs and at the rate of the stages down to 4 bits:
+                   what more epochs alone would bring
 
 `progressive` runs for every seed, the others for the first seeds only (`--variant-seeds`). `--budget` says for how many
 epochs: `recipe` to see what each bit width reaches, `short`, on half the images, to see who gets there first. What is
@@ -43,7 +45,8 @@ from tables import Rows, console_table, markdown_table
 from write_tables import with_tables
 
 RECIPE = "fashion_mnist_resnet20"
-VARIANTS = ("progressive", "direct", "gamma", "lsq")
+VARIANTS = ("progressive", "direct", "gamma", "lsq", "continued")
+CONTINUED_STAGES = 2  # of the recipe: 5 and 4 bits
 # What a budget changes in the recipe. In the short one accuracy is still rising fast at the end of 3 and of 2 bits.
 BUDGETS = {
     "recipe": (),
@@ -62,9 +65,9 @@ class Outcome:
     Attributes:
         variant: one of `VARIANTS`.
         seed: of the recipe.
-        stage: `float` or bits, such as `w4a4`.
+        stage: `float`, `float, trained on`, or bits, such as `w4a4`.
         accuracy: with fake quantization.
-        frozen_accuracy: of the same weights, frozen, as they would be exported; None for `float` and `lsq`.
+        frozen_accuracy: of the same weights, frozen, as they would be exported; None for float networks and `lsq`.
     """
 
     variant: str
@@ -88,17 +91,23 @@ def main(
     console = Console()
     if budget not in BUDGETS:
         raise typer.BadParameter(f"--budget is {budget!r}; choose from {', '.join(BUDGETS)}")
+    chosen = variants.split(",")
+    if chosen[0] != "progressive" or not set(chosen) <= set(VARIANTS):
+        raise typer.BadParameter(f"--variants is {variants!r}; name progressive and then any of {', '.join(VARIANTS)}")
     ensure_writable(out / "table.json")
     if threads is not None:
         torch.set_num_threads(threads)
     compile_quantizers(compile_)
     outcomes: list[Outcome] = []
-    for variant in variants.split(","):
+    for variant in chosen:
         for seed in numbers(seeds if variant == "progressive" else variant_seeds):
             recipe = recipe_of(variant, seed, budget)
             folder = out / f"{variant}_{seed}"
-            if variant != "progressive":
-                share_float(out / f"progressive_{seed}", folder)
+            source = out / f"progressive_{seed}" / "float.safetensors"
+            if variant == "continued":
+                recipe = continued(recipe, source)
+            elif variant != "progressive":
+                share_float(source, folder)
             outcomes += outcomes_of(variant, seed, run_of(variant, recipe, folder))
     write_text(out / "table.json", json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
     rows = table_rows(outcomes)
@@ -123,11 +132,24 @@ def recipe_of(variant: str, seed: int, budget: str) -> Recipe:
     return recipe.model_copy(update={"stages": tuple(stages), "train_gamma": variant == "gamma"})
 
 
+def continued(recipe: Recipe, weights: Path) -> Recipe:
+    """Return a recipe that trains a float network on for as long as its first stages take."""
+    stages = recipe.stages[:CONTINUED_STAGES]
+    update = {"epochs": sum(stage.epochs for stage in stages), "learning_rate": stages[-1].learning_rate}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"weights": str(weights)}),
+            "float_training": recipe.float_training.model_copy(update=update),
+            "stages": (),
+        }
+    )
+
+
 def share_float(source: Path, folder: Path) -> None:
     """Give a run the float network of another, which it would train just so."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "float.safetensors").exists():
-        shutil.copyfile(source / "float.safetensors", folder / "float.safetensors")
+    if not (folder / source.name).exists():
+        shutil.copyfile(source, folder / source.name)
 
 
 def run_of(variant: str, recipe: Recipe, folder: Path) -> Run:
@@ -143,7 +165,7 @@ def outcomes_of(variant: str, seed: int, run: Run) -> list[Outcome]:
         return Outcome(
             variant=variant,
             seed=seed,
-            stage=stage.name,
+            stage="float, trained on" if variant == "continued" else stage.name,
             accuracy=stage.accuracy,
             frozen_accuracy=frozen_accuracy(run, stage) if stage.name != "float" and variant != "lsq" else None,
         )
@@ -162,14 +184,14 @@ def frozen_accuracy(run: Run, stage: StageResult) -> float:
 
 def table_rows(outcomes: Sequence[Outcome]) -> Rows:
     """One row per variant and stage: mean, spread and the mean difference from float of the same seed."""
-    floats = {(o.variant, o.seed): o.accuracy for o in outcomes if o.stage == "float"}
+    floats = {outcome.seed: outcome.accuracy for outcome in outcomes if outcome.stage == "float"}
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault((outcome.variant, outcome.stage), []).append(outcome)
     cells = []
     for (variant, stage), members in groups.items():
         found = [member.accuracy for member in members]
-        differences = [member.accuracy - floats[variant, member.seed] for member in members]
+        differences = [member.accuracy - floats[member.seed] for member in members]
         frozen = [member.frozen_accuracy for member in members if member.frozen_accuracy is not None]
         cells.append(
             [
