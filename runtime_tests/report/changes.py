@@ -98,7 +98,7 @@ def _change(change: Change) -> Child:
     if change.ratio is None or not difference:
         return "none" if not difference else f"{difference:+,.0f}"
     ratio = f"{change.ratio:.3g} times"
-    return ratio if change.figure in ("size", "instructions") else f"{ratio}, {_overlap(change)}"
+    return f"{ratio}, {_overlap(change)}" if change.figure == "latency" else ratio
 
 
 def _overlap(change: Change) -> str:

@@ -85,10 +85,12 @@ def _earlier(path: Path, report: DeploymentReport) -> list[Run]:
     """Return the runs of an earlier report, checked like any other."""
     for run in report.runs:
         _check(path, run)
-        groups = (run.exactness, run.accuracies, run.latencies, run.controls, run.profiles, run.costs, run.instructions)
-        named = (
-            {row.model for group in groups for row in group} | {row.model for row in run.findings} | {*run.diagnosed}
+        groups = (
+            *(run.exactness, run.accuracies, run.latencies, run.controls, run.profiles, run.costs),
+            *(run.instructions, run.findings),
         )
+        named = {row.model for group in groups for row in group} | {*run.diagnosed}
+        named |= {row.first for row in run.instructions}
         missing = sorted(named.difference(model.sha256 for model in run.models))
         if missing:
             raise DataError(f"{path} is damaged: it has figures of {missing[0][:12]}, which is none of its models.")

@@ -9,8 +9,8 @@ from qil_deploy.html_elements import Child, element, table
 from .figures import InstructionCount, Run
 from .match import counted_on, describe_count
 from .plots import Mark, bar_chart
-from .tables import run_head
-from .text import model_labels, note, percent, words
+from .tables import run_cell, run_head
+from .text import in_run, model_labels, note, percent
 
 _EXPLANATION = (
     "Instructions of one inference on one thread, counted by an emulator: a proxy for the work that the kernels of a "
@@ -36,20 +36,19 @@ def _setting(
     rows: Sequence[tuple[int, Run, InstructionCount]], labels: dict[str, str], runs: Sequence[Run]
 ) -> list[Child]:
     setting = describe_count(rows[0][2])
-    several = len(runs) > 1
     bars = [
         Mark(
-            label=f"{labels[row.model]}, {run.name}" if several else labels[row.model],
+            label=in_run(labels[row.model], run, runs),
             text=f"{row.instructions / _MILLION:,.3f} million",
             value=row.instructions / _MILLION,
-            series=index if several else 0,
+            series=index,
         )
         for index, run, row in rows
     ]
     cells: list[list[Child]] = [
         [
             labels[row.model],
-            *([words(run.name)] if several else []),
+            *run_cell(run.name, runs),
             f"{row.instructions:,}",
             f"{row.ratio:.3f} of {labels[row.first]}" if row.first != row.model else "1 (the first)",
             percent(row.spread),

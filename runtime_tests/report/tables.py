@@ -117,13 +117,13 @@ def _exactness_table(
     for (run_name, *_), group_rows in sorted(groups.items(), key=lambda group: places[group[1][0].target]):
         first = group_rows[0]
         what = words(f"{plural(first.elements, first.what[:-1])} of {plural(first.images, 'image')}")
-        where = [what, words(first.backend), *_run_cell(str(run_name), runs)]
+        where = [what, words(first.backend), *run_cell(str(run_name), runs)]
         rows.append([first.target, *_level_cells(group_rows, levels), *where])
     width = str(max(1, len(levels)))
     for run, gap in gaps:
         said = f"{'failed' if gap.failed else 'not run'}: {gap.reason}"
         cell = element("td", said, class_="words incomplete", colspan=width)
-        rows.append([gap.target, cell, words("-"), words("-"), *_run_cell(run.name, runs)])
+        rows.append([gap.target, cell, words("-"), words("-"), *run_cell(run.name, runs)])
     heads = ("target", *(levels or ["differ"]), head("of"), head("backend"), *run_head(runs))
     return table(heads, rows, f"Exactness of {name}")
 
@@ -157,7 +157,8 @@ def run_head(runs: Sequence[Run]) -> list[Child]:
     return [head("run")] if len(runs) > 1 else []
 
 
-def _run_cell(name: str, runs: Sequence[Run]) -> list[Child]:
+def run_cell(name: str, runs: Sequence[Run]) -> list[Child]:
+    """Return the cell of that column."""
     return [words(name)] if len(runs) > 1 else []
 
 
@@ -209,7 +210,7 @@ def findings_section(runs: Sequence[Run]) -> list[Child]:
 def not_run_section(runs: Sequence[Run]) -> list[Child]:
     """Return what was skipped or failed, and why."""
     rows = [
-        [gap.name, gap.target, *_run_cell(run.name, runs), "failed" if gap.failed else "skipped", words(gap.reason)]
+        [gap.name, gap.target, *run_cell(run.name, runs), "failed" if gap.failed else "skipped", words(gap.reason)]
         for run in runs
         for gap in run.not_run
     ]
@@ -242,7 +243,7 @@ def _flat(pairs: Iterable[Iterable[Element]]) -> Iterable[Element]:
 def sources_section(runs: Sequence[Run]) -> list[Child]:
     """Return the files that the figures are from."""
     rows = [
-        [words(source.path), *_run_cell(run.name, runs), source.schema, element("td", digest(source.sha256))]
+        [words(source.path), *run_cell(run.name, runs), source.schema, element("td", digest(source.sha256))]
         for run in runs
         for source in run.sources
     ]

@@ -69,6 +69,11 @@ def model_labels(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
+def in_run(text: str, run: Run, runs: Sequence[Run]) -> str:
+    """Return a text with the name of its run behind it, where there are several."""
+    return f"{text}, {run.name}" if len(runs) > 1 else text
+
+
 def bits(weight_bits: Sequence[int]) -> str:
     """Return bits per layer, alike ones together: "7, 20 x 4"."""
     groups = [(value, len(list(group))) for value, group in groupby(weight_bits)]

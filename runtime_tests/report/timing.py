@@ -9,8 +9,8 @@ from qil_deploy.html_elements import Child, element, table
 from .figures import Control, Cost, Latency, OperatorTime, Run
 from .match import describe_setting, setting_of
 from .plots import Mark, bar_chart, dot_chart
-from .tables import run_head
-from .text import NOT_MEASURED, between, count, head, milliseconds, missing, model_labels, note, percent, words
+from .tables import run_cell, run_head
+from .text import NOT_MEASURED, between, count, head, in_run, milliseconds, missing, model_labels, note, percent, words
 
 Measured = tuple[int, Run, Latency]
 """The number of a run, the run, and one of its latencies."""
@@ -64,26 +64,25 @@ def _doubts(runs: Sequence[Run]) -> list[Child]:
 
 def _setting(rows: Sequence[Measured], labels: dict[str, str], runs: Sequence[Run]) -> list[Child]:
     setting = describe_setting(rows[0][2])
-    several = len(runs) > 1
     bars = [
         Mark(
-            label=f"{labels[row.model]}, {run.name}" if several else labels[row.model],
+            label=in_run(labels[row.model], run, runs),
             text=_bar_text(row),
             value=row.median,
             low=row.median_low,
             high=row.median_high,
             tail=row.p95,
-            series=index if several else 0,
+            series=index,
         )
         for index, run, row in rows
     ]
     dots = [
-        _ratio_mark(f"{labels[row.model]}, {run.name}" if several else labels[row.model], row, index if several else 0)
+        _ratio_mark(in_run(labels[row.model], run, runs), row, index)
         for index, run, row in rows
         if row.first != row.model
     ]
     dots += [
-        _ratio_mark(f"{labels[row.model]} once more{f', {run.name}' if several else ''}", row, index if several else 0)
+        _ratio_mark(in_run(f"{labels[row.model]} once more", run, runs), row, index)
         for index, run in enumerate(runs)
         for row in run.controls
         if setting_of(row) == setting_of(rows[0][2])
@@ -111,7 +110,7 @@ def _latency_table(setting: str, rows: Sequence[Measured], labels: dict[str, str
     figures = [_figures(row) for _, _, row in rows]
     known = [name for name in figures[0] if any(each[name] != NOT_MEASURED for each in figures)]
     cells: list[list[Child]] = [
-        [labels[row.model], *([words(run.name)] if len(runs) > 1 else []), *(each[name] for name in known)]
+        [labels[row.model], *run_cell(run.name, runs), *(each[name] for name in known)]
         for (_, run, row), each in zip(rows, figures, strict=True)
     ]
     unknown = [name for name in figures[0] if name not in known]
@@ -148,7 +147,7 @@ def _profile_table(profiles: Sequence[tuple[Run, OperatorTime]], labels: dict[st
     rows: list[list[Child]] = [
         [
             labels[row.model],
-            *([words(run.name)] if len(runs) > 1 else []),
+            *run_cell(run.name, runs),
             str(row.threads),
             words(row.operator),
             str(row.nodes),
@@ -165,7 +164,7 @@ def _cost_table(costs: Sequence[tuple[Run, Cost]], labels: dict[str, str], runs:
     rows: list[list[Child]] = [
         [
             labels[row.model],
-            *([words(run.name)] if len(runs) > 1 else []),
+            *run_cell(run.name, runs),
             milliseconds(row.load_ms),
             milliseconds(row.first_run_ms),
             count(_memory(row)),

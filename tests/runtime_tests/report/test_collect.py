@@ -203,11 +203,12 @@ def test_the_outcome_is_a_run_like_any_other(write: Write, tmp_path: Path) -> No
 
 
 def test_an_outcome_that_was_changed_is_checked_like_any_other(write: Write, tmp_path: Path) -> None:
-    report = collect([write("run", verified(NET), timed(NET))])
+    report = collect([write("run", verified(NET), timed(NET), counted(NET))])
     (run,) = report.runs
     changed = (
         (replace(run, models=()), "it has figures of aaaaaaaaaaaa, which is none of its models"),
         (replace(run, exactness=(replace(run.exactness[0], differing=10**6),)), "of 500 logits, 1,000,000 differ"),
+        (replace(run, instructions=(replace(run.instructions[0], first="f" * 64),)), "it has figures of ffffffffffff"),
     )
     for index, (damaged, message) in enumerate(changed):
         path = tmp_path / f"{index}.json"

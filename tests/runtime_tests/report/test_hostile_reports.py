@@ -55,7 +55,8 @@ def test_a_report_with_any_value_anywhere_ends_in_a_sentence_or_a_page(
     else:
         write_report(folder / "0.json", REPORTS[0])
         write_report(folder / "1.json", REPORTS[2])
-        content = json.loads(json.dumps(asdict(collect([folder / "0.json", folder / "1.json"]))))
+        write_report(folder / "2.json", REPORTS[4])
+        content = json.loads(json.dumps(asdict(collect([folder / f"{number}.json" for number in range(3)]))))
     *way, last = data.draw(st.sampled_from(list(places(content))))
     holder = content
     for key in way:
