@@ -39,6 +39,11 @@ class GoldenChunks:
     tensors: dict[str, NDArray[Any]]
     counts: tuple[int, ...]
 
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Names of the tensors in front of the logits; none where the logits stand alone."""
+        return tuple(name for name in self.tensors if name != OUTPUT_NAME)
+
     def chunk(self, index: int) -> bytes:
         """Return a chunk's images and then its part of each tensor, one behind the other, in C order, little-endian."""
         start = sum(self.counts[:index])

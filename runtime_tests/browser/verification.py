@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qil_deploy.errors import DataError
-from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
+from qil_deploy.exported_names import INPUT_NAME
 from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.exported_model import ExportedModel, read_exported_model
@@ -84,11 +84,10 @@ class Verification:
     def service(self) -> Service:
         """Return what a server needs for it."""
         content = self.model.path.read_bytes()
-        inner = [name for name in self.golden.tensors if name != OUTPUT_NAME]
         resources = page_resources(PAGE_FILES, self.runtime)
         resources["job.json"] = bytes_resource(json.dumps(asdict(self.job), allow_nan=False).encode(), ".json")
         resources["model.onnx"] = bytes_resource(content)
-        resources["model-with-outputs.onnx"] = bytes_resource(with_outputs(content, inner))
+        resources["model-with-outputs.onnx"] = bytes_resource(with_outputs(content, self.golden.inner))
         for index in range(len(self.golden.counts)):
             resources[f"chunk-{index}"] = Resource(content_type=BYTES, read=partial(self.golden.chunk, index))
         each = 16 * self.job.images + 4096 * (len(self.golden.tensors) + 1)
@@ -157,7 +156,7 @@ def prepare_verification(
             {"name": name, "dtype": str(tensor.dtype), "shape": tensor.shape[1:]}
             for name, tensor in golden.tensors.items()
         ),
-        every_tensor=any(name != OUTPUT_NAME for name in golden.tensors),
+        every_tensor=bool(golden.inner),
         autostart=autostart,
     )
     return Verification(job=job, options=options, model=exported, golden=golden, runtime=runtime, folder=folder)

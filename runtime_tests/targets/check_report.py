@@ -67,7 +67,7 @@ def _check_level(level: LevelResult, golden: GoldenChunks, classes: int) -> None
     for prediction in level.predictions:
         within(f"{where}, a prediction", prediction, -1, classes - 1)
     expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
-    names = tuple(golden.tensors) if set(golden.tensors) - {OUTPUT_NAME} else ()
+    names = tuple(golden.tensors) if golden.inner else ()
     expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
     for tensor in (level.logits, *level.tensors):
         _check_tensor(where, tensor, golden)
