@@ -21,18 +21,10 @@ from qil_deploy.runtime_tests.verify import VerifyReport
 
 from .content import read_content
 from .deployment import DeploymentReport
-from .extract import (
-    Figures,
-    MeasuredFile,
-    merge,
-    of_bench,
-    of_device,
-    of_diagnosis,
-    of_instructions,
-    of_targets,
-    of_verify,
-)
+from .extract import of_device, of_diagnosis, of_targets, of_verify
+from .extract_times import of_bench, of_instructions
 from .figures import Environment, Model, Remark, Run, SourceFile
+from .gathered import Figures, MeasuredFile, merge
 from .match import compare_runs, setting_of
 from .verdict import judge
 

@@ -10,8 +10,8 @@ from qil_deploy.exported_metadata import read_metadata
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.reports import ModelFile
 
-from .extract import MeasuredFile
 from .figures import CertificateLine, ModelContent
+from .gathered import MeasuredFile
 
 
 def read_content(file: MeasuredFile, folder: Path) -> tuple[ModelContent | None, str | None]:

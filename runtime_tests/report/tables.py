@@ -7,8 +7,8 @@ from xml.etree.ElementTree import Element
 
 from qil_deploy.html_elements import Child, element, table
 
-from .extract import NATIVE
 from .figures import Exactness, Model, NotRun, Run
+from .gathered import NATIVE
 from .plots import Mark, bar_chart
 from .text import (
     NOT_MEASURED,
