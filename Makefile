@@ -6,10 +6,9 @@ BIN := $(VENV)/bin
 # Modules are compiled when they are first imported: of the many thousand that torch brings, few ever are.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
-LINT_TREE := .lint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-fast lint editor clean
+.PHONY: help setup demo bench test test-fast lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -36,18 +35,11 @@ test-fast: setup ## run the tests that take less than a minute each
 lint: setup ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(LINT_TREE) build/lib build/bdist.*
-	$(PIP) --no-deps --target $(LINT_TREE) .
-	$(BIN)/mypy $(LINT_TREE)/qil_deploy tests benchmarks
-	cd $(LINT_TREE) && $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache --config $(CURDIR)/pyproject.toml
-
-editor: ## link the folders as they are installed, for editors (see CONTRIBUTING.md)
-	rm -rf build/editor
-	mkdir -p build/editor/qil_deploy
-	ln -s $(CURDIR)/qil_deploy/* $(CURDIR)/training $(CURDIR)/export $(CURDIR)/runtime_tests build/editor/qil_deploy
+	$(BIN)/mypy qil_deploy tests benchmarks
+	$(BIN)/lint-imports --no-logo --no-cache
 
 clean: ## remove .venv and everything that was generated
-	rm -rf $(VENV) $(LINT_TREE) build dist *.egg-info demo_output
+	rm -rf $(VENV) build dist *.egg-info demo_output
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:

@@ -31,6 +31,30 @@ def test_every_folder_with_modules_has_an_init() -> None:
             assert (module.parent / "__init__.py").is_file(), f"{module.parent} has no __init__.py"
 
 
+FIND_FROM = """
+import json, sys
+from importlib.util import find_spec
+root, packages = json.loads(sys.argv[1])
+sys.path.insert(0, root)
+print(json.dumps([find_spec(package).origin for package in packages]))
+"""
+
+
+def test_the_root_of_a_checkout_holds_every_package() -> None:
+    """`python -m` looks into the current directory before it looks at what is installed."""
+    arguments = json.dumps([str(ROOT), SETUPTOOLS["packages"]])
+    command = [sys.executable, "-c", FIND_FROM, arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    assert result.returncode == 0, result.stderr
+    for package, origin in zip(SETUPTOOLS["packages"], json.loads(result.stdout), strict=True):
+        assert Path(origin) == ROOT.joinpath(*package.split("."), "__init__.py")
+
+
+def test_links_lead_to_the_folders_that_are_installed() -> None:
+    for package, folder in SETUPTOOLS["package-dir"].items():
+        assert ROOT.joinpath(*package.split(".")).resolve() == ROOT / folder
+
+
 def test_package_data_exists() -> None:
     for package, patterns in SETUPTOOLS["package-data"].items():
         for pattern in patterns:

@@ -57,12 +57,12 @@ class Device:
     python: Path
     folder: Path
 
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run its Python."""
+    def run(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run its Python, in its own folder unless another is named."""
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"COLUMNS": "200"}
         return subprocess.run(
             [str(self.python), *map(str, arguments)],
-            cwd=self.folder,
+            cwd=cwd or self.folder,
             env=environment,
             capture_output=True,
             text=True,
@@ -70,16 +70,16 @@ class Device:
             timeout=300,
         )
 
-    def qil(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def qil(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
-        return self.run("-m", "qil_deploy", *arguments)
+        return self.run("-m", "qil_deploy", *arguments, cwd=cwd)
 
 
 def _build_wheel(folder: Path) -> Path:
     """Build the wheel from a copy: setuptools would put into it whatever an earlier build left beside the sources."""
     source = folder / "source"
     for name in ("qil_deploy", "training", "export", "runtime_tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     _pip(Path(sys.executable), "wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
@@ -130,6 +130,27 @@ def test_verify_with_golden_vectors(device: Device) -> None:
     done = device.qil("verify", MODEL, "--golden", golden)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("No difference between golden vectors and ONNX Runtime") == 4
+
+
+def _device_commands() -> list[list[str]]:
+    """The commands that the README gives for a device, as words behind `python`."""
+    section = (ROOT / "README.md").read_text().partition("### On the device")[2].partition("\n## ")[0]
+    commands = [line.removeprefix("$ python ").split() for line in section.splitlines() if line.startswith("$ python ")]
+    assert len(commands) >= 4
+    return commands
+
+
+@pytest.mark.parametrize("command", _device_commands(), ids=lambda command: command[2])
+@pytest.mark.parametrize("where", ["an empty folder", "the root of a checkout"])
+def test_the_commands_of_the_readme(device: Device, tmp_path: Path, command: list[str], where: str) -> None:
+    """Started from a checkout, Python finds the folder `qil_deploy/` before the installed package."""
+    golden = tmp_path / "resnet20_w4a4.golden.npz"
+    assert device.run("-c", WRITE_GOLDEN, MODEL, golden).returncode == 0
+    named = {"resnet20_w4a4.onnx": str(MODEL), golden.name: str(golden)}
+    done = device.run(
+        *[named.get(word, word) for word in command], cwd=ROOT if where == "the root of a checkout" else tmp_path
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not FASHION_MNIST_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
