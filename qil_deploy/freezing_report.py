@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from .accuracy import top1_percent
 from .datasets import ImageSet
 from .preprocessing import Preprocessing
 
@@ -67,7 +68,7 @@ def compare_freezing(
     return FreezingReport(
         data=data,
         images=len(images),
-        accuracy_before=100.0 * float((before == images.labels).mean()),
-        accuracy_after=100.0 * float((after == images.labels).mean()),
+        accuracy_before=top1_percent(int((before == images.labels).sum()), len(images)),
+        accuracy_after=top1_percent(int((after == images.labels).sum()), len(images)),
         changed_predictions=int((before != after).sum()),
     )

@@ -9,6 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qil_deploy.accuracy import top1_fraction
+
 _NO_PREDICTION: Final = -1
 _KEPT: Final = 4
 
@@ -65,7 +67,7 @@ class Tally:
         return BackendResult(
             name=name,
             must_equal=must_equal,
-            accuracy=self.correct / self.images,
+            accuracy=top1_fraction(self.correct, self.images),
             differing_logits=self.differing,
             changed_predictions=self.changed,
             largest_difference=self.largest,

@@ -17,6 +17,7 @@ from xml.etree.ElementTree import Element
 import torch
 from rich.progress import Progress
 
+from qil_deploy.accuracy import top1_percent
 from qil_deploy.checkpoint import Builder, load_model, read_checkpoint
 from qil_deploy.datasets import load_batches
 from qil_deploy.errors import DataError
@@ -120,7 +121,7 @@ def _examine(
         activation_images=len(few),
         float_accuracy=read_checkpoint(floating)[0].metrics["accuracy"] if floating.is_file() else None,
         network=last,
-        accuracy=100.0 * sum(each.images for each in confusions if each.label == each.predicted) / len(images),
+        accuracy=top1_percent(sum(each.images for each in confusions if each.label == each.predicted), len(images)),
         class_names=info.class_names,
         stages=tuple(stages),
         epochs=read_epochs(folder),

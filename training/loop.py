@@ -19,6 +19,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qil_deploy.accuracy import top1_percent
 from qil_deploy.errors import TrainingError
 from qil_deploy.layers import BatchNorm
 from qil_deploy.quantizers import interval_parameters
@@ -255,7 +256,7 @@ def _end_epoch(phase: Phase, model: nn.Module, reports: Reports, position: Posit
     metrics = EpochMetrics(
         epoch=position.epoch,
         loss=position.loss_sum / batches,
-        train_accuracy=100.0 * position.right / (batches * phase.batches.batch_size),
+        train_accuracy=top1_percent(position.right, batches * phase.batches.batch_size),
         test_accuracy=reports.evaluate(model),
         seconds=seconds,
     )

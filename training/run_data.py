@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 
+from qil_deploy.accuracy import top1_percent
 from qil_deploy.datasets import (
     ImageBatches,
     ImageFolder,
@@ -93,7 +94,7 @@ class RunData:
             batch = self.test.read(start, min(start + size, self.test.count))
             right += int((predictions(model, batch.images, self.preprocessing) == batch.labels).sum())
         total = accelerator.reduce(torch.tensor(float(right), device=accelerator.device), "sum")
-        return 100.0 * float(total) / self.test.count
+        return top1_percent(int(total), self.test.count)
 
     def predictions(self, model: nn.Module) -> NDArray[np.int64]:
         """Class of each test image, int64 [N]."""

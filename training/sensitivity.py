@@ -27,6 +27,7 @@ from rich.progress import Progress
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from qil_deploy.accuracy import top1_percent
 from qil_deploy.calibration import calibrate, estimate_batchnorm
 from qil_deploy.change_bits import bits_read, change_bits, quantized_layers
 from qil_deploy.checkpoint import CheckpointInfo, example_input, load_model
@@ -218,7 +219,7 @@ class Probe:
             loss=float(F.nll_loss(answers, labels)),
             kl=float(kl.mean()),
             kl_error=float(kl.std()) / math.sqrt(len(kl)),
-            accuracy=100.0 * float((answers.argmax(1) == labels).double().mean()),
+            accuracy=top1_percent(int((answers.argmax(1) == labels).sum()), len(labels)),
         )
 
 

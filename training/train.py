@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from rich.progress import Progress
 from torch import fx, nn
 
+from qil_deploy.accuracy import top1_percent
 from qil_deploy.calibration import calibrate
 from qil_deploy.change_bits import change_bits
 from qil_deploy.checkpoint import load_model, load_tensors, read_checkpoint
@@ -219,7 +220,7 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
             stage,
             accuracy=accuracy,
             accuracy_before_freezing=result.accuracy,
-            accuracy_frozen_at_once=100.0 * float((at_once == run.data.test.labels).mean()),
+            accuracy_frozen_at_once=top1_percent(int((at_once == run.data.test.labels).sum()), len(run.data.test)),
             test_images=float(len(run.data.test)),
             changed_predictions_at_once=float((before != at_once).sum()),
             changed_predictions=float((before != run.data.predictions(model)).sum()),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from qil_deploy.accuracy import top1_percent
 from qil_deploy.errors import CertificateError, ModelFileError
 from qil_deploy.files import write_text
 
@@ -217,4 +218,4 @@ def _accuracy(predict: Predictor, images: ImageSet, batch_size: int = 500) -> fl
     for start in range(0, len(images), batch_size):
         chosen = slice(start, start + batch_size)
         right += int((predict(images.images[chosen]).argmax(1) == images.labels[chosen]).sum())
-    return 100.0 * right / len(images)
+    return top1_percent(right, len(images))

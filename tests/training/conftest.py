@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from qil_deploy.accuracy import top1_percent
 from qil_deploy.datasets import ImageSet
 from qil_deploy.freezing_report import predictions
 from qil_deploy.preprocessing import Preprocessing
@@ -18,7 +19,8 @@ from qil_deploy.training.train import train
 
 def accuracy(model: nn.Module, data: ImageSet, preprocessing: Preprocessing) -> float:
     """Top-1 accuracy of a model in evaluation mode, in percent."""
-    return 100.0 * float((predictions(model, data.images, preprocessing) == data.labels).mean())
+    right = (predictions(model, data.images, preprocessing) == data.labels).sum()
+    return top1_percent(int(right), len(data))
 
 
 class KilledError(Exception):
