@@ -115,7 +115,7 @@ def test_intervals_exponents_and_scales_are_learned(weights: Path, finished: Pat
 @pytest.mark.parametrize("loss", ["squared_error", "divergence"])
 def test_training_lowers_the_loss(weights: Path, tmp_path: Path, loss: str) -> None:
     digits = images_section(weights, "digits") | {"limit": 256, "loss": loss}
-    rates = {"epochs": 6, "interval_learning_rate": 2e-2}
+    rates = {"epochs": 6, "interval_learning_rate": 5e-2}
     stages = [STAGE | rates | {"weight_bits": 3, "activation_bits": 3}]
     # Without augmentation every epoch has the same images.
     train(recipe(weights, quantizer_only=digits, stages=stages, augmentation={}), tmp_path / "run")
