@@ -23,10 +23,10 @@ class Always(nn.Module):
 
     def __init__(self, usual: int, dark: int) -> None:
         super().__init__()
-        self.register_buffer("answers", torch.eye(3)[[dark, usual]])
+        self.answers = nn.Parameter(torch.eye(3)[[dark, usual]])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.get_buffer("answers")[(x[:, 0, 0, 0] >= 0).long()]
+        return self.answers[(x[:, 0, 0, 0] >= 0).long()]
 
 
 def test_accuracies_and_changed_predictions_are_counted() -> None:
