@@ -26,7 +26,7 @@ from qil_deploy.quantizers import interval_parameters
 
 from .data import Batches, seeded
 from .divergence import describe_divergence
-from .models import memory_format_for
+from .models import in_memory_format, memory_format_for
 from .recipe import OptimizerSection
 from .run_state import Learner, Position
 from .sync_batchnorm import synchronize_batchnorm
@@ -168,7 +168,7 @@ def train_phase(
             step, factor = position.step, rate_factor(position.step, steps, phase.section)
             _set_rates(learner.optimizers, rates, factor)
             _seed_dropout(phase.seed, step, accelerator)
-            images = x.to(accelerator.device).contiguous(memory_format=memory_format)
+            images = in_memory_format(x.to(accelerator.device), memory_format)
             batch = (images, labels.to(accelerator.device))
             loss, right = _step(wrapped, optimizers, weights, batch, phase, accelerator)
             due = time.monotonic() - saved > reports.save_seconds

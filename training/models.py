@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qil_deploy.checkpoint import Builder
 from qil_deploy.errors import ConfigError
@@ -49,6 +49,17 @@ def memory_format_for(model: nn.Module) -> torch.memory_format:
         if narrow and module.kernel_size == (1, 1) and module.stride != (1, 1):
             return torch.contiguous_format
     return torch.channels_last
+
+
+def in_memory_format(images: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return images [N, C, H, W] in a memory format, strides included.
+
+    With one channel they are in both formats, so that `contiguous` would leave them with the strides of the other one,
+    by which convolutions choose theirs, and with it that of the whole network.
+    """
+    if images.shape[1] == 1:
+        return images.clone(memory_format=memory_format)
+    return images.contiguous(memory_format=memory_format)
 
 
 def model_builder(trusted: str | None) -> Builder:
