@@ -105,7 +105,7 @@ class FrozenLayer(nn.Module):
         self.register_buffer("weight_codes", torch.zeros(layer.weight.shape, dtype=torch.int8))
         self.register_buffer("spread", torch.ones(channels, dtype=torch.int8))
         self.register_buffer("bias", torch.zeros(channels, dtype=torch.int32))
-        self.register_buffer("w_scale", torch.ones(channels))
+        self.register_buffer("w_scale", torch.ones(channels, dtype=torch.float32))
         self.register_buffer("y_step", torch.tensor(y_step, dtype=torch.float32))
         self.register_buffer("y_offset", torch.tensor(y_offset, dtype=torch.float64))
         self.fold_to_buffers()

@@ -97,7 +97,7 @@ def quantize_layer(
     result.bias = None if normalized else layer.bias
     result.weight_quantizer = WeightQuantizer(bits.weight_bits, train_gamma=train_gamma)
     result.weight_quantizer.initialize(layer.weight)
-    result.log_output_scale = nn.Parameter(torch.zeros(())) if scaled else None
+    result.log_output_scale = nn.Parameter(torch.zeros((), dtype=torch.float32)) if scaled else None
     return result
 
 
@@ -127,11 +127,14 @@ def averaging_layer(
         kernel, stride, padding: of the window; padding adds zeros.
         divisor: None where a BatchNorm follows, which takes the place of any scale.
     """
-    layer = AveragingConv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
+    layer = AveragingConv2d(
+        channels, channels, kernel, stride, padding, groups=channels, bias=False, dtype=torch.float32
+    )
     nn.init.ones_(layer.weight)
     layer.weight_quantizer = WeightQuantizer(AVERAGING_BITS)
     layer.weight_quantizer.set_thresholds(0.0, 1.0)
-    layer.log_output_scale = None if divisor is None else nn.Parameter(torch.tensor(-math.log(divisor)))
+    scale = None if divisor is None else torch.tensor(-math.log(divisor), dtype=torch.float32)
+    layer.log_output_scale = None if scale is None else nn.Parameter(scale)
     for module in layer.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)

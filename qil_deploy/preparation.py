@@ -36,7 +36,7 @@ from .placement import (
     find_groups,
     isolate,
 )
-from .prepared_model import INPUT_GRID, PreparedModel
+from .prepared_model import CONFIG, INPUT_GRID, PreparedModel
 from .preprocessing import Preprocessing
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 from .same_function import require_same_function
@@ -136,7 +136,7 @@ def _prepared(
     _leave_images_alone(graph_module)
     graph_module.graph.lint()
     model = PreparedModel(graph_module, graph_module.graph)
-    model.meta |= {NORMS_STAY: config.output_scales == "all", INPUT_GRID: input_grid}
+    model.meta |= {NORMS_STAY: config.output_scales == "all", CONFIG: config, INPUT_GRID: input_grid}
     model.register_buffer(CALIBRATED, torch.tensor(False))
     for module in set(model.modules()) - known:
         module.training = network.training

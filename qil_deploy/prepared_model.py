@@ -18,8 +18,11 @@ from .errors import DataError, UnsupportedModelError
 from .graph import module_of, shape_of
 from .layers import BatchNorm
 
+CONFIG: Final = "config"
+"""Key in the `meta` of a prepared or frozen model: the `QuantConfig` that it was prepared with."""
+
 INPUT_GRID: Final = "input_grid"
-"""Key in the `meta` of a prepared or frozen model: the `Preprocessing` that it was prepared for."""
+"""Key in the `meta` of a prepared or frozen model: the `Preprocessing` that it was prepared with."""
 
 
 class QuantizedModel(fx.GraphModule):
@@ -27,7 +30,10 @@ class QuantizedModel(fx.GraphModule):
 
     def __copy__(self) -> fx.GraphModule:
         """Return a model of the same class that shares all tensors."""
-        result = type(self)(self, self.graph)
+        result = type(self).__new__(type(self))  # which makes a new class, so that Python would not call __init__
+        fx.GraphModule.__init__(result, self, self.graph)
+        for name, buffer in self.named_buffers(recurse=False):
+            result.register_buffer(name, buffer)
         result.meta = self.meta
         return result
 

@@ -28,7 +28,9 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
         UnsupportedModelError: they differ, or the network does not return finite logits.
     """
     device = next((parameter.device for parameter in network.parameters()), example.device)
-    noise = torch.randn(example[:1].shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        example[:1].shape, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(0)
+    )
     with evaluation_mode(network, graph):
         for x, name in ((example[:1], "the example input"), (noise, "noise")):
             expected, found = _run(network, x.to(device, copy=True), name), graph(x.to(device, copy=True))

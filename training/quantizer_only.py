@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from qil_deploy.checkpoint import CheckpointInfo, load_model
 from qil_deploy.datasets import ImageSet, load_images
-from qil_deploy.errors import CheckpointError
+from qil_deploy.errors import CheckpointError, ConfigError
 from qil_deploy.freezing_report import predictions
 from qil_deploy.layers import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
@@ -127,12 +127,17 @@ def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[to
     """Let gradients reach quantizers and output scales only; return the Adam that trains them.
 
     Output scales are dimensionless like interval parameters (decision 0009) and have their rate.
+
+    Raises:
+        ConfigError: there are none.
     """
     learned = interval_parameters(model)
     for module in model.modules():
         scale = module.log_output_scale if isinstance(module, QuantConv2d | QuantLinear) else None
         if scale is not None and not isinstance(module, AveragingConv2d):
             learned.append(scale)
+    if not learned:
+        raise ConfigError("there is nothing to train: the model has no quantizer whose interval could be learned.")
     model.requires_grad_(False)
     for parameter in learned:
         parameter.requires_grad_(True)
