@@ -8,7 +8,7 @@ from torch import nn
 
 from .batches import checked_batches
 from .calibrator import NORMS_STAY, estimate_statistics, set_intervals
-from .prepared_model import refuse_single_values
+from .prepared_model import QuantizedModel, refuse_single_values
 from .unwrap import float_network, prepared_model, unwrapped
 
 
@@ -64,6 +64,9 @@ def estimate_batchnorm(model: nn.Module, batches: Iterable[object]) -> None:
 
     Raises:
         DataError: as `calibrate`; the statistics are then what they were.
+        UnsupportedModelError: a frozen model, whose statistics are constants, or one that was never calibrated.
     """
     network = unwrapped(model)
+    if isinstance(network, QuantizedModel):
+        prepared_model(network, "estimate_batchnorm", may_be_frozen=False)
     estimate_statistics(network, checked_batches(batches, "BatchNorm's statistics", network))

@@ -116,9 +116,9 @@ def _check_example(example: object) -> None:
 def _require_float32(network: nn.Module) -> None:
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
         if tensor.is_meta or (tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.is_complex())):
-            found = "has no values (device 'meta')" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
+            found = "has no values (device 'meta')" if tensor.is_meta else f"is {str(tensor.dtype)[6:]}"
             raise UnsupportedModelError(
-                f"the network: tensor {name!r} is {found}; quantization starts from float32 and is trained in it: "
+                f"the network: tensor {name!r} {found}; quantization starts from float32 and is trained in it: "
                 "prepare(network.float(), ...)."
             )
 
@@ -133,7 +133,7 @@ def _prepared(
         if compared:
             require_same_function(network, graph_module, example)
     _place_quantizers(graph_module, config, input_grid)
-    _leave_images_alone(graph_module)
+    _write_only_where_nobody_reads(graph_module)
     graph_module.graph.lint()
     model = PreparedModel(graph_module, graph_module.graph)
     model.meta |= {NORMS_STAY: config.output_scales == "all", CONFIG: config, INPUT_GRID: input_grid}
@@ -164,16 +164,17 @@ def _place_quantizers(graph_module: fx.GraphModule, config: QuantConfig, input_g
             _insert_grid(graph_module, group, input_grid)
 
 
-def _leave_images_alone(graph_module: fx.GraphModule) -> None:
-    """Let no ReLU write into the images that it is given, which are the caller's."""
-    images = {node for node in graph_module.graph.nodes if node.op == "placeholder"}
+def _write_only_where_nobody_reads(graph_module: fx.GraphModule) -> None:
+    """Let no ReLU write into the images, which are the caller's, nor into what other nodes read."""
+    read: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
-        if node.op == "call_module" and images.intersection(node.all_input_nodes):
-            module = module_of(graph_module, node)
-            if isinstance(module, nn.ReLU | nn.Hardtanh):
-                module.inplace = False
-            elif isinstance(module, nn.Dropout | nn.Dropout2d | nn.Flatten | Standalone):  # may return what they get
-                images.add(node)
+        module = module_of(graph_module, node) if node.op == "call_module" else None
+        returns_what_it_gets = isinstance(module, nn.Dropout | nn.Dropout2d | nn.Flatten | Standalone)
+        reads_it = bool(read.intersection(node.all_input_nodes))
+        if node.op == "placeholder" or len(users_of(node)) > 1 or (returns_what_it_gets and reads_it):
+            read.add(node)
+        if isinstance(module, nn.ReLU | nn.Hardtanh) and reads_it:
+            module.inplace = False
 
 
 def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, config: QuantConfig) -> None:

@@ -1,7 +1,14 @@
-"""Compare a traced graph with the network: tracing sees neither what is written in place nor what hooks do."""
+"""Compare a traced graph with the network that it came from.
+
+A graph says which result is read where. That is not all that a network can do: what it writes in place changes tensors
+that are read elsewhere, hooks change results, and code may look at numbers. None of this is in the graph, and quantized
+it would be another network.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -17,11 +24,12 @@ RELATIVE_TOLERANCE: Final = 1e-5
 def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor) -> None:
     """Compare a network and the graph traced from it in evaluation mode, on an example and on noise.
 
-    They may differ by `RELATIVE_TOLERANCE` of the network's largest output: float sums need not have one order.
+    In the graph nothing is written in place. The two may differ by `RELATIVE_TOLERANCE` of the network's largest
+    output: float sums need not have one order.
 
     Args:
         network: the user's.
-        graph: what was traced from it.
+        graph: what was traced from it; it may share modules with the network.
         example: inputs, float32 [N, C, H, W]; the first is used.
 
     Raises:
@@ -31,10 +39,24 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
     noise = torch.randn(
         example[:1].shape, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(0)
     )
+    inputs = {"the example input": example[:1], "noise": noise}
     with evaluation_mode(network, graph):
-        for x, name in ((example[:1], "the example input"), (noise, "noise")):
-            expected, found = _run(network, x.to(device, copy=True), name), graph(x.to(device, copy=True))
-            _compare(expected, found, name)
+        expected = {name: _run(network, x.to(device, copy=True), name) for name, x in inputs.items()}
+        with _nothing_written_in_place(graph):
+            for name, x in inputs.items():
+                _compare(expected[name], graph(x.to(device, copy=True)), name)
+
+
+@contextmanager
+def _nothing_written_in_place(graph: nn.Module) -> Iterator[None]:
+    writing = [module for module in graph.modules() if getattr(module, "inplace", False) is True]
+    for module in writing:
+        module.inplace = False  # type: ignore[assignment] # a flag of ReLU and others, not a tensor
+    try:
+        yield
+    finally:
+        for module in writing:
+            module.inplace = True  # type: ignore[assignment] # as above
 
 
 def _run(network: nn.Module, x: Tensor, name: str) -> Tensor:
