@@ -64,10 +64,10 @@ def prepare(
             is prepared already, another type than float32, a tensor with NaN or infinity in it, or a graph that
             computes something else than the network.
         ConfigError: bits out of range, or an override that matches no layer.
-        DataError: the example is no such tensor.
+        DataError: the example is no such tensor, or of another shape than `input_grid` says.
     """
     network = float_network(model, "prepare")
-    _check_example(example_input)
+    _check_example(example_input, input_grid)
     _require_float32(network)
     require_finite(chain(network.named_parameters(), network.named_buffers()), "the network")
     with nothing_left_behind():
@@ -103,13 +103,18 @@ def _copy(network: nn.Module) -> nn.Module:
     return copied
 
 
-def _check_example(example: object) -> None:
+def _check_example(example: object, grid: Preprocessing) -> None:
     if not isinstance(example, Tensor):
         raise DataError(f"example_input is a {type(example).__name__}; give a tensor of images, float32 [N, C, H, W].")
     if not example.is_floating_point() or example.ndim != 4 or example.numel() == 0 or not is_finite(example):
         raise DataError(
             f"example_input is {str(example.dtype).removeprefix('torch.')} of shape {list(example.shape)}; give finite "
             "float32 images [N, C, H, W], at least one, as preprocessing.normalize makes them from uint8 pixels."
+        )
+    if tuple(example.shape[1:]) != grid.shape:
+        raise DataError(
+            f"example_input has images of shape {list(example.shape[1:])}, but input_grid is for {list(grid.shape)}; "
+            "give both for the images that the exported model will get."
         )
 
 

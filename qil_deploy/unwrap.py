@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from itertools import chain
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from .errors import UnsupportedModelError
 from .finite import require_finite
 from .frozen import fold_into_buffers
+from .layers import QuantConv2d, QuantLinear
 from .prepared_model import FrozenModel, PreparedModel, QuantizedModel
+from .quantizers import IntervalQuantizer, RangeQuantizer
+
+_SMALLEST_SCALE = 2.0**-100
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -45,7 +49,7 @@ def prepared_model(
 
     Raises:
         UnsupportedModelError: something else; a model that is frozen, or whose intervals were never set, where that
-            will not do; or a tensor with NaN or infinity in it.
+            will not do; a tensor with NaN or infinity in it; or a scale that left float32.
     """
     found = unwrapped(model) if isinstance(model, nn.Module) else model
     if not isinstance(found, QuantizedModel):
@@ -58,10 +62,32 @@ def prepared_model(
         raise UnsupportedModelError(
             f"the model's intervals were never set; call calibrate(model, batches), or train it, before {needed_by}."
         )
-    require_finite(chain(found.named_parameters(), found.named_buffers()), "the model")
     if isinstance(found, FrozenModel):
         fold_into_buffers(found)
+    require_finite(chain(found.named_parameters(), found.named_buffers()), "the model")
+    _require_usable_scales(found)
     return found
+
+
+def _require_usable_scales(model: nn.Module) -> None:
+    """Refuse intervals, steps and output scales that are zero, infinite or near it in float32: training diverged.
+
+    Their parameters are logarithms, and finite.
+    """
+    for name, module in model.named_modules():
+        scales: dict[str, Tensor] = {}
+        if isinstance(module, IntervalQuantizer):
+            scales["half the width of its interval"] = module.distance
+        elif isinstance(module, RangeQuantizer):
+            scales["its step"] = module.step
+        elif isinstance(module, QuantConv2d | QuantLinear) and module.log_output_scale is not None:
+            scales["its output scale"] = module.log_output_scale.exp()
+        for what, scale in ((what, float(scale.detach())) for what, scale in scales.items()):
+            if not _SMALLEST_SCALE < scale < 1 / _SMALLEST_SCALE:
+                raise UnsupportedModelError(
+                    f"the model: {name!r} is out of range: {what} is {scale:.3g}; training has diverged, so go back to "
+                    "an earlier state and lower interval_learning_rate or learning_rate."
+                )
 
 
 def float_network(model: object, needed_by: str) -> nn.Module:

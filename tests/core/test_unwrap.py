@@ -179,6 +179,31 @@ def test_nan_and_infinity_are_refused_before_a_model_is_used(digits: Digits, cal
             use()
 
 
+@pytest.mark.parametrize("value", [-1e30, -200.0, -80.0, 80.0, 200.0, 1e30])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "conv2.weight_quantizer.log_distance",
+            "'conv2.weight_quantizer' is out of range: half the width of its inter",
+        ),
+        ("intervals.conv2.log_distance", "'intervals.conv2' is out of range: half the width of its interval is"),
+        ("ranges.relu.log_step", "'ranges.relu' is out of range: its step is"),
+        ("fc.log_output_scale", "'fc' is out of range: its output scale is"),
+    ],
+)
+def test_scales_that_left_float32_are_refused(
+    name: str, message: str, value: float, digits: Digits, calibrated: fx.GraphModule
+) -> None:
+    """Their logarithms are finite; what they stand for is zero, infinite, or makes something else so."""
+    model = digits.prepare(4)
+    model.load_state_dict(calibrated.state_dict())
+    with torch.no_grad():
+        model.get_parameter(name).fill_(value)
+    with pytest.raises(UnsupportedModelError, match=message):
+        freeze(model)
+
+
 def test_a_frozen_model_in_training_mode_is_folded_before_it_is_used(
     digits: Digits, calibrated: fx.GraphModule
 ) -> None:
