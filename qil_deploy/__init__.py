@@ -9,20 +9,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .calibration import calibrate
-    from .config import QuantConfig
+    from .bit_widths import change_bits
+    from .calibration import calibrate, estimate_batchnorm
+    from .checkpoint import CheckpointInfo, load_model, save_checkpoint
+    from .config import LayerOverride, QuantConfig
     from .freezing import freeze
     from .preparation import prepare
     from .preprocessing import Preprocessing
 
-__all__ = ["Preprocessing", "QuantConfig", "calibrate", "freeze", "prepare"]
+__all__ = [
+    "CheckpointInfo",
+    "LayerOverride",
+    "Preprocessing",
+    "QuantConfig",
+    "calibrate",
+    "change_bits",
+    "estimate_batchnorm",
+    "freeze",
+    "load_model",
+    "prepare",
+    "save_checkpoint",
+]
 
 _HOMES = {
+    "CheckpointInfo": "checkpoint",
+    "LayerOverride": "config",
     "Preprocessing": "preprocessing",
     "QuantConfig": "config",
     "calibrate": "calibration",
+    "change_bits": "bit_widths",
+    "estimate_batchnorm": "calibration",
     "freeze": "freezing",
+    "load_model": "checkpoint",
     "prepare": "preparation",
+    "save_checkpoint": "checkpoint",
 }
 
 

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from .config import QuantConfig, validation_sentences
 from .errors import CheckpointError
 from .files import write_bytes
-from .freezing import freeze
-from .preparation import prepare
+from .freezing import freeze_structure
+from .preparation import prepare_structure
+from .prepared_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel
 from .preprocessing import Preprocessing
+from .unwrap import unwrapped
 
 SCHEMA: Final = 1
 METADATA_KEY: Final = "qil_deploy"
@@ -60,12 +62,38 @@ class CheckpointInfo(BaseModel):
 def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
     """Write the state of `model` and `info` to `path`, whole or not at all.
 
+    Args:
+        path: the file, `.safetensors`.
+        info: what is said about the model: its kind, the function that builds its network, its quantization.
+        model: float, from `prepare` or from `freeze`; what wraps it (`unwrap`) is left out.
+
     Raises:
+        CheckpointError: `info` is about another kind of model, other bits or other preprocessing.
         OutputError: `path` cannot be written.
     """
+    network = unwrapped(model)
+    _require_agreement(info, network)
     # The layers that write and read a grid share it in a frozen model; safetensors wants no sharing.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     write_bytes(path, save(tensors, metadata={METADATA_KEY: info.model_dump_json()}))
+
+
+def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
+    kind = "frozen" if isinstance(network, FrozenModel) else "float"
+    kind = "quantized" if isinstance(network, PreparedModel) else kind
+    if info.kind != kind:
+        raise CheckpointError(f"info.kind is {info.kind!r}, but the model is {kind}; say what it is.")
+    if not isinstance(network, QuantizedModel):
+        return
+    if info.config != network.meta[CONFIG]:
+        raise CheckpointError(
+            f"info.config is {info.config!r}, but the model was prepared with {network.meta[CONFIG]!r}; say the same."
+        )
+    if info.preprocessing != network.meta[INPUT_GRID]:
+        raise CheckpointError(
+            f"info.preprocessing is {info.preprocessing}, but the model was prepared with {network.meta[INPUT_GRID]}; "
+            "say the same."
+        )
 
 
 def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
@@ -126,11 +154,8 @@ def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
     model = build(info.model_name, info.model_arguments)
     if info.config is None:
         return model
-    model = prepare(model, info.config, example_input(info.preprocessing), input_grid=info.preprocessing)
-    if info.kind == "frozen":
-        model.get_buffer("calibrated").fill_(True)  # by the tensors that come later
-        return freeze(model)
-    return model
+    prepared = prepare_structure(model, info.config, input_grid=info.preprocessing)
+    return freeze_structure(prepared) if info.kind == "frozen" else prepared
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

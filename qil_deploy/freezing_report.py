@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .accuracy import top1_percent
+from .callers_state import evaluation_mode
 from .datasets import ImageSet
+from .errors import DataError
 from .preprocessing import Preprocessing
 
 _BATCH_SIZE = 250
@@ -47,23 +49,31 @@ def predictions(model: nn.Module, images: NDArray[np.uint8], preprocessing: Prep
     """Return the class that a model in evaluation mode gives each image, int64 [N].
 
     Args:
-        model: float, prepared or frozen; put into evaluation mode.
+        model: float, prepared or frozen; the mode of every module is then what it was.
         images: uint8 [N, C, H, W].
         preprocessing: from images to the model's input.
     """
-    model.eval()
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     batches = (images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE))
-    classes = [
-        model(torch.from_numpy(preprocessing.normalize(batch)).to(device)).argmax(1).cpu().numpy() for batch in batches
-    ]
+    with evaluation_mode(model):
+        classes = [
+            model(torch.from_numpy(preprocessing.normalize(batch)).to(device)).argmax(1).cpu().numpy()
+            for batch in batches
+        ]
     return np.concatenate(classes) if classes else np.zeros(0, np.int64)
 
 
 def compare_freezing(
     prepared: nn.Module, frozen: nn.Module, data: str, images: ImageSet, preprocessing: Preprocessing
 ) -> FreezingReport:
-    """Run both models on the images of a data set called `data`."""
+    """Run both models on the images of a data set called `data`.
+
+    Raises:
+        DataError: no images, or others than the models take.
+        UnsupportedModelError: the prepared model was never calibrated.
+    """
+    if len(images) == 0:
+        raise DataError(f"what freezing costs cannot be measured on {data}: it has no images.")
     before, after = (predictions(model, images.images, preprocessing) for model in (prepared, frozen))
     return FreezingReport(
         data=data,

@@ -36,6 +36,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Check the ranges and round the scale to float32, the type it has at run time."""
+        for name in ("channels", "height", "width", "zero_point"):
+            if not isinstance(getattr(self, name), int | np.integer):
+                raise DataError(f"preprocessing {name} is {getattr(self, name)!r}; it must be a whole number.")
         if min(self.channels, self.height, self.width) < 1:
             raise DataError(f"an image of shape {self.shape} has no pixels; every dimension must be at least 1.")
         if not (np.isfinite(self.scale) and self.scale > 0):
@@ -51,7 +54,16 @@ class Preprocessing:
 
     @classmethod
     def from_statistics(cls, shape: tuple[int, int, int], mean: float, std: float) -> Preprocessing:
-        """Subtract `mean` and divide by `std` (of pixels in [0, 1]), on the uint8 grid."""
+        """Subtract `mean` and divide by `std` (of pixels in [0, 1]), on the uint8 grid.
+
+        Raises:
+            DataError: a mean outside [0, 1], or a deviation that is not positive and finite.
+        """
+        if not (0 <= mean <= 1 and 0 < std < np.inf):
+            raise DataError(
+                f"mean {mean} and std {std} are no statistics of pixels in [0, 1]; give one mean in [0, 1] and one "
+                "positive std for all channels."
+            )
         channels, height, width = shape
         return cls(
             channels=channels,
@@ -63,6 +75,10 @@ class Preprocessing:
 
     def check(self, images: NDArray[np.uint8]) -> None:
         """Raise DataError unless `images` is uint8 of shape [N, channels, height, width]."""
+        if not isinstance(images, np.ndarray):
+            raise DataError(
+                f"images are a {type(images).__name__}; give a NumPy array of uint8 (of a tensor: .numpy())."
+            )
         if images.dtype != np.uint8 or images.shape[1:] != self.shape:
             raise DataError(
                 f"images are {images.dtype} of shape {list(images.shape)}; the network takes uint8 of shape "

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from qil_deploy.batches import checked_batches
+from qil_deploy.callers_state import evaluation_mode
 from qil_deploy.graph import module_of
 from qil_deploy.layers import QuantConv2d, QuantLayer, QuantLinear
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
+from qil_deploy.unwrap import prepared_model
 
 SAMPLES = 100_000
 _BATCH_SIZE = 32
@@ -79,16 +82,23 @@ def _weight_values(name: str, layer: QuantLayer) -> QuantizedValues:
 
 
 @torch.no_grad()
-def activation_values(model: fx.GraphModule, images: Tensor) -> dict[str, QuantizedValues]:
+def activation_values(model: nn.Module, images: Tensor) -> dict[str, QuantizedValues]:
     """Return what each quantizer of activations sees when the model runs, by the quantizer's name.
 
     Args:
-        model: prepared, in evaluation mode.
+        model: prepared and calibrated; it is run in evaluation mode, and has then the mode that it had.
         images: inputs float32 [N, C, H, W], at least one; they go through the model in small batches.
+
+    Raises:
+        DataError: images that do not fit (`checked_batches`).
+        UnsupportedModelError: a model that is not prepared, is frozen or was never calibrated.
     """
-    recorder = _Recorder(model, SAMPLES // -(-len(images) // _BATCH_SIZE))
-    for batch in images.split(_BATCH_SIZE):
-        recorder.run(batch)
+    prepared = prepared_model(model, "activation_values", may_be_frozen=False)
+    (checked,) = checked_batches([images], "activation_values", prepared)
+    recorder = _Recorder(prepared, SAMPLES // -(-len(images) // _BATCH_SIZE))
+    with evaluation_mode(prepared):
+        for batch in checked.clone().split(_BATCH_SIZE):
+            recorder.run(batch)
     return {name: tally.values(name) for name, tally in recorder.tallies.items()}
 
 

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 from qil_deploy.accuracy import top1_percent
 from qil_deploy.errors import TrainingError
 from qil_deploy.layers import BatchNorm
-from qil_deploy.quantizers import interval_parameters
 
 from .data import Batches, seeded
 from .divergence import describe_divergence
 from .models import in_memory_format, memory_format_for
+from .optimizers import recipe_optimizers, weight_parameters
 from .recipe import OptimizerSection
 from .run_state import Learner, Position
 from .sync_batchnorm import synchronize_batchnorm
@@ -114,28 +114,13 @@ def rate_factor(step: int, steps: int, section: OptimizerSection) -> float:
 
 
 def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """SGD for weights (decay on tensors of rank 2 and more only), Adam for interval parameters if there are any.
-
-    Adam bounds each step by its rate, and interval parameters are dimensionless, so one rate suits
-    every layer, however large its gradient sum is.
-    """
-    intervals, rest = interval_parameters(model), weight_parameters(model)
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": section.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = []
-    if rest:
-        optimizers.append(torch.optim.SGD(groups, lr=section.learning_rate, momentum=0.9, nesterov=True))
-    if intervals and section.interval_learning_rate > 0:
-        optimizers.append(torch.optim.Adam(intervals, lr=section.interval_learning_rate))
-    return optimizers
-
-
-def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return all parameters that are trained and belong to no interval."""
-    known = {id(parameter) for parameter in interval_parameters(model)}
-    return [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in known]
+    """Return the optimizers that a section asks for; errors as for `recipe_optimizers`."""
+    return recipe_optimizers(
+        model,
+        learning_rate=section.learning_rate,
+        interval_learning_rate=section.interval_learning_rate,
+        weight_decay=section.weight_decay,
+    )
 
 
 def train_phase(

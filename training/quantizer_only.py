@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from qil_deploy.checkpoint import CheckpointInfo, load_model
 from qil_deploy.datasets import ImageSet, load_images
-from qil_deploy.errors import CheckpointError
+from qil_deploy.errors import CheckpointError, ConfigError
 from qil_deploy.freezing_report import predictions
-from qil_deploy.layers import QuantConv2d, QuantLinear
+from qil_deploy.layers import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 
@@ -127,12 +127,17 @@ def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[to
     """Let gradients reach quantizers and output scales only; return the Adam that trains them.
 
     Output scales are dimensionless like interval parameters (decision 0009) and have their rate.
+
+    Raises:
+        ConfigError: there are none.
     """
     learned = interval_parameters(model)
     for module in model.modules():
         scale = module.log_output_scale if isinstance(module, QuantConv2d | QuantLinear) else None
-        if scale is not None and scale.requires_grad:
+        if scale is not None and not isinstance(module, AveragingConv2d):
             learned.append(scale)
+    if not learned:
+        raise ConfigError("there is nothing to train: the model has no quantizer whose interval could be learned.")
     model.requires_grad_(False)
     for parameter in learned:
         parameter.requires_grad_(True)
@@ -149,7 +154,7 @@ class TeacherLoss:
     def __call__(self, logits: Tensor, x: Tensor, _labels: Tensor) -> Tensor:
         """Return the loss of one batch, a scalar."""
         with torch.no_grad():
-            expected = self.teacher(x)
+            expected = self.teacher(x.clone())  # whose first layer may write in place
         if self.section.loss == "squared_error":
             return F.mse_loss(logits, expected)
         temperature = self.section.temperature

@@ -19,6 +19,11 @@ from qil_deploy.errors import ConfigError
 
 NOISE = "noise"
 
+# What `optimizers` takes where it is told nothing else, too.
+STAGE_LEARNING_RATE = 0.02
+STAGE_WEIGHT_DECAY = 1e-4
+INTERVAL_LEARNING_RATE = 2e-3
+
 Epochs = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -78,7 +83,7 @@ class OptimizerSection(_Section):
     batch_size: Annotated[int, Field(ge=1)] = 128
     learning_rate: Positive = 0.1
     weight_decay: NotNegative = 5e-4
-    interval_learning_rate: NotNegative = 2e-3
+    interval_learning_rate: NotNegative = INTERVAL_LEARNING_RATE
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
@@ -112,8 +117,8 @@ class StageSection(OptimizerSection):
     activation_bits: int
     overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
     from_float: bool = False
-    learning_rate: Positive = 0.02
-    weight_decay: NotNegative = 1e-4
+    learning_rate: Positive = STAGE_LEARNING_RATE
+    weight_decay: NotNegative = STAGE_WEIGHT_DECAY
     frozen_epochs: Epochs = 0
     frozen_learning_rate: Positive = 2e-3
     frozen_gradient_norm: Positive | None = 1.0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qil_deploy.accuracy import top1_percent
+from qil_deploy.callers_state import evaluation_mode
 from qil_deploy.datasets import (
     ImageBatches,
     ImageFolder,
@@ -90,9 +91,10 @@ class RunData:
         """Top-1 accuracy on the test set, in percent; every process takes its share of the images."""
         right = 0
         size = self.test.batch_size
-        for start in range(accelerator.process_index * size, self.test.count, accelerator.num_processes * size):
-            batch = self.test.read(start, min(start + size, self.test.count))
-            right += int((predictions(model, batch.images, self.preprocessing) == batch.labels).sum())
+        with evaluation_mode(model):  # once: a frozen model folds its integers when it leaves training mode
+            for start in range(accelerator.process_index * size, self.test.count, accelerator.num_processes * size):
+                batch = self.test.read(start, min(start + size, self.test.count))
+                right += int((predictions(model, batch.images, self.preprocessing) == batch.labels).sum())
         total = accelerator.reduce(torch.tensor(float(right), device=accelerator.device), "sum")
         return top1_percent(int(total), self.test.count)
 

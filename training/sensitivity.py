@@ -28,8 +28,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from qil_deploy.accuracy import top1_percent
+from qil_deploy.bit_widths import bits_read, change_bits, quantized_layers
 from qil_deploy.calibration import calibrate, estimate_batchnorm
-from qil_deploy.change_bits import bits_read, change_bits, quantized_layers
 from qil_deploy.checkpoint import CheckpointInfo, example_input, load_model
 from qil_deploy.config import LayerBits, LayerOverride, Placement, QuantConfig
 from qil_deploy.datasets import ImageSet, load_batches
@@ -163,7 +163,8 @@ class Probe:
     def _unchanged(self, model: nn.Module) -> tuple[QuantConfig, fx.GraphModule]:
         """Return the network with nothing lowered; BatchNorm's statistics come from the images that trials use."""
         if isinstance(model, fx.GraphModule) and self.info.config is not None:
-            estimate_batchnorm(model, self.batches)
+            if self.info.config.output_scales != "all":  # where trials keep the statistics, too
+                estimate_batchnorm(model, self.batches)
             return self.info.config, model
         config = QuantConfig(
             weight_bits=FLOAT_WEIGHT_BITS,

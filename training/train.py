@@ -24,8 +24,8 @@ from rich.progress import Progress
 from torch import fx, nn
 
 from qil_deploy.accuracy import top1_percent
+from qil_deploy.bit_widths import change_bits
 from qil_deploy.calibration import calibrate
-from qil_deploy.change_bits import change_bits
 from qil_deploy.checkpoint import load_model, load_tensors, read_checkpoint
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable, write_text

@@ -34,8 +34,8 @@ class IntervalQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.largest_code = largest_code
-        self.log_distance = nn.Parameter(torch.zeros(()))
-        self.center_ratio = nn.Parameter(torch.ones(()))
+        self.log_distance = nn.Parameter(torch.zeros((), dtype=torch.float32))
+        self.center_ratio = nn.Parameter(torch.ones((), dtype=torch.float32))
 
     @property
     def distance(self) -> Tensor:
@@ -82,7 +82,7 @@ class WeightQuantizer(IntervalQuantizer):
 
     def __init__(self, bits: int, *, train_gamma: bool = False) -> None:
         super().__init__(bits, 2 ** (bits - 1) - 1)
-        self.gamma_raw = nn.Parameter(torch.zeros(())) if train_gamma else None
+        self.gamma_raw = nn.Parameter(torch.zeros((), dtype=torch.float32)) if train_gamma else None
 
     @property
     def gamma(self) -> Tensor | None:
@@ -144,7 +144,7 @@ class RangeQuantizer(nn.Module):
         super().__init__()
         self.signed = signed
         self.low, self.high = (-128, 127) if signed else (0, 255)
-        self.log_step = nn.Parameter(torch.zeros(()))
+        self.log_step = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     @property
     def step(self) -> Tensor:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 # Candidates as shares of the largest magnitude; enough values for a stable minimum, few enough to be quick.
 _SHARES = 64
 _SAMPLE = 65536
+# What is smaller counts as zero: the reciprocal of an interval of such a size would leave float32.
+_SMALLEST = 2.0**-100
 
 
 @torch.no_grad()
 def best_threshold(magnitudes: Tensor, largest_code: int) -> float:
     """Return the `u > 0` that minimises `sum((m - u * rint(q * clip(m / u, 0, 1)) / q)**2)`.
 
+    The sum is taken in units of a power of two near the largest magnitude, in which no square leaves float32.
+
     Args:
         magnitudes: non-negative values, any shape; a strided sample of about 65,536 is used.
         largest_code: `q`.
 
     Returns:
-        The threshold; 1.0 where all magnitudes are zero (a dead tensor needs some interval).
+        The threshold; 1.0 where all magnitudes are zero or below 2**-100 (a dead tensor needs some interval); NaN or
+        infinity where the largest magnitude is.
     """
     flat = magnitudes.detach().reshape(-1).to(torch.float32)
     flat = flat[:: max(1, flat.numel() // _SAMPLE)]
     largest = float(flat.max())
-    if not largest > 0:
+    if largest < _SMALLEST:
         return 1.0
+    if not math.isfinite(largest):
+        return largest
+    unit = 2.0 ** (math.frexp(largest)[1] - 1)
+    flat, largest = flat / unit, largest / unit
     candidates = largest * torch.arange(1, _SHARES + 1, dtype=torch.float32, device=flat.device) / _SHARES
     errors = torch.stack(
         [
@@ -33,4 +44,4 @@ def best_threshold(magnitudes: Tensor, largest_code: int) -> float:
             for u in candidates
         ]
     )
-    return float(candidates[int(errors.argmin())])
+    return unit * float(candidates[int(errors.argmin())])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx, nn
 
@@ -18,4 +20,5 @@ def resnet8() -> nn.Module:
 
 
 def prepared(model: nn.Module, size: int = 8, channels: int = 3, **config: object) -> fx.GraphModule:
-    return prepare(model, QuantConfig(**config), torch.zeros(1, channels, size, size), input_grid=GRID)
+    grid = replace(GRID, channels=channels, height=size, width=size)
+    return prepare(model, QuantConfig(**config), torch.zeros(1, *grid.shape), input_grid=grid)

@@ -160,6 +160,27 @@ def test_best_threshold_of_nothing_but_zeros_is_one() -> None:
     assert best_threshold(torch.zeros(10), 7) == 1.0
 
 
+@pytest.mark.parametrize("unit", [2.0**-90, 2.0**-60, 1.0, 2.0**60, 2.0**120])
+def test_best_threshold_is_the_same_share_in_every_unit(unit: float) -> None:
+    """Squares of small and of large values leave float32."""
+    values = torch.randn(1000).abs()
+    assert best_threshold(values * unit, 7) == best_threshold(values, 7) * unit
+
+
+@pytest.mark.parametrize("largest", [1e-45, 1e-42, 1e-31])
+def test_values_whose_interval_would_have_no_reciprocal_count_as_zero(largest: float) -> None:
+    weight = largest * torch.rand(8, 4)
+    quantizer = WeightQuantizer(4)
+    quantizer.initialize(weight)
+    assert quantizer.thresholds == (0.0, 1.0)
+    assert not quantizer(weight).any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_best_threshold_of_values_that_are_none_is_none(value: float) -> None:
+    assert not math.isfinite(best_threshold(torch.tensor([1.0, value]), 7))
+
+
 def test_best_threshold_scales_with_its_values_and_takes_large_tensors() -> None:
     values = torch.rand(200_000)
     small = best_threshold(values, 15)

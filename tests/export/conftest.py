@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,12 +65,13 @@ def randomize_norms(model: nn.Module, rng: np.random.Generator) -> None:
 
 
 def disturb(model: fx.GraphModule, rng: np.random.Generator) -> None:
-    """Move what calibration set, as training would: intervals (also below zero), statistics, scales."""
+    """Move what calibration set, as training would: intervals (two of three begin below zero), statistics, scales."""
+    lowest = itertools.cycle((-0.4, 0.3, -0.2))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, ActivationQuantizer):
                 upper = module.thresholds[1] * rng.uniform(0.7, 1.3)
-                module.set_thresholds(upper * rng.uniform(-0.4, 0.3), upper)
+                module.set_thresholds(upper * next(lowest) * rng.uniform(), upper)
             elif isinstance(module, nn.BatchNorm2d):
                 assert module.running_mean is not None
                 assert module.running_var is not None

@@ -45,14 +45,15 @@ class DoubleBatches(ArrayBatches):
 def network(kind: str, calibration: Tensor) -> nn.Module:
     """Return the network to train: `float`, `quantized` or `frozen`."""
     torch.manual_seed(0)
-    model = build_model("resnet8", {"in_channels": 1, "num_classes": 10, "width": 4}).double()
+    model = build_model("resnet8", {"in_channels": 1, "num_classes": 10, "width": 4})
     if kind == "float":
-        return model
+        return model.double()
     config = QuantConfig(weight_bits=3, activation_bits=3, train_gamma=True)
     grid = preprocessing_for("digits", load_images("digits", "train"))
-    prepared = prepare(model, config, calibration, input_grid=grid)
-    calibrate(prepared, [calibration])
-    return freeze(prepared) if kind == "frozen" else prepared.double()
+    prepared = prepare(model, config, calibration.float(), input_grid=grid)
+    calibrate(prepared, [calibration.float()])
+    prepared.double()
+    return freeze(prepared) if kind == "frozen" else prepared
 
 
 def main(kind: str, path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from qil_deploy.bit_widths import bits_read, change_bits, quantized_layers
 from qil_deploy.calibration import calibrate, estimate_batchnorm
-from qil_deploy.change_bits import bits_read, change_bits, quantized_layers
 from qil_deploy.config import LayerOverride, Placement, QuantConfig
 from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing

@@ -1,0 +1,91 @@
+"""What learns at which rate: the parameter groups of a network, and the optimizers that recipes train it with.
+
+    weights of convolutions and linear layers         learning_rate, with weight decay
+    biases, BatchNorm, output scales                  learning_rate
+    intervals, steps of 8-bit ranges, exponents       interval_learning_rate
+
+Parameters of quantizers are dimensionless (decision 0009), so one rate suits every layer, and Adam bounds each step by
+it, however large the sum of gradients is (decision 0011). In a frozen model the intervals and steps of activations are
+constants; its weights and their intervals learn on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from qil_deploy.errors import ConfigError
+from qil_deploy.quantizers import interval_parameters
+
+from .recipe import INTERVAL_LEARNING_RATE, STAGE_LEARNING_RATE, STAGE_WEIGHT_DECAY
+
+MOMENTUM = 0.9
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    learning_rate: float = STAGE_LEARNING_RATE,
+    interval_learning_rate: float = INTERVAL_LEARNING_RATE,
+    weight_decay: float = STAGE_WEIGHT_DECAY,
+) -> list[dict[str, Any]]:
+    """Return the parameters that are trained as groups for one optimizer; the defaults are those of recipes' stages.
+
+    `torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3))`, for one. Intervals may diverge under SGD; where
+    weights take it, use `recipe_optimizers`.
+
+    Args:
+        model: float, prepared or frozen.
+        learning_rate: of weights and whatever else is no quantizer's.
+        interval_learning_rate: of quantizers; 0 leaves them out.
+        weight_decay: of tensors of rank 2 and more.
+
+    Raises:
+        ConfigError: nothing would be trained.
+    """
+    weights = weight_parameters(model)
+    groups = [
+        ([p for p in weights if p.ndim >= 2], learning_rate, weight_decay),
+        ([p for p in weights if p.ndim < 2], learning_rate, 0.0),
+        (interval_parameters(model) if interval_learning_rate > 0 else [], interval_learning_rate, 0.0),
+    ]
+    found = [{"params": tensors, "lr": rate, "weight_decay": decay} for tensors, rate, decay in groups if tensors]
+    if not found:
+        raise ConfigError(
+            "there is nothing to train: no parameter of the model requires a gradient (quantizers count where "
+            "interval_learning_rate is above 0); call requires_grad_(True) on what should learn."
+        )
+    return found
+
+
+def recipe_optimizers(
+    model: nn.Module,
+    *,
+    learning_rate: float = STAGE_LEARNING_RATE,
+    interval_learning_rate: float = INTERVAL_LEARNING_RATE,
+    weight_decay: float = STAGE_WEIGHT_DECAY,
+) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of recipes: SGD with Nesterov momentum for weights, Adam for quantizers.
+
+    Arguments and errors as for `parameter_groups`. One of the two is missing where it would have nothing to do.
+    """
+    groups = parameter_groups(
+        model, learning_rate=learning_rate, interval_learning_rate=interval_learning_rate, weight_decay=weight_decay
+    )
+    quantizers = {id(parameter) for parameter in interval_parameters(model)}
+    of_intervals = [group for group in groups if id(group["params"][0]) in quantizers]
+    of_weights = [group for group in groups if id(group["params"][0]) not in quantizers]
+    optimizers: list[torch.optim.Optimizer] = []
+    if of_weights:
+        optimizers.append(torch.optim.SGD(of_weights, momentum=MOMENTUM, nesterov=True))
+    if of_intervals:
+        optimizers.append(torch.optim.Adam(of_intervals))
+    return optimizers
+
+
+def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return all parameters that are trained and belong to no quantizer: those whose gradient frozen epochs bound."""
+    known = {id(parameter) for parameter in interval_parameters(model)}
+    return [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in known]
