@@ -16,15 +16,14 @@ def demo_command(
     """Train a small ResNet on digits, learn 4 and 2 bits, export, verify bit for bit, and time it."""
     import shutil
 
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal.progress import Progress
     from qil_deploy.training.recipe import load_recipe
     from qil_deploy.training.train import train
 
     from .deliver import deliver, delivery_table
 
-    console = Console(markup=False)
+    console = Console()
     recipe = load_recipe(RECIPE)
     run_folder = out / "run"
     # Always from the start: a demo that shows an earlier run's figures would prove nothing.

@@ -24,13 +24,12 @@ def inspect_command(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
 ) -> None:
     """Print format, input, layers and certificate of an exported model, and the kernels that ONNX Runtime runs."""
-    from rich.console import Console
-
     from qil_deploy.executed_kernels import executed_operators, float_kernels
     from qil_deploy.exported_metadata import read_metadata
     from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
+    from qil_deploy.terminal.console import Console
 
     from .tables import certificate_table, kernel_table, layer_table
 
@@ -47,7 +46,7 @@ def inspect_command(
     layers = describe_layers(exported) if quantized else ()
     executed = executed_operators(model)
     in_float = float_kernels(model) if quantized else []
-    console = Console(markup=False)
+    console = Console()
     for line in _heading(exported, metadata):
         console.print(line)
     if quantized:

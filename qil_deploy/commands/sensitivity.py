@@ -64,10 +64,10 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option
 ) -> None:
     """Lower each layer by itself, before any training, and measure what that does; propose bits for a size budget."""
     import torch
-    from rich.console import Console
-    from rich.progress import Progress
 
     from qil_deploy.files import ensure_writable, write_text
+    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal.progress import Progress
     from qil_deploy.training.mixed_precision import budget_in_bytes, check_budget, propose, recipe_text
     from qil_deploy.training.sensitivity import Plan, Probe, measure_sensitivity
     from qil_deploy.training.sensitivity_plot import plot_sensitivity
@@ -90,7 +90,7 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option
         calibration_images=calibration_images,
         seed=seed,
     )
-    console = Console(markup=False)
+    console = Console()
     with Progress(console=console, transient=True) as progress:
         probe = Probe(checkpoint, plan, trusted_model)
         budget = budget_bytes if budget_bits is None else budget_in_bytes(probe, budget_bits)

@@ -45,9 +45,9 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     """
     import torch
     from accelerate import PartialState
-    from rich.console import Console
 
     from qil_deploy.quantizers import compile_quantizers
+    from qil_deploy.terminal.console import Console
     from qil_deploy.training.html_report import write_html_report
     from qil_deploy.training.recipe import load_recipe
     from qil_deploy.training.run import Settings
@@ -68,7 +68,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     state.wait_for_everyone()
     state.destroy_process_group()
     if state.is_main_process:
-        console = Console(markup=False)
+        console = Console()
         console.print(run_table(result))
         console.print(f"Checkpoints and metrics are in {folder}; curves: tensorboard --logdir {folder / 'curves'}.")
         if report:

@@ -1,0 +1,30 @@
+"""Progress bars whose descriptions are text, never markup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich.progress
+from rich.progress import ProgressColumn, TaskID, TextColumn
+
+from .console import Console
+
+__all__ = ["Progress", "TaskID"]
+
+
+class Progress(rich.progress.Progress):
+    """Rich's progress on a console of ours."""
+
+    def __init__(
+        self,
+        *columns: str | ProgressColumn,
+        console: Console | None = None,
+        **options: Any,  # noqa: ANN401 - those of the base class
+    ) -> None:
+        super().__init__(*columns, console=console or Console(), **options)
+
+    @classmethod
+    def get_default_columns(cls) -> tuple[ProgressColumn, ...]:
+        """Return the columns of rich, the description as it stands."""
+        _, *others = super().get_default_columns()
+        return TextColumn("{task.description}", style="progress.description", markup=False), *others
