@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qil_deploy.errors import ConfigError, DataError
+from qil_deploy.terminal.loading import loading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,16 +90,17 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
 
     A quantized checkpoint is frozen on the way; a float one is written as the float32 baseline.
     """
-    from torch import fx
+    with loading("PyTorch and ONNX"):
+        from torch import fx
 
-    from qil_deploy.checkpoint import load_model
-    from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
-    from qil_deploy.files import ensure_writable
-    from qil_deploy.freezing import freeze, keeps_float
-    from qil_deploy.terminal.console import Console
-    from qil_deploy.training.models import model_builder
+        from qil_deploy.checkpoint import load_model
+        from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+        from qil_deploy.files import ensure_writable
+        from qil_deploy.freezing import freeze, keeps_float
+        from qil_deploy.terminal.console import Console
+        from qil_deploy.training.models import model_builder
 
-    from .tables import certificate_table
+        from .tables import certificate_table
 
     for name, value in (("golden", golden), ("limit", limit)):
         if value is not None and value < 1:

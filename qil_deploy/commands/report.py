@@ -15,8 +15,8 @@ def report_command(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="JSON files of verify, verify --target, phone, bench, doctor or report, or folders of them; "
-            "several runs are compared with the first.",
+            help="JSON files of verify, verify --target, phone, bench, doctor or report, folders of them, or folders "
+            "of such folders; several runs are compared with the first.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="The page to write.")],
@@ -30,6 +30,7 @@ def report_command(
     from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.report import collect, render
+    from qil_deploy.runtime_tests.report.figures import FILES
     from qil_deploy.runtime_tests.report.verdict import DIFFERS, INCOMPLETE
     from qil_deploy.terminal.console import Console
 
@@ -48,6 +49,9 @@ def report_command(
         write_report(json_file, report)
     console = Console()
     console.print(report.verdict.sentence, style="bold", soft_wrap=True)
+    for remark in (*report.remarks, *(remark for run in report.runs for remark in run.remarks)):
+        if remark.about == FILES:
+            console.print(remark.text, soft_wrap=True)
     console.print(f"The page is {output}.", soft_wrap=True)
     if report.verdict.status == DIFFERS:
         raise typer.Exit(1)

@@ -65,9 +65,14 @@ def kernel_table(counts: Mapping[str, int], in_float: Sequence[tuple[str, str]])
     columns = ("operator", "nodes", Column(heading="computing in float", text=True, style="red"))
     table = Table("Executed by ONNX Runtime, after its optimizer", columns)
     for operator, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        names = ", ".join(name for kernel, name in in_float if kernel == operator)
-        table.row(operator, str(count), names)
+        table.row(operator, str(count), some_of([name for kernel, name in in_float if kernel == operator]))
     return table
+
+
+def some_of(names: Sequence[str], most: int = 12) -> str:
+    """List names, and where there are many the first of them and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def run_table(result: RunResult) -> Table:
