@@ -15,10 +15,10 @@ def loading(what: str = "") -> Iterator[None]:
     Imports nothing itself that takes time: it is what is said first.
     """
     shown = _is_terminal()
-    if shown:
-        sys.stderr.write(f"loading {what} ..." if what else "loading ...")
-        sys.stderr.flush()
     try:
+        if shown:
+            sys.stderr.write(f"loading {what} ..." if what else "loading ...")
+            sys.stderr.flush()
         yield
     finally:
         if shown:

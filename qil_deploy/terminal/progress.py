@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import rich.progress
-from rich.progress import ProgressColumn, TaskID, TextColumn
+from rich.progress import ProgressColumn, Task, TaskID
+from rich.table import Column
+from rich.text import Text
 
-from .console import Console
+from .console import Console, line
 
 __all__ = ["Progress", "TaskID"]
 
@@ -25,6 +27,11 @@ class Progress(rich.progress.Progress):
 
     @classmethod
     def get_default_columns(cls) -> tuple[ProgressColumn, ...]:
-        """Return the columns of rich, the description as it stands."""
+        """Return the columns of rich, with descriptions on one line."""
         _, *others = super().get_default_columns()
-        return TextColumn("{task.description}", style="progress.description", markup=False), *others
+        return _Description(table_column=Column(no_wrap=True)), *others
+
+
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return line((task.description, "progress.description"))
