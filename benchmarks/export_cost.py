@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
-from rich.console import Console
 
 from networks import (
     CLASS_NAMES,
@@ -34,6 +33,7 @@ from qil_deploy.freezing import freeze
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.runtime_tests.process_cost import ProcessCost, measure
+from qil_deploy.terminal.console import Console
 from tables import Rows, console_table, describe
 
 CALIBRATION_IMAGES = 8
@@ -75,7 +75,7 @@ def main(
     for kind, checkpoint in write_checkpoints(network, bits, out / "export_cost").items():
         model = checkpoint.with_suffix(".onnx")
         command = [sys.executable, "-m", "qil_deploy.export", str(checkpoint), "-o", str(model), "--no-freezing-report"]
-        console.print(f"Exporting {checkpoint} ...", markup=False)
+        console.print(f"Exporting {checkpoint} ...")
         cost = measure(command)
         if cost.exit_code != 0:
             raise QilDeployError(f"the export of {checkpoint} ended with code {cost.exit_code}; see its message above.")
@@ -124,7 +124,7 @@ def cost_rows(report: ExportCostReport) -> Rows:
                 "met" if met else "MISSED",
             ]
         )
-    goal = f"at most {GOAL_SECONDS:g} s\nand {GOAL_BYTES / 2**30:g} GiB"
+    goal = f"at most {GOAL_SECONDS:g} s and {GOAL_BYTES / 2**30:g} GiB"
     return Rows(headings=("checkpoint", "wall time", "peak memory", goal), cells=cells)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
-from rich.console import Console
 from torch import Tensor, nn
 
 from goals import GOALS, Verdict, judge
@@ -36,6 +35,7 @@ from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import BenchOptions, BenchReport, Latency, benchmark, write_report
 from qil_deploy.runtime_tests.bench.report import WARM
 from qil_deploy.runtime_tests.bench.statistics import ratio_interval
+from qil_deploy.terminal.console import Console
 from qil_deploy.training.models import MODELS
 from tables import Rows, console_table, describe
 
@@ -93,7 +93,7 @@ def main(
         write_report(out / f"{name}.json", report)
         console.print(console_table(f"{name}: {describe(report.bench.environment)}", latency_rows(report.bench)))
         for line in skipped_lines(report.skipped):
-            console.print(line, markup=False)
+            console.print(line)
         console.print(console_table(f"{name}: goals", goal_rows(report.verdicts)))
 
 
@@ -123,7 +123,7 @@ def compare(
     console.print(f"Timing {len(paths)} models of {network} ...")
     bench = benchmark(paths, BenchOptions(threads=threads, caches=(WARM,), repeats=repeats, seed=seed))
     for sentence in bench.warnings:
-        console.print(f"Note: {sentence}", markup=False)
+        console.print(f"Note: {sentence}")
     skipped += [Skipped(model=Path(failure.path).stem, reason=failure.reason.rstrip(".")) for failure in bench.failures]
     names = {str(path): path.stem for path in paths}
     return ExportersReport(
@@ -173,7 +173,7 @@ def latency_rows(bench: BenchReport) -> Rows:
     names, counts = list(dict.fromkeys(name for name, _ in latencies)), sorted({count for _, count in latencies})
     headings = ["model", "MB"]
     for count in counts:
-        headings += [f"{count} thread{'s'[: count > 1]}\nms", "x float", "x int8"]
+        headings += [f"{count} thread{'s'[: count > 1]} ms", "x float", "x int8"]
     cells = []
     for name in names:
         row = [name, f"{latencies[name, counts[0]].model.bytes / 1e6:.2f}"]

@@ -23,7 +23,6 @@ import torch
 import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +34,7 @@ from qil_deploy.preparation import prepare
 from qil_deploy.quantizers import ActivationQuantizer, IntervalQuantizer, WeightQuantizer, round_straight_through
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
+from qil_deploy.terminal.console import Console
 from qil_deploy.training.loop import make_optimizers
 from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import OptimizerSection

@@ -16,11 +16,10 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from qil_deploy.runtime_tests.process_cost import ProcessCost, measure
+from qil_deploy.terminal.console import Console
+from tables import Rows, markdown_table
 
 STARTS: dict[str, tuple[str, ...]] = {
     "python -c pass": ("-c", "pass"),
@@ -51,18 +50,16 @@ def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[P
     return costs
 
 
-def start_table(costs: dict[str, list[ProcessCost]]) -> Table:
-    """Table of seconds and memory, one row per process."""
-    table = Table(box=box.MARKDOWN)
-    for heading in ("process", "median s", "fastest s", "slowest s", "peak MB"):
-        table.add_column(heading, justify="left" if heading == "process" else "right", no_wrap=True)
+def start_rows(costs: dict[str, list[ProcessCost]]) -> Rows:
+    """Return seconds and memory, one row per process."""
+    cells = []
     for name, runs in costs.items():
         seconds = [run.seconds for run in runs]
         numbers = (statistics.median(seconds), min(seconds), max(seconds))
-        table.add_row(
-            name, *(f"{number:.3f}" for number in numbers), f"{max(run.peak_bytes for run in runs) / 1e6:.0f}"
+        cells.append(
+            [name, *(f"{number:.3f}" for number in numbers), f"{max(run.peak_bytes for run in runs) / 1e6:.0f}"]
         )
-    return table
+    return Rows(headings=("process", "median s", "fastest s", "slowest s", "peak MB"), cells=cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
-    Console(width=100).print(start_table(measure_starts(options.python, options.repeats)))
+    console = Console()
+    for row in markdown_table(start_rows(measure_starts(options.python, options.repeats))).splitlines():
+        console.print(row, soft_wrap=True)
 
 
 if __name__ == "__main__":

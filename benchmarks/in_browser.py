@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from exporters import latency_rows
 from qil_deploy.commands.bench import parse_threads
@@ -22,6 +21,7 @@ from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import BenchOptions, write_report
 from qil_deploy.runtime_tests.bench.report import WARM
 from qil_deploy.runtime_tests.browser.bench import benchmark_in_browser
+from qil_deploy.terminal.console import Console
 from tables import console_table, describe
 
 MODELS = ("float", "onnxruntime_int8", "w4a4_qlinear", "w2a2_qlinear")
@@ -43,12 +43,12 @@ def main(
                 raise ModelFileError(f"{path} is missing; run: python benchmarks/exporters.py {network} --out {out}")
         ensure_writable(out / f"{network}_wasm.json")
     for network in networks:
-        console.print(f"Timing {network} in a browser ...", markup=False)
+        console.print(f"Timing {network} in a browser ...")
         report = benchmark_in_browser(model_paths(network, out), options)
         write_report(out / f"{network}_wasm.json", report)
         console.print(console_table(f"{network} in a browser: {describe(report.environment)}", latency_rows(report)))
         for warning in report.warnings:
-            console.print(f"Note: {warning}", markup=False)
+            console.print(f"Note: {warning}")
 
 
 def model_paths(network: str, out: Path) -> list[Path]:

@@ -16,7 +16,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import fx
 
 from qil_deploy.checkpoint import load_model
@@ -27,6 +26,7 @@ from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.runtime_tests.exported_model import ExportedModel, Predictor, read_exported_model
+from qil_deploy.terminal.console import Console
 from qil_deploy.training.models import build_model
 from tables import Rows, console_table, describe
 
@@ -79,13 +79,13 @@ def main(
     try:
         import openvino
     except ImportError:
-        console.print("Skipped: OpenVINO is not installed; pip install 'qil-deploy\\[bench]'.")
+        console.print("Skipped: OpenVINO is not installed; pip install 'qil-deploy[bench]'.")
         return
     report_path = out / "openvino.json"
     ensure_writable(report_path)
     agreements = []
     for checkpoint in sorted(ZOO.glob("*_frozen.safetensors")):
-        console.print(f"Comparing {checkpoint.stem} ...", markup=False)
+        console.print(f"Comparing {checkpoint.stem} ...")
         model = export_int8_qdq(checkpoint, out / "openvino" / f"{checkpoint.stem}.onnx")
         agreements.append(compare(model, checkpoint.stem, images))
     report = OpenvinoReport(
@@ -173,9 +173,9 @@ def agreement_rows(report: OpenvinoReport) -> Rows:
         "model",
         "same class",
         "differing",
-        "accuracy in\nONNX Runtime",
+        "accuracy in ONNX Runtime",
         "in OpenVINO",
-        f"goal:\n{100 * GOAL:g} %",
+        f"goal: {100 * GOAL:g} %",
     )
     return Rows(headings=headings, cells=cells)
 

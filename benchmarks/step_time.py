@@ -22,8 +22,6 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,6 +39,8 @@ from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.bench import Clock
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
+from qil_deploy.terminal.console import Console
+from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.loop import make_optimizers
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.recipe import OptimizerSection
@@ -173,7 +173,7 @@ def main(
     write_report(path, report)
     console.print(console_table(where(report), step_rows(report)))
     for line in skipped_lines(skipped):
-        console.print(line, markup=False)
+        console.print(line)
     console.print(console_table("goals", goal_rows(report.verdicts)))
 
 

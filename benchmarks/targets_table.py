@@ -21,7 +21,6 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 
 from networks import (
     CLASS_NAMES,
@@ -51,6 +50,7 @@ from qil_deploy.runtime_tests.targets import (
     verify_targets,
     write_golden_logits,
 )
+from qil_deploy.terminal.console import Console
 from tables import Rows, console_table, markdown_table
 from write_tables import with_tables
 
@@ -95,7 +95,7 @@ def main(
         report_path = out / f"{subject.name}.json"
         ensure_writable(report_path)
         if chosen and subject.write is not None and not subject.path.is_file():
-            console.print(f"Writing {subject.path} ...", markup=False)
+            console.print(f"Writing {subject.path} ...")
             subject.write(subject.path)
         known = results_so_far(report_path, subject.path)
         with tempfile.TemporaryDirectory() as folder:
@@ -122,12 +122,12 @@ def found_on(subject: Subject, target: Target, folder: Path, console: Console) -
     """
     reason = target_state(target)
     if reason is None:
-        console.print(f"{subject.name} on {target.name} ...", markup=False)
+        console.print(f"{subject.name} on {target.name} ...")
         result = run(subject, target, folder)
         if result.failed is None:
             return {target.name: result}
         reason = result.failed
-    console.print(f"{subject.name} on {target.name}: {reason}", markup=False, soft_wrap=True)
+    console.print(f"{subject.name} on {target.name}: {reason}", soft_wrap=True)
     return {}
 
 

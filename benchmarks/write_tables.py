@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import export_cost
 import exporters
@@ -21,6 +20,7 @@ import step_time
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
 from qil_deploy.runtime_tests import BenchReport, read_report
+from qil_deploy.terminal.console import Console
 from tables import describe, markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -34,7 +34,7 @@ def main(
     """Replace the tables of a page by what was measured last."""
     replaced = [name for name in table_names(page.read_text()) if (reports / f"{name}.json").is_file()]
     write_text(page, with_tables(page.read_text(), {name: table_of(name, reports) for name in replaced}))
-    Console().print(f"Wrote {', '.join(replaced) or 'no table'} into {page}.", markup=False)
+    Console().print(f"Wrote {', '.join(replaced) or 'no table'} into {page}.")
 
 
 def table_names(page: str) -> list[str]:

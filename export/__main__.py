@@ -1,7 +1,6 @@
 """`python -m qil_deploy.export` is `python -m qil_deploy export`."""
 
-import sys
+from qil_deploy.__main__ import start
 
-from qil_deploy.commands import main
-
-main(["export", *sys.argv[1:]])
+if __name__ == "__main__":
+    start("export")

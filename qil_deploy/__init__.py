@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .preparation import prepare
     from .preprocessing import Preprocessing
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CheckpointInfo",
     "LayerOverride",

@@ -1,5 +1,30 @@
-"""`python -m qil_deploy` is the command line."""
+"""`python -m qil_deploy` and `qil-deploy`: the command line, from its first moment on."""
 
-from qil_deploy.commands import main
+from __future__ import annotations
 
-main()
+import sys
+
+from qil_deploy.interrupts import INTERRUPTED, end_at_interrupts, handle_interrupts
+
+
+def start(program: str | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        program: the one command to run with all arguments; None where the first argument names it.
+    """
+    handle_interrupts()  # before what takes time to load
+    from qil_deploy.terminal.loading import loading
+
+    try:
+        with loading():
+            from qil_deploy.commands import main
+        main(program=program)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    finally:
+        end_at_interrupts()
+
+
+if __name__ == "__main__":
+    start()

@@ -13,6 +13,18 @@ class DataError(QilDeployError):
     """A data set that is unknown, missing, empty or of the wrong shape."""
 
 
+class OtherSchemaError(DataError):
+    """A report of a schema that was not asked for.
+
+    Attributes:
+        schema: what stands in the file.
+    """
+
+    def __init__(self, message: str, schema: object) -> None:
+        super().__init__(message)
+        self.schema = schema
+
+
 class CheckpointError(QilDeployError):
     """A checkpoint that is missing, damaged, truncated or of another schema."""
 

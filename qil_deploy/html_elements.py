@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
+from typing import Final
 from xml.etree.ElementTree import Element, tostring
 
+from .untrusted_text import excerpt, printable
+
 Child = Element | str
+TEXT_LENGTH: Final = 10_000
+"""Of one piece of text, in characters: more than what processors can do fills, and less than what buries a page."""
+_UNCUT: Final = ("pre", "style")
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d8dc; --soft: #f3f4f6; --faint: #5b6470; }
@@ -34,16 +40,31 @@ summary { cursor: pointer; font-weight: 600; margin: 1rem 0; }
 
 
 def element(tag: str, *children: Child, **attributes: str) -> Element:
-    """Return an element; attributes as `class_` for `class`, `aria_label` for `aria-label`."""
-    result = Element(tag, {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()})
+    """Return an element; attributes as `class_` for `class`, `aria_label` for `aria-label`.
+
+    Whatever text and attributes hold is shown as text: markup is escaped when the page is written, and here characters
+    that do not print, those that turn the direction of writing among them. Text is cut after `TEXT_LENGTH` characters,
+    except in a `pre`.
+    """
+    shown = {name.rstrip("_").replace("_", "-"): _printable_lines(value) for name, value in attributes.items()}
+    result = Element(tag, shown)
     for child in children:
         if isinstance(child, Element):
             result.append(child)
-        elif len(result):
-            result[-1].tail = (result[-1].tail or "") + child
+            continue
+        whole = tag in _UNCUT or len(child) <= TEXT_LENGTH
+        text = _printable_lines(child) if whole else excerpt(child, TEXT_LENGTH)
+        if len(result):
+            result[-1].tail = (result[-1].tail or "") + text
         else:
-            result.text = (result.text or "") + child
+            result.text = (result.text or "") + text
     return result
+
+
+def _printable_lines(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def table(heads: Sequence[Child], rows: Iterable[Sequence[Child]], label: str) -> Element:
@@ -95,6 +116,4 @@ def page(title: str, *children: Child, style: str = "") -> str:
         element("style", STYLE + style),
     )
     document = element("html", head, element("body", element("main", *children)), lang="en")
-    text = tostring(document, encoding="unicode", method="html")
-    # What a JSON file escapes may be half a character, which no encoding has.
-    return f"<!DOCTYPE html>\n{text}\n".encode("utf-8", "replace").decode()
+    return f"<!DOCTYPE html>\n{tostring(document, encoding='unicode', method='html')}\n"

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
-from .errors import DataError
+from .errors import DataError, OtherSchemaError
 from .files import write_text
+from .untrusted_text import excerpt
 
 
 class Report(Protocol):
@@ -49,6 +50,7 @@ def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> Re
     """Read a report of whichever of some classes its schema names.
 
     Raises:
+        OtherSchemaError: it names another.
         DataError: as `read_report`.
     """
     try:
@@ -63,7 +65,7 @@ def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> Re
             except ValueError as error:
                 raise DataError(f"{path} is damaged: {error}.") from error
     expected = ", ".join(repr(report_class.SCHEMA) for report_class in report_classes)
-    raise DataError(f"{path} has schema {schema!r}; {expected} was expected.")
+    raise OtherSchemaError(f"{path} has schema {excerpt(repr(schema))}; {expected} was expected.", schema)
 
 
 def _refuse(number: str) -> typing.NoReturn:
@@ -93,5 +95,5 @@ def _restore(kind: type[object] | types.UnionType, value: object, where: str) ->
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise ValueError(f"{where} must be of type {kind.__name__}, and is {value!r}")
+        raise ValueError(f"{where} must be of type {kind.__name__}, and is {excerpt(repr(value))}")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 EXCERPT_LENGTH: Final = 120
+LINE_LENGTH: Final = 1000
 
 
 def printable(text: str) -> str:
@@ -30,3 +31,21 @@ def excerpt(value: object, length: int = EXCERPT_LENGTH) -> str:
     if len(text) <= length:
         return printable(text)
     return f"{printable(text[:length])}... ({len(text):,} characters)"
+
+
+def one_line(text: str, length: int = LINE_LENGTH) -> str:
+    """Return `text`, printable and of at most `length` characters; where it is longer, its middle is left out.
+
+    A sentence begins with what went wrong and ends with what to do.
+
+    >>> one_line("the name " + "a" * 200 + " is too long.", length=60)
+    'the name aaaaaaaaaaaa ... (222 characters) ...  is too long.'
+    """
+    if len(text) <= length:
+        shown = printable(text)
+        if len(shown) <= length:
+            return shown
+    middle = f" ... ({len(text):,} characters) ... "
+    end = (length - len(middle)) * 2 // 5
+    beginning = printable(text[:length])[: length - len(middle) - end]
+    return f"{beginning}{middle}{printable(text[-length:])[-end:]}"

@@ -23,7 +23,8 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .sessions import create_session, run_session
 
-FORMATS = ("qlinear", "qdq", "float")
+FLOAT = "float"  # a float32 baseline
+FORMATS = ("qlinear", "qdq", FLOAT)
 INPUTS = ("uint8", "float")
 _MOST_VALUES = 2**28
 

@@ -1,51 +1,42 @@
-"""Reports as tables that fit a terminal of 80 columns."""
+"""Reports of `verify` as a table."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from qil_deploy.terminal.table import Column, Table
 
 from .differences import describe_difference
+from .exported_model import FLOAT
 from .tally import BackendResult
 from .verify import VerifyReport
 
 
 def verify_table(report: VerifyReport) -> Table:
-    """Return one row per backend: accuracy and what differs from the reference."""
-    table = new_table(
-        title=f"{escape(report.model.path)} ({report.format}, {report.input} input), {report.images} images",
-        caption="\n".join(
-            (
-                _verdict(report),
-                *(escape(describe_difference(comparison)) for comparison in report.comparisons),
-                *(f"Note: {warning}" for warning in report.warnings),
-            )
-        ),
+    """Return one row per backend: accuracy and, where there is something to compare, what differs."""
+    title = f"{report.model.path} ({report.format}, {report.input} input), {report.images} images"
+    notes = (
+        _verdict(report),
+        *(describe_difference(comparison) for comparison in report.comparisons),
+        *(f"Note: {warning}" for warning in report.warnings),
     )
-    table.add_column("backend", no_wrap=True)
-    for column in ("top-1 %", "differing\nlogits", "changed\nclasses", "largest\ndifference"):
-        table.add_column(column, justify="right")
-    table.add_column("result")
-    table.add_row(escape(report.reference), _percent(report.reference_accuracy))
+    columns: list[Column | str] = ["backend", "top-1 %"]
+    if report.backends:
+        columns += ["differing logits", "changed classes", "largest difference", Column(heading="result", text=True)]
+    table = Table(title, columns, notes)
+    blank = [""] * (len(columns) - 2)
+    table.row(report.reference, _percent(report.reference_accuracy), *blank)
     for backend in report.backends:
-        table.add_row(
-            escape(backend.name),
+        table.row(
+            backend.name,
             _percent(backend.accuracy),
             str(backend.differing_logits),
             str(backend.changed_predictions),
             f"{backend.largest_difference:.4g}",
             _result(backend),
-            style="red" if _fails(backend) else None,
+            style="red" if _fails(backend) else "",
         )
     return table
-
-
-def new_table(title: str, caption: str) -> Table:
-    """Return an empty table in the manner of all of them."""
-    return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
 
 
 def _percent(fraction: float) -> str:
@@ -71,9 +62,11 @@ def _result(backend: BackendResult) -> str:
 
 
 def _verdict(report: VerifyReport) -> str:
+    if report.format == FLOAT:
+        return "Accuracy alone: the float32 baseline has no integer reference, so nothing was compared bit for bit."
     if report.exact is None:
         return "Nothing had to be equal: the file has float parts."
     if report.exact:
         return "Exact: every backend that must equal the integer reference does, in every logit."
     wrong = [backend.name for backend in report.backends if _fails(backend)]
-    return f"Not exact: {escape(', '.join(wrong))} must equal the integer reference and does not."
+    return f"Not exact: {', '.join(wrong)} must equal the integer reference and does not."

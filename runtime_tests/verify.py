@@ -10,7 +10,7 @@ compared, and the first node that differs is named (`differences`).
 
 A file with float parts (`paper` placement, or `allow_float`) has no integer reference: float sums depend on the kernel.
 There everything is compared with ONNX Runtime without its optimizer, and nothing has to be equal unless the caller says
-so.
+so. Of a float32 baseline, the accuracy is measured in ONNX Runtime as it runs by default, and nothing is compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.datasets import ImageBatches
-from qil_deploy.errors import ConfigError, DataError, ModelFileError
+from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
@@ -39,12 +39,13 @@ from .backends import (
 )
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
-from .exported_model import ExportedModel, Predictor, read_exported_model
+from .exported_model import FLOAT, ExportedModel, Predictor, read_exported_model
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
 from .tally import BackendResult, DifferingImages, Tally
 
 UNOPTIMIZED = "disabled"
+DEFAULT_LEVEL = "all"
 _MAX_BATCH: Final = 250
 _PIXELS_OF_A_BATCH: Final = 1 << 22
 
@@ -56,15 +57,15 @@ class VerifyReport:
     Attributes:
         schema: `SCHEMA`.
         model: the file.
-        format: "qlinear" or "qdq".
+        format: "qlinear" or "qdq"; or "float", a baseline of which only the accuracy was measured.
         input: "uint8" or "float".
         images, classes: size of the comparison.
         batch_size, threads: how it was run.
         reference: what the backends are compared with: the integer reference, or for a file with float parts ONNX
-            Runtime without its optimizer.
+            Runtime without its optimizer; for a float baseline, what its accuracy was measured in.
         reference_accuracy: top-1 of the reference, a fraction in [0, 1].
         exact: whether every backend that must equal the reference does, in every logit; None if none must.
-        backends: one entry per backend, in the order they ran.
+        backends: one entry per backend, in the order they ran; none for a float baseline.
         comparisons: which node is the first to differ: of each backend that differs and must not, or of the two that
             were asked for.
         warnings: sentences about what makes the outcome say less than it seems to.
@@ -111,8 +112,10 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
 ) -> VerifyReport:
     """Compare ONNX Runtime and other backends with the integer reference, logit by logit.
 
+    Of a float32 baseline, which has none, the accuracy is measured.
+
     Args:
-        path: an exported model, format "qlinear" or "qdq".
+        path: an exported model.
         data: uint8 images [C, H, W] with labels in [0, classes), and how many are run at a time.
         others: further backends by name: functions from uint8 images to float32 logits [N, classes].
         codes: of those that have them, functions from uint8 images to every code, by its name in the graph.
@@ -120,7 +123,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
             at every level for "qlinear", at level "all" for "qdq" (at the others the runtime may compute in
             float), and all of `others` except "unfrozen PyTorch", which shows what freezing changed. None for a file
             with float parts.
-        levels: graph-optimization levels to run.
+        levels: graph-optimization levels to run; a float32 baseline runs at "all", ONNX Runtime's default.
         threads: threads of ONNX Runtime.
         between: names of two backends that are compared node by node; by default the reference and each backend that
             has to be equal to it and is not.
@@ -129,11 +132,17 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         stop: asked after each batch; where it says true, the report is of the images done so far, and says so.
 
     Raises:
-        ConfigError: an option is out of range, or nothing would be compared that has to be equal.
+        ConfigError: an option is out of range, nothing would be compared that has to be equal, or something would that
+            is a float32 baseline.
         DataError: no images; images or labels of the wrong type, shape or range; wrong logits from `others`.
         ModelFileError: the file is missing, damaged, not exported by this project, or cannot be run.
     """
     model = read_exported_model(path)
+    if model.format == FLOAT and (others or must_equal or between is not None or first_difference):
+        raise ConfigError(
+            f"{path} is a float32 baseline: its accuracy is measured, and there is no integer reference that anything "
+            "could be compared with. Verify it without a checkpoint and without a search for differences."
+        )
     _check_data(model, data)
     predictors = _onnx_predictors(model, levels, threads) | _check_others(others or {}, levels)
     required = _required(model, predictors, others or {}, must_equal)
@@ -230,6 +239,8 @@ def _compare_nodes(
 
 def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
     """Return name and predictor of what everything is compared with."""
+    if model.format == FLOAT:
+        return onnx_backend_name(DEFAULT_LEVEL), model.onnx_predictor(threads=threads, level=DEFAULT_LEVEL)
     if model.float_parts:
         return onnx_backend_name(UNOPTIMIZED), model.onnx_predictor(threads=threads, level=UNOPTIMIZED)
     reference = IntegerReference(model.graph)
@@ -237,11 +248,8 @@ def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
 
 
 def _onnx_predictors(model: ExportedModel, levels: Sequence[str], threads: int) -> dict[str, Predictor]:
-    if model.format == "float":
-        raise ModelFileError(
-            f"{model.path} is a float32 baseline, for which there is no integer reference; "
-            "verify a model of format qlinear or qdq."
-        )
+    if model.format == FLOAT:
+        return {}
     return {onnx_backend_name(level): model.onnx_predictor(threads=threads, level=level) for level in levels}
 
 
@@ -258,6 +266,8 @@ def _required(
     others: Collection[str],
     must_equal: Collection[str] | None,
 ) -> frozenset[str]:
+    if model.format == FLOAT:
+        return frozenset()
     if must_equal is not None:
         required = frozenset(must_equal)
         unknown = sorted(required.difference(predictors))

@@ -11,11 +11,19 @@ from qil_deploy.commands import main
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a command printed and how it ended; lines are joined, for where they break means nothing."""
+    """What a command printed and how it ended.
+
+    Attributes:
+        code: the exit code.
+        out: standard output with its lines joined, for where they break means nothing.
+        error: standard error.
+        shown: standard output as it stands.
+    """
 
     code: object
     out: str
     error: str
+    shown: str
 
 
 def call_command(*arguments: object) -> Outcome:
@@ -27,7 +35,8 @@ def call_command(*arguments: object) -> Outcome:
             main([str(argument) for argument in arguments])
         except SystemExit as ending:
             code = ending.code
-    return Outcome(code=code, out=" ".join(out.getvalue().split()), error=error.getvalue())
+    shown = out.getvalue()
+    return Outcome(code=code, out=" ".join(shown.split()), error=error.getvalue(), shown=shown)
 
 
 def refuse_command(*arguments: object, printed: bool = False) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import torch
-from rich.progress import Progress
 
 from qil_deploy.accuracy import top1_percent
 from qil_deploy.checkpoint import Builder, load_model, read_checkpoint
@@ -24,6 +23,7 @@ from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
 from qil_deploy.html_elements import picture
 from qil_deploy.reports import write_report
+from qil_deploy.terminal.progress import Progress
 
 from .interval_shares import QuantizedValues, input_quantizers
 from .models import model_builder

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qil_deploy.accuracy import top1_percent
 from qil_deploy.errors import TrainingError
 from qil_deploy.layers import BatchNorm
+from qil_deploy.terminal.progress import Progress, TaskID
 
 from .data import Batches, seeded
 from .divergence import describe_divergence

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -19,6 +18,7 @@ from qil_deploy.calibration import estimate_batchnorm
 from qil_deploy.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
 from qil_deploy.files import write_text
 from qil_deploy.preparation import prepare
+from qil_deploy.terminal.progress import Progress
 
 from .curves import Curves
 from .data import Batches, Share

@@ -23,7 +23,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
@@ -37,6 +36,7 @@ from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.graph import trace
 from qil_deploy.placement import edge_layers, isolate
 from qil_deploy.preparation import prepare
+from qil_deploy.terminal.progress import Progress
 from qil_deploy.weight_storage import stored_bytes
 
 from .data import seeded, to_input

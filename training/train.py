@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from torch import fx, nn
 
 from qil_deploy.accuracy import top1_percent
@@ -30,6 +29,7 @@ from qil_deploy.checkpoint import load_model, load_tensors, read_checkpoint
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.freezing import freeze
+from qil_deploy.terminal.progress import Progress
 
 from .data import to_input
 from .initial_weights import load_initial_weights

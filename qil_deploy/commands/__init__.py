@@ -11,13 +11,14 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from typer.main import get_command
 
+from qil_deploy import __version__
 from qil_deploy.errors import QilDeployError
+from qil_deploy.terminal.console import Console, print_error
 
 from .bench import bench_command
 from .demo import demo_command
@@ -38,6 +39,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"qil-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, expose_value=False, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the command line as a whole."""
+
+
 app.command("train")(train_command)
 app.command("sensitivity")(sensitivity_command)
 app.command("export")(export_command)
@@ -51,17 +72,28 @@ app.command("report")(report_command)
 app.command("demo")(demo_command)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit; an error of ours or of the system becomes one sentence and exit code 2."""
+# What is raised for wrong options and arguments: a class of click's, which newer versions of typer have in themselves.
+_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+
+
+def main(arguments: Sequence[str] | None = None, *, program: str | None = None) -> NoReturn:
+    """Run the command line and exit; wrong use and errors of ours or of the system become one sentence, exit code 2.
+
+    Args:
+        arguments: by default those of this process.
+        program: the one command that they are for; None where the first of them names it.
+    """
     _print_any_name()
     try:
-        app(args=list(arguments) if arguments is not None else None)
+        sys.exit(_run(arguments, program))
     except SystemExit as ending:
         # rich and typer end with 1 where the reader of a pipe has gone, which here would say that something differs.
         if isinstance(ending.__context__, BrokenPipeError):
             _discard_output()
             sys.exit(141)
         raise
+    except _UsageError as error:
+        _refuse_use(error)
     except OSError as error:
         _discard_output()
         where = "the output" if error.filename is None else str(error.filename)
@@ -76,6 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(
             f"this command needs the package {error.name!r}; install it with: pip install 'qil-deploy[train,export]'."
         )
+
+
+def _run(arguments: Sequence[str] | None, program: str | None) -> int:
+    """Return the exit code."""
+    command = get_command(app)
+    if program is not None:
+        # A command line of its own, so that its usage is what has to be typed; it knows `--version` as well.
+        options = [option for option in command.params if option.name == "version"]
+        command = command.commands[program]  # type: ignore[attr-defined] # a group, since several are registered
+        command.params += options
+    code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _refuse_use(error: Any) -> NoReturn:  # noqa: ANN401 - the class is click's or typer's
+    """Say what is wrong with the options or arguments, and where to read what they are."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        sys.exit(error.exit_code)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    _fail(f"{message}. See: {error.ctx.command_path} --help.")
 
 
 def _print_any_name() -> None:
@@ -99,6 +151,5 @@ def _discard_output() -> None:
 
 
 def _fail(sentence: str) -> NoReturn:
-    # A Text, not a string: file names may hold brackets, which rich would read as markup.
-    Console(stderr=True).print(Text.assemble(("Error:", "red"), f" {sentence}"), soft_wrap=True)
+    print_error(sentence)
     sys.exit(2)

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from qil_deploy.accuracy import top1_percent
 from qil_deploy.errors import CertificateError, ModelFileError
 from qil_deploy.files import write_text
+from qil_deploy.terminal.console import Console
+from qil_deploy.terminal.table import Table
 
 if TYPE_CHECKING:
-    from qil_deploy.datasets import ImageSet
+    from qil_deploy.runtime_tests.backends import CodeReader
     from qil_deploy.runtime_tests.exported_model import Predictor
     from qil_deploy.training.train import RunResult, StageResult
+
+SCHEMA = "qil_deploy.results/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def deliver(
     bench = benchmark(models, BenchOptions(threads=(1,), caches=(WARM,), repeats=repeats))
     write_report(folder / "bench.json", bench)
     for sentence in bench.warnings:
-        console.print(f"Note: {sentence}", markup=False)
+        console.print(f"Note: {sentence}", soft_wrap=True)
     if bench.failures:
         raise ModelFileError(bench.failures[0].reason)
     deliveries = [
@@ -99,23 +99,16 @@ def deliver(
         for stage, model, check, latency in zip(stages, models, checks, bench.latencies, strict=True)
     ]
     lines = [{**asdict(delivery), "model": delivery.model.name} for delivery in deliveries]
-    write_text(folder / "results.json", json.dumps(lines, indent=2) + "\n")
+    write_text(folder / "results.json", json.dumps({"schema": SCHEMA, "models": lines}, indent=2) + "\n")
     return deliveries
 
 
 def delivery_table(deliveries: list[Delivery]) -> Table:
-    """Table of all that was measured, one column per model: fits 80 columns."""
-    table = Table(
-        title=f"{deliveries[0].images:,} test images; latency of one image on one thread", title_justify="left"
-    )
-    rows = zip(HEADINGS, *(delivery_cells(delivery, deliveries[0]) for delivery in deliveries), strict=True)
-    for index, (heading, *cells) in enumerate(rows):
-        if index == 0:
-            table.add_column(heading)
-            for cell in cells:
-                table.add_column(cell, justify="right")
-        else:
-            table.add_row(heading, *cells)
+    """Table of all that was measured, one column per model."""
+    names, *rows = zip(HEADINGS, *(delivery_cells(delivery, deliveries[0]) for delivery in deliveries), strict=True)
+    table = Table(f"{deliveries[0].images:,} test images; latency of one image on one thread", names)
+    for row in rows:
+        table.row(*row)
     return table
 
 
@@ -184,6 +177,7 @@ class _Check:
 def _check(stage: StageResult, model: Path, folder: Path, console: Console, trusted_model: str | None) -> _Check:
     from qil_deploy.datasets import load_images
     from qil_deploy.runtime_tests import verify, write_report
+    from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN, onnx_backend_name
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.verify import batch_size_for
 
@@ -192,30 +186,25 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console, trus
     exported = read_exported_model(model)
     images = load_images(exported.data or "", "test", shape=exported.preprocessing.shape)
     console.print(f"Verifying {model.name} on {len(images)} test images ...")
-    if stage.frozen is None:
-        return _Check(images=len(images), accuracy=_accuracy(exported.onnx_predictor(), images))
-    others = {
-        "frozen PyTorch": checkpoint_predictors(stage.frozen, trusted_model)["frozen PyTorch"],
-        "unfrozen PyTorch": checkpoint_predictors(stage.checkpoint, trusted_model)["unfrozen PyTorch"],
-    }
-    codes = {"frozen PyTorch": frozen_codes(stage.frozen, trusted_model)}
+    others: dict[str, Predictor] = {}
+    codes: dict[str, CodeReader] = {}
+    if stage.frozen is not None:
+        others = {
+            FROZEN: checkpoint_predictors(stage.frozen, trusted_model)[FROZEN],
+            UNFROZEN: checkpoint_predictors(stage.checkpoint, trusted_model)[UNFROZEN],
+        }
+        codes = {FROZEN: frozen_codes(stage.frozen, trusted_model)}
     report = verify(model, images.batches(batch_size_for(exported.preprocessing.shape)), others=others, codes=codes)
-    write_report(folder / f"{stage.name}_verify.json", report)
+    path = folder / f"{stage.name}_verify.json"
+    write_report(path, report)
     if report.exact is False:
-        raise CertificateError(f"{model} does not compute what was trained; see {folder / stage.name}_verify.json.")
+        raise CertificateError(f"{model} does not compute what was trained; see {path}.")
     backends = {backend.name: backend for backend in report.backends}
+    if stage.frozen is None:
+        return _Check(images=len(images), accuracy=100 * report.reference_accuracy)
     return _Check(
         images=len(images),
-        accuracy=100 * backends["ONNX Runtime (all)"].accuracy,
-        differing_logits=max(b.differing_logits for b in report.backends if b.name != "unfrozen PyTorch"),
-        changed_predictions=backends["unfrozen PyTorch"].changed_predictions,
+        accuracy=100 * backends[onnx_backend_name("all")].accuracy,
+        differing_logits=max(b.differing_logits for b in report.backends if b.name != UNFROZEN),
+        changed_predictions=backends[UNFROZEN].changed_predictions,
     )
-
-
-def _accuracy(predict: Predictor, images: ImageSet, batch_size: int = 500) -> float:
-    """Top-1 accuracy of a predictor, in percent."""
-    right = 0
-    for start in range(0, len(images), batch_size):
-        chosen = slice(start, start + batch_size)
-        right += int((predict(images.images[chosen]).argmax(1) == images.labels[chosen]).sum())
-    return top1_percent(right, len(images))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from qil_deploy.terminal.loading import loading
+
 RECIPE = Path("digits_resnet14")
 
 
@@ -16,15 +18,15 @@ def demo_command(
     """Train a small ResNet on digits, learn 4 and 2 bits, export, verify bit for bit, and time it."""
     import shutil
 
-    from rich.console import Console
-    from rich.progress import Progress
+    with loading("PyTorch"):
+        from qil_deploy.terminal.console import Console
+        from qil_deploy.terminal.progress import Progress
+        from qil_deploy.training.recipe import load_recipe
+        from qil_deploy.training.train import train
 
-    from qil_deploy.training.recipe import load_recipe
-    from qil_deploy.training.train import train
+        from .deliver import deliver, delivery_table
 
-    from .deliver import deliver, delivery_table
-
-    console = Console(markup=False)
+    console = Console()
     recipe = load_recipe(RECIPE)
     run_folder = out / "run"
     # Always from the start: a demo that shows an earlier run's figures would prove nothing.

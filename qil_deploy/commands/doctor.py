@@ -16,19 +16,18 @@ def doctor_command(
 
     Exit code 1 means that something does not run, is slow or is inexact; notes alone end with 0.
     """
-    from rich.console import Console
-
     from qil_deploy.files import ensure_writable
     from qil_deploy.runtime_tests import write_report
     from qil_deploy.runtime_tests.doctor import diagnose
     from qil_deploy.runtime_tests.doctor.text import diagnosis_lines
+    from qil_deploy.terminal.console import Console
 
     if json_file is not None:
         ensure_writable(json_file)
     diagnosis = diagnose(model)
     if json_file is not None:
         write_report(json_file, diagnosis)
-    console = Console(highlight=False)
+    console = Console()
     for line in diagnosis_lines(diagnosis):
         console.print(line)
     if not diagnosis.healthy:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qil_deploy.errors import ConfigError, DataError
+from qil_deploy.terminal.loading import loading
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from torch import nn
 
     from qil_deploy.checkpoint import CheckpointInfo
     from qil_deploy.freezing_report import FreezingReport
     from qil_deploy.preprocessing import Preprocessing
+    from qil_deploy.terminal.console import Console
 
 
 # All 10,000 test images of Fashion-MNIST, 53 colour images of 224x224: an export should not take minutes.
@@ -89,16 +90,17 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
 
     A quantized checkpoint is frozen on the way; a float one is written as the float32 baseline.
     """
-    from rich.console import Console
-    from torch import fx
+    with loading("PyTorch and ONNX"):
+        from torch import fx
 
-    from qil_deploy.checkpoint import load_model
-    from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
-    from qil_deploy.files import ensure_writable
-    from qil_deploy.freezing import freeze, keeps_float
-    from qil_deploy.training.models import model_builder
+        from qil_deploy.checkpoint import load_model
+        from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+        from qil_deploy.files import ensure_writable
+        from qil_deploy.freezing import freeze, keeps_float
+        from qil_deploy.terminal.console import Console
+        from qil_deploy.training.models import model_builder
 
-    from .tables import certificate_table
+        from .tables import certificate_table
 
     for name, value in (("golden", golden), ("limit", limit)):
         if value is not None and value < 1:
@@ -109,7 +111,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         format=format.value, weights=weights.value, input=input.value, opset=opset, batch=batch, **left_out
     )
     info, model = load_model(checkpoint, model_builder(trusted_model))
-    console = Console(markup=False)
+    console = Console()
     if isinstance(model, fx.GraphModule):
         if golden is not None and keeps_float(model):
             raise ConfigError(

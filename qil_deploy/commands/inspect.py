@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from qil_deploy.runtime_tests.exported_model import ExportedModel
 
 SCHEMA = "qil_deploy.inspect/1"
-_SHOWN_CLASSES = 12
 
 
 def inspect_command(
@@ -24,13 +23,12 @@ def inspect_command(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
 ) -> None:
     """Print format, input, layers and certificate of an exported model, and the kernels that ONNX Runtime runs."""
-    from rich.console import Console
-
     from qil_deploy.executed_kernels import executed_operators, float_kernels
     from qil_deploy.exported_metadata import read_metadata
     from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
+    from qil_deploy.terminal.console import Console
 
     from .tables import certificate_table, kernel_table, layer_table
 
@@ -47,7 +45,7 @@ def inspect_command(
     layers = describe_layers(exported) if quantized else ()
     executed = executed_operators(model)
     in_float = float_kernels(model) if quantized else []
-    console = Console(markup=False)
+    console = Console()
     for line in _heading(exported, metadata):
         console.print(line)
     if quantized:
@@ -70,21 +68,20 @@ def inspect_command(
 
 def _heading(exported: ExportedModel, metadata: dict[str, Any]) -> list[str]:
     """Return what is said in front of the tables."""
+    from .tables import some_of
+
     pixels, names = exported.preprocessing, exported.class_names
     batch = exported.graph.inputs[0].shape
     images = f"{batch[0]} images" if batch and isinstance(batch[0], int) else "any number of images"
-    classes = ", ".join(names[:_SHOWN_CLASSES])
-    if len(names) > _SHOWN_CLASSES:
-        classes += f" and {len(names) - _SHOWN_CLASSES} more"
     size, opset = exported.path.stat().st_size, exported.graph.opsets[""]
     weights = metadata.get("weights", "float32")
     grid = f"scale {pixels.scale:.6g}, zero point {pixels.zero_point}"
     lines = [
         f"{exported.path}: {size:,} bytes, format {exported.format}, weights {weights}, opset {opset}",
         f"Input: {exported.input} image {list(pixels.shape)}, {grid}; {images} per run",
-        f"Classes: {classes}",
+        f"Classes: {some_of(names)}",
     ]
     for name, layers in metadata.get("passes", {}).items():
         if layers:
-            lines.append(f"Rewritten by {name}: {', '.join(map(str, layers))}")
+            lines.append(f"Rewritten by {name}: {some_of([str(layer) for layer in layers])}")
     return lines

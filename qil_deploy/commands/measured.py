@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from .interrupts import INTERRUPTED
+from qil_deploy.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from qil_deploy.runtime_tests import BenchReport
     from qil_deploy.runtime_tests.instructions.report import InstructionsReport
+    from qil_deploy.terminal.table import Table
 
 Tell = Callable[[str, int, int], None]
 Measured = TypeVar("Measured", "BenchReport", "InstructionsReport")
@@ -37,11 +36,10 @@ def measure_and_show(
         tables: of a report, to print.
         interrupted: whether Ctrl-C ended a measurement.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from qil_deploy.files import ensure_writable
     from qil_deploy.reports import write_report
+    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal.progress import Progress
 
     if json is not None:
         ensure_writable(json)
@@ -52,13 +50,13 @@ def measure_and_show(
         if json is not None:
             write_report(json, report)
     finally:  # what took minutes is shown even where it cannot be written
-        console = Console(markup=False)
+        console = Console()
         for table in tables(report):
             console.print(table)
         for warning in report.warnings:
             console.print(f"Note: {warning}", soft_wrap=True)
     for failure in report.failures:
-        Console(stderr=True, markup=False).print(f"Error: {failure.reason}", soft_wrap=True)
+        Console(stderr=True).print(f"Error: {failure.reason}", soft_wrap=True)
     if report.failures:
         raise typer.Exit(2)
     if interrupted(report):

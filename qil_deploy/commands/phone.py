@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qil_deploy.errors import ConfigError, TargetError
+from qil_deploy.interrupts import noticing_interrupts
 
-from .interrupts import noticing_interrupts
 from .verify import open_test_images
 from .verify_targets import GOLDEN_IMAGES, first_images
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from qil_deploy.runtime_tests.browser.phone import Address
     from qil_deploy.runtime_tests.targets import RunOptions, TargetsReport
+    from qil_deploy.terminal.console import Console
 
 _LOOPBACK_HINT = (
-    "Only this machine reaches it. For phones in its network, add --lan; for one on a USB cable, run\n"
-    "adb reverse tcp:{port} tcp:{port}, and open the same address there (threads are allowed that way).\n"
+    "Only this machine reaches it. For phones in its network, add --lan; for one on a USB cable, run",
+    "adb reverse tcp:{port} tcp:{port}, and open the same address there (threads are allowed that way).",
+    "",
 )
 
 
@@ -51,8 +52,6 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
     Exits with 1 if a code differs.
     """
-    from rich.console import Console
-
     from qil_deploy.files import ensure_writable
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.backends import exact_levels
@@ -61,6 +60,7 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.targets import RunOptions
     from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
+    from qil_deploy.terminal.console import Console
 
     _check_options(golden, data, threads, repeats, timeout)
     address = choose_address(host=host, lan=lan, port=port)
@@ -69,7 +69,7 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     levels = exact_levels(read_exported_model(model).format)
     runtime_files()
     options = RunOptions(levels=levels, threads=threads, repeats=repeats, timeout=timeout)
-    console = Console(markup=False, highlight=False)
+    console = Console()
     try:
         report = _serve(model, golden, data, options, address, console)
     except KeyboardInterrupt as error:
@@ -87,13 +87,12 @@ def _serve(
     model: Path, golden: Path | None, data: str | None, options: RunOptions, address: Address, console: Console
 ) -> TargetsReport:
     """Serve the page until the result is there, saying where it is."""
-    from rich.console import Console
-
     from qil_deploy.runtime_tests.browser.phone import LOOPBACK, verify_on_phone
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import write_golden
+    from qil_deploy.terminal.console import Console
 
-    status = Console(stderr=True, markup=False).status("the integer reference: every code")
+    status = Console(stderr=True).status("the integer reference: every code")
     with tempfile.TemporaryDirectory() as folder, status:
         if golden is None:
             exported = read_exported_model(model)
@@ -102,10 +101,12 @@ def _serve(
             write_golden(model, images, data or exported.data or "", golden)
 
         def announce(url: str) -> None:
-            console.print(f"Open this address, and press Start there:\n\n  {url}\n", soft_wrap=True)
+            for text in ("Open this address, and press Start there:", "", f"  {url}", ""):
+                console.print(text, soft_wrap=True)
             console.print(qr_code(url), soft_wrap=True)
             if address.name == LOOPBACK:
-                console.print(_LOOPBACK_HINT.format(port=url.split("/")[2].partition(":")[2]), soft_wrap=True)
+                for text in _LOOPBACK_HINT:
+                    console.print(text.format(port=url.split("/")[2].partition(":")[2]), soft_wrap=True)
             status.update("waiting for the page; Ctrl-C ends it")
 
         # KeyboardInterrupt itself is lost where Python raises it while a module is loaded, and nobody would come.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qil_deploy.terminal.loading import loading
+
 if TYPE_CHECKING:
     from torch import Tensor, fx
 
@@ -32,7 +34,8 @@ def checkpoint_predictors(path: Path, trusted_model: str | None = None) -> dict[
     Raises:
         CheckpointError: the checkpoint cannot be read, or holds a float network.
     """
-    from qil_deploy.freezing import freeze, keeps_float
+    with loading("PyTorch"):
+        from qil_deploy.freezing import freeze, keeps_float
 
     info, model = _load_quantized(path, trusted_model)
     if info.kind == "frozen":

@@ -15,8 +15,8 @@ def report_command(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="JSON files of verify, verify --target, phone, bench, doctor or report, or folders of them; "
-            "several runs are compared with the first.",
+            help="JSON files of verify, verify --target, phone, bench, doctor or report, folders of them, or folders "
+            "of such folders; several runs are compared with the first.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="The page to write.")],
@@ -27,13 +27,12 @@ def report_command(
     Exits with 1 if a number differs that had to be equal, with 2 if none does, but a target failed or a report could
     not be read, and with 0 otherwise.
     """
-    from rich.console import Console
-    from rich.text import Text
-
     from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.report import collect, render
+    from qil_deploy.runtime_tests.report.figures import FILES
     from qil_deploy.runtime_tests.report.verdict import DIFFERS, INCOMPLETE
+    from qil_deploy.terminal.console import Console
 
     outputs = [path for path in (output, json_file) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):
@@ -48,9 +47,12 @@ def report_command(
     write_text(output, render(report))
     if json_file is not None:
         write_report(json_file, report)
-    console = Console(highlight=False)
-    console.print(Text(report.verdict.sentence, style="bold"), soft_wrap=True)
-    console.print(Text(f"The page is {output}."), soft_wrap=True)
+    console = Console()
+    console.print(report.verdict.sentence, style="bold", soft_wrap=True)
+    for remark in (*report.remarks, *(remark for run in report.runs for remark in run.remarks)):
+        if remark.about == FILES:
+            console.print(remark.text, soft_wrap=True)
+    console.print(f"The page is {output}.", soft_wrap=True)
     if report.verdict.status == DIFFERS:
         raise typer.Exit(1)
     if report.verdict.status == INCOMPLETE:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qil_deploy.errors import ConfigError
+from qil_deploy.terminal.loading import loading
 
 if TYPE_CHECKING:
     from qil_deploy.training.mixed_precision import Proposal
@@ -63,16 +64,17 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch. [default: all cores]")] = None,
 ) -> None:
     """Lower each layer by itself, before any training, and measure what that does; propose bits for a size budget."""
-    import torch
-    from rich.console import Console
-    from rich.progress import Progress
+    with loading("PyTorch"):
+        import torch
 
-    from qil_deploy.files import ensure_writable, write_text
-    from qil_deploy.training.mixed_precision import budget_in_bytes, check_budget, propose, recipe_text
-    from qil_deploy.training.sensitivity import Plan, Probe, measure_sensitivity
-    from qil_deploy.training.sensitivity_plot import plot_sensitivity
+        from qil_deploy.files import ensure_writable, write_text
+        from qil_deploy.terminal.console import Console
+        from qil_deploy.terminal.progress import Progress
+        from qil_deploy.training.mixed_precision import budget_in_bytes, check_budget, propose, recipe_text
+        from qil_deploy.training.sensitivity import Plan, Probe, measure_sensitivity
+        from qil_deploy.training.sensitivity_plot import plot_sensitivity
 
-    from .sensitivity_tables import proposal_table, sensitivity_table
+        from .sensitivity_tables import proposal_table, sensitivity_table
 
     _check_options(budget_bytes, budget_bits, recipe)
     for path in (recipe, plot, json_file):
@@ -90,7 +92,7 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option
         calibration_images=calibration_images,
         seed=seed,
     )
-    console = Console(markup=False)
+    console = Console()
     with Progress(console=console, transient=True) as progress:
         probe = Probe(checkpoint, plan, trusted_model)
         budget = budget_bytes if budget_bits is None else budget_in_bytes(probe, budget_bits)

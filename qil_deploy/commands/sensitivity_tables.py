@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
+from qil_deploy.terminal.table import Column, Table
 from qil_deploy.weight_storage import stored_bytes
 
 if TYPE_CHECKING:
@@ -17,47 +16,42 @@ if TYPE_CHECKING:
 def sensitivity_table(measured: Sensitivity) -> Table:
     """Table of all layers, the one that hurts most first: size, KL, loss and accuracy at each width."""
     widths = sorted({trial.width for layer in measured.layers for trial in layer.trials}, reverse=True)
-    table = Table(title="Each layer lowered by itself", title_justify="left")
-    table.add_column("layer", no_wrap=True)
-    for heading in ("weights", "bits"):
-        table.add_column(heading, justify="right")
+    columns: list[Column | str] = ["layer", "weights", "bits"]
     for heading in ("bytes", "KL", "loss", "accuracy"):
-        for width in widths:
-            table.add_column(f"{heading} {width}", justify="right")
+        columns += [Column(heading=f"{heading} {width}", group=heading) for width in widths]
+    table = Table("Each layer lowered by itself", columns)
     for layer in sorted(measured.layers, key=lambda entry: -entry.worst):
         trials = {trial.width: trial for trial in layer.trials}
         found = [trials.get(width) for width in widths]
         sizes = [None if trial is None else stored_bytes(layer.weights, trial.bits.weight_bits) for trial in found]
         answers = [None if trial is None else trial.measured for trial in found]
-        table.add_row(
+        table.row(
             layer.name,
             f"{layer.weights:,}",
             bits_of(layer.bits),
-            *("" if size is None else f"{size:,}" for size in sizes),
-            *("" if answer is None else f"{answer.kl:.5f}" for answer in answers),
-            *("" if answer is None else f"{answer.loss - measured.baseline.loss:+.4f}" for answer in answers),
-            *("" if answer is None else f"{answer.accuracy - measured.baseline.accuracy:+.2f}" for answer in answers),
+            *("-" if size is None else f"{size:,}" for size in sizes),
+            *("-" if answer is None else f"{answer.kl:.5f}" for answer in answers),
+            *("-" if answer is None else f"{answer.loss - measured.baseline.loss:+.4f}" for answer in answers),
+            *("-" if answer is None else f"{answer.accuracy - measured.baseline.accuracy:+.2f}" for answer in answers),
         )
     return table
 
 
 def proposal_table(probe: Probe, measured: Sensitivity, proposal: Proposal) -> Table:
     """Table of a proposal: every layer's bits, and below them what all together do, beside one width for all."""
-    table = Table(title=f"Proposed for at most {proposal.budget:,} bytes of packed weights", title_justify="left")
-    table.add_column("layer")
-    for heading in ("bits", "bytes", "KL", "loss", "accuracy"):
-        table.add_column(heading, justify="right")
+    columns = ("layer", "bits", "bytes", "KL", "loss", "accuracy")
+    table = Table(f"Proposed for at most {proposal.budget:,} bytes of packed weights", columns)
     for layer in measured.layers:
         bits = proposal.bits[layer.name]
         kl = next((trial.measured.kl for trial in layer.trials if trial.bits == bits), 0.0)
-        table.add_row(layer.name, bits_of(bits), f"{stored_bytes(layer.weights, bits.weight_bits):,}", f"{kl:.5f}")
-    table.add_section()
-    table.add_row("summed", "", f"{proposal.bytes:,}", f"{proposal.summed_kl:.5f}")
+        stored = f"{stored_bytes(layer.weights, bits.weight_bits):,}"
+        table.row(layer.name, bits_of(bits), stored, f"{kl:.5f}", "", "")
+    table.row("summed", "", f"{proposal.bytes:,}", f"{proposal.summed_kl:.5f}", "", "", apart=True)
     rows = [("nothing lowered", measured.bytes, measured.baseline), ("proposed", proposal.bytes, proposal.measured)]
     rows += [(f"all at {entry.width} bits", entry.bytes, entry.measured) for entry in proposal.uniform]
     weights = sum(probe.weights.values())
     for name, size, answer in rows:
-        table.add_row(name, f"{8 * size / weights:.2f}", f"{size:,}", *_answer(answer))
+        table.row(name, f"{8 * size / weights:.2f}", f"{size:,}", *_answer(answer))
     return table
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from qil_deploy.terminal.table import Column, Table
 
 if TYPE_CHECKING:
     from qil_deploy.runtime_tests.layers import LayerDescription
@@ -15,36 +15,24 @@ if TYPE_CHECKING:
 
 def certificate_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     """Table of the certificate's lines, all of which hold."""
-    table = Table(title="Certificate", title_justify="left")
-    for heading in ("line", "worst", "bound", "where"):
-        table.add_column(heading, justify="left" if heading in ("line", "where") else "right")
+    table = Table("Certificate", ("line", "worst", "bound", Column(heading="where", text=True)))
     for line in lines:
-        table.add_row(line["name"], f"{line['worst']:,.4g}", f"{line['bound']:,.4g}", line["where"])
+        table.row(line["name"], f"{line['worst']:,.4g}", f"{line['bound']:,.4g}", line["where"])
     return table
 
 
 def layer_table(layers: Sequence[LayerDescription]) -> Table:
     """Table of an exported model's layers, with their sums in the last row."""
-    table = Table(title="Layers", title_justify="left", show_footer=True)
     stored, macs = sum(layer.bytes for layer in layers), sum(layer.macs for layer in layers)
     weights = sum(math.prod(layer.weight_shape) for layer in layers)
     zeros = sum(layer.zero_share * math.prod(layer.weight_shape) for layer in layers)
-    columns = {
-        "layer": f"{len(layers)} layers",
-        "operator": "",
-        "bits": "",
-        "input codes": "",
-        "weights": f"{weights:,}",
-        "MACs": f"{macs:,}",
-        "bytes": f"{stored:,}",
-        "zero weights": f"{100 * zeros / weights:.1f} %" if weights else "",
-        "dead channels": f"{sum(layer.dead_channels for layer in layers):,}",
-        "multiplier": "",
-    }
-    for heading, total in columns.items():
-        table.add_column(heading, total, justify="left" if heading in ("layer", "operator") else "right")
+    columns = (
+        *("layer", Column(heading="operator", text=True), "bits", "input codes", "weights", "MACs", "bytes"),
+        *("zero weights", "dead channels", "multiplier"),
+    )
+    table = Table("Layers", columns)
     for layer in layers:
-        table.add_row(
+        table.row(
             layer.name,
             layer.operator,
             str(layer.weight_bits),
@@ -56,6 +44,13 @@ def layer_table(layers: Sequence[LayerDescription]) -> Table:
             f"{layer.dead_channels:,}",
             _range(layer.smallest_multiplier, layer.largest_multiplier),
         )
+    table.row(
+        *(f"{len(layers)} layers", "", "", "", f"{weights:,}", f"{macs:,}", f"{stored:,}"),
+        f"{100 * zeros / weights:.1f} %" if weights else "",
+        f"{sum(layer.dead_channels for layer in layers):,}",
+        "",
+        apart=True,
+    )
     return table
 
 
@@ -67,23 +62,25 @@ def _range(smallest: float | None, largest: float | None) -> str:
 
 def kernel_table(counts: Mapping[str, int], in_float: Sequence[tuple[str, str]]) -> Table:
     """Table of the operators that ONNX Runtime executes; those that compute in float by name, in red."""
-    table = Table(title="Executed by ONNX Runtime, after its optimizer", title_justify="left")
-    table.add_column("operator")
-    table.add_column("nodes", justify="right")
-    table.add_column("computing in float", style="red")
+    columns = ("operator", "nodes", Column(heading="computing in float", text=True, style="red"))
+    table = Table("Executed by ONNX Runtime, after its optimizer", columns)
     for operator, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        names = ", ".join(name for kernel, name in in_float if kernel == operator)
-        table.add_row(operator, str(count), names)
+        table.row(operator, str(count), some_of([name for kernel, name in in_float if kernel == operator]))
     return table
+
+
+def some_of(names: Sequence[str], most: int = 12) -> str:
+    """List names, and where there are many the first of them and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def run_table(result: RunResult) -> Table:
     """Table of a run: accuracy of each stage, before and after freezing."""
-    table = Table(title="Accuracy on the test set, in percent", title_justify="left")
-    for heading in ("stage", "fake quantization", "frozen at once", "frozen and trained on"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    columns = ("stage", "fake quantization", "frozen at once", "frozen and trained on")
+    table = Table("Accuracy on the test set, in percent", columns)
     for stage in (result.float_result, *result.stages):
         frozen = [stage.frozen_at_once, stage.frozen_accuracy]
         cells = ["" if value is None else f"{value:.2f}" for value in frozen]
-        table.add_row(stage.name, f"{stage.accuracy:.2f}", *cells)
+        table.row(stage.name, f"{stage.accuracy:.2f}", *cells)
     return table

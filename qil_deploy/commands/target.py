@@ -12,23 +12,19 @@ target_app = typer.Typer(help="Other instruction sets and devices to verify mode
 @target_app.command("list")
 def list_command() -> None:
     """List the targets, and what each still needs."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from qil_deploy.runtime_tests.instructions import counter_state
     from qil_deploy.runtime_tests.targets import DEVICE_FORMS, TARGETS, find_target, target_state
+    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal.table import Column, Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in ("target", "what it is", "state"):
-        table.add_column(heading, no_wrap=heading == "target")
+    table = Table("", ("target", *(Column(heading=heading, text=True) for heading in ("what it is", "state"))))
     rows = [(target.name, target) for target in TARGETS.values()]
     rows += [(form, find_target(example)) for form, example in DEVICE_FORMS.items()]
     states = [(name, target.about, target_state(target)) for name, target in rows]
     states += [("instructions", "no target: counts those that haswell and arm64 execute (bench)", counter_state())]
     for name, about, reason in states:
-        table.add_row(name, about, "ready" if reason is None else reason)
-    Console(markup=False).print(table)
+        table.row(name, about, "ready" if reason is None else reason)
+    Console().print(table)
 
 
 @target_app.command("setup")
@@ -44,11 +40,10 @@ def setup_command(
 
     Nothing is installed, and no root is needed.
     """
-    from rich.console import Console
-
     from qil_deploy.runtime_tests.targets import set_up_target
+    from qil_deploy.terminal.console import Console
 
-    console = Console(stderr=True, markup=False)
+    console = Console(stderr=True)
     with console.status("") as status:
         folder = set_up_target(name, lambda what: status.update(f"{name}: {what}"))
-    Console(markup=False).print(f"{name} is ready, in {folder}.", soft_wrap=True)
+    Console().print(f"{name} is ready, in {folder}.", soft_wrap=True)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qil_deploy.terminal.loading import loading
+
 
 class Precision(StrEnum):
     """Types that convolutions and linear layers compute in while training."""
@@ -43,17 +45,18 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
     Several processes train together: `accelerate launch -m qil_deploy train ...` or `torchrun -m qil_deploy train ...`.
     """
-    import torch
-    from accelerate import PartialState
-    from rich.console import Console
+    with loading("PyTorch"):
+        import torch
+        from accelerate import PartialState
 
-    from qil_deploy.quantizers import compile_quantizers
-    from qil_deploy.training.html_report import write_html_report
-    from qil_deploy.training.recipe import load_recipe
-    from qil_deploy.training.run import Settings
-    from qil_deploy.training.train import train
+        from qil_deploy.quantizers import compile_quantizers
+        from qil_deploy.terminal.console import Console
+        from qil_deploy.training.html_report import write_html_report
+        from qil_deploy.training.recipe import load_recipe
+        from qil_deploy.training.run import Settings
+        from qil_deploy.training.train import train
 
-    from .tables import run_table
+        from .tables import run_table
 
     loaded = load_recipe(recipe, (*(changes or ()), *(["allow_float=true"] if allow_float else [])))
     folder = out or Path("runs") / loaded.name
@@ -68,7 +71,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     state.wait_for_everyone()
     state.destroy_process_group()
     if state.is_main_process:
-        console = Console(markup=False)
+        console = Console()
         console.print(run_table(result))
         console.print(f"Checkpoints and metrics are in {folder}; curves: tensorboard --logdir {folder / 'curves'}.")
         if report:

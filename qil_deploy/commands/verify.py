@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qil_deploy.errors import ConfigError, DataError
+from qil_deploy.interrupts import noticing_interrupts
 
-from .interrupts import noticing_interrupts
 from .verify_targets import TargetRequest, verify_on_targets
 
 if TYPE_CHECKING:
@@ -74,15 +74,15 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     """Compare every logit of a test set with the integer reference, and report the accuracy.
 
     Where a backend differs that has to be equal, the first node that differs is named. Exits with 1 then.
+    Of a float32 baseline, the accuracy is measured and nothing compared.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from qil_deploy.files import ensure_writable
     from qil_deploy.runtime_tests import verify, write_report
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.tables import verify_table
     from qil_deploy.runtime_tests.verify import batch_size_for
+    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal.progress import Progress
 
     _check_options(limit, trusted_model, checkpoint)
     if target:
@@ -137,7 +137,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         if json is not None:
             write_report(json, report)
     finally:  # on a full disk the outcome is shown, at least
-        Console(markup=False).print(verify_table(report))
+        Console().print(verify_table(report))
     if report.exact is False:
         raise typer.Exit(1)
     if report.images < len(images):
@@ -151,6 +151,17 @@ def _check_options(limit: int | None, trusted_model: str | None, checkpoint: Pat
         raise ConfigError("--model says who builds the network of --checkpoint; give both.")
 
 
+def _check_codes(model: Path) -> None:
+    """Raise ConfigError for a file without codes."""
+    from qil_deploy.runtime_tests.exported_model import FLOAT, read_exported_model
+
+    if read_exported_model(model).format == FLOAT:
+        raise ConfigError(
+            f"{model} is a float32 baseline, which has no codes to compare; verify it without --target and --golden, "
+            "which measures its accuracy."
+        )
+
+
 def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -> None:
     """Run the model on targets, with golden vectors or the test set; `others`: whether more was to be compared."""
     from qil_deploy.runtime_tests.exported_model import read_exported_model
@@ -158,6 +169,7 @@ def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -
 
     if others:
         raise ConfigError("--target takes no --checkpoint, --between or --first-difference; leave them out.")
+    _check_codes(request.model)
     exported = read_exported_model(request.model)
     if request.golden is not None:
         if data is not None or request.limit is not None:
@@ -192,20 +204,20 @@ def _verify_golden(
     model: Path, golden: Path, threads: int, pair: tuple[str, str] | None, codes: dict[str, CodeReader]
 ) -> None:
     """Compare golden vectors with one backend, by default ONNX Runtime at every level that has to be exact."""
-    from rich.console import Console
-
     from qil_deploy.runtime_tests.backends import GOLDEN, exact_levels, onnx_backend_name
     from qil_deploy.runtime_tests.differences import describe_difference
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import check_golden
+    from qil_deploy.terminal.console import Console
 
+    _check_codes(model)
     if pair is not None and GOLDEN not in pair:
         raise ConfigError("--golden says what one of the two in --between is; name it there as golden.")
     if pair is None:
         backends = [onnx_backend_name(level) for level in exact_levels(read_exported_model(model).format)]
     else:
         backends = [pair[1] if pair[0] == GOLDEN else pair[0]]
-    console = Console(markup=False)
+    console = Console()
     equal = True
     for backend in backends:
         comparison = check_golden(model, golden, against=backend, threads=threads, others=codes)

@@ -55,12 +55,11 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
         images: the test set, where the request needs one.
         images_from: its name.
     """
-    from rich.console import Console
-
     from qil_deploy.files import ensure_writable
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.targets import find_target, target_names
     from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
+    from qil_deploy.terminal.console import Console
 
     # By order of mention, each once.
     names = dict.fromkeys(name for text in request.targets for name in target_names(text))
@@ -79,7 +78,7 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
         if request.json is not None:
             write_report(request.json, report)
     finally:  # on a full disk the outcome is shown, at least
-        console = Console(markup=False)
+        console = Console()
         console.print(targets_table(report))
         for remark in targets_remarks(report):
             console.print(remark, soft_wrap=True)
@@ -93,12 +92,11 @@ def _run(
     request: TargetRequest, targets: Sequence[Target], images: ImageBatches | None, images_from: str
 ) -> TargetsReport:
     """Write the golden vectors that are asked for and run the targets."""
-    from rich.console import Console
-
     from qil_deploy.runtime_tests.golden import write_golden
     from qil_deploy.runtime_tests.targets import verify_targets, write_golden_logits
+    from qil_deploy.terminal.console import Console
 
-    with tempfile.TemporaryDirectory() as folder, Console(stderr=True, markup=False).status("") as status:
+    with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("") as status:
         golden, logits = request.golden, None
         if images is not None and golden is None:
             status.update("the integer reference: every code")

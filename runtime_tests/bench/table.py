@@ -1,4 +1,4 @@
-"""A `BenchReport` as tables that fit a terminal of 80 columns."""
+"""A `BenchReport` as tables."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Table
-
-from qil_deploy.runtime_tests.tables import new_table, short_names
+from qil_deploy.runtime_tests.tables import short_names
+from qil_deploy.terminal.table import Table
 
 from .report import NATIVE, BenchReport, Latency, Profile
 
@@ -32,26 +30,20 @@ def latency_table(report: BenchReport, target: str = NATIVE) -> Table:
         f"{threads} on {' '.join(map(str, cpus))}" if cpus else f"{threads} not pinned"
         for threads, cpus in pinned.items()
     ]
-    caption = [
-        f"{environment.cpu}, {environment.cpus} CPUs, onnxruntime {environment.onnxruntime}, numpy {environment.numpy}"
+    notes = [
+        f"{environment.cpu}, {environment.cpus} CPUs, onnxruntime {environment.onnxruntime}, numpy {environment.numpy}",
+        *([f"threads: {', '.join(places)}"] if places else []),
     ]
-    if places:
-        caption.append(f"threads: {', '.join(places)}")
-    table = new_table(
-        title=(
-            f"{escape(target)}: latency in ms, batch {report.batch}, {report.repeats} runs after {report.warmup} "
-            "to warm up"
-        ),
-        caption="\n".join(map(escape, caption)),
+    table = Table(
+        f"{target}: latency in ms, batch {report.batch}, {report.repeats} runs after {report.warmup} to warm up",
+        ("model", "threads caches", "median", "p95", "spread", "ratio", "95 % interval", "GMAC/s", "of peak"),
+        notes,
     )
-    table.add_column("model", overflow="fold")
-    for column in ("threads\ncaches", "median", "p95", "spread", "ratio", "95 %\ninterval", "GMAC\n/s", "of\npeak"):
-        table.add_column(column, justify="right", no_wrap=True)
     names = _names(latency.model.path for latency in latencies)
-    for _, setting in groupby(latencies, key=lambda latency: (latency.threads, latency.caches)):
-        table.add_section()
-        for latency in setting:
-            table.add_row(escape(names[latency.model.path]), *_latency_cells(latency))
+    for number, (_, setting) in enumerate(groupby(latencies, key=lambda latency: (latency.threads, latency.caches))):
+        for index, latency in enumerate(setting):
+            cells = _latency_cells(latency)
+            table.row(names[latency.model.path], *cells, apart=number > 0 and index == 0)
     return table
 
 
@@ -73,22 +65,15 @@ def model_table(report: BenchReport) -> Table:
         f"{peak.gmacs:.0f} GMAC/s {peak.arithmetic} on {peak.threads} thread{'s'[: peak.threads > 1]}"
         for peak in report.peaks
     ]
-    table = new_table(title="files", caption=f"peak: {', '.join(peaks)}" if peaks else "")
-    table.add_column("model", overflow="fold")
-    for column in (
-        "file kB",
-        "load\nms",
-        "first run\nms",
-        "memory\nMB",
-        "without\nmodel",
-        "million\nMACs",
-        "layers\ncompute in",
-    ):
-        table.add_column(column, justify="right")
+    columns = (
+        *("model", "file kB", "load ms", "first run ms", "memory MB", "without model", "million MACs"),
+        "layers compute in",
+    )
+    table = Table("files", columns, [f"peak: {', '.join(peaks)}"] if peaks else [])
     names = _names(cost.model.path for cost in report.models)
     for cost in report.models:
-        table.add_row(
-            escape(names[cost.model.path]),
+        table.row(
+            names[cost.model.path],
             f"{cost.model.bytes / 1000:.1f}",
             *(_UNKNOWN if value is None else _milliseconds(value) for value in (cost.load_ms, cost.first_run_ms)),
             _number(cost.peak_bytes, ".1f", 1e6),
@@ -102,16 +87,13 @@ def model_table(report: BenchReport) -> Table:
 def profile_table(profile: Profile) -> Table:
     """Return one row per operator."""
     threads = f"{profile.threads} thread{'s'[: profile.threads > 1]}"
-    table = new_table(
-        title=f"{escape(Path(profile.model.path).name)}, {threads}",
-        caption=f"{profile.runs} runs under the profiler",
+    table = Table(
+        f"{Path(profile.model.path).name}, {threads}",
+        ("operator", "nodes", "us", "share"),
+        [f"{profile.runs} runs under the profiler"],
     )
-    table.add_column("operator", no_wrap=True)
-    for column in ("nodes", "us", "share"):
-        table.add_column(column, justify="right")
     for operator in profile.operators:
-        cells = str(operator.nodes), f"{operator.median_us:.0f}", f"{operator.share:.1%}"
-        table.add_row(escape(operator.operator), *cells)
+        table.row(operator.operator, str(operator.nodes), f"{operator.median_us:.0f}", f"{operator.share:.1%}")
     return table
 
 

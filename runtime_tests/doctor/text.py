@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from rich.padding import Padding
 from rich.text import Text
 
+from qil_deploy.terminal.console import line
+
 from .diagnose import Diagnosis
 from .findings import SEVERITIES, Finding
 
@@ -16,26 +18,26 @@ _STYLES = {"blocks": "bold red", "slow": "yellow", "inexact": "magenta", "note":
 def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[Text | Padding]:
     """Yield what to print, line by line: the file, its findings, and the verdict."""
     model, environment = diagnosis.model, diagnosis.environment
-    yield Text(
-        f"{model.path}: {model.bytes:,} bytes; ONNX Runtime {environment.onnxruntime}, {environment.machine}",
-        style="bold",
-    )
+    versions = f"ONNX Runtime {environment.onnxruntime}, {environment.machine}"
+    yield line((f"{model.path}: {model.bytes:,} bytes; {versions}", "bold"))
     if diagnosis.kernels:
-        yield Text("Executes " + ", ".join(f"{count.nodes} {count.operator}" for count in diagnosis.kernels))
+        yield line("Executes " + ", ".join(f"{count.nodes} {count.operator}" for count in diagnosis.kernels))
     for finding in diagnosis.findings:
-        yield Text.assemble((f"\n{finding.severity}", _STYLES[finding.severity]), f" {finding.kind}: {finding.what}")
-        for line in _details(finding):
-            yield Padding(line, (0, 0, 0, 2))
-    yield Text(f"\n{_verdict(diagnosis)}", style="bold")
+        yield Text()
+        yield line((finding.severity, _STYLES[finding.severity]), f" {finding.kind}: {finding.what}")
+        for detail in _details(finding):
+            yield Padding(detail, (0, 0, 0, 2))
+    yield Text()
+    yield line((_verdict(diagnosis), "bold"))
 
 
 def _details(finding: Finding) -> Iterator[Text]:
     for place in finding.where:
-        yield Text(f"- {place}")
+        yield line(f"- {place}")
     if finding.count > len(finding.where):
-        yield Text(f"- and {finding.count - len(finding.where)} more")
-    yield Text.assemble(("Why: ", "bold"), finding.why)
-    yield Text.assemble(("Do: ", "bold"), finding.remedy)
+        yield line(f"- and {finding.count - len(finding.where)} more")
+    yield line(("Why: ", "bold"), finding.why)
+    yield line(("Do: ", "bold"), finding.remedy)
 
 
 def _verdict(diagnosis: Diagnosis) -> str:

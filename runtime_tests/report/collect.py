@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from qil_deploy.errors import DataError
+from qil_deploy.errors import DataError, OtherSchemaError
 from qil_deploy.reports import read_report_of
 from qil_deploy.runtime_tests.bench import BenchReport
 from qil_deploy.runtime_tests.doctor.diagnose import Diagnosis
@@ -23,7 +24,7 @@ from .content import read_content
 from .deployment import DeploymentReport
 from .extract import of_device, of_diagnosis, of_targets, of_verify
 from .extract_times import of_bench, of_instructions
-from .figures import Environment, Model, Remark, Run, SourceFile
+from .figures import FILES, Environment, Model, Remark, Run, SourceFile
 from .gathered import Figures, MeasuredFile, merge
 from .match import compare_runs, setting_of
 from .verdict import judge
@@ -39,24 +40,44 @@ _CLASSES: Final[tuple[type[Readable], ...]] = (
     Diagnosis,
     DeploymentReport,
 )
+# What else this project writes as JSON, and by which command.
+_OTHER_COMMANDS: Final = {
+    "qil_deploy.inspect/1": "inspect",
+    "qil_deploy.results/1": "demo",
+    "qil_deploy.run/1": "train",
+    "qil_deploy.sensitivity/1": "sensitivity",
+}
 _LARGEST: Final = 2**28  # bytes; reports of large networks have some 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a path stands for: runs, and remarks about files that are none."""
+
+    runs: list[Run]
+    remarks: list[Remark]
 
 
 def collect(paths: Sequence[Path], *, now: datetime | None = None) -> DeploymentReport:
     """Read runs and say what they come to.
 
     Args:
-        paths: each a JSON file or a folder of them; what an earlier `report` wrote stands for all its runs.
+        paths: each a JSON file, a folder of them, or a folder of such folders; what an earlier `report` wrote stands
+            for all its runs.
         now: what time it is; by default it is asked for.
 
     Raises:
         DataError: there is no such file or folder, a file that was named is no report, is damaged or of a schema that
             is not known, or a folder has no report that can be read. A file in a folder that cannot be read is a remark
-            in the report.
+            in the report, and so is what other commands of this project write.
     """
     if not paths:
         raise DataError("there is nothing to report; name a JSON file or a folder of them.")
-    runs = _name([run for path in paths for run in (_read_folder(path) if path.is_dir() else _read_file(path))])
+    found = [_read_folder(path) if path.is_dir() else _read_file(path) for path in paths]
+    left_out = [remark for each in found for remark in each.remarks]
+    runs = _name([run for each in found for run in each.runs])
+    if not runs:
+        raise DataError(f"there is nothing to report. {' '.join(remark.text for remark in left_out)}")
     changes, remarks = compare_runs(runs)
     return DeploymentReport(
         schema=DeploymentReport.SCHEMA,
@@ -64,13 +85,27 @@ def collect(paths: Sequence[Path], *, now: datetime | None = None) -> Deployment
         verdict=judge(runs),
         runs=tuple(runs),
         changes=changes,
-        remarks=remarks,
+        remarks=(*left_out, *remarks),
     )
 
 
-def _read_file(path: Path) -> list[Run]:
-    report = _read(path)
-    return _earlier(path, report) if isinstance(report, DeploymentReport) else [_run(path.stem, [(path, report)], ())]
+def _read_file(path: Path) -> _Found:
+    try:
+        report = _read(path)
+    except OtherSchemaError as error:
+        return _Found(runs=[], remarks=[_left_out(path, error)])
+    if isinstance(report, DeploymentReport):
+        return _Found(runs=_earlier(path, report), remarks=[])
+    return _Found(runs=[_run(path.stem, [(path, report)], ())], remarks=[])
+
+
+def _left_out(path: Path, error: OtherSchemaError) -> Remark:
+    """Say why a file is left out that another command wrote; raise `error` if none did."""
+    command = _OTHER_COMMANDS.get(error.schema) if isinstance(error.schema, str) else None
+    if command is None:
+        raise error
+    text = f"Left out: {path} is what `{command}` wrote; it has no figures that this page shows."
+    return Remark(text=text, grave=False, about=FILES)
 
 
 def _earlier(path: Path, report: DeploymentReport) -> list[Run]:
@@ -89,30 +124,72 @@ def _earlier(path: Path, report: DeploymentReport) -> list[Run]:
     return list(report.runs)
 
 
-def _read_folder(folder: Path) -> list[Run]:
-    """Return the run that a folder of reports is, or the runs of earlier reports where it holds nothing else."""
+def _read_folder(folder: Path) -> _Found:
+    """Return the run that a folder of reports is, or the runs of the folders in it where it holds no JSON itself."""
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+        entries = sorted(folder.iterdir())
+        folders = [path for path in entries if path.is_dir() and any(path.glob("*.json"))]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror or error}.") from error
+    paths = [path for path in entries if path.suffix == ".json"]
+    if folders and not paths:
+        return _read_folders(folders)
+    runs, remarks = _read_files(folder, paths)
+    for path in folders:
+        text = f"Left out: the folder {path}; name it, to have it beside {folder}."
+        remarks.append(Remark(text=text, grave=False, about=FILES))
+    return _Found(runs=runs, remarks=remarks)
+
+
+def _read_folders(folders: Sequence[Path]) -> _Found:
+    """Return each folder as a run of its own; one that has no report is a remark."""
+    runs: list[Run] = []
+    remarks: list[Remark] = []
+    for folder in folders:
+        try:
+            found = _read_folder(folder)
+        except DataError as error:
+            remarks.append(Remark(text=f"Left out: {error}", grave=True, about=FILES))
+        else:
+            runs += found.runs
+            remarks += found.remarks
+    return _Found(runs=runs, remarks=remarks)
+
+
+def _read_files(folder: Path, paths: Sequence[Path]) -> tuple[list[Run], list[Remark]]:
+    """Return the run that the files of a folder are, or the runs of earlier reports where there is nothing else.
+
+    Returns:
+        Runs, with remarks about files that are left out; and these remarks by themselves where there is no run.
+    """
     reports, remarks = [], []
     for path in paths:
         try:
             reports.append((path, _read(path)))
         except DataError as error:
-            remarks.append(Remark(text=f"Left out: {error}", grave=True))
+            remarks.append(_unread(path, error))
     single = [(path, report) for path, report in reports if not isinstance(report, DeploymentReport)]
     earlier = [(path, report) for path, report in reports if isinstance(report, DeploymentReport)]
     if not reports:
+        if remarks and not any(remark.grave for remark in remarks):
+            return [], remarks
         reasons = " ".join(remark.text for remark in remarks) or "It has no file that ends in .json."
         raise DataError(f"{folder} has no report that could be read. {reasons}")
     if not single:
         runs = [run for path, report in earlier for run in _earlier(path, report)]
-        return [replace(runs[0], remarks=(*runs[0].remarks, *remarks)), *runs[1:]] if runs else []
+        return ([replace(runs[0], remarks=(*runs[0].remarks, *remarks)), *runs[1:]], []) if runs else ([], remarks)
     for path, _ in earlier:
         text = f"Left out: {path} is an earlier outcome of this command; name the file itself to have it beside others."
-        remarks.append(Remark(text=text, grave=False))
-    return [_run(folder.resolve().name or str(folder), single, tuple(remarks))]
+        remarks.append(Remark(text=text, grave=False, about=FILES))
+    return [_run(folder.resolve().name or str(folder), single, tuple(remarks))], []
+
+
+def _unread(path: Path, error: DataError) -> Remark:
+    """Return the remark about a file of a folder that is left out; a grave one if it may have held a difference."""
+    if isinstance(error, OtherSchemaError):
+        with contextlib.suppress(DataError):
+            return _left_out(path, error)
+    return Remark(text=f"Left out: {error}", grave=True, about=FILES)
 
 
 def _read(path: Path) -> Readable:
@@ -173,7 +250,7 @@ def _run(name: str, reports: Sequence[tuple[Path, Readable]], remarks: tuple[Rem
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest in sources:
             text = f"Left out: {path} has the same content as {sources[digest].path}."
-            repeated.append(Remark(text=text, grave=False))
+            repeated.append(Remark(text=text, grave=False, about=FILES))
             continue
         sources[digest] = SourceFile(path=str(path), schema=report.schema, sha256=digest)
         parts.append(_figures(path, report))

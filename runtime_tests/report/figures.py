@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FILES = "files"
+"""What a remark about files that were left out is about."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
@@ -259,7 +262,7 @@ class Remark:
     Attributes:
         text: a sentence or more.
         grave: whether a difference may have gone unseen.
-        about: "latency", or "" for all else.
+        about: "latency", "files" (what was left out), or "" for all else.
     """
 
     text: str

@@ -72,7 +72,8 @@ def _judge(run: Run, model: Model) -> ModelVerdict:
         status = INCOMPLETE
     else:
         status = EQUAL if compared else NOT_COMPARED
-    sentences = [_counts(bound, differing) if bound else _nothing(rows)]
+    measured = any(row.model == model.sha256 for row in run.accuracies)
+    sentences = [_counts(bound, differing) if bound else _nothing(rows, measured=measured)]
     sentences += list(dict.fromkeys(row.first for row in bound if row.first is not None))[:_SHOWN]
     sentences += [f"{each.target} failed: {each.reason}" for each in failed]
     if skipped:
@@ -110,9 +111,12 @@ def _counts(rows: Sequence[Exactness], differing: int) -> str:
     return f"{text}; {differing:,} differ: {', '.join(places)}."
 
 
-def _nothing(rows: Sequence[Exactness]) -> str:
+def _nothing(rows: Sequence[Exactness], *, measured: bool) -> str:
+    """Say why nothing was compared; `measured`: whether the accuracy was."""
     if rows:
         return "Nothing had to be equal: the file has float parts, whose last bits depend on the machine."
+    if measured:
+        return "Nothing was compared bit for bit: it is a float32 baseline, of which the accuracy was measured."
     return "Nothing was compared: the model was timed or examined only."
 
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from qil_deploy.terminal.table import Column, Table
 
 from .report import TargetResult, TargetsReport
 
 
 def targets_table(report: TargetsReport) -> Table:
     """Return one row per target: how much was compared, and what differs."""
-    table = Table(
-        title=Text(report.model.path, style="table.title"),
-        caption=_verdict(report),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
+    columns = (
+        *("target", "codes compared", "codes differing", "logits of images", "logits differing", "median ms"),
+        Column(heading="ONNX Runtime", text=True),
     )
-    table.add_column("target", overflow="fold", min_width=16)
-    for column in ("codes\ncompared", "differing", "logits\nof images", "differing", "median\nms"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("ONNX\nRuntime", no_wrap=True)
+    table = Table(report.model.path, columns, [_verdict(report)])
     for result in report.targets:
-        table.add_row(*map(Text, (result.target, *_cells(result))), style=_style(result))
+        table.row(result.target, *_cells(result), style=_style(result))
     return table
 
 
@@ -41,10 +33,10 @@ def _cells(result: TargetResult) -> list[str]:
     ]
 
 
-def _style(result: TargetResult) -> str | None:
+def _style(result: TargetResult) -> str:
     if result.failed is not None or any(report.differing for report in result.reports):
         return "red"
-    return "dim" if result.skipped is not None else None
+    return "dim" if result.skipped is not None else ""
 
 
 def _verdict(report: TargetsReport) -> str:

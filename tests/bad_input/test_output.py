@@ -103,6 +103,7 @@ def test_names_that_no_terminal_can_show(tmp_path: Path, encoding: str) -> None:
     assert rb"\udcff does not exist" in errors
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_verification_keeps_what_it_has(
     model: Path, images: Path, call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_an_interrupted_verification_keeps_what_it_has(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_twice_ends_at_once(
     model: Path, images: Path, call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ def test_ctrl_c_twice_ends_at_once(
     assert not (tmp_path / "r.json").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("command", ["inspect", "doctor"])
 def test_ctrl_c_ends_short_commands(
     model: Path, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, command: str

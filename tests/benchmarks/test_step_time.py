@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 import exporters
 import step_time
@@ -20,6 +18,8 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.runtime_tests import read_report, write_report
 from qil_deploy.runtime_tests.environment import describe_environment
+from qil_deploy.terminal.console import Console
+from qil_deploy.terminal.progress import Progress
 from step_time import StepTimeReport, Variant, judge, make_steps, measure, summarize
 
 

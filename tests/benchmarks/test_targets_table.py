@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import targets_table
 from qil_deploy.calibration import calibrate
@@ -19,6 +18,7 @@ from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reports import write_report
 from qil_deploy.runtime_tests.targets import TargetResult, find_target
+from qil_deploy.terminal.console import Console
 from qil_deploy.training.models import build_model
 from targets_table import Subject, code_rows, found_on, logit_rows, merged, results_so_far
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from qil_deploy import export
 from qil_deploy.checkpoint import load_model, save_checkpoint
@@ -23,6 +22,7 @@ from qil_deploy.errors import CertificateError, ConfigError
 from qil_deploy.onnx_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import BenchReport, VerifyReport, read_report
+from qil_deploy.terminal.console import Console
 from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.train import RunResult, StageResult, train
@@ -73,7 +73,7 @@ def test_a_network_of_the_user_is_delivered_where_the_user_names_it(
 
 def test_files(delivered: Delivered) -> None:
     """Of w3a3, which has no frozen stage, nothing is delivered."""
-    names = ["bench.json", "float.onnx", "results.json", "w4a4.onnx", "w4a4_verify.json"]
+    names = ["bench.json", "float.onnx", "float_verify.json", "results.json", "w4a4.onnx", "w4a4_verify.json"]
     assert sorted(path.name for path in delivered.folder.iterdir()) == names
 
 
@@ -96,12 +96,19 @@ def test_results_repeat_what_training_verify_and_bench_say(delivered: Delivered)
         (delivered.folder / f"{name}.onnx").stat().st_size for name in ("float", "w4a4")
     ]
     assert (floating.frozen_accuracy, floating.frozen_at_once, floating.differing_logits) == (None, None, None)
+    baseline = read_report(delivered.folder / "float_verify.json", VerifyReport)
+    assert (baseline.exact, baseline.backends, floating.runtime_accuracy) == (
+        None,
+        (),
+        100 * baseline.reference_accuracy,
+    )
     assert floating.runtime_accuracy == pytest.approx(delivered.result.float_result.accuracy, abs=0.3)
 
 
 def test_results_json_holds_every_field(delivered: Delivered) -> None:
-    lines = json.loads((delivered.folder / "results.json").read_text())
-    for line, delivery in zip(lines, delivered.deliveries, strict=True):
+    content = json.loads((delivered.folder / "results.json").read_text())
+    assert content["schema"] == "qil_deploy.results/1"
+    for line, delivery in zip(content["models"], delivered.deliveries, strict=True):
         assert line == {**vars(delivery), "model": f"{delivery.name}.onnx"}
 
 

@@ -54,7 +54,7 @@ def test_the_demo_shows_what_it_promises(call: Call, tmp_path: Path) -> None:
     stale.write_text("of an interrupted demo")
     outcome = call("demo", "--out", tmp_path / "demo")
     assert (outcome.code, outcome.error) == (0, "")
-    floating, four, two = json.loads((tmp_path / "demo" / "results.json").read_text())
+    floating, four, two = json.loads((tmp_path / "demo" / "results.json").read_text())["models"]
     assert [floating["name"], four["name"], two["name"]] == ["float", "w4a4", "w2a2"]
     assert floating["images"] == four["images"] == 360
     assert four["runtime_accuracy"] >= floating["runtime_accuracy"] - 1.0

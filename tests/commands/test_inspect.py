@@ -42,7 +42,7 @@ def test_layers_and_certificate(run: Run, call: Call, format_: str, weights: str
     assert "Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in outcome.out
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FrozenLayer)}
     assert len(layers) == 10
-    rows = {name: outcome.out.split(f"│ {name} │ ", 1)[1].split(" │ ") for name in layers}
+    rows = {name: outcome.out.split(f" {name} ", 1)[1].split() for name in layers}
     for name, layer in layers.items():
         bits, codes = layer.layer.weight_quantizer.bits, layer.weight_codes.numpy()
         operator = "QGemm" if name == "fc" else "QLinearConv"
@@ -50,11 +50,11 @@ def test_layers_and_certificate(run: Run, call: Call, format_: str, weights: str
         assert rows[name][:4] == [operator, str(bits), f"0..{int(layer.x.high)}", shape]
         stored = layer_bytes(path, f"{name}_weight")
         dead = int((~codes.reshape(len(codes), -1).any(axis=1)).sum())
-        assert rows[name][5:8] == [f"{stored:,}", f"{100 * np.mean(codes == 0):.1f} %", f"{dead}"]
+        assert rows[name][5:9] == [f"{stored:,}", f"{100 * np.mean(codes == 0):.1f}", "%", f"{dead}"]
     assert rows["layer2.0.conv1"][4] == f"{16 * 8 * 9 * 4 * 4:,}"  # multiplications
     for line in ("int32", "int16", "matmul", "ties", "float", "weights"):
-        assert f"│ {line} │" in outcome.out
-    assert "│ QLinearConv │ 9 │" in outcome.out
+        assert f" {line} " in outcome.out.split("Certificate line worst bound where ")[1]
+    assert " QLinearConv 9 " in outcome.out
     assert "Rewritten by" not in outcome.out  # 8x8 pixels are too few
 
 
@@ -89,8 +89,8 @@ def test_float_kernels_of_a_paper_model_are_named(run: Run, call: Call, tmp_path
     assert outcome.code == 0
     kernels = outcome.out[outcome.out.index("Executed by ONNX Runtime") :]
     assert "fc" in kernels
-    assert "│ layer1.0.conv1 │ Conv │ 5 │ 0..31 │ 8x8x3x3 │" in outcome.out
-    assert "conv1 │ QLinearConv │ 7" not in outcome.out
+    assert " layer1.0.conv1 Conv 5 0..31 8x8x3x3 " in outcome.out
+    assert "conv1 QLinearConv 7" not in outcome.out
 
 
 def test_a_float_model_has_neither(run: Run, call: Call, tmp_path: Path) -> None:

@@ -40,15 +40,15 @@ def test_table_json_picture_and_recipe_of_a_float_network(run: Run, call: Call, 
         (4, 4, 4),
         (2, 2, 2),
     ]
-    kls = " │ ".join(f"{trial['kl']:.5f}" for trial in layer["trials"])
-    assert f"│ layer1.0.conv1 │ 576 │ 7/8 │ 288 │ 144 │ {kls} │" in outcome.out
+    kls = " ".join(f"{trial['kl']:.5f}" for trial in layer["trials"])
+    assert f" layer1.0.conv1 576 7/8 288 144 {kls} " in outcome.out
     worst = max(rows.values(), key=lambda entry: max((trial["kl"] for trial in entry["trials"]), default=0))
-    assert outcome.out.index(f"│ {worst['name']} │") == min(outcome.out.index(f"│ {name} │") for name in rows)
+    assert outcome.out.index(f" {worst['name']} ") == min(outcome.out.index(f" {name} ") for name in rows)
     assert "20 images of the training split of digits, intervals set from 20 others (seed 0)" in outcome.out
     proposal = content["proposal"]
     weights = sum(layer["weights"] for layer in content["layers"])
     assert proposal["bytes"] <= proposal["budget"] == int(4.5 * weights / 8)
-    assert f"│ proposed │ {8 * proposal['bytes'] / weights:.2f} │ {proposal['bytes']:,} │" in outcome.out
+    assert f" proposed {8 * proposal['bytes'] / weights:.2f} {proposal['bytes']:,} " in outcome.out
     assert outcome.out.endswith(f"Train it with: python -m qil_deploy train {files[0]}")
     assert imread(files[1]).std() > 0.01
     recipe = load_recipe(files[0])
@@ -65,8 +65,8 @@ def test_table_json_picture_and_recipe_of_a_float_network(run: Run, call: Call, 
 def test_a_quantized_network_without_a_proposal(run: Run, call: Call) -> None:
     outcome = call("sensitivity", run.quantized, *QUICK, "--what", "weights", "--edges", "--threads", "1")
     assert (outcome.code, outcome.error) == (0, "")
-    assert "│ layer1.0.conv1 │ 576 │ 4/4 │ │ 144 │ │" in outcome.out  # nothing to lower to 4 bits
-    assert "│ conv1 │ 72 │ 7/8 │ 36 │ 18 │" in outcome.out
+    assert " layer1.0.conv1 576 4/4 - 144 - " in outcome.out  # nothing to lower to 4 bits
+    assert " conv1 72 7/8 36 18 " in outcome.out
     assert "Proposed" not in outcome.out
 
 

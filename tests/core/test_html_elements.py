@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from qil_deploy.html_elements import element, page, picture, table
+from qil_deploy.html_elements import TEXT_LENGTH, element, page, picture, table
 
 
 class _Texts(HTMLParser):
@@ -42,8 +42,23 @@ def test_text_follows_the_element_it_stands_behind() -> None:
     ]
 
 
-def test_half_a_character_is_replaced() -> None:
-    assert "a?b" in page("t", "a\ud800b")
+def test_what_does_not_print_is_escaped() -> None:
+    """Half a character, which no encoding has; what a terminal obeys; what turns the direction of writing."""
+    hostile = "a\ud800b \x1b[2J \u202egnp.exe \x9b"
+    text = page(hostile, element("p", hostile, title=hostile))
+    assert text.count(r"a\ud800b \x1b[2J \u202egnp.exe \x9b") == 3
+    assert text.replace("\n", "").isprintable()
+    text.encode()
+
+
+def test_lines_stay_lines() -> None:
+    assert "<pre>a\n\tb\\r</pre>" in page("t", element("pre", "a\n\tb\r"))
+
+
+def test_text_that_would_bury_the_page_is_cut() -> None:
+    huge = "a" * 300_000
+    assert f"<p>{'a' * TEXT_LENGTH}... (300,000 characters)</p>" in page("t", element("p", huge))
+    assert huge in page("t", element("pre", huge))
 
 
 def test_a_style_of_its_own_follows_the_shared_one() -> None:

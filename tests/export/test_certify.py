@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from qil_deploy.errors import CertificateError
 from qil_deploy.executed_kernels import executed_operators
-from qil_deploy.export import CertificateLine, certify
+from qil_deploy.export.certify import CertificateLine, certify
 from qil_deploy.export.export import expected_codes
 from qil_deploy.frozen import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
 

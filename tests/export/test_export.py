@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CertificateError, ConfigError, OutputError, UnsupportedModelError
-from qil_deploy.export import ExportOptions, certify, export_float_onnx, export_onnx, lowering
+from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx, lowering
 from qil_deploy.export import export as export_module
+from qil_deploy.export.certify import certify
 from qil_deploy.frozen import FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
 

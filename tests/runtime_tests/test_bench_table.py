@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from qil_deploy.runtime_tests import BenchOptions, BenchReport, benchmark
 from qil_deploy.runtime_tests.bench.report import WARM, Interval, Latency
 from qil_deploy.runtime_tests.bench.table import bench_tables, latency_table, model_table
 from qil_deploy.runtime_tests.reports import ModelFile
+from qil_deploy.terminal.console import Console
+from qil_deploy.terminal.table import Table
 
 WriteModel = Callable[..., Path]
 QUICK = BenchOptions(caches=(WARM,), repeats=1, warmup=0, processes=1)

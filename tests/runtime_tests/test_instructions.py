@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from qil_deploy.commands.bench import bench_command
@@ -36,6 +35,7 @@ from qil_deploy.runtime_tests.instructions.table import instructions_table
 from qil_deploy.runtime_tests.targets import find_target, set_up_target, target_state
 from qil_deploy.runtime_tests.targets.catalogue import ABOUT, ARM64, FOLDER_VARIABLE, HASWELL
 from qil_deploy.runtime_tests.targets.watched import Command, run_watched
+from qil_deploy.terminal.console import Console
 
 WriteModel = Callable[..., Path]
 
@@ -103,7 +103,7 @@ def bench(*arguments: object) -> Result:
 
 def shown(report: InstructionsReport) -> str:
     """What the command line prints of a report, without line breaks."""
-    console = Console(width=120, record=True, file=io.StringIO(), markup=False)
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(instructions_table(report))
     return " ".join(console.export_text().split())
 

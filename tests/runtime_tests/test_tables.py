@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from qil_deploy.datasets import ImageBatches, ImageSet
 from qil_deploy.runtime_tests import verify
 from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN
 from qil_deploy.runtime_tests.tables import verify_table
+from qil_deploy.terminal.console import Console
+from qil_deploy.terminal.table import Table
 
 WriteModel = Callable[..., Path]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rich.console import Console
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.onnx_file import read_model
@@ -37,6 +36,7 @@ from qil_deploy.runtime_tests.targets import (
 from qil_deploy.runtime_tests.targets import run as run_module
 from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
 from qil_deploy.runtime_tests.targets.watched import Command, run_watched
+from qil_deploy.terminal.console import Console
 
 WriteModel = Callable[..., Path]
 
@@ -55,7 +55,7 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
 
 def shown(report: TargetsReport) -> str:
     """What the command line prints of a report, without line breaks."""
-    console = Console(width=200, record=True, file=io.StringIO(), markup=False)
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(targets_table(report))
     return " ".join([*console.export_text().split(), *targets_remarks(report)])
 

@@ -106,9 +106,20 @@ def test_a_missing_and_a_truncated_model_are_refused(
         verify(path, images, labels)
 
 
-def test_a_float_baseline_has_no_reference(write_model: WriteModel, images: Images, labels: Labels) -> None:
-    with pytest.raises(ModelFileError, match="is a float32 baseline, for which there is no integer reference"):
-        verify(write_model(format="float", input="float"), images, labels)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"others": {"frozen PyTorch": lambda batch: np.zeros((len(batch), 5), np.float32)}},
+        {"must_equal": ["ONNX Runtime (all)"]},
+        {"between": ("integer reference", "ONNX Runtime (all)")},
+        {"first_difference": True},
+    ],
+)
+def test_a_float_baseline_has_nothing_to_compare_with(
+    write_model: WriteModel, images: Images, labels: Labels, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="is a float32 baseline: its accuracy is measured, and there is no integer"):
+        verify(write_model(format="float", input="float"), images, labels, **options)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from qil_deploy.calibration import calibrate
@@ -20,6 +18,8 @@ from qil_deploy.errors import TrainingError
 from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
+from qil_deploy.terminal.console import Console
+from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.data import ArrayBatches
 from qil_deploy.training.loop import (
     EpochMetrics,

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.progress import Progress
 from torch import fx
 
 from qil_deploy.calibration import calibrate
@@ -19,6 +18,7 @@ from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.freezing import freeze
 from qil_deploy.preparation import prepare
+from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.mixed_precision import budget_in_bytes, packed_bytes, propose, recipe_text
 from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import load_recipe, recipe_from_dict

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,6 +22,8 @@ from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.freezing import freeze
 from qil_deploy.preparation import prepare
+from qil_deploy.terminal.console import Console
+from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.data import ArrayBatches, Share
 from qil_deploy.training.loop import Phase, Reports, StepMetrics, make_optimizers, train_phase
 from qil_deploy.training.models import build_model

@@ -32,7 +32,7 @@ def images() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Any]]:
-    return {line["name"]: line for line in json.loads((ZOO / "results.json").read_text())}
+    return {line["name"]: line for line in json.loads((ZOO / "results.json").read_text())["models"]}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -233,6 +233,7 @@ def test_the_last_words_of_a_page_that_gave_up_are_kept(golden: tuple[Path, Path
             future.result(60)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_page_whose_command_has_ended_says_so(command: Callable[..., Command], open_phone: OpenPhone) -> None:
     running = command()
     page = open_phone(running.url)
@@ -243,6 +244,7 @@ def test_a_page_whose_command_has_ended_says_so(command: Callable[..., Command],
     page.get_by_text(re.compile("It did not work: ")).wait_for()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is a signal elsewhere")
 def test_ctrl_c_ends_with_a_sentence(command: Callable[..., Command], tmp_path: Path) -> None:
     running = command("--json", tmp_path / "phone.json")

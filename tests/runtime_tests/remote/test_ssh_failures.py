@@ -115,6 +115,7 @@ def test_a_device_that_does_not_even_tidy_up_is_tidied(
     assert list(server.temporary.iterdir()) == []
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_there_when_this_side_is_ended(
     ssh: str, golden: tuple[Path, Path], number: signal.Signals, tmp_path: Path
