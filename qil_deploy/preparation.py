@@ -71,7 +71,8 @@ def prepare(
     _require_float32(network)
     require_finite(chain(network.named_parameters(), network.named_buffers()), "the network")
     with nothing_left_behind():
-        return _prepared(_copy(network), config, example_input, input_grid, compared=True)
+        example = example_input.detach().to(torch.float32, copy=True)
+        return _prepared(_copy(network), config, example, input_grid, compared=True)
 
 
 def prepare_structure(network: nn.Module, config: QuantConfig, *, input_grid: Preprocessing) -> PreparedModel:
@@ -84,7 +85,8 @@ def prepare_structure(network: nn.Module, config: QuantConfig, *, input_grid: Pr
     Raises:
         UnsupportedModelError, ConfigError: as `prepare`.
     """
-    _require_float32(float_network(network, "prepare"))
+    network = float_network(network, "prepare")
+    _require_float32(network)
     with nothing_left_behind():
         return _prepared(network, config, torch.zeros(1, *input_grid.shape), input_grid, compared=False)
 

@@ -12,7 +12,7 @@ import torch
 from qil_deploy.errors import DataError
 from qil_deploy.preprocessing import Preprocessing
 
-GOOD = {"channels": 3, "height": 4, "width": 4, "scale": 0.01, "zero_point": 77}
+GOOD: dict[str, Any] = {"channels": 3, "height": 4, "width": 4, "scale": 0.01, "zero_point": 77}
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_images_are_arrays_of_uint8() -> None:
     ):
         pixels.normalize(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))  # type: ignore[arg-type] # the point
     with pytest.raises(DataError, match=r"images are float32 of shape \[1, 3, 4, 4\]; the network takes uint8"):
-        pixels.normalize(np.zeros((1, 3, 4, 4), np.float32))  # type: ignore[arg-type] # the point
+        pixels.normalize(np.zeros((1, 3, 4, 4), np.float32))
