@@ -14,7 +14,7 @@ from typing import Final
 from qil_deploy.errors import DataError
 from qil_deploy.reports import read_report_of
 from qil_deploy.runtime_tests.bench import BenchReport
-from qil_deploy.runtime_tests.doctor.diagnose import Diagnosis
+from qil_deploy.runtime_tests.doctor.diagnosis import Diagnosis, Diagnosis1
 from qil_deploy.runtime_tests.instructions import InstructionsReport
 from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
@@ -28,7 +28,16 @@ from .gathered import Figures, MeasuredFile, merge
 from .match import compare_runs, setting_of
 from .verdict import judge
 
-Readable = VerifyReport | TargetsReport | DeviceReport | BenchReport | InstructionsReport | Diagnosis | DeploymentReport
+Readable = (
+    VerifyReport
+    | TargetsReport
+    | DeviceReport
+    | BenchReport
+    | InstructionsReport
+    | Diagnosis
+    | Diagnosis1
+    | DeploymentReport
+)
 
 _CLASSES: Final[tuple[type[Readable], ...]] = (
     VerifyReport,
@@ -37,6 +46,7 @@ _CLASSES: Final[tuple[type[Readable], ...]] = (
     BenchReport,
     InstructionsReport,
     Diagnosis,
+    Diagnosis1,
     DeploymentReport,
 )
 _LARGEST: Final = 2**28  # bytes; reports of large networks have some 2**20
@@ -139,7 +149,7 @@ def _figures(path: Path, report: Readable) -> Figures:
         figures = of_bench(report)
     elif isinstance(report, InstructionsReport):
         figures = of_instructions(report)
-    elif isinstance(report, Diagnosis):
+    elif isinstance(report, Diagnosis | Diagnosis1):
         figures = of_diagnosis(report)
     else:
         raise TypeError(f"{type(report).__name__} has no figures of its own")
