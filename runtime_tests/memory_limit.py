@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 _STATUS: Final = Path("/proc/self/status")
+_SAID: Final = ("bad_alloc", "unable to allocate", "failed to allocate", "out of memory", "memoryerror")
 _DATA: Final = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -37,4 +38,4 @@ def limit_memory(more: int) -> bool:
 def is_out_of_memory(message: str) -> bool:
     """Whether an error's text, NumPy's or ONNX Runtime's, says that memory could not be had."""
     text = message.lower()
-    return any(part in text for part in ("bad_alloc", "unable to allocate", "failed to allocate", "out of memory"))
+    return any(part in text for part in _SAID)

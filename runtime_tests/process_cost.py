@@ -2,7 +2,7 @@
 
 `measure` runs this file as a script:
 
-    python -P process_cost.py SECONDS COMMAND [ARGUMENT...]
+    python -P process_cost.py SECONDS PARENT COMMAND [ARGUMENT...]
 
 which prints the command's exit code, wall time in seconds and peak resident memory in bytes as JSON, and ends with
 code 3 where the command took more than SECONDS ("inf" for any time) and was killed. The measuring process imports
@@ -11,7 +11,7 @@ measured from a process that has loaded torch, `true` takes hundreds of megabyte
 
 The command never outlives whoever asked for it. It and the measuring process are a group of their own, which Ctrl-C in
 a terminal does not reach, and which `measure` kills if it is interrupted itself; where a time is set, the measuring
-process also kills the command when its own parent is gone.
+process also kills the command when its own parent, the process PARENT, is gone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(command: Sequence[str], *, timeout: float = float("inf"), stderr: IO
         OSError: the command cannot be started.
     """
     measuring = subprocess.Popen(  # noqa: S603 - the command line is the caller's own
-        [sys.executable, "-P", __file__, str(timeout), *command],
+        [sys.executable, "-P", __file__, str(timeout), str(os.getpid()), *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -89,12 +89,11 @@ def _kill_group(measuring: subprocess.Popen[str]) -> None:
     measuring.wait()
 
 
-def _run(command: Sequence[str], timeout: float) -> ProcessCost | None:
-    """Run a command; None if it had to be killed."""
+def _run(command: Sequence[str], timeout: float, parent: int) -> ProcessCost | None:
+    """Run a command; None if it had to be killed, because it took too long or this process has lost its parent."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603 - as above
     options = 0 if timeout == float("inf") else os.WNOHANG
-    parent = os.getppid()
     while True:
         ended, status, usage = os.wait4(process.pid, options)
         seconds = time.perf_counter() - start
@@ -111,7 +110,7 @@ def _run(command: Sequence[str], timeout: float) -> ProcessCost | None:
 
 
 if __name__ == "__main__":
-    cost = _run(sys.argv[2:], float(sys.argv[1]))
+    cost = _run(sys.argv[3:], float(sys.argv[1]), int(sys.argv[2]))
     if cost is None:
         sys.exit(_TOO_LONG)
     sys.stdout.write(json.dumps(asdict(cost)) + "\n")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qil_deploy.onnx_file import Node
 
 from .check_scale_shapes import scale_axis
-from .check_weights import INTEGER_LAYERS
+from .check_weights import INTEGER_LAYERS, LAYERS
 from .findings import Finding, found
 from .graphs import Graph
 
@@ -93,19 +93,18 @@ def differing_scale(own: Scales, expected: Scales) -> tuple[float, float] | None
 
 def _fused_layers(written: Sequence[Graph], executed: Sequence[Graph]) -> Iterator[tuple[Graph, Node, Node]]:
     """Yield written layers that became integer kernels, with the DequantizeLinear of their weights."""
-    fused = {
-        node.inputs[3]
-        for graph in executed
-        for node in graph.file.nodes
-        if node.op_type in INTEGER_LAYERS and len(node.inputs) > 3
-    }
+    nodes = [node for graph in executed for node in graph.file.nodes]
+    fused = {node.inputs[3] for node in nodes if node.op_type in INTEGER_LAYERS and len(node.inputs) > 3}
+    # Layers that share their weights with one that is fused may be left.
+    left = {name for node in nodes if node.op_type in LAYERS for name in (node.name, *node.outputs) if name}
     for graph in written:
         for node in graph.file.nodes:
             if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
                 continue
             weights = graph.producers.get(node.inputs[1])
-            is_dequantized = weights is not None and weights.op_type == "DequantizeLinear" and len(weights.inputs) > 1
-            if weights is not None and is_dequantized and weights.inputs[0] in fused:
+            if weights is None or weights.op_type != "DequantizeLinear" or len(weights.inputs) < 2:
+                continue
+            if weights.inputs[0] in fused and not left.intersection((node.name, *node.outputs)):
                 yield graph, node, weights
 
 
@@ -113,8 +112,10 @@ def _wrong_axes(written: Sequence[Graph], executed: Sequence[Graph]) -> Iterator
     """Yield layers with weights whose scales differ along another axis, and that were fused."""
     for graph, node, weights in _fused_layers(written, executed):
         scale, axis, expected = graph.constant(weights, 1), scale_axis(graph, weights), output_axis(node)
-        is_same = scale is None or scale.size == 1 or bool((scale == scale.ravel()[0]).all())
-        if not is_same and axis is not None and axis != expected:
+        shape = graph.shape_of(weights.inputs[0])
+        if scale is None or axis is None or axis == expected or bool((scale == scale.ravel()[:1]).all()):
+            continue
+        if shape is None or (axis < len(shape) and shape[axis] == scale.size):  # else they fit nowhere (scale-shape)
             yield (
                 f"{graph.label(node)}: scales along axis {axis} of {graph.label(weights)}, and output channels along "
                 f"axis {expected}"

@@ -20,11 +20,11 @@ from .fusion_reason import CASTS, Reason, dequantizes, overridable, readers
 from .fusion_results import result_reasons
 from .graphs import Graph
 
-# What ONNX Runtime has integer kernels for.
+# What ONNX Runtime has integer kernels for: layers, what joins tensors, pools.
 _FUSIBLE: Final = frozenset(
     {
-        "Add", "AveragePool", "Concat", "Conv", "FusedConv", "FusedGemm", "Gemm", "GlobalAveragePool", "LeakyRelu",
-        "MatMul", "MaxPool", "Mul", "ReduceMax", "ReduceMin", "Resize", "Sigmoid", "Softmax", "Where",
+        "Add", "AveragePool", "Concat", "Conv", "FusedConv", "FusedGemm", "Gemm", "GlobalAveragePool", "MatMul",
+        "MaxPool", "Mul", "ReduceMax", "ReduceMin", "Resize",
     }
 )  # fmt: skip
 _UNKNOWN: Final = Reason(
@@ -60,8 +60,7 @@ def _why_unfused(graph: Graph, node: Node, machine: str) -> Reason | None:
     """Return why an operator was not fused; None where it computes no floats, or of no codes."""
     if node.op_type not in _FUSIBLE or not graph.is_float(node.outputs[0]):
         return None
-    names = [name for name in graph.data_inputs(node) if graph.type_of(name) != "bool"]
-    sources = {name: graph.source(name, CASTS) for name in names}
+    sources = {name: graph.source(name, CASTS) for name in graph.data_inputs(node)}
     data = [source for source in sources.values() if source is not None and dequantizes(source)]
     if not data:
         return None

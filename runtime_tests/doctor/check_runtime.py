@@ -45,10 +45,8 @@ def _not_loaded(trial: RuntimeTrial) -> Iterator[Finding]:
     failure = trial.failures["optimize"]
     remedy = _unloadable_remedy(failure)
     if "load_plain" in trial.done:
-        remedy = (
-            "It loads with graph optimizations disabled, so the file is valid and the optimizer stumbles: change what "
-            "the findings below name."
-        )
+        valid = "It loads with graph optimizations disabled, so the file is valid and the optimizer stumbles"
+        remedy = f"{valid}. {remedy}" if failure.is_bound else f"{valid}: change what the findings below name."
     yield from found(
         "does-not-load",
         "blocks",

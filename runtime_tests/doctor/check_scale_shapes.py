@@ -40,12 +40,10 @@ def scale_shapes(written: Sequence[Graph], executed: Sequence[Graph], *, fails: 
         executed: what ONNX Runtime makes of them; none if it does not load.
         fails: whether ONNX Runtime does not load the file, or fails when it runs it.
     """
-    defects = [
-        f"{graph.label(node)}: {defect}"
-        for graph in [*written, *executed]
-        for node in graph.file.nodes
-        for defect in _defects(graph, node)
-    ]
+    own = {node.op_type for graph in written for node in graph.file.nodes}
+    nodes = [(graph, node) for graph in written for node in graph.file.nodes]
+    nodes += [(graph, node) for graph in executed for node in graph.file.nodes if node.op_type not in own]
+    defects = [f"{graph.label(node)}: {defect}" for graph, node in nodes for defect in _defects(graph, node)]
     if fails:
         defects += _activations_by_channel(written)
     return found(

@@ -3,8 +3,8 @@
 What the optimizer may change is the order in which sums are rounded: a result near a tie becomes the next code. So two
 results are taken as equal up to rounding where
 
-    codes            differ by one step at most, or as floats do
-    floats           differ, in root mean square, by at most 5 % of the standard deviation of the unoptimized result
+    codes, and floats that codes were made to     differ by one step at most, or as floats do
+    floats           differ by 1e-5 of the largest at most, or, in root mean square, by 5 % of the standard deviation
     other integers   (classes, indices) differ in at most 5 % of the elements
 """
 
@@ -26,6 +26,9 @@ from qil_deploy.runtime_tests.sessions import create_session
 from .inputs import Inputs
 
 TOLERANCE: Final = 0.05
+_FLOAT_TOLERANCE: Final = 1e-5  # of the largest number, for sums of floats in another order
+_ABSOLUTE_TOLERANCE: Final = 1e-7
+_STEP_TOLERANCE: Final = 1.001  # steps: they are multiplied in float32
 _CODES: Final = frozenset({"uint8", "int8", "uint16", "int16"})
 _NOT_FETCHED: Final = ("tensor(bfloat16)", "seq(", "map(", "optional(", "sparse_tensor(")
 
@@ -42,6 +45,8 @@ class Difference:
         largest: the largest difference between finite elements.
         rms: root mean square of these differences.
         spread: standard deviation of the finite elements without the optimizer.
+        magnitude: the largest of them.
+        step: between two codes; 0 where it is not known.
         unlike: how many are finite in one of the two alone; all of them where the shapes differ.
     """
 
@@ -52,6 +57,8 @@ class Difference:
     largest: float
     rms: float
     spread: float
+    magnitude: float
+    step: float
     unlike: int
 
     @property
@@ -59,45 +66,47 @@ class Difference:
         """Whether rounding explains it (module docstring)."""
         if self.unlike:
             return False
-        if self.dtype in _CODES:
-            return self.largest <= 1 or self.rms <= TOLERANCE * self.spread
-        if self.dtype.startswith("float"):
-            return self.rms <= TOLERANCE * self.spread
-        return self.differing <= TOLERANCE * self.elements
+        if not (self.dtype in _CODES or self.dtype.startswith("float")):
+            return self.differing <= TOLERANCE * self.elements
+        few = _FLOAT_TOLERANCE * self.magnitude + _ABSOLUTE_TOLERANCE if self.dtype.startswith("float") else 0
+        return self.largest <= max(few, _STEP_TOLERANCE * self.step) or self.rms <= TOLERANCE * self.spread
 
 
-def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any]) -> Difference:
-    """Compare a tensor that was computed without the optimizer with the same computed with it."""
-    kind, count = str(plain.dtype), int(plain.size)
-    if plain.shape != optimized.shape or plain.dtype != optimized.dtype:
-        return _unlike(tensor, kind, count)
-    if plain.dtype.kind not in "fiub":
-        differing = int(np.count_nonzero(plain != optimized))
-        return Difference(
-            tensor=tensor, dtype=kind, elements=count, differing=differing, largest=0, rms=0, spread=0, unlike=0
-        )
-    first, second = (array.astype(np.float64).ravel() for array in (plain, optimized))
+def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, step: float = 0) -> Difference:
+    """Compare a tensor that was computed without the optimizer with the same computed with it.
+
+    Args:
+        tensor: its name.
+        plain: without.
+        optimized: with it.
+        step: between two codes, of floats that were made of codes.
+    """
+    unlike = plain.shape != optimized.shape or plain.dtype != optimized.dtype
+    numeric = plain.dtype.kind in "fiub" and not unlike
+    first, second = ((array.astype(np.float64).ravel() if numeric else np.zeros(0)) for array in (plain, optimized))
     finite = np.isfinite(first) & np.isfinite(second)
     same = (first == second) | (np.isnan(first) & np.isnan(second))
-    steps = np.abs(first[finite] - second[finite])
+    differing = plain.size if unlike else np.count_nonzero(~same if numeric else plain != optimized)
     with np.errstate(over="ignore"):
-        rms, spread = (float(np.sqrt(np.mean(steps**2))), float(first[finite].std())) if steps.size else (0.0, 0.0)
+        steps, values = np.abs(first[finite] - second[finite]), first[finite]
+        rms, spread = (np.sqrt(np.mean(steps**2)), values.std()) if steps.size else (0, 0)
     return Difference(
         tensor=tensor,
-        dtype=kind,
-        elements=count,
-        differing=int(np.count_nonzero(~same)),
-        largest=float(steps.max(initial=0)),
-        rms=min(rms, np.finfo(np.float64).max),
-        spread=min(spread, np.finfo(np.float64).max),
-        unlike=int(np.count_nonzero(~same & ~finite)),
+        dtype=str(plain.dtype),
+        elements=int(plain.size),
+        differing=int(differing),
+        largest=_bounded(steps.max(initial=0)),
+        rms=_bounded(rms),
+        spread=_bounded(spread),
+        magnitude=_bounded(np.abs(values).max(initial=0)),
+        step=1 if plain.dtype.name in _CODES else step,
+        unlike=max(int(plain.size), 1) if unlike else int(np.count_nonzero(~same & ~finite)),
     )
 
 
-def _unlike(tensor: str, kind: str, count: int) -> Difference:
-    return Difference(
-        tensor=tensor, dtype=kind, elements=count, differing=count, largest=0, rms=0, spread=0, unlike=max(count, 1)
-    )
+def _bounded(number: float) -> float:
+    """Return a number that JSON can hold."""
+    return float(min(number, np.finfo(np.float64).max))
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
@@ -107,9 +116,13 @@ def run(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDAr
     return {name: np.asarray(value) for name, value in zip(names, found, strict=False)}
 
 
-def differences(plain: Mapping[str, NDArray[Any]], optimized: Mapping[str, NDArray[Any]]) -> list[Difference]:
-    """Compare all results that both runs have."""
-    return [difference(name, plain[name], optimized[name]) for name in plain if name in optimized]
+def differences(
+    plain: Mapping[str, NDArray[Any]], optimized: Mapping[str, NDArray[Any]], steps: Mapping[str, float]
+) -> list[Difference]:
+    """Compare all results that both runs have; `steps` are those of floats that were made of codes, by name."""
+    return [
+        difference(name, plain[name], optimized[name], step=steps.get(name, 0)) for name in plain if name in optimized
+    ]
 
 
 def first_difference(path: Path, optimized: Path, inputs: Inputs) -> Difference | None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from qil_deploy.errors import ModelFileError
 from qil_deploy.onnx_file import Node
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
@@ -29,7 +31,7 @@ from .findings import SEVERITIES, Finding, found
 from .graphs import Graph
 from .inputs import Range
 from .read_graphs import Unread, read_graphs
-from .try_runtime import Limits, RuntimeTrial, try_runtime
+from .try_runtime import Hints, Limits, RuntimeTrial, try_runtime
 
 _QUANTIZED: Final = frozenset(
     {
@@ -40,7 +42,7 @@ _QUANTIZED: Final = frozenset(
 )  # fmt: skip
 _CODES: Final = {"uint8": (0, 255), "int8": (-128, 127)}
 # The graph that is executed may be larger than the file: constants are computed, functions written out.
-_LARGEST_OPTIMIZED: Final = 2**28
+_LARGEST_OPTIMIZED: Final = 2**27
 _LARGEST_GROWTH: Final = 8
 
 
@@ -77,9 +79,14 @@ def diagnose(path: Path, limits: Limits | None = None) -> Diagnosis:
 
 
 def _tried(path: Path, folder: Path, written: Sequence[Graph], limits: Limits) -> RuntimeTrial:
-    size = path.stat().st_size + sum(value.nbytes for graph in written for value in graph.file.initializers.values())
+    hints = Hints(
+        bytes=path.stat().st_size
+        + sum(value.nbytes for graph in written for value in graph.file.initializers.values()),
+        ranges=_input_ranges(written[0]),
+        output_steps=_output_steps(written[0]),
+    )
     try:
-        return try_runtime(path, folder, bytes_=size, ranges=_input_ranges(written[0]), limits=limits)
+        return try_runtime(path, folder, hints, limits)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be tried in a process of its own: {error}") from error
 
@@ -96,6 +103,18 @@ def _input_ranges(graph: Graph) -> dict[str, Range]:
                 low, high = sorted((code - zero_point) * scale for code in codes)
                 ranges[info.name] = (low, high)
     return ranges
+
+
+def _output_steps(graph: Graph) -> dict[str, float]:
+    """Return the step between two codes of float outputs that are made of codes."""
+    steps = {}
+    for info in graph.file.outputs:
+        source = graph.source(info.name)
+        if source is not None and source.op_type == "DequantizeLinear":
+            scale = graph.constant(source, 1)
+            if scale is not None and scale.size and np.all(np.isfinite(scale)):
+                steps[info.name] = float(np.abs(scale).max())
+    return steps
 
 
 def _executed(path: Path, trial: RuntimeTrial, unread: Unread) -> list[Graph]:

@@ -28,7 +28,7 @@ _LONGEST_NUMBER: Final = 18  # digits: 2**63 has 19
 
 
 class OutsideError(DefectError):
-    """Data that lie outside the model's folder, before the model's name is known."""
+    """Data that nobody may open, for they lie outside the model's folder or in no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def read_external(tensor: Message, folder: Path) -> Array:
     """Return the elements of a TensorProto that lie in a file in `folder` or below, mapped into memory, read-only.
 
     Raises:
-        OutsideError: they lie elsewhere.
+        OutsideError: they lie elsewhere, or in what is no file.
         DefectError: there is no such file, it is too short, or the tensor does not say what it needs to.
     """
     where = f"initializer {quoted(_text(tensor.name))}"
@@ -108,7 +108,7 @@ def _path(location: str, folder: Path, where: str) -> Path:
             return path
     except OSError as error:
         raise DefectError(f"{shown}, which cannot be read: {error.strerror or error}.") from error
-    raise DefectError(f"{shown}, which is no file.")
+    raise OutsideError(f"{shown}, which is a folder, a device or a pipe.")
 
 
 def _number(text: str, what: str) -> int | None:

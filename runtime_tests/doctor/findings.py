@@ -12,8 +12,9 @@ from qil_deploy.untrusted_text import excerpt
 
 SEVERITIES: Final = ("blocks", "wrong", "slow", "inexact", "unknown", "note")  # the worst first
 _SHOWN: Final = 8
-# What ONNX Runtime appends to the names of nodes that it makes or moves to another layout.
-_APPENDED: Final = re.compile(r"(_token_\d+|_nchwc)+$")
+# What ONNX Runtime adds to the names of nodes that it makes, fuses or moves to another layout.
+_ADDED: Final = re.compile(r"^(fused |InsertedPrecisionFreeCast_)+|(_token_\d+|_nchwc)+$")
+_INTEGER_LAYERS: Final = frozenset({"QLinearConv", "QGemm", "QLinearMatMul"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,12 @@ def found(kind: str, severity: str, where: Sequence[str], *, what: str, why: str
 
 
 def label(node: Node) -> str:
-    """Return a node's operator and name; where it has none, the tensor it makes."""
+    """Return a node's operator and name; where it has none, the tensor it makes, or its weights."""
     names = [name for name in (node.name, *node.outputs) if name]
-    own = [_APPENDED.sub("", name) for name in names]
-    name = next((name for name in (*own, *names) if name), "")
-    return f"{excerpt(node.op_type)} {quoted(name)}"
+    own = next((name for name in (_ADDED.sub("", name) for name in names) if name), "")
+    if not own and node.op_type in _INTEGER_LAYERS and len(node.inputs) > 3:
+        return f"{excerpt(node.op_type)} of weights {quoted(node.inputs[3])}"
+    return f"{excerpt(node.op_type)} {quoted(own or ''.join(names[:1]))}"
 
 
 def quoted(name: str) -> str:

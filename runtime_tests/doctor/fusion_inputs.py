@@ -128,7 +128,7 @@ def _bias_scale(graph: Graph, bias: Node, data: Node, weights: Node) -> Iterator
         return
     own, expected = scales
     if own.size != expected.size:
-        yield Reason(f"its bias has {own.size} scales, and its weights have {expected.size}", _BIAS_REMEDY)
+        yield Reason(f"the scales of its bias are {own.size}, and those of its weights {expected.size}", _BIAS_REMEDY)
     elif (pair := differing_scale(own, expected)) is not None:
         yield Reason(
             f"its bias has the scale {pair[0]:.4g}, and those of input and weights multiply to {pair[1]:.4g}",

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from qil_deploy.onnx_file import UNREAD, Node, OnnxFile, TensorInfo, convert_model, parse_file
 from qil_deploy.onnx_schema import parse_message
-from qil_deploy.onnx_tensors import DATA_TYPES, Array, DefectError
+from qil_deploy.onnx_tensors import DATA_TYPES, Array, DefectError, convert_tensor
 
 from .element_types import infer_types
 from .external_data import OutsideError, is_external, read_external
@@ -23,6 +24,12 @@ from .graphs import Graph, link
 
 _DEEPEST: Final = 16  # graphs in graphs
 _STRING: Final = 8  # the element type of texts, which hold no numbers
+_BFLOAT16: Final = 16
+# Element types that NumPy does not have.
+_OTHER_TYPES: Final = {
+    8: "string", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8e4m3fn", 18: "float8e4m3fnuz",
+    19: "float8e5m2", 20: "float8e5m2fnuz", 23: "float4e2m1", 24: "float8e8m0",
+}  # fmt: skip
 _OVERRIDABLE_SINCE: Final = 4  # IR version: before, every initializer had to be an input as well
 
 Shapes = Mapping[str, Sequence[int | str | None]]
@@ -55,9 +62,11 @@ class _Subgraph:
 class _Taken:
     """What was taken out of a GraphProto, because `convert_model` refuses it."""
 
-    subgraphs: list[_Subgraph]
-    types: dict[str, str]
-    values: dict[str, Array]
+    subgraphs: list[_Subgraph] = field(default_factory=list)
+    types: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    inputs: list[TensorInfo] = field(default_factory=list)
+    outputs: list[TensorInfo] = field(default_factory=list)
 
 
 def read_graphs(
@@ -156,7 +165,7 @@ class _Reader:
 
     def _take(self, graph: Message, place: str) -> _Taken:
         """Take subgraphs, data in other files and texts out of a GraphProto."""
-        taken = _Taken([], {}, {})
+        taken = _Taken()
         for node in graph.node:
             for index in reversed(range(len(node.attribute))):
                 attribute = node.attribute[index]
@@ -167,17 +176,38 @@ class _Reader:
                 taken.subgraphs[:0] = [_Subgraph(content, where) for content in contents]
                 del node.attribute[index]
         for index in reversed(range(len(graph.initializer))):
-            tensor = graph.initializer[index]
-            if is_external(tensor):
-                taken.types[tensor.name] = DATA_TYPES.get(tensor.data_type, (UNREAD,))[0]
-                if (value := self._external(tensor)) is not None:
-                    taken.values[tensor.name] = value
-            elif tensor.data_type == _STRING:
-                taken.types[tensor.name] = "string"
-            else:
-                continue
-            del graph.initializer[index]
+            if self._take_initializer(graph.initializer[index], taken):
+                del graph.initializer[index]
+        _take_infos(graph.input, taken.inputs)
+        _take_infos(graph.output, taken.outputs)
         return taken
+
+    def _take_initializer(self, tensor: Message, taken: _Taken) -> bool:
+        """Take an initializer if `convert_model` would refuse it; return whether it does."""
+        value: Array | None = None
+        if is_external(tensor):
+            taken.types[tensor.name] = DATA_TYPES.get(tensor.data_type, (UNREAD,))[0]
+            value = self._external(tensor)
+        elif tensor.data_type in (_STRING, _BFLOAT16):
+            taken.types[tensor.name] = _OTHER_TYPES[tensor.data_type]
+            value = self._bfloat16(tensor) if tensor.data_type == _BFLOAT16 else None
+        else:
+            return False
+        if value is not None:
+            taken.values[tensor.name] = value
+        return True
+
+    def _bfloat16(self, tensor: Message) -> Array | None:
+        """Return numbers of 16 bits that are the upper halves of float32."""
+        halves = type(tensor)()
+        halves.CopyFrom(tensor)
+        halves.data_type = next(number for number, (name, *_) in DATA_TYPES.items() if name == "uint16")
+        try:
+            stored = convert_tensor(halves, f"initializer {quoted(str(tensor.name))}")
+        except DefectError as error:
+            self.unread.parts.append(str(error))
+            return None
+        return (stored.astype(np.uint32) << 16).view(np.float32)
 
     def _external(self, tensor: Message) -> Array | None:
         try:
@@ -190,14 +220,23 @@ class _Reader:
 
 
 def _completed(file: OnnxFile, taken: _Taken) -> OnnxFile:
-    """Return a graph with the initializers that were taken out of it."""
-    inputs = tuple(info for info in file.inputs if info.name not in taken.types)
+    """Return a graph with what was taken out of it."""
     return replace(
         file,
         initializers={**file.initializers, **taken.values},
         stored_types={**file.stored_types, **taken.types},
-        inputs=inputs,
+        inputs=tuple(info for info in (*file.inputs, *taken.inputs) if info.name not in taken.types),
+        outputs=(*file.outputs, *taken.outputs),
     )
+
+
+def _take_infos(infos: Any, taken: list[TensorInfo]) -> None:  # noqa: ANN401 - protobuf's lists are untyped
+    """Take inputs or outputs of types that NumPy does not have out of a list."""
+    for index in reversed(range(len(infos))):
+        kind = infos[index].type.tensor_type.elem_type
+        if kind in _OTHER_TYPES:
+            taken.append(TensorInfo(infos[index].name, _OTHER_TYPES[kind], None))
+            del infos[index]
 
 
 def _with_outer(file: OnnxFile, around: Sequence[Graph]) -> OnnxFile:

@@ -51,6 +51,7 @@ class Request:
         memory: bytes that the process may take on top.
         seed: of the inputs.
         ranges: of float inputs.
+        output_steps: between two codes, of float outputs that are made of codes.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Request:
     memory: int
     seed: int
     ranges: dict[str, tuple[float, float]]
+    output_steps: dict[str, float]
 
 
 @dataclass
@@ -143,7 +145,7 @@ def _run(session: _Session) -> Answer:
         return {"inputs": describe_inputs(runtime, inputs)}
     optimized = run(runtime, session.inputs)
     del runtime
-    found = differences(session.plain, optimized)
+    found = differences(session.plain, optimized, session.request.output_steps)
     answer: Answer = {"outputs": [asdict(each) for each in found]}
     if not all(each.is_rounding for each in found):
         answer["random"] = _is_random(session)
@@ -167,7 +169,7 @@ def _first_that_runs(
 def _is_random(session: _Session) -> bool:
     """Whether the model gives other results for the same inputs without the optimizer, too."""
     again = run(create_session(session.model, level="disabled"), session.inputs or {})
-    return not all(each.is_rounding for each in differences(session.plain, again))
+    return not all(each.is_rounding for each in differences(session.plain, again, session.request.output_steps))
 
 
 def _located(session: _Session) -> Answer | None:

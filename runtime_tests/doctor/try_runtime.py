@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from .runtime_steps import OPTIMIZED, Request
 
 _MODULE: Final = "qil_deploy.runtime_tests.doctor.runtime_steps"
 _SEED: Final = 0
+_PYTHON_FAILED: Final = 1  # an exception in our own part of the process, or no such module
 _REASON_START: Final = 120
 _REASON_END: Final = 420
 _LEAST_MEMORY: Final = 2**30
@@ -47,6 +48,21 @@ class Limits:
             raise ConfigError(f"the timeout is {self.seconds:g} seconds; it must be positive.")
         if self.memory is not None and self.memory <= 0:
             raise ConfigError(f"the memory is {self.memory:,} bytes; it must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a file tells about itself that trying it needs.
+
+    Attributes:
+        bytes: its size, with the data beside it.
+        ranges: of float inputs, by name.
+        output_steps: between two codes, of float outputs that are made of codes, by name.
+    """
+
+    bytes: int
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    output_steps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,53 +114,50 @@ class RuntimeTrial:
         return any(step in self.failures and not self.failures[step].is_bound for step in ("optimize", "run"))
 
 
-def try_runtime(
-    path: Path, folder: Path, *, bytes_: int, ranges: Mapping[str, tuple[float, float]], limits: Limits
-) -> RuntimeTrial:
+def try_runtime(path: Path, folder: Path, hints: Hints, limits: Limits) -> RuntimeTrial:
     """Let ONNX Runtime load, optimize and run the model at `path`.
 
     Args:
         path: the model.
         folder: an empty folder for what it writes, which must outlive the result.
-        bytes_: size of the model, with the data beside it.
-        ranges: of float inputs, where they are known, by name.
+        hints: what the file tells about itself.
         limits: on time and memory.
 
     Raises:
         OSError: no process can be started.
     """
-    memory = limits.memory or _LEAST_MEMORY + _MEMORY_PER_BYTE * bytes_
+    request = Request(
+        model=str(path),
+        folder=str(folder),
+        steps=["optimize", "types", "run_plain", "run"],
+        memory=limits.memory or _LEAST_MEMORY + _MEMORY_PER_BYTE * hints.bytes,
+        seed=_SEED,
+        ranges=dict(hints.ranges),
+        output_steps=dict(hints.output_steps),
+    )
     trial = RuntimeTrial()
-    _do(["optimize", "types", "run_plain", "run"], trial, path, folder, memory, dict(ranges), limits.seconds)
+    _do(request, trial, limits.seconds)
     if "optimize" in trial.done:
         trial.optimized = folder / OPTIMIZED
     else:
-        _do(["load_plain"], trial, path, folder, memory, dict(ranges), limits.seconds)
+        _do(replace(request, steps=["load_plain"]), trial, limits.seconds)
     return trial
 
 
-def _do(
-    steps: list[str],
-    trial: RuntimeTrial,
-    path: Path,
-    folder: Path,
-    memory: int,
-    ranges: dict[str, tuple[float, float]],
-    seconds: float,
-) -> None:
+def _do(request: Request, trial: RuntimeTrial, seconds: float) -> None:
     """Do steps in as few processes as they survive, and note in `trial` what comes of them."""
+    folder, steps = Path(request.folder), request.steps
     while steps:
-        request = Request(model=str(path), folder=str(folder), steps=steps, memory=memory, seed=_SEED, ranges=ranges)
         written = folder / "request.json"
-        written.write_text(json.dumps(asdict(request)), encoding="utf-8")
+        written.write_text(json.dumps(asdict(replace(request, steps=steps))), encoding="utf-8")
         ended = _run_steps(written, seconds)
         answers = [_read(folder / f"{step}.json") for step in steps]
         finished = answers.index(None) if None in answers else len(answers)
         for step, answer in zip(steps[:finished], answers, strict=False):
-            _note(trial, step, answer or {}, memory)
+            _note(trial, step, answer or {}, request.memory)
         if finished == len(steps) or (ended is not None and ended.exit_code == 0):
             return  # or the others are not tried without the first
-        trial.failures[steps[finished]] = _stopped(ended, seconds, memory)
+        trial.failures[steps[finished]] = _stopped(ended, seconds, request.memory)
         steps = steps[finished + 1 :] if steps[finished] != "optimize" else []
 
 
@@ -157,11 +170,18 @@ def _run_steps(request: Path, seconds: float) -> Ended | None:
 
 
 def _stopped(ended: Ended | None, seconds: float, memory: int) -> Failure:
+    """Say what stopped a process in the middle of a step.
+
+    Raises:
+        OSError: it was not the step.
+    """
     if ended is None:
         return Failure(how="hung", reason=f"it was stopped after {seconds:g} seconds")
     if is_out_of_memory(ended.errors):
         return Failure(how="memory", reason=_too_much(memory))
     words = f": {excerpt(ended.last_words)}" if ended.last_words else ""
+    if ended.exit_code == _PYTHON_FAILED:
+        raise OSError(f"it failed{words}")
     ending = ended.signal or f"exit code {ended.exit_code}"
     return Failure(how="crashed", reason=f"its process ended with {ending}{words}")
 
