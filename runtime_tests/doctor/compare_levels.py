@@ -30,7 +30,11 @@ _FLOAT_TOLERANCE: Final = 1e-5  # of the largest number, for sums of floats in a
 _ABSOLUTE_TOLERANCE: Final = 1e-7
 _STEP_TOLERANCE: Final = 1.001  # steps: they are multiplied in float32
 _CODES: Final = frozenset({"uint8", "int8", "uint16", "int16"})
-_NOT_FETCHED: Final = ("tensor(bfloat16)", "seq(", "map(", "optional(", "sparse_tensor(")
+# Types of outputs that NumPy cannot hold.
+_NOT_FETCHED: Final = (
+    "tensor(bfloat16)", "tensor(float8", "tensor(float4", "tensor(int4", "tensor(uint4", "tensor(int2", "tensor(uint2",
+    "seq(", "map(", "optional(", "sparse_tensor(",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +116,14 @@ def _bounded(number: float) -> float:
 def run(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
     """Return what a session makes of inputs, without what NumPy cannot hold."""
     names = [tensor.name for tensor in session.get_outputs() if not tensor.type.startswith(_NOT_FETCHED)]
-    found = session.run(names or None, inputs)
-    return {name: np.asarray(value) for name, value in zip(names, found, strict=False)}
+    if not names:
+        session.run_with_ort_values(None, {name: _runtime_value(value) for name, value in inputs.items()})
+        return {}
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, inputs), strict=True)}
+
+
+def _runtime_value(value: Any) -> onnxruntime.OrtValue:  # noqa: ANN401 - an array, or what it returns
+    return value if isinstance(value, onnxruntime.OrtValue) else onnxruntime.OrtValue.ortvalue_from_numpy(value)
 
 
 def differences(

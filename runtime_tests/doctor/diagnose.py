@@ -40,6 +40,10 @@ _QUANTIZED: Final = frozenset(
         "MatMulNBits", "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QuantizeLinear",
     }
 )  # fmt: skip
+# Drawn anew by ONNX Runtime, or by where an operator stands, which the optimizer changes.
+_RANDOM: Final = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 _CODES: Final = {"uint8": (0, 255), "int8": (-128, 127)}
 # The graph that is executed may be larger than the file: constants are computed, functions written out.
 _LARGEST_OPTIMIZED: Final = 2**27
@@ -86,9 +90,11 @@ def _tried(path: Path, folder: Path, written: Sequence[Graph], limits: Limits) -
         output_steps=_output_steps(written[0]),
     )
     try:
-        return try_runtime(path, folder, hints, limits)
+        trial = try_runtime(path, folder, hints, limits)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be tried in a process of its own: {error}") from error
+    trial.random |= any(node.op_type in _RANDOM for graph in written for node in graph.file.nodes)
+    return trial
 
 
 def _input_ranges(graph: Graph) -> dict[str, Range]:

@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qil_deploy.errors import ModelFileError
 from qil_deploy.runtime_tests.bench.inputs import draw
 
 from .findings import quoted
@@ -37,6 +36,10 @@ _BIT_PATTERNS: Final = {
 }
 
 
+class UndrawnError(Exception):
+    """Why no input is drawn for a model."""
+
+
 def drawn_inputs(session: onnxruntime.InferenceSession, *, seed: int, ranges: Mapping[str, Range]) -> Iterator[Inputs]:
     """Yield inputs for a session, the likeliest first: some sizes of free dimensions may not go through the network.
 
@@ -44,7 +47,7 @@ def drawn_inputs(session: onnxruntime.InferenceSession, *, seed: int, ranges: Ma
     of the input, and from N(0, 1) where there is none; wider integers, which may be indices, and booleans are 0 or 1.
 
     Raises:
-        ModelFileError: an input is no tensor, or is too large.
+        UndrawnError: an input is no tensor, or is too large.
     """
     tensors = session.get_inputs()
     free = any(not isinstance(size, int) for tensor in tensors for size in tensor.shape[1:])
@@ -53,7 +56,7 @@ def drawn_inputs(session: onnxruntime.InferenceSession, *, seed: int, ranges: Ma
         shapes = {tensor.name: _bound(tensor.shape, size) for tensor in tensors}
         elements = sum(math.prod(shape) for shape in shapes.values())
         if 8 * elements > _LARGEST:
-            raise ModelFileError(f"its inputs have {elements:,} elements, more than are drawn for a try")
+            raise UndrawnError(f"its inputs have {elements:,} elements, more than are drawn for it")
         yield {
             tensor.name: _draw(tensor, shapes[tensor.name], generator, ranges.get(tensor.name)) for tensor in tensors
         }
@@ -91,5 +94,5 @@ def _draw(
         return np.full(shape, "a", object)
     drawn_array = draw(kind, shape, generator)
     if drawn_array is None:
-        raise ModelFileError(f"its input {quoted(tensor.name)} is a {kind}, of which none is drawn for a try")
+        raise UndrawnError(f"its input {quoted(tensor.name)} is a {kind}, of which none is drawn")
     return drawn_array

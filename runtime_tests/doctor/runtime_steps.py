@@ -31,7 +31,7 @@ from qil_deploy.runtime_tests.memory_limit import is_out_of_memory, limit_memory
 from qil_deploy.runtime_tests.sessions import create_session
 
 from .compare_levels import Difference, differences, first_difference, run
-from .inputs import Inputs, describe_inputs, drawn_inputs
+from .inputs import Inputs, UndrawnError, describe_inputs, drawn_inputs
 
 OPTIMIZED: Final = "optimized.onnx"
 # ONNX Runtime's names of types that numpy calls otherwise.
@@ -96,11 +96,12 @@ def main(arguments: Sequence[str]) -> int:
 def _answer(step: Callable[[_Session], Answer], session: _Session) -> Answer:
     try:
         return step(session)
-    except MemoryError as error:
-        return {"error": str(error), "memory": True}
+    except UndrawnError as error:
+        return {"error": str(error), "how": "undrawn"}
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class below Exception
         text = " ".join(str(error).split())
-        return {"error": text, "memory": is_out_of_memory(text)}
+        is_memory = isinstance(error, MemoryError) or is_out_of_memory(text)
+        return {"error": text, "how": "memory" if is_memory else "failed"}
 
 
 def _optimize(session: _Session) -> Answer:

@@ -70,7 +70,7 @@ class Failure:
     """Why a step failed.
 
     Attributes:
-        how: "failed" (ONNX Runtime said why), "hung", "crashed" or "memory".
+        how: "failed" (ONNX Runtime said why), "crashed", "hung", "memory", or "undrawn" (no input was drawn for it).
         reason: in ONNX Runtime's words, or what stopped it.
     """
 
@@ -79,8 +79,8 @@ class Failure:
 
     @property
     def is_bound(self) -> bool:
-        """Whether it was our own bound that stopped it."""
-        return self.how in ("hung", "memory")
+        """Whether it was a bound of our own that stopped it."""
+        return self.how in ("hung", "memory", "undrawn")
 
 
 @dataclass
@@ -207,8 +207,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _note(trial: RuntimeTrial, step: str, answer: dict[str, Any], memory: int) -> None:
     if "error" in answer:
-        reason = _shortened(answer["error"])
-        how = "memory" if answer["memory"] else "failed"
+        how, reason = answer["how"], _shortened(answer["error"])
         trial.failures[step] = Failure(how=how, reason=_too_much(memory) if how == "memory" else reason)
         return
     trial.done.append(step)

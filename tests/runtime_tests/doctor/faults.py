@@ -107,12 +107,12 @@ BIASED = CONVOLUTION.replace("(x_value, w_value)", "(x_value, w_value, b_value)"
     "sum =", "b_value = DequantizeLinear<axis = 0>(b, b_scale)\n sum ="
 )
 BIAS_SCALE = np.array([0.01, 0.02, 0.03], F32)
-BIAS = {"b": np.array([-90, 0, 90], I32), "b_scale": BIAS_SCALE}
+BIAS: dict[str, Any] = {"b": np.array([-90, 0, 90], I32), "b_scale": BIAS_SCALE}
 FLOAT_WEIGHTS = np.linspace(-2, 2, 54, dtype=F32).reshape(3, 2, 3, 3)
 OTHER_AXIS = "scales along axis {} of DequantizeLinear 'w_value'"
 RANK_4 = "[3, 1, 1, 1]; one number or a list of them is allowed"
 RELU = "ReLU stands before the zero point 128, which is not the smallest uint8 code"
-SIGNED = {"x": "int8[1,2,8,8] x", "y": "int8[1,3,6,6] y"}
+SIGNED: dict[str, Any] = {"x": "int8[1,2,8,8] x", "y": "int8[1,3,6,6] y"}
 
 # Four features become four.
 LINEAR = """
@@ -121,13 +121,15 @@ LINEAR = """
     sum = Gemm(x_value, w_value)
     y = QuantizeLinear(sum, y_scale, y_zero)
 """
-FEATURES = {"x": "uint8[1,4] x", "y": "uint8[1,4] y"}
+FEATURES: dict[str, Any] = {"x": "uint8[1,4] x", "y": "uint8[1,4] y"}
 SQUARE = np.array([[9, -3, 2, 5], [4, 8, -7, 1], [-6, 3, 7, -2], [2, 6, -1, 9]], I8)
 DIFFERENT = np.array([0.02, 0.2, 0.1, 0.4], F32)
-LINEAR_VALUES = constants(w=SQUARE, w_scale=DIFFERENT, w_zero=np.zeros(4, I8), y_scale=F32(0.5), y_zero=U8(128))
+LINEAR_VALUES: dict[str, Any] = constants(
+    w=SQUARE, w_scale=DIFFERENT, w_zero=np.zeros(4, I8), y_scale=F32(0.5), y_zero=U8(128)
+)
 
 UNARY = "x_value = DequantizeLinear(x, x_scale, x_zero)\n s = {}\n y = QuantizeLinear(s, y_scale, y_zero)"
-MAP = {"x": "uint8[1,4,4,4] x", "y": "uint8[1,4,N,M] y"}
+MAP: dict[str, Any] = {"x": "uint8[1,4,4,4] x", "y": "uint8[1,4,N,M] y"}
 ADDITION = """
     x_value = DequantizeLinear(x, x_scale, x_zero)
     s = Add(x_value, f)
@@ -173,8 +175,8 @@ CALL = "y = local.layer(x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero)
 QLINEAR = "y = QLinearConv(x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero{})"
 
 FLOAT_X, FLOAT_Y = "float[1,2,8,8] x", "float[1,3,6,6] y"
-FLOATS = {"x": FLOAT_X, "y": FLOAT_Y}
-GRID = {"s": F32(0.1), "low": F32(0), "high": F32(15), "w": np.ones((3, 2, 3, 3), F32), "z": F32(0)}
+FLOATS: dict[str, Any] = {"x": FLOAT_X, "y": FLOAT_Y}
+GRID: dict[str, Any] = {"s": F32(0.1), "low": F32(0), "high": F32(15), "w": np.ones((3, 2, 3, 3), F32), "z": F32(0)}
 FAKE_INPUT = "a = Div(x, s)\n r = Round(a)\n c = Clip(r, low, high)\n q = Mul(c, s)\n"
 
 # What is fine, though it resembles what is not.

@@ -79,13 +79,18 @@ OUTSIDE: dict[str, Callable[[Path], str]] = {
     "a link that leads out": lambda folder: linked(folder / "link.bin", folder.parent / "weights.bin"),
     "a folder that is a link": lambda folder: linked(folder / "data", folder.parent) + "/weights.bin",
     "a pipe": lambda folder: piped(folder / "pipe.bin"),
-    "a folder": lambda folder: str((folder / "data").mkdir() or "data"),
+    "a folder": lambda folder: made(folder / "data"),
 }
 
 
 def linked(link: Path, target: Path) -> str:
     link.symlink_to(target)
     return link.name
+
+
+def made(folder: Path) -> str:
+    folder.mkdir()
+    return folder.name
 
 
 def piped(path: Path) -> str:
