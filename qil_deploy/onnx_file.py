@@ -99,14 +99,28 @@ def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
             uses what is not supported: external data, subgraphs, functions, sparse tensors, element types unknown to
             numpy.
     """
+    return convert_model(path, parse_file(path), left_out=left_out)
+
+
+def parse_file(path: Path) -> Message:
+    """Return the message that the ONNX file at `path` is, with nothing in it looked at.
+
+    Raises:
+        ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX.
+    """
     content = _read_bytes(path)
     try:
-        model = parse_model(content)
-        return _convert_model(path, model, left_out)
+        return parse_model(content)
     except DecodeError as error:
         raise ModelFileError(
             f"{path} is not an ONNX file or is truncated ({len(content)} bytes). Export or copy it again."
         ) from error
+
+
+def convert_model(path: Path, model: Message, *, left_out: list[str] | None = None) -> OnnxFile:
+    """Check and convert what `parse_file` returns, or a part of it; arguments and errors are those of `read_model`."""
+    try:
+        return _convert_model(path, model, left_out)
     except UnicodeDecodeError as error:
         raise ModelFileError(
             f"{path} is damaged: it holds a name that is not UTF-8. Export or copy it again."

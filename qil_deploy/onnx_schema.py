@@ -32,6 +32,11 @@ _SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
         "output": (12, "ValueInfoProto*"),
         "sparse_initializer": (15, "bytes*"),
     },
+    "FunctionProto": {
+        "name": (1, "string"),
+        "node": (7, "NodeProto*"),
+        "domain": (10, "string"),
+    },
     "NodeProto": {
         "input": (1, "string*"),
         "output": (2, "string*"),
@@ -81,7 +86,16 @@ def parse_model(content: bytes) -> Message:
     Raises:
         google.protobuf.message.DecodeError: the bytes are no protobuf message of this kind.
     """
-    return _model_class().FromString(content)
+    return _message_class("ModelProto").FromString(content)
+
+
+def parse_message(kind: str, content: bytes) -> Message:
+    """Parse the bytes of a part of a file that `_SCHEMA` declares as bytes: a subgraph, a function, an entry.
+
+    Raises:
+        google.protobuf.message.DecodeError: the bytes are no message of this kind.
+    """
+    return _message_class(kind).FromString(content)
 
 
 def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
@@ -89,19 +103,27 @@ def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
 
     Protobuf merges what stands behind a message into it: a second graph that has outputs alone adds them.
     """
-    addition = _model_class()()
+    addition = _message_class("ModelProto")()
     for name in names:
         addition.graph.output.add(name=name)
     return content + bytes(addition.SerializeToString())
 
 
 @cache
-def _model_class() -> Any:  # noqa: ANN401 - protobuf's messages are untyped
+def _message_class(kind: str) -> Any:  # noqa: ANN401 - protobuf's messages are untyped
+    """Return the class of one kind of message."""
+    from google.protobuf import message_factory
+
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"qil_deploy_onnx.{kind}"))
+
+
+@cache
+def _pool() -> Any:  # noqa: ANN401 - as above
     """Declare `_SCHEMA` in a pool of its own, where the `onnx` package's declarations cannot collide.
 
     protobuf is loaded for the first file, not when this package is imported.
     """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import descriptor_pb2, descriptor_pool
 
     types = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="qil_deploy_onnx.proto", package="qil_deploy_onnx", syntax="proto2")
@@ -117,4 +139,4 @@ def _model_class() -> Any:  # noqa: ANN401 - protobuf's messages are untyped
                 declared.type = types.Type.Value(f"TYPE_{base.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("qil_deploy_onnx.ModelProto"))
+    return pool

@@ -2,16 +2,21 @@
 
 `measure` runs this file as a script:
 
-    python -P process_cost.py SECONDS COMMAND [ARGUMENT...]
+    python -P process_cost.py SECONDS PARENT COMMAND [ARGUMENT...]
 
 which prints the command's exit code, wall time in seconds and peak resident memory in bytes as JSON, and ends with
 code 3 where the command took more than SECONDS ("inf" for any time) and was killed. The measuring process imports
 nothing large and does nothing else, because Linux counts what a process holds when it forks as its child's, too:
 measured from a process that has loaded torch, `true` takes hundreds of megabytes.
+
+The command never outlives whoever asked for it. It and the measuring process are a group of their own, which Ctrl-C in
+a terminal does not reach, and which `measure` kills if it is interrupted itself; where a time is set, the measuring
+process also kills the command when its own parent, the process PARENT, is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -42,7 +47,7 @@ class ProcessCost:
     peak_bytes: int
 
 
-def measure(command: Sequence[str], *, timeout: float = float("inf"), stderr: IO[str] | None = None) -> ProcessCost:
+def measure(command: Sequence[str], *, timeout: float = float("inf"), stderr: IO[bytes] | None = None) -> ProcessCost:
     """Run a command to its end, measured by a small process in between; its standard output is not shown.
 
     Args:
@@ -54,22 +59,38 @@ def measure(command: Sequence[str], *, timeout: float = float("inf"), stderr: IO
         TimeoutError: it took too long.
         OSError: the command cannot be started.
     """
-    finished = subprocess.run(  # noqa: S603 - the command line is the caller's own
-        [sys.executable, "-P", __file__, str(timeout), *command],
+    measuring = subprocess.Popen(  # noqa: S603 - the command line is the caller's own
+        [sys.executable, "-P", __file__, str(timeout), str(os.getpid()), *command],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
-        check=False,
+        start_new_session=True,
     )
-    if finished.returncode == _TOO_LONG:
+    try:
+        printed, _ = measuring.communicate()
+    except BaseException:
+        _kill_group(measuring)
+        raise
+    if measuring.returncode == _TOO_LONG:
         raise TimeoutError(f"{' '.join(command)} took longer than {timeout:g} seconds.")
-    if finished.returncode != 0:
+    if measuring.returncode != 0:
         raise OSError(f"{' '.join(command)} could not be measured.")
-    return ProcessCost(**json.loads(finished.stdout))
+    return ProcessCost(**json.loads(printed))
 
 
-def _run(command: Sequence[str], timeout: float) -> ProcessCost | None:
-    """Run a command; None if it had to be killed."""
+def _kill_group(measuring: subprocess.Popen[str]) -> None:
+    """Kill the measuring process and the command."""
+    if sys.platform == "win32":
+        measuring.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):  # both have ended
+            os.killpg(measuring.pid, signal.SIGKILL)
+    measuring.wait()
+
+
+def _run(command: Sequence[str], timeout: float, parent: int) -> ProcessCost | None:
+    """Run a command; None if it had to be killed, because it took too long or this process has lost its parent."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603 - as above
     options = 0 if timeout == float("inf") else os.WNOHANG
@@ -78,7 +99,7 @@ def _run(command: Sequence[str], timeout: float) -> ProcessCost | None:
         seconds = time.perf_counter() - start
         if ended:
             break
-        if seconds > timeout:
+        if seconds > timeout or os.getppid() != parent:
             os.kill(process.pid, signal.SIGKILL)
             os.waitpid(process.pid, 0)
             return None
@@ -89,7 +110,7 @@ def _run(command: Sequence[str], timeout: float) -> ProcessCost | None:
 
 
 if __name__ == "__main__":
-    cost = _run(sys.argv[2:], float(sys.argv[1]))
+    cost = _run(sys.argv[3:], float(sys.argv[1]), int(sys.argv[2]))
     if cost is None:
         sys.exit(_TOO_LONG)
     sys.stdout.write(json.dumps(asdict(cost)) + "\n")

@@ -31,6 +31,7 @@ def create_session(
     threads: int = 1,
     level: str = "all",
     content: bytes | None = None,
+    folder: Path | None = None,
     cpus: Sequence[int] = (),
     profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
@@ -44,6 +45,7 @@ def create_session(
         threads: how many threads one operator may use.
         level: graph optimizations, one of `OPTIMIZATION_LEVELS` ("all" is ONNX Runtime's own default).
         content: what to load instead of the file's own bytes, such as the same model with more outputs.
+        folder: where data beside the model lie that `content` names; by default, where `path` does.
         cpus: logical processors to pin the threads to, one for each; the first is that of the thread that calls
             `run`, which its owner has to pin.
         profile: where the profile goes that `end_profiling` of the session writes, its name's beginning; None for none.
@@ -59,6 +61,9 @@ def create_session(
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
     options = session_options(threads=threads, level=level, cpus=cpus, profile=profile)
+    if content is not None:
+        place = str((folder or path.parent).resolve())
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", place)
     try:
         # Without the fallback, which prints to the screen and tries the same again.
         return onnxruntime.InferenceSession(

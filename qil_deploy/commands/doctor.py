@@ -11,20 +11,29 @@ import typer
 def doctor_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file, whoever wrote it.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long ONNX Runtime may take to load, optimize and run it.")
+    ] = 120.0,
+    memory: Annotated[
+        int | None,
+        typer.Option(metavar="MIB", help="How much memory it may take; default: 1,024 and eight times the model."),
+    ] = None,
 ) -> None:
-    """Say what makes a quantized model slow or inexact in ONNX Runtime on CPUs, and what to do.
+    """Say what makes a quantized model slow, inexact or wrong in ONNX Runtime on CPUs, and what to do.
 
-    Exit code 1 means that something does not run, is slow or is inexact; notes alone end with 0.
+    ONNX Runtime loads and runs the model once, in a process of its own. Exit code 1 means that something does not run,
+    is wrong, slow or inexact, or could not be looked into; notes alone end with 0.
     """
     from qil_deploy.files import ensure_writable
     from qil_deploy.runtime_tests import write_report
-    from qil_deploy.runtime_tests.doctor import diagnose
+    from qil_deploy.runtime_tests.doctor import Limits, diagnose
     from qil_deploy.runtime_tests.doctor.text import diagnosis_lines
     from qil_deploy.terminal.console import Console
 
+    limits = Limits(seconds=timeout, memory=None if memory is None else memory * 2**20)
     if json_file is not None:
         ensure_writable(json_file)
-    diagnosis = diagnose(model)
+    diagnosis = diagnose(model, limits)
     if json_file is not None:
         write_report(json_file, diagnosis)
     console = Console()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,23 @@ def random_inputs(
             )
         if 8 * math.prod(shape) > _LARGEST_INPUT:
             raise ModelFileError(f"input {tensor.name!r} of {path} has shape {shape}: too large; use a smaller batch.")
-        if tensor.type in _CODES:
-            limits = np.iinfo(_CODES[tensor.type])
-            inputs[tensor.name] = generator.integers(limits.min, limits.max, shape, limits.dtype, endpoint=True)
-        elif tensor.type in _FLOATS:
-            inputs[tensor.name] = generator.standard_normal(shape, np.float32).astype(_FLOATS[tensor.type])
-        elif tensor.type in _INDICES:
-            inputs[tensor.name] = generator.integers(0, 2, shape).astype(_INDICES[tensor.type])
-        else:
+        drawn = draw(tensor.type, shape, generator)
+        if drawn is None:
             raise ModelFileError(
                 f"input {tensor.name!r} of {path} is a {tensor.type}; inputs can be drawn for "
                 f"{', '.join([*_CODES, *_FLOATS, *_INDICES])}."
             )
+        inputs[tensor.name] = drawn
     return inputs
+
+
+def draw(kind: str, shape: Sequence[int], generator: np.random.Generator) -> NDArray[Any] | None:
+    """Draw a tensor of one of ONNX Runtime's types as `random_inputs` does; None if it is of another type."""
+    if kind in _CODES:
+        limits = np.iinfo(_CODES[kind])
+        return generator.integers(limits.min, limits.max, shape, limits.dtype, endpoint=True)
+    if kind in _FLOATS:
+        return generator.standard_normal(shape, np.float32).astype(_FLOATS[kind])
+    if kind in _INDICES:
+        return generator.integers(0, 2, shape).astype(_INDICES[kind])
+    return None

@@ -10,7 +10,6 @@ is that process. Without a model it only loads ONNX Runtime.
 from __future__ import annotations
 
 import json
-import signal
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qil_deploy.errors import ModelFileError, QilDeployError
-from qil_deploy.runtime_tests.process_cost import measure
+from qil_deploy.runtime_tests.child_process import Ended, run_apart
 from qil_deploy.runtime_tests.sessions import create_session, run_session
 
 from .inputs import random_inputs
@@ -83,39 +82,35 @@ def _try_once(arguments: list[str], path: Path, timeout: float) -> tuple[dict[st
     """Return what the process wrote, and its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        with (Path(folder) / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
-            try:
-                cost = measure(_command(output, arguments), timeout=timeout, stderr=errors)
-            except TimeoutError as error:
-                raise ModelFileError(
-                    f"{path} was not loaded and run once within {timeout:g} seconds, and was stopped; give it longer "
-                    "with --timeout."
-                ) from error
-            except OSError as error:
-                raise ModelFileError(f"{path} cannot be tried in a process of its own: {error}") from error
-            if cost.exit_code != 0:
-                errors.seek(0)
-                raise ModelFileError(_reason(path, cost.exit_code, errors.read()))
-        return json.loads(output.read_text()), cost.peak_bytes
+        try:
+            ended = run_apart(_command(output, arguments), timeout=timeout)
+        except TimeoutError as error:
+            raise ModelFileError(
+                f"{path} was not loaded and run once within {timeout:g} seconds, and was stopped; give it longer "
+                "with --timeout."
+            ) from error
+        except OSError as error:
+            raise ModelFileError(f"{path} cannot be tried in a process of its own: {error}") from error
+        if ended.exit_code != 0:
+            raise ModelFileError(_reason(path, ended))
+        return json.loads(output.read_text()), ended.peak_bytes
 
 
 def _command(output: Path, arguments: list[str]) -> list[str]:
     return [sys.executable, "-P", "-m", _MODULE, str(output), *arguments]
 
 
-def _reason(path: Path, exit_code: int, errors: str) -> str:
+def _reason(path: Path, ended: Ended) -> str:
     """Say why a process failed: its own sentence, or what ended it."""
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    if exit_code == 2 and lines:
-        return lines[-1]
-    if exit_code < 0:
-        try:
-            name = signal.Signals(-exit_code).name
-        except ValueError:
-            name = f"signal {-exit_code}"
-        return f"{path} crashed the process that tried to load and run it ({name}); it may be damaged, or too large."
-    said = f": {lines[-1]}" if lines else ""
-    return f"the process that tried to load and run {path} failed with exit code {exit_code}{said}."
+    if ended.exit_code == 2 and ended.last_words:
+        return ended.last_words
+    if ended.signal is not None:
+        return (
+            f"{path} crashed the process that tried to load and run it ({ended.signal}); it may be damaged, or too "
+            "large."
+        )
+    said = f": {ended.last_words}" if ended.last_words else ""
+    return f"the process that tried to load and run {path} failed with exit code {ended.exit_code}{said}."
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,6 +1,12 @@
-"""What holds a quantized ONNX model back on CPUs, whoever wrote it: `diagnose` returns findings (docs/doctor.md)."""
+"""What holds a quantized ONNX model back on CPUs, whoever wrote it: `diagnose` returns findings (docs/doctor.md).
 
-from .diagnose import Diagnosis, diagnose
+The file is read as it is written (read_graphs.py), and ONNX Runtime optimizes and runs it in processes of its own
+(try_runtime.py); then check_*.py look at the graph that is executed, and at the written one where it says more.
+"""
+
+from .diagnose import diagnose
+from .diagnosis import Diagnosis
 from .findings import SEVERITIES, Finding
+from .try_runtime import Limits
 
-__all__ = ["SEVERITIES", "Diagnosis", "Finding", "diagnose"]
+__all__ = ["SEVERITIES", "Diagnosis", "Finding", "Limits", "diagnose"]

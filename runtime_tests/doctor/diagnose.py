@@ -1,160 +1,181 @@
-"""Read a file, let ONNX Runtime optimize it, and collect the findings."""
+"""Read a file, ask ONNX Runtime about it, and collect the findings."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Final
 
-import onnxruntime
+import numpy as np
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.executed_kernels import write_optimized_model
-from qil_deploy.onnx_file import OnnxFile, read_model
-from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.onnx_file import Node
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.runtime_tests.reports import ModelFile
-from qil_deploy.runtime_tests.sessions import create_session
+from qil_deploy.untrusted_text import excerpt
 
-from .arithmetic import arithmetic_findings
-from .executed import executed_findings
+from .check_activations import dynamic_quantization, signed_activations
+from .check_fake_quantization import fake_quantization
+from .check_float_parts import float_findings
+from .check_fused_scales import fused_scales
+from .check_fusion import unfused_findings
+from .check_runtime import runtime_findings
+from .check_scale_shapes import scale_shapes
+from .check_scales import bad_scales, rounding_by_machine
+from .check_sums import sum_findings
+from .check_weights import dequantized_by_hand, float_weights, one_scale, packed_weights
+from .diagnosis import ComparedOutput, Diagnosis, KernelCount
 from .findings import SEVERITIES, Finding, found
-from .network import Network, link
-from .scales import scale_findings
-from .written import quantizers, written_findings
+from .graphs import Graph
+from .inputs import Range
+from .read_graphs import Unread, read_graphs
+from .try_runtime import Hints, Limits, RuntimeTrial, try_runtime
 
-_LONGEST_REASON = 400
-# ONNX Runtime's names of types that numpy calls otherwise.
-_TYPE_NAMES = {"tensor(float)": "float32", "tensor(double)": "float64"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelCount:
-    """How many nodes of one operator ONNX Runtime executes."""
-
-    operator: str
-    nodes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """Everything that `diagnose` found, the worst first.
-
-    Attributes:
-        schema: name and version of this format, `SCHEMA`.
-        model: the file.
-        environment: where ONNX Runtime optimized it.
-        loads: whether ONNX Runtime loads it.
-        quantized: whether anything in it is quantized.
-        kernels: what ONNX Runtime executes; empty if the file does not load.
-        findings: what holds it back.
-    """
-
-    SCHEMA: ClassVar[str] = "qil_deploy.doctor/1"
-
-    schema: str
-    model: ModelFile
-    environment: Environment
-    loads: bool
-    quantized: bool
-    kernels: tuple[KernelCount, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def healthy(self) -> bool:
-        """Whether there are notes at most."""
-        return all(finding.severity == "note" for finding in self.findings)
+_QUANTIZED: Final = frozenset(
+    {
+        "ConvInteger", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+        "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
+        "MatMulNBits", "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QuantizeLinear",
+    }
+)  # fmt: skip
+# Drawn anew by ONNX Runtime, or by where an operator stands, which the optimizer changes.
+_RANDOM: Final = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_CODES: Final = {"uint8": (0, 255), "int8": (-128, 127)}
+# The graph that is executed may be larger than the file: constants are computed, functions written out.
+_LARGEST_OPTIMIZED: Final = 2**27
+_LARGEST_GROWTH: Final = 8
 
 
-def diagnose(path: Path) -> Diagnosis:
+def diagnose(path: Path, limits: Limits | None = None) -> Diagnosis:
     """Find what holds the ONNX file at `path` back in ONNX Runtime on CPUs.
+
+    Args:
+        path: the file.
+        limits: what ONNX Runtime may take for it; by default those of `Limits`.
 
     Raises:
         ModelFileError: there is no such file, or it is damaged, truncated or no ONNX file.
     """
-    left_out: list[str] = []
-    written = link(read_model(path, left_out=left_out))
-    executed, failure = _executed(path, left_out)
-    quantized = bool(quantizers(written))
-    findings = [
-        *_unloadable(path, failure),
-        *written_findings(written, loads=executed is not None),
-        *(executed_findings(executed) if quantized and executed is not None else ()),
-        *(arithmetic_findings(executed) if executed is not None else ()),
-        *scale_findings(written),
-        *_float_model(quantized=quantized),
-        *_not_looked_into(left_out),
-    ]
-    counts = Counter(node.op_type for node in executed.file.nodes) if executed is not None else Counter[str]()
+    unread = Unread()
+    written = read_graphs(path, unread)
+    environment = describe_environment()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = RuntimeTrial()
+        if not unread.outside:  # ONNX Runtime might open it
+            trial = _tried(path, Path(folder), written, limits or Limits())
+        executed = _executed(path, trial, unread)
+        findings = list(_findings(written, executed, trial, unread, environment))
+        kernels = Counter(excerpt(node.op_type) for graph in executed for node in graph.file.nodes)
     return Diagnosis(
         schema=Diagnosis.SCHEMA,
         model=ModelFile.of(path),
-        environment=describe_environment(),
-        loads=executed is not None,
-        quantized=quantized,
-        kernels=tuple(KernelCount(operator=operator, nodes=nodes) for operator, nodes in counts.most_common()),
+        environment=environment,
+        loads=trial.optimized is not None,
+        quantized=not any(finding.kind == "not-quantized" for finding in findings),
+        kernels=tuple(KernelCount(operator=operator, nodes=nodes) for operator, nodes in kernels.most_common()),
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
+        compared=_compared(trial),
     )
 
 
-def _executed(path: Path, left_out: list[str]) -> tuple[Network | None, str]:
-    """Return the graph that ONNX Runtime executes, with types and shapes, or why there is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        try:
-            write_optimized_model(path, optimized)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class below Exception
-            return None, " ".join(str(error).split())[:_LONGEST_REASON]
-        file = read_model(optimized, left_out=[])
-        try:
-            return _typed(file), ""
-        except ModelFileError as error:
-            left_out.append(f"the graph that is executed, whose types are not known ({error})")
-            return link(file), ""
-
-
-def _typed(file: OnnxFile) -> Network:
-    """Link a graph whose tensors get the types and shapes that ONNX Runtime infers."""
-    present = {info.name for info in file.outputs}
-    wanted = [name for node in file.nodes for name in node.outputs if name and name not in present]
-    content = with_outputs(file.path.read_bytes(), wanted)
-    tensors = create_session(file.path, level="disabled", content=content).get_outputs()
-    types = {tensor.name: _type_name(tensor.type) for tensor in tensors}
-    shapes = {tensor.name: tuple(tensor.shape) for tensor in tensors}
-    types.update({info.name: info.dtype for info in file.inputs})
-    shapes.update({info.name: info.shape for info in file.inputs if info.shape is not None})
-    return link(file, types, shapes)
-
-
-def _type_name(name: str) -> str:
-    return _TYPE_NAMES.get(name, name.removeprefix("tensor(").removesuffix(")"))
-
-
-def _unloadable(path: Path, failure: str) -> list[Finding]:
-    if not failure:
-        return []
+def _tried(path: Path, folder: Path, written: Sequence[Graph], limits: Limits) -> RuntimeTrial:
+    hints = Hints(
+        bytes=path.stat().st_size
+        + sum(value.nbytes for graph in written for value in graph.file.initializers.values()),
+        ranges=_input_ranges(written[0]),
+        output_steps=_output_steps(written[0]),
+    )
     try:
-        create_session(path, level="disabled")
-    except ModelFileError:
-        remedy = "Correct what the message names: a missing file, an unknown operator or domain, or an invalid graph."
-    else:
-        remedy = (
-            "It loads with graph optimizations disabled, so the file is valid and the optimizer stumbles: change what "
-            "the findings below name."
+        trial = try_runtime(path, folder, hints, limits)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be tried in a process of its own: {error}") from error
+    trial.random |= any(node.op_type in _RANDOM for graph in written for node in graph.file.nodes)
+    return trial
+
+
+def _input_ranges(graph: Graph) -> dict[str, Range]:
+    """Return what float inputs can be told apart by: the range of the codes that they are quantized to first."""
+    ranges = {}
+    for info in graph.file.inputs:
+        for reader in graph.readers.get(info.name, []):
+            numbers = graph.scalars(reader, [1, 2] if len(reader.inputs) > 2 else [1])
+            codes = _CODES.get(graph.type_of(reader.outputs[0]))
+            if reader.op_type == "QuantizeLinear" and numbers is not None and codes is not None:
+                scale, zero_point = (*numbers, 0.0)[:2]
+                low, high = sorted((code - zero_point) * scale for code in codes)
+                ranges[info.name] = (low, high)
+    return ranges
+
+
+def _output_steps(graph: Graph) -> dict[str, float]:
+    """Return the step between two codes of float outputs that are made of codes."""
+    steps = {}
+    for info in graph.file.outputs:
+        source = graph.source(info.name)
+        if source is not None and source.op_type == "DequantizeLinear":
+            scale = graph.constant(source, 1)
+            if scale is not None and scale.size and np.all(np.isfinite(scale)):
+                steps[info.name] = float(np.abs(scale).max())
+    return steps
+
+
+def _executed(path: Path, trial: RuntimeTrial, unread: Unread) -> list[Graph]:
+    """Return the graphs that ONNX Runtime executes, with types and shapes; none if it does not load the file."""
+    if trial.optimized is None:
+        return []
+    size, largest = trial.optimized.stat().st_size, _LARGEST_OPTIMIZED + _LARGEST_GROWTH * path.stat().st_size
+    if size > largest:
+        unread.parts.append(
+            f"the graph that is executed: {size:,} bytes, which are computed from {path.stat().st_size:,}."
         )
-    return found(
-        "does-not-load",
-        "blocks",
-        [failure],
-        what=f"ONNX Runtime {onnxruntime.__version__} does not load the file",
-        why="Nothing can be said about what would be executed.",
-        remedy=remedy,
-    )
+        return []
+    if "types" in trial.failures:
+        unread.parts.append(
+            f"the graph that is executed, whose types are not known ({trial.failures['types'].reason})."
+        )
+    # What cannot be read of the file cannot be read of this, either, and has been said.
+    return read_graphs(trial.optimized, Unread(), folder=path.parent, types=trial.types, shapes=trial.shapes)
 
 
-def _float_model(*, quantized: bool) -> list[Finding]:
+def _findings(
+    written: list[Graph], executed: list[Graph], trial: RuntimeTrial, unread: Unread, environment: Environment
+) -> Iterator[Finding]:
+    """Yield all findings, whatever their severity."""
+    loads = trial.optimized is not None
+    known = executed or written
+    findings = [
+        *packed_weights(known, loads=loads),
+        *signed_activations(known, environment.machine),
+        *dynamic_quantization(known),
+        *one_scale(written),
+        *dequantized_by_hand(written),
+        *fake_quantization(written, loads=loads),
+        *float_weights(executed, written),
+        *bad_scales(written),
+        *rounding_by_machine(known, written),
+        *scale_shapes(written, executed, fails=trial.fails),
+        *fused_scales(written, executed),
+        *sum_findings(executed),
+    ]
+    quantized = any(_is_quantized(node) for graph in [*written, *executed] for node in graph.file.nodes)
+    if quantized:
+        findings += [*float_findings(executed), *unfused_findings(executed, environment.machine)]
+    kinds = {finding.kind for finding in findings}
+    yield from runtime_findings(trial, kinds)
+    yield from findings
+    yield from _not_quantized(quantized=quantized or bool(kinds & {"dequantized-by-hand", "fake-quantization"}))
+    yield from _unread(unread)
+
+
+def _is_quantized(node: Node) -> bool:
+    return node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
+
+
+def _not_quantized(*, quantized: bool) -> list[Finding]:
     return found(
         "not-quantized",
         "note",
@@ -165,12 +186,36 @@ def _float_model(*, quantized: bool) -> list[Finding]:
     )
 
 
-def _not_looked_into(left_out: list[str]) -> list[Finding]:
-    return found(
+def _unread(unread: Unread) -> Iterator[Finding]:
+    yield from found(
+        "external-data",
+        "unknown",
+        [excerpt(sentence) for sentence in (*unread.outside, *unread.external)],
+        what="data that belong to the model were not read",
+        why="Only files in the model's own folder are opened, and no links that lead out of it: a model may come from "
+        "anywhere. What these data would tell is not known."
+        + (" ONNX Runtime was not given the file." if unread.outside else ""),
+        remedy="Put the data beside the model, under the name that it gives, or save the model with its weights "
+        "inside.",
+    )
+    yield from found(
         "not-looked-into",
-        "note",
-        left_out,
+        "unknown",
+        [excerpt(sentence) for sentence in unread.parts],
         what="parts of the file were not looked into",
         why="Findings may be missing there.",
-        remedy="Store weights inside the file and inline subgraphs and functions, for a full diagnosis.",
+        remedy="Store weights in types that NumPy has, dense and inside the file, for a full diagnosis.",
+    )
+
+
+def _compared(trial: RuntimeTrial) -> tuple[ComparedOutput, ...]:
+    return tuple(
+        ComparedOutput(
+            output=excerpt(each.tensor),
+            elements=each.elements,
+            differing=each.differing,
+            largest=each.largest,
+            rounding=each.is_rounding,
+        )
+        for each in trial.outputs or ()
     )

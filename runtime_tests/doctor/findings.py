@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from qil_deploy.onnx_file import Node
+from qil_deploy.untrusted_text import excerpt
 
-SEVERITIES = ("blocks", "slow", "inexact", "note")  # the worst first
-_SHOWN = 8
+SEVERITIES: Final = ("blocks", "wrong", "slow", "inexact", "unknown", "note")  # the worst first
+_SHOWN: Final = 8
+# What ONNX Runtime adds to the names of nodes that it makes, fuses or moves to another layout.
+_ADDED: Final = re.compile(r"^(fused |InsertedPrecisionFreeCast_)+|(_token_\d+|_nchwc)+$")
+_INTEGER_LAYERS: Final = frozenset({"QLinearConv", "QGemm", "QLinearMatMul"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that holds a model back.
+    """One thing that holds a model back, or that could not be found out.
 
     Attributes:
         kind: which finding of docs/doctor.md it is.
-        severity: "blocks" (does not run), "slow", "inexact" (machines may differ, or sums saturate) or "note".
+        severity: "blocks" (does not run), "wrong" (ONNX Runtime computes something else than the file says), "slow",
+            "inexact" (machines may differ, or sums saturate), "unknown" (was not looked into) or "note".
         what: what was found.
         count: at how many places.
         where: the first of them, by the names of nodes.
@@ -43,7 +50,14 @@ def found(kind: str, severity: str, where: Sequence[str], *, what: str, why: str
 
 
 def label(node: Node) -> str:
-    """Return a node's operator and name; where it has none, the tensor it makes."""
-    name = node.name or next((output for output in node.outputs if output), "")
-    # ONNX Runtime appends this where it changes the layout of a float convolution.
-    return f"{node.op_type} {name.removesuffix('_nchwc')!r}"
+    """Return a node's operator and name; where it has none, the tensor it makes, or its weights."""
+    names = [name for name in (node.name, *node.outputs) if name]
+    own = next((name for name in (_ADDED.sub("", name) for name in names) if name), "")
+    if not own and node.op_type in _INTEGER_LAYERS and len(node.inputs) > 3:
+        return f"{excerpt(node.op_type)} of weights {quoted(node.inputs[3])}"
+    return f"{excerpt(node.op_type)} {quoted(own or ''.join(names[:1]))}"
+
+
+def quoted(name: str) -> str:
+    """Return a name of the file's in quotes, cut and escaped where need be."""
+    return f"'{excerpt(name)}'"

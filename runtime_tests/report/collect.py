@@ -15,7 +15,7 @@ from typing import Final
 from qil_deploy.errors import DataError, OtherSchemaError
 from qil_deploy.reports import read_report_of
 from qil_deploy.runtime_tests.bench import BenchReport
-from qil_deploy.runtime_tests.doctor.diagnose import Diagnosis
+from qil_deploy.runtime_tests.doctor.diagnosis import Diagnosis, Diagnosis1
 from qil_deploy.runtime_tests.instructions import InstructionsReport
 from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
@@ -29,7 +29,16 @@ from .gathered import Figures, MeasuredFile, merge
 from .match import compare_runs, setting_of
 from .verdict import judge
 
-Readable = VerifyReport | TargetsReport | DeviceReport | BenchReport | InstructionsReport | Diagnosis | DeploymentReport
+Readable = (
+    VerifyReport
+    | TargetsReport
+    | DeviceReport
+    | BenchReport
+    | InstructionsReport
+    | Diagnosis
+    | Diagnosis1
+    | DeploymentReport
+)
 
 _CLASSES: Final[tuple[type[Readable], ...]] = (
     VerifyReport,
@@ -38,6 +47,7 @@ _CLASSES: Final[tuple[type[Readable], ...]] = (
     BenchReport,
     InstructionsReport,
     Diagnosis,
+    Diagnosis1,
     DeploymentReport,
 )
 # What else this project writes as JSON, and by which command.
@@ -216,7 +226,7 @@ def _figures(path: Path, report: Readable) -> Figures:
         figures = of_bench(report)
     elif isinstance(report, InstructionsReport):
         figures = of_instructions(report)
-    elif isinstance(report, Diagnosis):
+    elif isinstance(report, Diagnosis | Diagnosis1):
         figures = of_diagnosis(report)
     else:
         raise TypeError(f"{type(report).__name__} has no figures of its own")

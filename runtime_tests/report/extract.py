@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.differences import describe_difference
-from qil_deploy.runtime_tests.doctor.diagnose import Diagnosis
+from qil_deploy.runtime_tests.doctor.diagnosis import Diagnosis, Diagnosis1
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, TargetResult, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
@@ -79,7 +79,7 @@ def of_device(report: DeviceReport, target: str) -> Figures:
     return _of_device(file, target, report)
 
 
-def of_diagnosis(report: Diagnosis) -> Figures:
+def of_diagnosis(report: Diagnosis | Diagnosis1) -> Figures:
     """Return what `doctor` found."""
     file = MeasuredFile.of(report.model)
     return Figures(

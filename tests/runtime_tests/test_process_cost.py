@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,3 +42,37 @@ def test_the_exit_code_is_reported() -> None:
 def test_a_command_that_cannot_be_started_is_an_error() -> None:
     with pytest.raises(OSError, match="no_such_command_anywhere could not be measured"):
         measure(["no_such_command_anywhere"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed on Linux alone")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_does_not_outlive_whoever_asked_for_it(tmp_path: Path, ending: signal.Signals) -> None:
+    sign = tmp_path / "started"
+    code = f"import pathlib, time; pathlib.Path({str(sign)!r}).touch(); time.sleep(600)"
+    asking = (
+        "import signal, sys; from qil_deploy.runtime_tests.process_cost import measure\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"measure([sys.executable, '-c', {code!r}], timeout=300)\n"
+    )
+    with subprocess.Popen([sys.executable, "-P", "-c", asking], stderr=subprocess.DEVNULL) as process:
+        assert until(sign.exists)
+        process.send_signal(ending)
+    assert until(lambda: not processes_of(sign))
+
+
+def processes_of(path: Path) -> list[Path]:
+    """Return the processes whose command line names a path."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if str(path).encode() in line.read_bytes():
+                found.append(line)
+    return found
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Wait for a minute at most."""
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()

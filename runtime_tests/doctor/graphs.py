@@ -12,6 +12,9 @@ import numpy as np
 from qil_deploy.onnx_file import Node, OnnxFile
 from qil_deploy.onnx_tensors import Array
 
+from .findings import label
+
+FLOAT_TYPES = frozenset({"float16", "float32", "float64", "bfloat16"})
 # Operators that hand elements on as they are. A hostile file may let them go round in circles.
 MOVES = frozenset(
     {
@@ -23,16 +26,20 @@ _LONGEST_WALK = 16
 
 
 @dataclass(frozen=True)
-class Network:
+class Graph:
     """A graph with its edges.
 
     Attributes:
-        file: nodes and initializers.
+        file: nodes and initializers; of a subgraph, with what it takes from the graphs around it as initializers and
+            inputs.
         producers: the node that makes a tensor.
         readers: the nodes that read a tensor.
         constants: names of all tensors that are the same for every input.
         types: element type of tensors, by numpy's name, where it is known.
         shapes: of tensors, where they are known.
+        place: of a subgraph or function, where it stands in the file, ready to be put before a node's label; '' for
+            the main graph.
+        overridable: initializers that are inputs as well, so that a caller may give others.
     """
 
     file: OnnxFile
@@ -41,19 +48,28 @@ class Network:
     constants: frozenset[str]
     types: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, Sequence[int | str | None]] = field(default_factory=dict)
+    place: str = ""
+    overridable: frozenset[str] = frozenset()
+
+    def label(self, node: Node) -> str:
+        """Return a node's operator and name, and which subgraph it stands in."""
+        return f"{self.place}{label(node)}"
 
     def data_inputs(self, node: Node) -> list[str]:
         """Return the names of a node's inputs that are not constant."""
         return [name for name in node.inputs if name and name not in self.constants]
 
-    def constant(self, node: Node, index: int) -> Array | None:
-        """Return the value of a node's input, if it is stored in the file."""
-        name = node.inputs[index] if index < len(node.inputs) else ""
+    def stored(self, name: str) -> Array | None:
+        """Return the value of a tensor that the file holds as an initializer or a Constant."""
         if name in self.file.initializers:
             return self.file.initializers[name]
         producer = self.producers.get(name)
         value = producer.attributes.get("value") if producer is not None and producer.op_type == "Constant" else None
         return value if isinstance(value, np.ndarray) else None
+
+    def constant(self, node: Node, index: int) -> Array | None:
+        """Return the value of a node's input, if it is stored in the file."""
+        return self.stored(node.inputs[index]) if index < len(node.inputs) else None
 
     def scalars(self, node: Node, indices: Sequence[int]) -> list[float] | None:
         """Return the values of inputs that are single finite numbers; None unless all of them are."""
@@ -70,13 +86,32 @@ class Network:
             name = producer.inputs[0]
         return None
 
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor holds floats that depend on the input."""
+        return name not in self.constants and self.types.get(name) in FLOAT_TYPES
+
+    def type_of(self, name: str) -> str:
+        """Return the element type of a tensor, as it is stored where it is, or ''."""
+        if (stored := self.file.stored_types.get(name)) is not None:
+            return stored
+        value = self.stored(name)
+        return str(value.dtype) if value is not None else self.types.get(name, "")
+
+    def shape_of(self, name: str) -> Sequence[int | str | None] | None:
+        """Return the shape of a tensor, where it is known."""
+        value = self.stored(name)
+        return value.shape if value is not None else self.shapes.get(name)
+
 
 def link(
     file: OnnxFile,
+    *,
     types: Mapping[str, str] | None = None,
     shapes: Mapping[str, Sequence[int | str | None]] | None = None,
-) -> Network:
-    """Find the edges of a graph."""
+    place: str = "",
+    overridable: frozenset[str] = frozenset(),
+) -> Graph:
+    """Find the edges of a graph; other arguments are those of `Graph`."""
     producers = {output: node for node in file.nodes for output in node.outputs if output}
     readers: dict[str, list[Node]] = defaultdict(list)
     constants = set(file.stored_types)
@@ -86,4 +121,4 @@ def link(
             readers[name].append(node)
         if node.op_type == "Constant" or (names and constants.issuperset(names)):
             constants.update(name for name in node.outputs if name)
-    return Network(file, producers, dict(readers), frozenset(constants), types or {}, shapes or {})
+    return Graph(file, producers, dict(readers), frozenset(constants), types or {}, shapes or {}, place, overridable)

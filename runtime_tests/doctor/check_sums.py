@@ -12,17 +12,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_tensors import Array
 from qil_deploy.ratios import rounding_error_bound
 
-from .findings import Finding, found, label
-from .network import MOVES, Network
+from .findings import Finding, found
+from .graphs import MOVES, Graph
 
 Range = tuple[int, int]
 
@@ -36,34 +37,30 @@ _MOST_SUMS = 2**24
 
 @dataclass(frozen=True)
 class _Layer:
-    """An integer layer: its node, weights [C_out, ...], the codes it reads, and their zero point."""
+    """What can come of an integer layer's sums.
 
-    node: Node
-    weights: NDArray[np.int64]
-    signed: bool
-    bias: NDArray[np.int64]
-    codes: Range
-    zero_point: int
+    Attributes:
+        label: of its node.
+        pair: the largest sum of two products that x86 without VNNI adds in int16; 0 where it adds none.
+        total: the largest sum.
+    """
+
+    label: str
+    pair: int
+    total: int
 
 
-def arithmetic_findings(network: Network) -> list[Finding]:
-    """Return what saturates, overflows or may round differently in an executed graph with types and shapes."""
-    layers = list(_layers(network))
-    return [*_saturation(layers), *_overflow(layers), *_ties(network)]
+def sum_findings(graphs: Sequence[Graph]) -> list[Finding]:
+    """Return what saturates, overflows or may round differently in executed graphs with types and shapes."""
+    layers = [layer for graph in graphs for layer in _layers(graph)]
+    return [*_saturation(layers), *_overflow(layers), *_ties(graphs)]
 
 
 def _saturation(layers: list[_Layer]) -> list[Finding]:
-    places = []
-    for layer in layers:
-        # Signed codes are shifted by 128 for the instruction; a depthwise layer has no second product to add.
-        shift = 128 if layer.codes[0] < 0 else 0
-        largest = 2 * (layer.codes[1] + shift) * int(np.abs(layer.weights).max(initial=0))
-        if layer.signed and largest > _INT16_MAX and layer.weights[0].size > math.prod(layer.weights.shape[2:]):
-            places.append(f"{label(layer.node)}: sums up to {largest:,}")
     return found(
         "int16-saturation",
         "inexact",
-        places,
+        [f"{layer.label}: sums up to {layer.pair:,}" for layer in layers if layer.pair > _INT16_MAX],
         what=f"sums of two products may exceed {_INT16_MAX:,}",
         why="x86 without VNNI adds two products in int16, which saturates: other results, and worse ones, than on "
         "other machines. VNNI and ARM are exact.",
@@ -73,73 +70,86 @@ def _saturation(layers: list[_Layer]) -> list[Finding]:
 
 
 def _overflow(layers: list[_Layer]) -> list[Finding]:
-    places = []
-    for layer in layers:
-        largest_code = max(abs(code - layer.zero_point) for code in layer.codes)
-        sums = np.abs(layer.weights).reshape(len(layer.weights), -1).sum(1) * largest_code
-        total = int((sums + np.abs(layer.bias)).max(initial=0))
-        if total >= _INT32_LIMIT:
-            places.append(f"{label(layer.node)}: sums up to {total:,}")
     return found(
         "int32-overflow",
         "inexact",
-        places,
+        [f"{layer.label}: sums up to {layer.total:,}" for layer in layers if layer.total >= _INT32_LIMIT],
         what="sums may exceed 2**31 - 1",
         why="Accumulators are int32 and wrap around: a large positive result becomes negative.",
         remedy="Look for biases whose scale is far too small, or give the layer fewer bits.",
     )
 
 
-def _layers(network: Network) -> Iterator[_Layer]:
-    ranges = _code_ranges(network)
-    for node in network.file.nodes:
+def _layers(graph: Graph) -> Iterator[_Layer]:
+    ranges = _code_ranges(graph)
+    for node in graph.file.nodes:
         if node.op_type not in ("QLinearConv", "QGemm", "QLinearMatMul"):
             continue
-        stored, zero_point = network.constant(node, 3), network.scalars(node, [2])
+        stored, zero_point = graph.constant(node, 3), graph.scalars(node, [2])
         if stored is None or stored.dtype not in (np.int8, np.uint8) or stored.ndim < 2 or zero_point is None:
             continue
-        is_convolution = node.op_type == "QLinearConv"
-        weights = stored.astype(np.int64)
-        if not is_convolution and not (node.op_type == "QGemm" and node.attributes.get("transB", 0)):
-            weights = np.moveaxis(weights, -1, 0)
-        bias = network.constant(node, {"QLinearConv": 8, "QGemm": 6}.get(node.op_type, len(node.inputs)))
-        is_usable = bias is not None and bias.size in (1, len(weights)) and bias.dtype == np.int32
-        bias = bias.astype(np.int64).ravel() if bias is not None and is_usable else np.zeros(1, np.int64)
-        codes = ranges.get(node.inputs[0], _CODES["uint8"])
-        yield _Layer(node, weights, stored.dtype == np.int8, bias, codes, int(zero_point[0]))
+        if stored.size:
+            yield _layer(graph, node, stored, ranges.get(node.inputs[0], _whole(graph, node.inputs[0])), zero_point[0])
 
 
-def _code_ranges(network: Network) -> dict[str, Range]:
+def _layer(graph: Graph, node: Node, stored: Array, codes: Range, zero_point: float) -> _Layer:
+    """Work out the largest sums of a layer with 8-bit weights that reads `codes`."""
+    is_convolution = node.op_type == "QLinearConv"
+    weights = np.abs(stored.astype(np.int64))
+    if not is_convolution and not (node.op_type == "QGemm" and node.attributes.get("transB", 0)):
+        weights = np.moveaxis(weights, -1, 0)
+    bias = graph.constant(node, {"QLinearConv": 8, "QGemm": 6}.get(node.op_type, len(node.inputs)))
+    is_usable = bias is not None and bias.size in (1, len(weights)) and bias.dtype == np.int32
+    bias = bias.astype(np.int64).ravel() if bias is not None and is_usable else np.zeros(1, np.int64)
+    # Signed codes are shifted by 128 for the instruction; a depthwise layer has no second product to add.
+    shift = 128 if codes[0] < 0 else 0
+    adds_pairs = stored.dtype == np.int8 and weights[0].size > math.prod(weights.shape[2:])
+    largest_code = max(abs(code - int(zero_point)) for code in codes)
+    sums = weights.reshape(len(weights), -1).sum(1) * largest_code
+    return _Layer(
+        label=graph.label(node),
+        pair=2 * (codes[1] + shift) * int(weights.max(initial=0)) if adds_pairs else 0,
+        total=int((sums + np.abs(bias)).max(initial=0)),
+    )
+
+
+def _whole(graph: Graph, name: str) -> Range:
+    """Return the range of a tensor's type."""
+    return _CODES.get(graph.type_of(name), _CODES["uint8"])
+
+
+def _code_ranges(graph: Graph) -> dict[str, Range]:
     """Return the smallest and largest code that each tensor of 8-bit codes can hold."""
     ranges: dict[str, Range] = {}
-    for node in network.file.nodes:
+    for node in graph.file.nodes:
         for output in node.outputs:
-            if (whole := _CODES.get(network.types.get(output, ""))) is not None:
-                ranges[output] = _range(network, node, whole, ranges) if node.op_type in _KEEPING else whole
+            if (whole := _CODES.get(graph.types.get(output, ""))) is not None:
+                ranges[output] = _range(graph, node, whole, ranges) if node.op_type in _KEEPING else whole
     return ranges
 
 
-def _range(network: Network, node: Node, whole: Range, ranges: dict[str, Range]) -> Range:
-    known = [ranges.get(name, whole) for name in network.data_inputs(node)] or [whole]
+def _range(graph: Graph, node: Node, whole: Range, ranges: dict[str, Range]) -> Range:
+    known = [ranges.get(name, whole) for name in graph.data_inputs(node)] or [whole]
     low, high = min(codes[0] for codes in known), max(codes[1] for codes in known)
     if node.op_type == "Clip":
-        bounds = [network.scalars(node, [index]) for index in (1, 2)]
+        bounds = [graph.scalars(node, [index]) for index in (1, 2)]
         low = max(low, int(bounds[0][0])) if bounds[0] else low
         return low, (min(high, int(bounds[1][0])) if bounds[1] else high)
     if node.op_type == "Pad":
-        filling = network.scalars(node, [2])
+        filling = graph.scalars(node, [2])
         value = int(filling[0]) if filling else 0
         return min(low, value), max(high, value)
     return low, high
 
 
-def _ties(network: Network) -> list[Finding]:
+def _ties(graphs: Sequence[Graph]) -> list[Finding]:
     additions, pools = [], []
-    for node in network.file.nodes:
-        if node.op_type == "QLinearAdd" and (close := _close_additions(network, node)):
-            additions.append(f"{label(node)}: {close:,} pairs of codes")
-        elif node.op_type in _POOLS and (close := _close_pools(network, node)):
-            pools.append(f"{label(node)}: {close:,} sums")
+    for graph in graphs:
+        for node in graph.file.nodes:
+            if node.op_type == "QLinearAdd" and (close := _close_additions(graph, node)):
+                additions.append(f"{graph.label(node)}: {close:,} pairs of codes")
+            elif node.op_type in _POOLS and (close := _close_pools(graph, node)):
+                pools.append(f"{graph.label(node)}: {close:,} sums")
     why = (
         "Results nearer to a tie than float32 errs become one code or the next, depending on the order in which a "
         "machine's kernel multiplies and adds."
@@ -154,55 +164,51 @@ def _ties(network: Network) -> list[Finding]:
     ]
 
 
-def _close_additions(network: Network, node: Node) -> int:
+def _close_additions(graph: Graph, node: Node) -> int:
     """Count pairs of codes whose sum lies nearer to a tie than float32 errs; 0 where scales are not known."""
-    numbers = network.scalars(node, (1, 2, 4, 5, 6, 7))
+    numbers = graph.scalars(node, (1, 2, 4, 5, 6, 7))
     if numbers is None or min(numbers[0], numbers[2], numbers[4]) <= 0:
         return 0
     a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = numbers
     ratio_a, ratio_b = a_scale / y_scale, b_scale / y_scale
-    low, high = _codes(network, node.outputs[0])
-    terms_a = (_operand(network, node, 0) - a_zero) * ratio_a
-    terms_b = (_operand(network, node, 3) - b_zero) * ratio_b
+    low, high = _whole(graph, node.outputs[0])
+    terms_a = (_operand(graph, node, 0) - a_zero) * ratio_a
+    terms_b = (_operand(graph, node, 3) - b_zero) * ratio_b
     bound = rounding_error_bound([np.abs(terms_a).max(initial=0), np.abs(terms_b).max(initial=0), y_zero])
     return _close_to_ties(terms_a[:, None] + terms_b, (low - y_zero, high - y_zero), bound)
 
 
-def _operand(network: Network, node: Node, index: int) -> NDArray[np.float64]:
+def _operand(graph: Graph, node: Node, index: int) -> NDArray[np.float64]:
     """Return every code that an operand of an addition can be."""
-    constant = network.constant(node, index)
+    constant = graph.constant(node, index)
     if constant is not None:
         return np.unique(constant).astype(np.float64)
-    low, high = _codes(network, node.inputs[index])
+    low, high = _whole(graph, node.inputs[index])
     return np.arange(low, high + 1, dtype=np.float64)
 
 
-def _close_pools(network: Network, node: Node) -> int:
+def _close_pools(graph: Graph, node: Node) -> int:
     """Count sums of codes whose mean lies nearer to a tie than float32 errs; 0 where size or scales are not known."""
-    numbers, window = network.scalars(node, (1, 2, 3, 4)), _window(network, node)
+    numbers, window = graph.scalars(node, (1, 2, 3, 4)), _window(graph, node)
     if numbers is None or window is None or min(numbers[0], numbers[2]) <= 0 or 256 * window > _MOST_SUMS:
         return 0
     x_scale, x_zero, y_scale, y_zero = numbers
-    (x_low, x_high), (y_low, y_high) = _codes(network, node.inputs[0]), _codes(network, node.outputs[0])
+    (x_low, x_high), (y_low, y_high) = _whole(graph, node.inputs[0]), _whole(graph, node.outputs[0])
     ratio = x_scale / (window * y_scale)
     sums = np.arange(window * (x_low - x_zero), window * (x_high - x_zero) + 1) * ratio
     bound = rounding_error_bound([np.abs(sums).max(), y_zero])
     return _close_to_ties(sums, (y_low - y_zero, y_high - y_zero), bound)
 
 
-def _window(network: Network, node: Node) -> int | None:
+def _window(graph: Graph, node: Node) -> int | None:
     """Return how many codes one mean is taken of."""
     if node.op_type == "QLinearAveragePool":
         kernel = node.attributes.get("kernel_shape")
         return math.prod(int(size) for size in kernel) if isinstance(kernel, list) else None
-    shape = network.shapes.get(node.inputs[0], ())
+    shape = graph.shapes.get(node.inputs[0], ())
     sizes = shape[1:-1] if node.attributes.get("channels_last", 0) else shape[2:]
     fixed = [size for size in sizes if isinstance(size, int) and size > 0]
     return math.prod(fixed) if fixed and len(fixed) == len(sizes) else None
-
-
-def _codes(network: Network, name: str) -> Range:
-    return _CODES.get(network.types.get(name, ""), _CODES["uint8"])
 
 
 def _close_to_ties(results: NDArray[np.float64], limits: tuple[float, float], bound: float) -> int:

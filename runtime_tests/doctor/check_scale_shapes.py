@@ -1,0 +1,146 @@
+"""Findings about how many scales there are, along which axis, and whether zero points are as many.
+
+DequantizeLinear  y = (x - zero_point) * scale, with one scale for all of x, one for each index along `axis`, or one
+for each block of `block_size` along it
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from qil_deploy.onnx_file import Node
+
+from .check_weights import INTEGER_LAYERS
+from .findings import Finding, found
+from .graphs import Graph
+
+_DEFAULT_AXIS: Final = 1
+# Among the inputs: (what, scale, zero point) of activations, which have one scale.
+_ACTIVATIONS: Final = {
+    "QLinearConv": (("input", 1, 2), ("result", 6, 7)),
+    "QGemm": (("input", 1, 2), ("result", 7, 8)),
+    "QLinearAdd": (("first input", 1, 2), ("second input", 4, 5), ("result", 6, 7)),
+    "QLinearMul": (("first input", 1, 2), ("second input", 4, 5), ("result", 6, 7)),
+    "QLinearAveragePool": (("input", 1, 2), ("result", 3, 4)),
+    "QLinearGlobalAveragePool": (("input", 1, 2), ("result", 3, 4)),
+    "QLinearSigmoid": (("input", 1, 2), ("result", 3, 4)),
+    "QLinearLeakyRelu": (("input", 1, 2), ("result", 3, 4)),
+}
+_BIAS: Final = {"QLinearConv": 8, "QGemm": 6}
+_SCALE, _ZERO_POINT = 4, 5  # of the weights of integer layers
+
+
+def scale_shapes(written: Sequence[Graph], executed: Sequence[Graph], *, fails: bool) -> list[Finding]:
+    """Return where scales and zero points do not fit what they belong to.
+
+    Args:
+        written: the graphs of the file.
+        executed: what ONNX Runtime makes of them; none if it does not load.
+        fails: whether ONNX Runtime does not load the file, or fails when it runs it.
+    """
+    own = {node.op_type for graph in written for node in graph.file.nodes}
+    nodes = [(graph, node) for graph in written for node in graph.file.nodes]
+    nodes += [(graph, node) for graph in executed for node in graph.file.nodes if node.op_type not in own]
+    defects = [f"{graph.label(node)}: {defect}" for graph, node in nodes for defect in _defects(graph, node)]
+    if fails:
+        defects += _activations_by_channel(written)
+    return found(
+        "scale-shape",
+        "blocks" if fails else "wrong",
+        list(dict.fromkeys(defects)),
+        what="scales or zero points do not fit what they belong to",
+        why="The standard gives no meaning to them. ONNX Runtime fails when it runs such an operator; fused to "
+        "another one by the optimizer, it may run, and compute something else than other runtimes.",
+        remedy="Activations have one scale and zero point; weights have one, or one for each output channel along "
+        "the axis that DequantizeLinear names (its default is 1, and weights of Conv need 0).",
+    )
+
+
+def scale_axis(graph: Graph, node: Node) -> int | None:
+    """Return the axis of a QuantizeLinear or DequantizeLinear, counted from the front, where that can be said."""
+    axis = node.attributes.get("axis", _DEFAULT_AXIS)
+    if not isinstance(axis, int):
+        return None
+    if axis >= 0:
+        return axis
+    shape = graph.shape_of(node.inputs[0])
+    return axis + len(shape) if shape is not None else None
+
+
+def _defects(graph: Graph, node: Node) -> Iterator[str]:
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.inputs) > 1:
+        yield from _pair_defects(graph, node)
+    for what, scale, zero_point in _ACTIVATIONS.get(node.op_type, ()):
+        for name, index in (("scales", scale), ("zero points", zero_point)):
+            value = graph.constant(node, index)
+            if value is not None and value.size != 1:
+                yield f"its {what} has {value.size} {name}, and may have one"
+    if node.op_type in INTEGER_LAYERS:
+        yield from _layer_defects(graph, node)
+
+
+def _pair_defects(graph: Graph, node: Node) -> Iterator[str]:
+    """Yield what is wrong with a QuantizeLinear or DequantizeLinear."""
+    scale, zero_point = graph.shape_of(node.inputs[1]), None
+    if len(node.inputs) > 2 and node.inputs[2]:
+        zero_point = graph.shape_of(node.inputs[2])
+    if scale is None or not all(isinstance(size, int) for size in scale):
+        return
+    sizes = [size for size in scale if isinstance(size, int)]
+    if zero_point is not None and _is_other(sizes, zero_point):
+        yield f"its scale has shape {sizes}, its zero point {list(zero_point)}"
+    if math.prod(sizes) == 1:
+        return
+    shape, axis = graph.shape_of(node.inputs[0]), scale_axis(graph, node)
+    block = node.attributes.get("block_size", 0)
+    if isinstance(block, int) and block > 0:
+        if shape is not None and len(shape) != len(sizes):
+            yield f"its scales for blocks have {len(sizes)} dimensions, and its input has {len(shape)}"
+        return
+    if len(sizes) > 1:
+        yield f"its scale has shape {sizes}; one number or a list of them is allowed"
+    elif shape is not None and axis is not None and not 0 <= axis < len(shape):
+        yield f"its axis is {axis}, and its input has {len(shape)} dimensions"
+    elif shape is not None and axis is not None and isinstance(shape[axis], int) and shape[axis] != sizes[0]:
+        yield f"it has {sizes[0]} scales along axis {axis}, which has {shape[axis]}"
+
+
+def _is_other(scale: Sequence[int], zero_point: Sequence[int | str | None]) -> bool:
+    """Whether shapes differ in more than how they write a single number."""
+    sizes = [size for size in zero_point if isinstance(size, int)]
+    is_single = math.prod(scale) == 1 and len(sizes) == len(zero_point) and math.prod(sizes) == 1
+    return not is_single and list(scale) != list(zero_point)
+
+
+def _layer_defects(graph: Graph, node: Node) -> Iterator[str]:
+    weights = graph.constant(node, 3)
+    if weights is None or weights.ndim < 2:
+        return
+    channels = weights.shape[0 if _is_channel_first(node) else -1]
+    for name, index in (("scales", _SCALE), ("zero points", _ZERO_POINT)):
+        value = graph.constant(node, index)
+        if value is not None and value.size not in (1, channels):
+            yield f"its weights have {value.size} {name}, and {channels} output channels"
+        elif value is not None and value.ndim > 1 and value.size > 1 and node.op_type == "QLinearConv":
+            yield f"its weights' {name} have shape {list(value.shape)}; one number or a list of them is allowed"
+    bias = graph.constant(node, _BIAS[node.op_type]) if node.op_type in _BIAS else None
+    if bias is not None and bias.size != channels and node.op_type == "QLinearConv":
+        yield f"its bias has {bias.size} numbers, and it has {channels} output channels"
+
+
+def _is_channel_first(node: Node) -> bool:
+    return node.op_type == "QLinearConv" or (node.op_type == "QGemm" and bool(node.attributes.get("transB", 0)))
+
+
+def _activations_by_channel(graphs: Sequence[Graph]) -> list[str]:
+    """Return where activations of written graphs are dequantized with several scales, which fused kernels fail on."""
+    places = []
+    for graph in graphs:
+        for node in graph.file.nodes:
+            if node.op_type == "DequantizeLinear" and node.outputs[0] not in graph.constants:
+                scale = graph.constant(node, 1)
+                if scale is not None and scale.size > 1:
+                    places.append(f"{graph.label(node)}: activations have {scale.size} scales, and may have one")
+    return places

@@ -1,0 +1,85 @@
+"""What `doctor` finds, as it is written to JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qil_deploy.runtime_tests.environment import Environment
+from qil_deploy.runtime_tests.reports import ModelFile
+
+from .findings import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelCount:
+    """How many nodes of one operator ONNX Runtime executes, those in branches and loops included."""
+
+    operator: str
+    nodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedOutput:
+    """How much one result differs between a run with ONNX Runtime's optimizer and one without.
+
+    Attributes:
+        output: its name.
+        elements: how many numbers it has.
+        differing: how many of them differ.
+        largest: the largest difference of finite numbers.
+        rounding: whether rounding explains all of it.
+    """
+
+    output: str
+    elements: int
+    differing: int
+    largest: float
+    rounding: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """Everything that `diagnose` found, the worst first.
+
+    Attributes:
+        schema: name and version of this format, `SCHEMA`.
+        model: the file.
+        environment: where ONNX Runtime optimized it.
+        loads: whether ONNX Runtime loads it.
+        quantized: whether anything in it is quantized, be it simulated.
+        kernels: what ONNX Runtime executes; empty if the file does not load.
+        findings: what holds it back, and what is not known.
+        compared: results with and without the optimizer, for one input; empty where they could not be compared.
+    """
+
+    SCHEMA: ClassVar[str] = "qil_deploy.doctor/2"
+
+    schema: str
+    model: ModelFile
+    environment: Environment
+    loads: bool
+    quantized: bool
+    kernels: tuple[KernelCount, ...]
+    findings: tuple[Finding, ...]
+    compared: tuple[ComparedOutput, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there are notes at most."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis1:
+    """A diagnosis as it was written before results were compared and what is not known was told from notes."""
+
+    SCHEMA: ClassVar[str] = "qil_deploy.doctor/1"
+
+    schema: str
+    model: ModelFile
+    environment: Environment
+    loads: bool
+    quantized: bool
+    kernels: tuple[KernelCount, ...]
+    findings: tuple[Finding, ...]

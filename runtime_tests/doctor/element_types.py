@@ -1,0 +1,91 @@
+"""Element types of a graph's tensors by what its operators make, where ONNX Runtime was not or cannot be asked.
+
+It tells types for the main graph of what it executes; of subgraphs, and of files that do not load, it tells none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from qil_deploy.onnx_file import Node, OnnxFile
+from qil_deploy.onnx_tensors import DATA_TYPES
+
+# Where among the inputs the zero point of the result stands; what an operator makes has its type.
+_RESULT_ZERO_POINT: Final = {
+    "QuantizeLinear": 2,
+    "QLinearConv": 7,
+    "QLinearMatMul": 7,
+    "QGemm": 8,
+    "QLinearAdd": 7,
+    "QLinearMul": 7,
+    "QLinearAveragePool": 4,
+    "QLinearGlobalAveragePool": 4,
+    "QLinearSigmoid": 4,
+    "QLinearLeakyRelu": 4,
+    "QLinearSoftmax": 4,
+    "QLinearConcat": 1,
+}
+_FIXED: Final = {
+    "ConvInteger": "int32",
+    "MatMulInteger": "int32",
+    "MatMulIntegerToFloat": "float32",
+    "DynamicQuantizeMatMul": "float32",
+    "Shape": "int64",
+    "Size": "int64",
+    "NonZero": "int64",
+    "ArgMax": "int64",
+    "ArgMin": "int64",
+    "Equal": "bool",
+    "Greater": "bool",
+    "Less": "bool",
+    "Not": "bool",
+    "And": "bool",
+    "Or": "bool",
+}
+
+
+def infer_types(file: OnnxFile, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the element types of a graph's tensors by numpy's names, as far as its operators tell.
+
+    Args:
+        file: the graph.
+        known: types that are known from elsewhere.
+    """
+    types = {**file.stored_types, **{info.name: info.dtype for info in file.inputs}, **known}
+    for node in file.nodes:
+        for name, made in zip(node.outputs, _results(node, types), strict=False):
+            if name and made:
+                types.setdefault(name, made)
+    return types
+
+
+def _results(node: Node, types: Mapping[str, str]) -> list[str]:
+    """Return the types of a node's results; '' for one that is not known."""
+    if node.op_type == "DynamicQuantizeLinear":
+        return ["uint8", "float32", "uint8"]
+    if node.op_type == "Constant":
+        value = node.attributes.get("value")
+        return [str(value.dtype) if isinstance(value, np.ndarray) else ""]
+    return [_result(node, types)] * len(node.outputs)
+
+
+def _result(node: Node, types: Mapping[str, str]) -> str:
+    inputs = [types.get(name, "") if name else "" for name in node.inputs]
+    match node.op_type:
+        case "Cast":
+            return _named_type(node.attributes.get("to"))
+        case "DequantizeLinear":
+            return inputs[1] if len(inputs) > 1 else ""
+        case operator if operator in _RESULT_ZERO_POINT:
+            zero_point = "".join(inputs[_RESULT_ZERO_POINT[operator] :][:1])
+            without = "float32" if operator == "QGemm" else _named_type(node.attributes.get("output_dtype")) or "uint8"
+            return zero_point or without
+        case operator:
+            return _FIXED.get(operator) or next((kind for kind in inputs if kind), "")
+
+
+def _named_type(number: object) -> str:
+    return DATA_TYPES[number][0] if isinstance(number, int) and number in DATA_TYPES else ""

@@ -1,0 +1,136 @@
+"""What in front of an operator keeps ONNX Runtime from fusing it: codes and scales of its inputs, weights and bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from qil_deploy.onnx_file import Node
+
+from .check_fused_scales import bias_scales, differing_scale, output_axis
+from .check_scale_shapes import scale_axis
+from .check_weights import PACKED
+from .findings import label, quoted
+from .fusion_reason import CASTS, EIGHT_BITS, Reason, dequantizes, many_scales, overridable, wide_codes
+from .graphs import FLOAT_TYPES, Graph
+
+_WEIGHTED: Final = frozenset({"Conv", "FusedConv", "FusedGemm", "Gemm", "MatMul"})
+_CONVOLUTIONS: Final = frozenset({"Conv", "FusedConv"})
+_ALL_DEQUANTIZED: Final = frozenset({"Add", "Concat", "Mul"})
+_BIAS_REMEDY: Final = (
+    "Store the bias as int32 with the scale (scale of the input) * (scale of the weights), as many as the weights "
+    "have, and no zero point: sums have no other scale. A bias that layers with different inputs share must be stored "
+    "once for each."
+)
+
+
+def input_reasons(graph: Graph, node: Node, sources: dict[str, Node | None]) -> Iterator[Reason | None]:
+    """Yield what there is in front of an operator, the reason that counts first.
+
+    Args:
+        graph: the executed graph, with the types of its tensors.
+        node: the operator.
+        sources: by its inputs that are not constant, the nodes that they come from.
+    """
+    yield _float_input(graph, node, sources)
+    data = [source for source in sources.values() if source is not None and dequantizes(source)]
+    for source in data:
+        yield _codes(graph, source, "its input is")
+        yield many_scales(graph, source, "input")
+    if node.op_type in _WEIGHTED and len(node.inputs) > 1 and node.inputs[1] in graph.constants:
+        yield from _weights(graph, node, data[0])
+
+
+def _float_input(graph: Graph, node: Node, sources: dict[str, Node | None]) -> Reason | None:
+    remedy = "Quantize every input of these operators: each must come from DequantizeLinear."
+    for source in sources.values():
+        if not dequantizes(source):
+            return Reason(f"its input from {'outside' if source is None else label(source)} is float", remedy)
+    for name in node.inputs if node.op_type in _ALL_DEQUANTIZED else ():
+        if name in graph.constants and not dequantizes(graph.source(name, CASTS)):
+            return Reason(f"its constant input {quoted(name)} is float", remedy)
+    return None
+
+
+def _codes(graph: Graph, dequantizer: Node, what: str) -> Reason | None:
+    """Say whether a DequantizeLinear reads or makes what no integer kernel takes."""
+    kind = graph.type_of(dequantizer.inputs[0])
+    made = graph.types.get(dequantizer.outputs[0]) or graph.type_of(dequantizer.inputs[1])
+    if made in FLOAT_TYPES - {"float32"}:
+        return Reason(
+            f"{what} dequantized to {made}",
+            "Keep scales, and the float tensors between QuantizeLinear and DequantizeLinear, in float32: integer "
+            "kernels take no other scales. Convert to float16 what stays float, if anything.",
+        )
+    if kind in PACKED:
+        return Reason(
+            f"{what} {kind} (put Cast to int8 before DequantizeLinear)",
+            "Put Cast to int8 between packed codes and DequantizeLinear.",
+        )
+    return wide_codes(f"{what} {kind} codes") if kind and kind not in EIGHT_BITS else None
+
+
+def _weights(graph: Graph, node: Node, data: Node) -> Iterator[Reason | None]:
+    """Yield what is wrong with the weights or the bias of a layer."""
+    weights = graph.source(node.inputs[1], CASTS)
+    if weights is None or not dequantizes(weights):
+        yield Reason(
+            "its weights are float" if weights is None else f"its weights come from {label(weights)}",
+            "Quantize weights to int8 with QuantizeLinear and DequantizeLinear, or store their codes.",
+        )
+        return
+    yield _codes(graph, weights, "its weights are")
+    if graph.type_of(data.inputs[0]) == "int8" and graph.type_of(weights.inputs[0]) == "uint8":
+        yield Reason("it reads int8 codes and has uint8 weights", "Use int8 weights, or uint8 activations.")
+    axis, expected = scale_axis(graph, weights), output_axis(node)
+    scale = graph.constant(weights, 1)
+    if axis is not None and axis != expected and scale is not None and scale.size > 1:
+        yield Reason(
+            f"its weights' scales lie along axis {axis}, and its output channels along axis {expected}",
+            "Quantize weights with one scale for each output channel, or one for all.",
+        )
+    if len(node.inputs) > 2 and node.inputs[2]:
+        yield from _bias(graph, node, data, weights)
+
+
+def _bias(graph: Graph, node: Node, data: Node, weights: Node) -> Iterator[Reason | None]:
+    """Yield what is wrong with the bias of a layer."""
+    for name in ("alpha", "beta"):
+        if node.attributes.get(name, 1.0) != 1.0:
+            yield Reason(
+                f"its {name} is {node.attributes[name]}, beside a bias",
+                "Multiply alpha into the scale of the weights, and beta into the bias.",
+            )
+    bias = graph.source(node.inputs[2], CASTS)
+    if bias is None or not dequantizes(bias):
+        if node.inputs[2] in graph.overridable:
+            yield overridable(f"its bias {quoted(node.inputs[2])}")
+        yield Reason("its bias is float", _BIAS_REMEDY)
+        return
+    if (kind := graph.type_of(bias.inputs[0])) != "int32":
+        yield Reason(f"its bias is {kind}, where sums are int32", _BIAS_REMEDY)
+    zero_point = graph.constant(bias, 2)
+    if zero_point is not None and zero_point.any():
+        yield Reason("its bias has a zero point other than 0", _BIAS_REMEDY)
+    if node.op_type in _CONVOLUTIONS:
+        yield from _bias_scale(graph, bias, data, weights)
+
+
+def _bias_scale(graph: Graph, bias: Node, data: Node, weights: Node) -> Iterator[Reason | None]:
+    """Yield what is wrong with the scale of a convolution's bias, which ONNX Runtime compares with that of its sums."""
+    for name in (bias.inputs[1], data.inputs[1], weights.inputs[1]):
+        if name in graph.overridable:
+            yield overridable(f"{quoted(name)}, which the scale of its sums depends on,")
+        elif name not in graph.constants:
+            yield Reason(f"the scale of its sums depends on {quoted(name)}, which is computed", _BIAS_REMEDY)
+    scales = bias_scales(graph, bias, data, weights)
+    if scales is None:
+        return
+    own, expected = scales
+    if own.size != expected.size:
+        yield Reason(f"the scales of its bias are {own.size}, and those of its weights {expected.size}", _BIAS_REMEDY)
+    elif (pair := differing_scale(own, expected)) is not None:
+        yield Reason(
+            f"its bias has the scale {pair[0]:.4g}, and those of input and weights multiply to {pair[1]:.4g}",
+            _BIAS_REMEDY,
+        )
