@@ -13,7 +13,9 @@ from .accuracy import top1_percent
 from .callers_state import evaluation_mode
 from .datasets import ImageSet
 from .errors import DataError
+from .prepared_model import INPUT_GRID, QuantizedModel
 from .preprocessing import Preprocessing
+from .unwrap import unwrapped
 
 _BATCH_SIZE = 250
 
@@ -52,7 +54,16 @@ def predictions(model: nn.Module, images: NDArray[np.uint8], preprocessing: Prep
         model: float, prepared or frozen; the mode of every module is then what it was.
         images: uint8 [N, C, H, W].
         preprocessing: from images to the model's input.
+
+    Raises:
+        DataError: images of another type or shape than `preprocessing` says, or a prepared or frozen model that is for
+            other preprocessing.
     """
+    network = unwrapped(model)
+    if isinstance(network, QuantizedModel) and network.meta[INPUT_GRID] != preprocessing:
+        raise DataError(
+            f"the model was prepared with {network.meta[INPUT_GRID]}, but the images come by {preprocessing}."
+        )
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     batches = (images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE))
     with evaluation_mode(model):

@@ -28,6 +28,20 @@ INPUT_GRID: Final = "input_grid"
 class QuantizedModel(fx.GraphModule):
     """A prepared or frozen model: a graph whose nodes say what shapes they make."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
+        """Return the logits of images.
+
+        Raises:
+            DataError: images of integers: pixels as they are would count as what they are normalised to.
+        """
+        images = _images(args, kwargs)
+        if isinstance(images, Tensor) and not images.is_floating_point():
+            raise DataError(
+                f"the model takes images as float32, but these are {str(images.dtype)[6:]}; preprocessing.normalize "
+                "makes them from uint8 pixels."
+            )
+        return super().__call__(*args, **kwargs)
+
     def __copy__(self) -> fx.GraphModule:
         """Return a model of the same class that shares all tensors."""
         result = type(self).__new__(type(self))  # which makes a new class, so that Python would not call __init__
@@ -62,7 +76,7 @@ class PreparedModel(QuantizedModel):
             DataError: a single image in training mode, of which BatchNorm would see one value per channel; or a first
                 batch that intervals cannot be set from.
         """
-        images = next(iter((*args, *kwargs.values())), None)
+        images = _images(args, kwargs)
         if self.training and isinstance(images, Tensor) and len(images) == 1:
             refuse_single_values(self, "training", images)
         if not self.calibrated:
@@ -87,6 +101,25 @@ class PreparedModel(QuantizedModel):
 
 class FrozenModel(QuantizedModel):
     """A model from `freeze`, which computes with the integers of the exported file."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
+        """Return the logits of images.
+
+        Raises:
+            DataError: images of another shape than the model is for: the windows of its poolings are constants.
+        """
+        images = _images(args, kwargs)
+        shape = self.meta[INPUT_GRID].shape
+        if isinstance(images, Tensor) and tuple(images.shape[1:]) != shape:
+            raise DataError(
+                f"the frozen model takes images [N, {', '.join(map(str, shape))}], but these are {list(images.shape)}."
+            )
+        return super().__call__(*args, **kwargs)
+
+
+def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    """Return what a model is called with."""
+    return next(iter((*args, *kwargs.values())), None)
 
 
 def refuse_single_values(model: fx.GraphModule, doing: str, images: Tensor, *, norms_learn: bool = False) -> None:

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 from qil_deploy.files import write_bytes
+from qil_deploy.unwrap import prepared_model
 
 from .interval_shares import QuantizedValues, activation_values, weight_values
 
@@ -35,7 +36,7 @@ class PhaseCurve:
     test_accuracies: Sequence[float]
 
 
-def plot_intervals(model: fx.GraphModule, images: Tensor, path: Path, title: str) -> None:
+def plot_intervals(model: nn.Module, images: Tensor, path: Path, title: str) -> None:
     """Draw every learned interval over the values it quantizes: weights above, activations below.
 
     Args:
@@ -46,9 +47,11 @@ def plot_intervals(model: fx.GraphModule, images: Tensor, path: Path, title: str
 
     Raises:
         OutputError: `path` cannot be written.
+        DataError, UnsupportedModelError: as `activation_values`.
     """
-    activations = interval_activations(activation_values(model, images))
-    write_bytes(path, png(intervals_figure(weight_values(model), activations, title)))
+    prepared = prepared_model(model, "plot_intervals", may_be_frozen=False)
+    activations = interval_activations(activation_values(prepared, images))
+    write_bytes(path, png(intervals_figure(weight_values(prepared), activations, title)))
 
 
 def interval_activations(values: dict[str, QuantizedValues]) -> list[QuantizedValues]:

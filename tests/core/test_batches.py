@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,10 @@ from qil_deploy.batches import checked_batches
 from qil_deploy.bit_widths import change_bits
 from qil_deploy.calibration import calibrate, estimate_batchnorm
 from qil_deploy.config import QuantConfig
-from qil_deploy.errors import DataError
+from qil_deploy.datasets import load_images
+from qil_deploy.errors import DataError, UnsupportedModelError
+from qil_deploy.freezing import freeze
+from qil_deploy.freezing_report import compare_freezing, predictions
 from qil_deploy.training.interval_shares import activation_values
 
 if TYPE_CHECKING:
@@ -235,6 +239,39 @@ def test_activation_values_take_images_of_the_model(digits: Digits) -> None:
     ):
         with pytest.raises(DataError, match=message):
             activation_values(model, images)
+
+
+def test_models_refuse_raw_pixels(digits: Digits) -> None:
+    """They would be taken for normalised values, and clipped to white."""
+    model, pixels = calibrated(digits), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    for each in (model.train(), model.eval(), freeze(model)):
+        with pytest.raises(DataError, match="takes images as float32, but these are uint8; preprocessing"):
+            each(pixels)
+
+
+def test_a_frozen_model_refuses_images_of_another_size(digits: Digits) -> None:
+    """It would divide by the window that its global pooling had."""
+    frozen = freeze(calibrated(digits))
+    with pytest.raises(DataError, match=r"takes images \[N, 1, 8, 8\], but these are \[2, 1, 16, 16\]"):
+        frozen(torch.zeros(2, 1, 16, 16))
+
+
+def test_predictions_come_by_the_preprocessing_of_the_model(digits: Digits) -> None:
+    model, images = calibrated(digits), load_images("digits", "test")
+    other = replace(digits.preprocessing, zero_point=3)
+    for each in (model, freeze(model)):
+        with pytest.raises(DataError, match=r"the model was prepared with Preprocessing\(.*zero_point=3\)"):
+            predictions(each, images.images, other)
+    nothing = replace(images, images=images.images[:0], labels=images.labels[:0])
+    with pytest.raises(DataError, match="what freezing costs cannot be measured on digits: it has no images"):
+        compare_freezing(model, freeze(model), "digits", nothing, digits.preprocessing)
+
+
+def test_a_frozen_model_keeps_its_statistics(digits: Digits) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match="the model is frozen already; give estimate_batchnorm the prepared"
+    ):
+        estimate_batchnorm(freeze(calibrated(digits)), digits.batches())
 
 
 def test_batches_go_to_the_device_of_the_model() -> None:
