@@ -5,6 +5,7 @@ results are taken as equal up to rounding where
 
     codes, and floats that codes were made to     differ by one step at most, or as floats do
     floats           differ by 1e-5 of the largest at most, or, in root mean square, by 5 % of the standard deviation
+                     (of a tenth of the largest, where that is more)
     other integers   (classes, indices) differ in at most 5 % of the elements
 """
 
@@ -19,15 +20,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_file import parse_file
+from qil_deploy.onnx_file import loadable, parse_file
 from qil_deploy.onnx_schema import with_outputs
-from qil_deploy.runtime_tests.sessions import create_session
+from qil_deploy.runtime_tests.sessions import create_session, session_options
 
 from .inputs import Inputs
 
 TOLERANCE: Final = 0.05
 _FLOAT_TOLERANCE: Final = 1e-5  # of the largest number, for sums of floats in another order
 _ABSOLUTE_TOLERANCE: Final = 1e-7
+_LEAST_SPREAD: Final = 0.1  # of the largest number: a few numbers may all be alike
 _STEP_TOLERANCE: Final = 1.001  # steps: they are multiplied in float32
 _CODES: Final = frozenset({"uint8", "int8", "uint16", "int16"})
 # Types of outputs that NumPy cannot hold.
@@ -66,6 +68,11 @@ class Difference:
     unlike: int
 
     @property
+    def is_single_steps(self) -> bool:
+        """Whether codes differ by one step at most."""
+        return self.dtype in _CODES and not self.unlike and self.largest <= 1
+
+    @property
     def is_rounding(self) -> bool:
         """Whether rounding explains it (module docstring)."""
         if self.unlike:
@@ -73,7 +80,8 @@ class Difference:
         if not (self.dtype in _CODES or self.dtype.startswith("float")):
             return self.differing <= TOLERANCE * self.elements
         few = _FLOAT_TOLERANCE * self.magnitude + _ABSOLUTE_TOLERANCE if self.dtype.startswith("float") else 0
-        return self.largest <= max(few, _STEP_TOLERANCE * self.step) or self.rms <= TOLERANCE * self.spread
+        size = max(self.spread, _LEAST_SPREAD * self.magnitude)
+        return self.largest <= max(few, _STEP_TOLERANCE * self.step) or self.rms <= TOLERANCE * size
 
 
 def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, step: float = 0) -> Difference:
@@ -135,25 +143,32 @@ def differences(
     ]
 
 
-def first_difference(path: Path, optimized: Path, inputs: Inputs) -> Difference | None:
-    """Return the first tensor, in the order of execution, that differs by more than rounding; None if none is found.
+def first_difference(path: Path, fused: Path, inputs: Inputs) -> Difference | None:
+    """Return the first tensor, in the order of execution, whose codes differ, or whose floats do by more than rounding.
 
-    Tensors are matched by their names, types and shapes: what the optimizer moves to another layout has other names.
+    Tensors are matched by their names, types and shapes; None if none is found.
 
     Args:
         path: the model.
-        optimized: the graph that ONNX Runtime executes for it.
+        fused: what `write_fused` makes of it.
         inputs: that the results differ for.
     """
     made = _all_tensors(path, path.parent, inputs)
-    for name, value in _all_tensors(optimized, path.parent, inputs).items():
+    for name, value in _all_tensors(fused, path.parent, inputs).items():
         plain = made.get(name)
         if plain is None or plain.shape != value.shape or plain.dtype != value.dtype:
             continue
         found = difference(name, plain, value)
-        if not found.is_rounding:
+        if found.differing and (plain.dtype.name in _CODES or not found.is_rounding):
             return found
     return None
+
+
+def write_fused(path: Path, fused: Path) -> None:
+    """Write a model as the optimizer fuses it, before it moves tensors to other layouts and renames them."""
+    options = session_options(level="extended")
+    options.optimized_model_filepath = str(fused)
+    onnxruntime.InferenceSession(loadable(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _all_tensors(path: Path, folder: Path, inputs: Inputs) -> dict[str, NDArray[Any]]:

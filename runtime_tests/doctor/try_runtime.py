@@ -94,7 +94,7 @@ class RuntimeTrial:
         types, shapes: of the tensors of that graph, as far as ONNX Runtime tells them.
         inputs: what the model was run on, in words.
         outputs: how much its results differ from those without the optimizer; None where that was not compared.
-        first: the first tensor inside that differs by more than rounding.
+        first: where outputs differ by more than rounding, the first tensor inside that differs.
         random: whether it gives other results for the same input anyway.
     """
 

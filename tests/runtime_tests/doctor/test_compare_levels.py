@@ -35,7 +35,8 @@ def changed(array: NDArray[Any], index: int, value: object) -> NDArray[Any]:
     [
         (CODES, CODES, 0, True),
         (CODES, np.minimum(CODES, 254) + np.uint8(1), 0, True),  # one step everywhere
-        (CODES // 64, changed(CODES // 64, 0, 3), 0, False),
+        (CODES, changed(CODES, 0, 2), 0, True),  # two steps of one among many
+        (CODES, CODES // 2, 0, False),
         (RAMP, RAMP * np.float32(1.01), 0, True),
         (RAMP, RAMP * np.float32(1.2), 0, False),
         (np.full(4, 3, np.float32), np.full(4, 3, np.float32) * np.float32(1 + 1e-6), 0, True),
@@ -87,6 +88,16 @@ def test_models_that_draw_random_numbers_are_not_compared() -> None:
     assert finding.where == ("output 'y': 1,000 of 1,000 differ, by up to 2",)
     assert finding.why.endswith("Explained by: bad-scale.")
     assert list(runtime_findings(RuntimeTrial(outputs=(difference("y", RAMP, RAMP),), random=True), set())) == []
+
+
+def test_a_difference_that_begins_with_single_steps_is_inexact() -> None:
+    changed_output, step = difference("y", RAMP, -RAMP), difference("codes", CODES, changed(CODES, 3, 4))
+    (finding,) = runtime_findings(RuntimeTrial(outputs=(changed_output,), first=step), {"s8s8"})
+    assert (finding.kind, finding.severity) == ("optimizer-changes-result", "inexact")
+    assert finding.where[1] == "first inside the network at 'codes': 1 of 256 differ, by up to 1"
+    jump = difference("codes", CODES, changed(CODES, 3, 200))
+    (finding,) = runtime_findings(RuntimeTrial(outputs=(changed_output,), first=jump), {"s8s8"})
+    assert finding.severity == "wrong"
 
 
 def test_the_first_tensor_that_differs_is_named(tmp_path: Path) -> None:
