@@ -73,6 +73,7 @@ class OnnxFile:
         metadata: the model's metadata properties.
         opsets: opset version by domain; the standard domain is ''.
         ir_version: version of the file format.
+        bytes: size of the file.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class OnnxFile:
     metadata: dict[str, str]
     opsets: dict[str, int]
     ir_version: int
+    bytes: int = 0
 
 
 def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
@@ -195,6 +197,7 @@ def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> On
         metadata={_text(entry.key): _text(entry.value) for entry in model.metadata_props},
         opsets={_plain_domain(_text(opset.domain)): opset.version for opset in model.opset_import},
         ir_version=model.ir_version,
+        bytes=model.ByteSize(),
     )
 
 
