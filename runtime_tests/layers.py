@@ -148,7 +148,7 @@ def _listed_layers(model: ExportedModel) -> dict[str, dict[str, Any]]:
         missing = [name for name, layer in listed.items() if not {"weight_bits", "largest_input_code"} <= layer.keys()]
     except KeyError as error:
         raise ModelFileError(
-            f"the metadata of {model.path} has no entry {excerpt(str(error))} that could be read; export the model again."
+            f"the metadata of {model.path} has no entry {excerpt(str(error))} that could be read; export it again."
         ) from error
     if missing:
         raise ModelFileError(
@@ -225,8 +225,9 @@ def _multipliers(node: Node, constants: _Constants) -> NDArray[Any] | None:
     if node.op_type == "MatMulNBits":
         return None
     output = 6 if node.op_type == "QLinearConv" else 7
-    scale = constants.of(node, 1) * constants.of(node, 4)
-    return np.asarray(scale / constants.of(node, output) if len(node.inputs) > output else scale)
+    with np.errstate(all="ignore"):
+        scale = constants.of(node, 1) * constants.of(node, 4)
+        return np.asarray(scale / constants.of(node, output) if len(node.inputs) > output else scale)
 
 
 class _StoredFile:

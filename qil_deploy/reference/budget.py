@@ -19,8 +19,8 @@ _GIB: Final = 2**30
 _DEFAULT_GIB: Final = 0.75
 # For each byte of the file: weights of 2 bits become int8, and are kept before and after each operator on their way.
 _PER_FILE_BYTE: Final = 32
-# Some 17 times VGG-16 on an image of 224x224.
-_OPERATIONS: Final = 2**38
+# For each GiB; some 23 times VGG-16 on an image of 224x224.
+_OPERATIONS: Final = 2**38 * 4 / 3
 
 
 class BudgetError(ValueError):
@@ -47,14 +47,29 @@ class Budget:
 
     Attributes:
         peak: the most bytes that were held at a time.
+        made: operations that were made.
     """
 
-    def __init__(self, limit: int, operations: int = _OPERATIONS) -> None:
+    def __init__(self, limit: int, operations: float) -> None:
         self.peak = 0
+        self.made = 0
         self._limit = limit
         self._held = 0
         self._operations = operations
-        self._made = 0
+
+    @classmethod
+    def of_file(cls, file_bytes: int) -> Budget:
+        """Return the budget of a file.
+
+        Raises:
+            ConfigError: `QIL_DEPLOY_MEMORY_GIB` is no positive number.
+        """
+        gib = _memory_gib()
+        return cls(int(gib * _GIB) + _PER_FILE_BYTE * file_bytes, gib * _OPERATIONS)
+
+    def rest(self) -> Budget:
+        """Return a budget of its own of the bytes that are not held, and as many operations."""
+        return Budget(self.left, self._operations)
 
     @property
     def left(self) -> int:
@@ -73,10 +88,11 @@ class Budget:
                 f"its result takes {_amount(cost.bytes + cost.working)}, and with what is there already more than the "
                 f"{_amount(self._limit)} that may be held at a time (set {LIMIT_VARIABLE} if the file is right)"
             )
-        self._made += cost.operations
-        if self._made > self._operations:
+        self.made += cost.operations
+        if self.made > self._operations:
             raise BudgetError(
-                f"with it, {self._made:.2g} operations would be made, of which {self._operations:.2g} may be"
+                f"with it, {_about(self.made)} operations would be made, and no more than {_about(self._operations)} "
+                f"may be (set {LIMIT_VARIABLE} if the file is right)"
             )
         self.peak = max(self.peak, wanted)
         self._held += cost.bytes
@@ -86,12 +102,7 @@ class Budget:
         self._held -= count
 
 
-def memory_limit(file_bytes: int) -> int:
-    """Return how many bytes may be held at a time for a file.
-
-    Raises:
-        ConfigError: `QIL_DEPLOY_MEMORY_GIB` is no positive number.
-    """
+def _memory_gib() -> float:
     named = os.environ.get(LIMIT_VARIABLE, "")
     try:
         gib = float(named) if named else _DEFAULT_GIB
@@ -99,8 +110,12 @@ def memory_limit(file_bytes: int) -> int:
         gib = math.nan
     if not 0 < gib < _GIB:
         raise ConfigError(f"{LIMIT_VARIABLE} is {named!r}; it must be a positive number of GiB, such as 4.")
-    return int(gib * _GIB) + _PER_FILE_BYTE * file_bytes
+    return gib
 
 
 def _amount(count: int) -> str:
-    return f"{count / _GIB:.2g} GiB" if count < 1024 * _GIB else f"{count:.2g} bytes"
+    return f"{count / _GIB:.2g} GiB" if count < 1024 * _GIB else f"{_about(count)} bytes"
+
+
+def _about(count: float) -> str:
+    return f"{min(count, 1e99):.2g}"

@@ -16,7 +16,7 @@ from qil_deploy.onnx_file import Node, OnnxFile
 from qil_deploy.onnx_tensors import Array
 from qil_deploy.untrusted_text import excerpt
 
-from .budget import Budget, BudgetError, memory_limit
+from .budget import Budget, BudgetError, Cost
 from .fuse_qdq import fuse_qdq
 from .operators import find_operator
 
@@ -61,7 +61,7 @@ class IntegerReference:
             nodes = fuse_qdq(parts, self._outputs, self.constants)
         except (ValueError, IndexError) as error:
             raise ModelFileError(f"{model.path}: {excerpt(str(error), _LONGEST_REASON)}.") from error
-        self._budget = Budget(memory_limit(model.bytes))
+        self._budget = Budget.of_file(model.bytes)
         self.nodes = self._fold_constants(nodes)
         self._fixed_batch = isinstance((model.inputs[0].shape or (None,))[0], int)
         self._last_uses = _last_uses(self.nodes, keep={*self.constants, self._outputs[0]})
@@ -129,18 +129,36 @@ class IntegerReference:
         self, images: Array, most: int, keep: Callable[[Tensors], Tensors], *, free: bool
     ) -> tuple[int, int, Tensors]:
         """Compute the first `most` images, or fewer; return how many, the bytes that took, and what is wanted of it."""
+        if self._fixed_batch and len(images) > 1:
+            self._check_batch(images)
         try:
-            tensors, peak = self._execute(images[:most], free=free)
+            tensors, budget = self._execute(images[:most], free=free)
         except ModelFileError as error:
             if self._fixed_batch or most <= 1 or not isinstance(error.__cause__, BudgetError):
                 raise
         else:
-            return most, peak, keep(tensors)
+            return most, budget.peak, keep(tensors)
         return self._first_block(images, most // _SMALLER or 1, keep, free=free)
+
+    def _check_batch(self, images: Array) -> None:
+        """Refuse a fixed batch that takes more than there is, as far as one of its images tells, before it is computed.
+
+        Raises:
+            ModelFileError: it does.
+        """
+        try:
+            _, one = self._execute(images[:1], free=True)
+        except ModelFileError:  # it computes with the number of images
+            return
+        cost = Cost(bytes=one.peak * len(images), operations=one.made * len(images))
+        try:
+            self._budget.rest().pay(cost)
+        except BudgetError as error:
+            raise ModelFileError(f"{self.model.path} computes {len(images):,} images at a time: {error}.") from error
 
     def _execute(
         self, images: Array, *, free: bool, note: Callable[[str, Array], None] = lambda *_: None
-    ) -> tuple[Tensors, int]:
+    ) -> tuple[Tensors, Budget]:
         """Run the nodes in order; with `free`, drop every tensor that no later node reads.
 
         Args:
@@ -149,11 +167,11 @@ class IntegerReference:
             note: is told of each tensor.
 
         Returns:
-            The tensors that are left, without the images, and the bytes that were held at most.
+            The tensors that are left, without the images, and what was taken.
         """
         image = self.model.inputs[0].name
         tensors = {image: images}
-        budget = Budget(self._budget.left)
+        budget = self._budget.rest()
         held: dict[str, int] = {}
         for node, finished in zip(self.nodes, self._last_uses, strict=True):
             before = budget.left
@@ -165,7 +183,7 @@ class IntegerReference:
                 budget.give_back(held.pop(name, 0))
         if self._outputs[0] != image:
             tensors.pop(image, None)
-        return tensors, budget.peak
+        return tensors, budget
 
     def _check_images(self, images: Array) -> None:
         expected = self.model.inputs[0]
@@ -217,7 +235,8 @@ class IntegerReference:
         operator = find_operator(node)
         try:
             budget.pay(operator.cost(node, inputs))
-            return operator.compute(node, inputs)
+            with np.errstate(all="ignore"):  # what is no number is refused, or counted where it reaches the logits
+                return operator.compute(node, inputs)
         except MemoryError as error:
             raise self._refuse(node, f"there is not enough memory for its result ({error})") from error
         except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as error:

@@ -84,8 +84,14 @@ class Grid:
 
 
 def output_multiplier(x: Grid, w: Grid, y: Grid) -> Array:
-    """Combine three scales to M = float32(float32(x * w) / y), flat: one entry, or one per channel."""
+    """Combine three scales to M = float32(float32(x * w) / y), flat: one entry, or one per channel.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
     multiplier: Array = x.scale.astype(np.float32) * w.scale.astype(np.float32) / y.scale.astype(np.float32)
+    if not np.all(np.isfinite(multiplier)):
+        raise ValueError("its three scales make a multiplier that is no finite number")
     return multiplier.reshape(-1)
 
 

@@ -6,6 +6,7 @@ returns the node's one output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 from qil_deploy.float_parts import PART_DOMAIN, PART_OPERATOR
 from qil_deploy.onnx_file import Node
 from qil_deploy.onnx_tensors import Array, data_type_name
+from qil_deploy.untrusted_text import excerpt
 
 from . import costs, kernels
 from .arguments import (
@@ -61,7 +63,9 @@ def find_operator(node: Node) -> Operator:
         if name not in _FIXED_ATTRIBUTES:
             raise ValueError(f"attribute {name!r} of {node.op_type} is not supported")
         if value != _FIXED_ATTRIBUTES[name]:
-            raise ValueError(f"attribute {name!r} is {value!r}; only {_FIXED_ATTRIBUTES[name]!r} is supported")
+            raise ValueError(
+                f"attribute {name!r} is {excerpt(repr(value))}; only {_FIXED_ATTRIBUTES[name]!r} is supported"
+            )
     if len(node.outputs) != 1:
         raise ValueError(f"{len(node.outputs)} outputs are asked for; only the first is supported")
     return operator
@@ -157,7 +161,7 @@ def _dequantize_linear(node: Node, inputs: Inputs) -> Array:
 def _flatten(node: Node, inputs: Inputs) -> Array:
     x = required(inputs, 0)
     axis = integer(node, "axis", 1) % (x.ndim + 1)
-    return x.reshape(int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def _reshape(_node: Node, inputs: Inputs) -> Array:
