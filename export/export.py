@@ -16,7 +16,7 @@ from torch import fx
 
 from qil_deploy.errors import CertificateError, ConfigError
 from qil_deploy.executed_kernels import float_kernels
-from qil_deploy.exported_names import METADATA_KEY
+from qil_deploy.exported_names import METADATA_KEY, METADATA_SCHEMA
 from qil_deploy.files import atomic_path
 from qil_deploy.freezing import freeze, keeps_float
 from qil_deploy.freezing_report import FreezingReport
@@ -31,8 +31,6 @@ from .capture_paper import paper_codes
 from .certify import CertificateLine, certify, certify_weights
 from .lowering import lower
 from .options import ExportOptions
-
-METADATA_SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)

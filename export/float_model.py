@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
+from qil_deploy.exported_names import INPUT_NAME, METADATA_SCHEMA, OUTPUT_NAME
 from qil_deploy.files import atomic_path
 from qil_deploy.preprocessing import Preprocessing
 
-from .export import METADATA_SCHEMA, ExportResult, save_model
+from .export import ExportResult, save_model
 from .trace_float import trace_float
 
 FLOAT_OPSET = 21

@@ -10,8 +10,9 @@ import json
 from typing import Any, NoReturn
 
 from .errors import ModelFileError
-from .exported_names import METADATA_KEY
+from .exported_names import METADATA_KEY, METADATA_SCHEMA
 from .onnx_file import OnnxFile
+from .untrusted_text import excerpt
 
 _LARGEST = 2**31 - 1  # of any size, code or count
 
@@ -20,14 +21,28 @@ def read_metadata(model: OnnxFile) -> dict[str, Any]:
     """Return the metadata object of a file; an empty one where it carries none.
 
     Raises:
-        ModelFileError: it is no JSON object, or an entry has a type or value that it cannot have.
+        ModelFileError: it is no JSON object, of another schema, or an entry has a type or value that it cannot have.
     """
     try:
         metadata = json.loads(model.metadata.get(METADATA_KEY, "{}"))
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"the metadata of {model.path} is damaged ({error}); export the model again.") from error
+        raise ModelFileError(
+            f"the metadata of {model.path} is damaged ({excerpt(str(error))}); export the model again."
+        ) from error
+    _check(metadata, {}, "it", model)
+    if METADATA_KEY in model.metadata:
+        _check_schema(metadata, model)
     _check(metadata, _METADATA, "it", model)
     return dict(metadata)
+
+
+def _check_schema(metadata: dict[str, Any], model: OnnxFile) -> None:
+    found = metadata.get("schema")
+    if type(found) is not int or found != METADATA_SCHEMA:
+        raise ModelFileError(
+            f"the metadata of {model.path} has schema {excerpt(repr(found), 60)}; this version of qil_deploy reads "
+            f"{METADATA_SCHEMA}: read it with the version that exported it, or export the model again."
+        )
 
 
 def _check(value: object, rule: object, where: str, model: OnnxFile) -> None:
@@ -49,10 +64,9 @@ def _check(value: object, rule: object, where: str, model: OnnxFile) -> None:
 
 
 def _refuse(value: object, wanted: str, where: str, model: OnnxFile) -> NoReturn:
-    found = repr(value)
     raise ModelFileError(
-        f"the metadata of {model.path} is damaged ({where} is {found[:60]}{'...' if len(found) > 60 else ''}, where "
-        f"{wanted} belongs); export the model again."
+        f"the metadata of {model.path} is damaged ({where} is {excerpt(repr(value), 60)}, where {wanted} belongs); "
+        "export the model again."
     )
 
 
@@ -82,6 +96,9 @@ _NODES = (
 
 _METADATA: dict[str, object] = {
     "placement": _TEXT,
+    "format": _TEXT,
+    "input": _TEXT,
+    "class_names": [_TEXT],
     "weights": _TEXT,
     "data": _MAYBE_TEXT,
     "batch": _MAYBE_SIZE,

@@ -3,6 +3,9 @@
 METADATA_KEY = "qil_deploy"
 """The metadata property that holds one JSON object about the model."""
 
+METADATA_SCHEMA = 1
+"""Version of that object; readers refuse others."""
+
 INPUT_NAME = "image"
 """The graph's input: uint8 images, or normalised float32 ones, [batch, C, H, W]."""
 

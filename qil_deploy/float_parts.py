@@ -7,6 +7,7 @@ float operators, QuantizeLinear. Around it everything is integers. Needs neither
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnxruntime
@@ -15,6 +16,7 @@ from .errors import ModelFileError
 from .exported_metadata import read_metadata
 from .onnx_file import Node, OnnxFile
 from .onnx_schema import with_outputs
+from .untrusted_text import excerpt
 
 PART_DOMAIN, PART_OPERATOR = "qil", "Float"
 # What ONNX Runtime hangs on the names of nodes that it changes the layout of.
@@ -44,27 +46,49 @@ def cut_out_parts(model: OnnxFile) -> tuple[Node, ...]:
         ModelFileError: a part reads anything but codes through DequantizeLinear and constants, or more than the codes
             of one QuantizeLinear leave it.
     """
-    nodes = model.nodes
-    for part in kept_parts(model):
-        nodes = _cut_out(model, nodes, part)
-    return nodes
+    kept = kept_parts(model)
+    if not kept:
+        return model.nodes
+    inside: dict[str, list[Node]] = {part: [] for part in kept}
+    read: dict[str, set[str | None]] = {info.name: {None} for info in model.outputs}
+    owners = [_owner(inside, node.name) for node in model.nodes]
+    for node, owner in zip(model.nodes, owners, strict=True):
+        if owner is not None:
+            inside[owner].append(node)
+        for name in node.inputs:
+            read.setdefault(name, set()).add(owner)
+    wholes = {id(last): whole for last, whole in (_cut_out(model, inside[part], part, read) for part in inside)}
+    nodes = [node if owner is None else wholes.get(id(node)) for node, owner in zip(model.nodes, owners, strict=True)]
+    return tuple(node for node in nodes if node is not None)
 
 
-def _cut_out(model: OnnxFile, nodes: tuple[Node, ...], part: str) -> tuple[Node, ...]:
-    inside = [node for node in nodes if is_inside(part, node.name)]
+def _owner(parts: Collection[str], name: str) -> str | None:
+    """Return the part that a node of this name lies inside."""
+    end = name.find("/")
+    while end >= 0:
+        if name[:end] in parts:
+            return name[:end]
+        end = name.find("/", end + 1)
+    return None
+
+
+def _cut_out(model: OnnxFile, inside: list[Node], part: str, read: Mapping[str, set[str | None]]) -> tuple[Node, Node]:
+    """Return the last node of a part, and all of its nodes as one; `read` says which parts read a tensor."""
     made = {output: node for node in inside for output in node.outputs}
-    read = {name for node in nodes if not is_inside(part, node.name) for name in node.inputs}
-    leaving = [name for name in made if name in read.union(info.name for info in model.outputs)]
-    known = {"", *model.initializers, *made}
-    reading = [(node, name) for node in inside for name in node.inputs if name not in known]
+    leaving = [name for name in made if read.get(name, set()) - {part}]
+    reading = [
+        (node, name)
+        for node in inside
+        for name in node.inputs
+        if name and name not in made and name not in model.initializers
+    ]
     if any(node.op_type != "DequantizeLinear" or name != node.inputs[0] for node, name in reading):
-        raise ModelFileError(f"{model.path}: {part!r} reads more than dequantized codes; export the model again.")
+        raise ModelFileError(f"{model.path}: {excerpt(repr(part))} reads more than dequantized codes; export it again.")
     if not reading or len(leaving) != 1 or made[leaving[0]].op_type != "QuantizeLinear":
-        raise ModelFileError(f"{model.path}: {part!r} does not lead from codes to codes; export the model again.")
+        raise ModelFileError(f"{model.path}: {excerpt(repr(part))} does not lead from codes to codes; export it again.")
     sources = tuple(dict.fromkeys(name for _, name in reading))
     whole = Node(op_type=PART_OPERATOR, domain=PART_DOMAIN, name=part, inputs=sources, outputs=(leaving[0],))
-    last = made[leaving[0]]
-    return tuple(whole if node is last else node for node in nodes if node is last or not is_inside(part, node.name))
+    return made[leaving[0]], whole
 
 
 def parts_of_executed(executed: OnnxFile, model: OnnxFile) -> dict[str, str]:
@@ -128,5 +152,5 @@ def part_shapes(model: OnnxFile, names: tuple[str, ...]) -> dict[str, tuple[int,
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         results = session.run(list(names), {image.name: np.zeros(shape, image.dtype)})
     except Exception as error:  # ONNX Runtime's own types share no base class
-        raise ModelFileError(f"ONNX Runtime cannot run {model.path}: {error}") from error
+        raise ModelFileError(f"ONNX Runtime cannot run {model.path}: {excerpt(str(error), 400)}.") from error
     return {name: (1, *np.shape(result)[1:]) for name, result in zip(names, results, strict=True)}

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from .errors import ModelFileError
 from .onnx_schema import parse_model
 from .onnx_tensors import DATA_TYPES, Array, DefectError, convert_tensor, data_type
+from .untrusted_text import excerpt
 
 Attribute = int | float | str | list[int] | list[float] | list[str] | Array
 
@@ -73,6 +74,7 @@ class OnnxFile:
         metadata: the model's metadata properties.
         opsets: opset version by domain; the standard domain is ''.
         ir_version: version of the file format.
+        bytes: size of the file.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class OnnxFile:
     metadata: dict[str, str]
     opsets: dict[str, int]
     ir_version: int
+    bytes: int = 0
 
 
 def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
@@ -181,10 +184,10 @@ def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> On
     for tensor in graph.initializer:
         name = _text(tensor.name)
         if name in stored_types:
-            raise DefectError(f"two initializers are called {name!r}; names must be unique.")
+            raise DefectError(f"two initializers are called {excerpt(repr(name))}; names must be unique.")
         stored_types[name] = DATA_TYPES.get(tensor.data_type, (UNREAD,))[0]
         with _leaving_out(left_out):
-            initializers[name] = convert_tensor(tensor, f"initializer {name!r}")
+            initializers[name] = convert_tensor(tensor, f"initializer {excerpt(repr(name))}")
     return OnnxFile(
         path=path,
         nodes=tuple(_convert_node(node, left_out) for node in graph.node),
@@ -195,6 +198,7 @@ def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> On
         metadata={_text(entry.key): _text(entry.value) for entry in model.metadata_props},
         opsets={_plain_domain(_text(opset.domain)): opset.version for opset in model.opset_import},
         ir_version=model.ir_version,
+        bytes=model.ByteSize(),
     )
 
 
@@ -210,7 +214,7 @@ def _plain_domain(domain: str) -> str:
 
 def _convert_node(node: Message, left_out: list[str] | None) -> Node:
     name, op_type = _text(node.name), _text(node.op_type)
-    where = f"node {name!r} ({op_type})"
+    where = f"node {excerpt(repr(name))} ({excerpt(op_type)})"
     if not node.output:
         raise DefectError(f"{where} has no output. The file is damaged; export it again.")
     attributes: dict[str, Attribute] = {}
@@ -228,7 +232,7 @@ def _convert_node(node: Message, left_out: list[str] | None) -> Node:
 
 
 def _convert_attribute(attribute: Message, where: str) -> Attribute:
-    where = f"attribute {attribute.name!r} of {where}"
+    where = f"attribute {excerpt(repr(attribute.name))} of {where}"
     if attribute.HasField("g") or attribute.graphs:
         raise DefectError(f"{where} is a subgraph; control flow is not supported.")
     if attribute.type not in _ATTRIBUTE_FIELDS:
@@ -261,7 +265,7 @@ def _convert_info(info: Message, left_out: list[str] | None) -> TensorInfo:
 
 
 def _convert_tensor_info(info: Message) -> TensorInfo:
-    where = f"graph input or output {info.name!r}"
+    where = f"graph input or output {excerpt(repr(info.name))}"
     if not info.type.HasField("tensor_type"):
         raise DefectError(f"{where} is not a tensor; only tensors are supported.")
     tensor = info.type.tensor_type

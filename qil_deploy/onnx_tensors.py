@@ -6,12 +6,14 @@ Sizes are checked against the bytes that are there before an array is made of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
+
+from .untrusted_text import excerpt
 
 Array = npt.NDArray[Any]
 
@@ -87,7 +89,7 @@ def convert_tensor(tensor: Message, where: str) -> Array:
         _check_size(
             stored.size,
             math.ceil(count * bits / 8),
-            f"{where} of shape {list(shape)} and type {name}",
+            f"{where} of shape {_text(shape)} and type {name}",
             "bytes",
         )
         values = _unpack(stored, name, count) if bits < 8 else stored.view(_little_endian(name))
@@ -97,7 +99,7 @@ def convert_tensor(tensor: Message, where: str) -> Array:
         _check_size(
             len(elements),
             expected,
-            f"{where} of shape {list(shape)} and type {name}",
+            f"{where} of shape {_text(shape)} and type {name}",
             f"entries of {typed_field}",
         )
         values = _from_typed_field(elements, name, bits, count, where)
@@ -115,10 +117,14 @@ def _checked_shape(dims: Iterable[int], where: str) -> tuple[int, ...]:
     if len(shape) > _MAX_RANK:
         raise DefectError(f"{where} has {len(shape)} dimensions; at most {_MAX_RANK} are supported.")
     if any(not 0 <= size < 2**31 for size in shape):
-        raise DefectError(f"{where} has shape {list(shape)}; sizes must be from 0 to 2**31 - 1.")
+        raise DefectError(f"{where} has shape {_text(shape)}; sizes must be from 0 to 2**31 - 1.")
     if 0 in shape and math.prod(size for size in shape if size) >= 2**31:
-        raise DefectError(f"{where} has shape {list(shape)}: empty, yet beyond what an array can be.")
+        raise DefectError(f"{where} has shape {_text(shape)}: empty, yet beyond what an array can be.")
     return shape
+
+
+def _text(shape: Sequence[int]) -> str:
+    return excerpt(str(list(shape)))
 
 
 def _check_size(found: int, expected: int, what: str, unit: str) -> None:

@@ -54,9 +54,10 @@ def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> Re
         DataError: as `read_report`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as a report: {error}.") from error
+        raise DataError(f"{path} cannot be read as a report: {excerpt(str(error), 300)}.") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     for report_class in report_classes:
         if schema == report_class.SCHEMA:
@@ -69,7 +70,16 @@ def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> Re
 
 
 def _refuse(number: str) -> typing.NoReturn:
-    raise ValueError(f"{number} is no number that a report may hold")
+    raise ValueError(f"{excerpt(number)} is no number that a report may hold")
+
+
+def _once(entries: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of its entries, none of which may be there twice: readers would disagree on which one counts."""
+    content = dict(entries)
+    if len(content) != len(entries):
+        names = [name for name, _ in entries]
+        raise ValueError(f"an object has the entry {excerpt(max(names, key=names.count))} twice")
+    return content
 
 
 def _restore(kind: type[object] | types.UnionType, value: object, where: str) -> object:

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 SCHEMA = "qil_deploy.device/2"
 GOLDEN_SCHEMA = "qil_deploy.golden/1"
 METADATA_KEY = "qil_deploy"
+METADATA_SCHEMA = 1
 LOGITS = "logits"
 LEVELS = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -45,6 +46,9 @@ OLDEST = (1, 24)
 CPUINFO = Path("/proc/cpuinfo")
 BOARD = Path("/proc/device-tree/model")
 WARMUP = 3
+FREE_BYTES = 1 << 28
+MOST_SHRINKING = 64
+LONGEST_REASON = 400
 
 
 class RunError(Exception):
@@ -68,11 +72,14 @@ class Model:
             raise RunError(f"{path} carries no {METADATA_KEY!r} metadata; it was not exported by this project.")
         try:
             about = json.loads(entry)
+            schema = about.get("schema")
             self.takes_float = about["input"] == "float"
             self.scale = np.float32(about["preprocessing"]["scale"])
             self.zero_point = np.float32(about["preprocessing"]["zero_point"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"the metadata of {path} is damaged ({one_line(error)}); export the model again.") from error
+        if schema != METADATA_SCHEMA:
+            raise RunError(f"the metadata of {path} has schema {schema!r}; this runner reads {METADATA_SCHEMA}.")
         self.input = session.get_inputs()[0].name
         self.shape = list(session.get_inputs()[0].shape)
         self.fixed_batch = self.shape[0] if isinstance(self.shape[0], int) else None  # images per run; None for any
@@ -106,7 +113,11 @@ class Model:
             raise RunError(
                 f"ONNX Runtime cannot run {self.path} on {x.dtype}{list(x.shape)}: {one_line(error)}"
             ) from error
-        return {name: np.asarray(tensors[index])[: len(images)] for index, name in enumerate(names)}
+        found = {name: np.asarray(tensors[index]) for index, name in enumerate(names)}
+        for name, tensor in found.items():
+            if tensor.shape[:1] != filled.shape[:1]:
+                raise RunError(f"{self.path} returns {name} of shape {list(tensor.shape)} for {len(filled)} images.")
+        return {name: tensor[: len(images)] for name, tensor in found.items()}
 
 
 class TensorTally:
@@ -124,17 +135,18 @@ class TensorTally:
 
     def add(self, found: NDArray[Any]) -> None:
         """Count the tensor of the next images, image axis first."""
-        self.digest.update(np.ascontiguousarray(found).tobytes())
+        self.digest.update(content_of(found))
         self.dtype, self.shape = str(found.dtype), found.shape[1:]
+        expected = found if self.expected is None else self.expected[self.images : self.images + len(found)]
         if self.expected is not None:
-            self._compare(found, self.expected[self.images : self.images + len(found)])
+            self._compare(found, expected)
         self.images += len(found)
-        self.elements += found.size
+        self.elements += expected.size
 
     def _compare(self, found: NDArray[Any], expected: NDArray[Any]) -> None:
         if found.shape != expected.shape or found.dtype != expected.dtype:
-            self.differing += found.size
-            self.index = self.index or [self.images] + [0] * (found.ndim - 1)
+            self.differing += expected.size
+            self.index = self.index or [self.images] + [0] * (expected.ndim - 1)
             return
         wrong = found != expected  # NaN differs from everything, itself included
         if not wrong.any():
@@ -161,6 +173,12 @@ class TensorTally:
         }
 
 
+def content_of(tensor: NDArray[Any]) -> bytes:
+    """Return a tensor's elements in C order, with 0 in place of -0, which is equal to it."""
+    canonical = tensor + tensor.dtype.type(0) if tensor.dtype.kind == "f" else tensor
+    return np.ascontiguousarray(canonical).tobytes()
+
+
 def with_outputs(content: bytes, names: list[str]) -> bytes:
     """Return a model's bytes with more of its tensors as graph outputs.
 
@@ -185,16 +203,11 @@ def _field(number: int, content: bytes) -> bytes:
 def read_data(path: Path, model: Model) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
     """Return images and golden tensors by name, in order of execution; images alone have none."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            images, tensors = loaded, {}
-        else:
-            about = json.loads(str(loaded["about"]))
-            images = loaded["images"]
-            tensors = {str(name): loaded[str(name)] for name in about["tensors"]}
-            check_golden(path, about, model)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        about, images, tensors = load_data(path)
+    except Exception as error:  # what a damaged file raises is up to zipfile, zlib, numpy and Python's parser
         raise RunError(f"{path} cannot be read as golden vectors or images: {one_line(error)}") from error
+    if about is not None:
+        check_golden(path, about, model)
     wrong = [name for name, tensor in tensors.items() if tensor.shape[:1] != images.shape[:1]]
     if wrong:
         raise RunError(f"{path} is damaged: {wrong[0]!r} is not of as many images as there are; write it again.")
@@ -207,13 +220,28 @@ def read_data(path: Path, model: Model) -> tuple[NDArray[np.uint8], dict[str, ND
     return images, tensors
 
 
+def load_data(path: Path) -> tuple[dict[str, Any] | None, NDArray[Any], dict[str, NDArray[Any]]]:
+    """Return what golden vectors say of themselves, their images and tensors; of images alone, the images."""
+    with path.open("rb") as stream:
+        if stream.read(6) == b"\x93NUMPY":
+            return None, np.load(path, allow_pickle=False), {}
+    with zipfile.ZipFile(path) as archive:
+        sizes = sum(entry.file_size for entry in archive.infolist())
+    if sizes > FREE_BYTES + MOST_SHRINKING * path.stat().st_size:
+        raise ValueError(f"it holds {sizes:,} bytes, more than golden vectors of its size have")
+    with np.load(path, allow_pickle=False) as loaded:
+        about = json.loads(str(loaded["about"]))
+        names = [str(name) for name in about.get("tensors", [])] if about.get("schema") == GOLDEN_SCHEMA else []
+        return about, loaded["images"], {name: loaded[name] for name in names}
+
+
 def check_golden(path: Path, about: dict[str, Any], model: Model) -> None:
     """Raise unless golden vectors are of this schema and this file."""
-    if about["schema"] != GOLDEN_SCHEMA:
-        raise RunError(f"{path} has schema {about['schema']!r}; this runner reads {GOLDEN_SCHEMA!r}.")
-    if about["sha256"] != model.sha256:
+    if about.get("schema") != GOLDEN_SCHEMA:
+        raise RunError(f"{path} has schema {about.get('schema')!r}; this runner reads {GOLDEN_SCHEMA!r}.")
+    if about.get("sha256") != model.sha256:
         raise RunError(f"{path} holds golden vectors of another file than {model.path}; write them again.")
-    if LOGITS not in about["tensors"]:
+    if LOGITS not in about.get("tensors", []):
         raise RunError(f"{path} holds no logits; write it again.")
 
 
@@ -226,6 +254,8 @@ def run_level(
     session = model.session(level)
     for start in range(0, len(images), batch):
         found = model.run(session, images[start : start + batch], [LOGITS])[LOGITS]
+        if found.ndim != 2 or found.size == 0:
+            raise RunError(f"{model.path} returns logits of shape {list(found.shape)}; a row for each image is needed.")
         logits.add(found)
         predictions += np.where(np.isnan(found).any(axis=1), -1, found.argmax(axis=1)).tolist()
         progress(level, min(start + batch, len(images)), len(images))
@@ -317,8 +347,9 @@ def too_old() -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's text without line breaks."""
-    return " ".join(str(error).split())
+    """Return the beginning of an error's text, without line breaks."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -66,6 +66,59 @@ class Comparison:
     difference: Difference | None
 
 
+class CodeComparison:
+    """Compares two backends' tensors, of as many images at a time as one likes, in order of execution.
+
+    Args:
+        graph: what is executed.
+        between: names of the backends.
+    """
+
+    def __init__(self, graph: ExecutedGraph, between: tuple[str, str]) -> None:
+        self._graph = graph
+        self._between = between
+        self._images: list[int] = []
+        self._counts: dict[str, _Count] = {}
+
+    def add(self, first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]], images: Sequence[int]) -> None:
+        """Compare the tensors of some more images.
+
+        Args:
+            first, second: of each backend, by their names in the graph, [N, ...].
+            images: what the N images are called, such as their indices in a data set.
+        """
+        self._images += images
+        for name in self._graph.codes:
+            if name in first and name in second:
+                count = _count(second[name], first[name], images)
+                self._counts[name] = self._counts[name].plus(count) if name in self._counts else count
+
+    def result(self) -> Comparison:
+        """Return what was found: the first tensor that differs."""
+        wrong = next(
+            (name for name in self._graph.codes if name in self._counts and self._counts[name].differing), None
+        )
+        return Comparison(
+            between=self._between,
+            images=tuple(self._images),
+            tensors=len(self._counts),
+            difference=None if wrong is None else self._difference(wrong),
+        )
+
+    def _difference(self, name: str) -> Difference:
+        node, count = _node_to_blame(self._graph, self._counts.keys(), name), self._counts[name]
+        return Difference(
+            node=node.name or node.outputs[0],
+            operator=node.op_type,
+            layer=_layer_of(self._graph, node),
+            tensor=name,
+            differing=count.differing,
+            elements=count.elements,
+            largest_step=count.largest_step,
+            indices=count.indices,
+        )
+
+
 def compare_codes(
     graph: ExecutedGraph,
     between: tuple[str, str],
@@ -80,15 +133,9 @@ def compare_codes(
         tensors: of each, by their names in the graph, [N, ...].
         images: what the N images are called, such as their indices in a data set.
     """
-    first, second = tensors
-    shared = [name for name in graph.codes if name in first and name in second]
-    for name in shared:
-        difference = _compare(graph, shared, name, second[name], first[name], images)
-        if difference is not None:
-            break
-    else:
-        difference = None
-    return Comparison(between=between, images=tuple(images), tensors=len(shared), difference=difference)
+    comparison = CodeComparison(graph, between)
+    comparison.add(*tensors, images)
+    return comparison.result()
 
 
 def describe_difference(comparison: Comparison) -> str:
@@ -108,39 +155,42 @@ def describe_difference(comparison: Comparison) -> str:
     )
 
 
-def _compare(
-    graph: ExecutedGraph,
-    shared: Collection[str],
-    name: str,
-    found: NDArray[Any],
-    expected: NDArray[Any],
-    images: Sequence[int],
-) -> Difference | None:
-    indices: tuple[tuple[int, ...], ...] = ()
-    largest: float | None = None
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        count = expected.size
-    else:
-        differing = found != expected  # NaN differs from everything, itself included
-        count = int(differing.sum())
-        if count == 0:
-            return None
-        with np.errstate(invalid="ignore"):
-            step = np.abs(found[differing].astype(np.float64) - expected[differing].astype(np.float64)).max()
-        largest = float(step) if np.isfinite(step) else None
-        indices = tuple(
-            (images[image], *(int(axis) for axis in rest)) for image, *rest in np.argwhere(differing)[:_MAX_INDICES]
+@dataclass(frozen=True, kw_only=True)
+class _Count:
+    """What differs in one tensor; fields as in `Difference`."""
+
+    differing: int
+    elements: int
+    largest_step: float | None
+    indices: tuple[tuple[int, ...], ...]
+
+    def plus(self, other: _Count) -> _Count:
+        """Return the same of these images and some more."""
+        steps = [count.largest_step for count in (self, other) if count.differing]
+        known = [step for step in steps if step is not None]
+        return _Count(
+            differing=self.differing + other.differing,
+            elements=self.elements + other.elements,
+            largest_step=max(known) if known and len(known) == len(steps) else None,
+            indices=(*self.indices, *other.indices)[:_MAX_INDICES],
         )
-    node = _node_to_blame(graph, shared, name)
-    return Difference(
-        node=node.name or node.outputs[0],
-        operator=node.op_type,
-        layer=_layer_of(graph, node),
-        tensor=name,
+
+
+def _count(found: NDArray[Any], expected: NDArray[Any], images: Sequence[int]) -> _Count:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return _Count(differing=max(expected.size, 1), elements=max(expected.size, 1), largest_step=None, indices=())
+    differing = found != expected  # NaN differs from everything, itself included
+    count = int(differing.sum())
+    if count == 0:
+        return _Count(differing=0, elements=expected.size, largest_step=None, indices=())
+    with np.errstate(invalid="ignore"):
+        step = np.abs(found[differing].astype(np.float64) - expected[differing].astype(np.float64)).max()
+    places = np.argwhere(differing)[:_MAX_INDICES]
+    return _Count(
         differing=count,
         elements=expected.size,
-        largest_step=largest,
-        indices=indices,
+        largest_step=float(step) if np.isfinite(step) else None,
+        indices=tuple((images[image], *(int(axis) for axis in rest)) for image, *rest in places),
     )
 
 

@@ -20,13 +20,14 @@ from qil_deploy.exported_metadata import read_metadata
 from qil_deploy.exported_names import INPUT_NAME, METADATA_KEY, OUTPUT_NAME
 from qil_deploy.onnx_file import OnnxFile, TensorInfo, read_model
 from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.untrusted_text import excerpt
 
 from .sessions import create_session, run_session
 
 FLOAT = "float"  # a float32 baseline
 FORMATS = ("qlinear", "qdq", FLOAT)
 INPUTS = ("uint8", "float")
-_MOST_VALUES = 2**28
+_MOST_VALUES = 2**26
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[Any]]
 """From uint8 images [N, C, H, W] to float32 logits [N, classes]."""
@@ -120,6 +121,8 @@ def read_exported_model(path: Path) -> ExportedModel:
             "write it with: python -m qil_deploy.export CHECKPOINT -o MODEL.onnx."
         )
     metadata = read_metadata(graph)
+    if "" not in graph.opsets:
+        raise ModelFileError(f"{path} names no version of the standard operator set; export the model again.")
     try:
         pixels = metadata["preprocessing"]
         model = ExportedModel(
@@ -142,21 +145,25 @@ def read_exported_model(path: Path) -> ExportedModel:
     except KeyError as error:
         raise ModelFileError(f"the metadata of {path} has no entry {error}; export the model again.") from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise ModelFileError(f"the metadata of {path} is damaged ({error}); export the model again.") from error
+        raise ModelFileError(
+            f"the metadata of {path} is damaged ({excerpt(str(error), 300)}); export the model again."
+        ) from error
     _check(model)
     return model
 
 
 def _names(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise TypeError(f"class_names is {value!r}, not a list of names")
+        raise TypeError(f"class_names is {excerpt(repr(value))}, not a list of names")
     return tuple(str(name) for name in value)
 
 
 def _check(model: ExportedModel) -> None:
     for name, value, allowed in (("format", model.format, FORMATS), ("input", model.input, INPUTS)):
         if value not in allowed:
-            raise ModelFileError(f"the metadata of {model.path} says {name} {value!r}; known are {', '.join(allowed)}.")
+            raise ModelFileError(
+                f"the metadata of {model.path} says {name} {excerpt(repr(value))}; known are {', '.join(allowed)}."
+            )
     shape = model.preprocessing.shape
     values = math.prod(shape) * (model.batch or 1)
     if values > _MOST_VALUES:
@@ -180,6 +187,6 @@ def _check_tensors(path: Path, verb: str, found: Sequence[TensorInfo], promised:
 
     if [describe(tensor) for tensor in found] != [describe(promised)]:
         raise ModelFileError(
-            f"{path} {verb} {', '.join(map(describe, found)) or 'nothing'}, but its metadata promises "
+            f"{path} {verb} {excerpt(', '.join(map(describe, found)), 200) or 'nothing'}, but its metadata promises "
             f"{describe(promised)} (* is any batch); export the model again."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,10 @@ from qil_deploy.onnx_file import Node, OnnxFile
 from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.onnx_tensors import bits_of_type
 from qil_deploy.reference import IntegerReference
-from qil_deploy.reference.matmul_nbits import unpack_blocks
+from qil_deploy.reference.arguments import integer
+from qil_deploy.reference.kernels import blocks
+from qil_deploy.reference.matmul_nbits import check_blocks, unpack_blocks
+from qil_deploy.untrusted_text import excerpt
 
 from .exported_model import ExportedModel
 from .sessions import create_session
@@ -71,14 +75,39 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
     if kept:  # which the reference does not compute
         shapes = part_shapes(model.graph, tuple(node.outputs[0] for node in nodes.values()))
     else:
-        shapes = {name: array.shape for name, array in reference.run_all(_blank_image(model)).items()}
+        shapes = reference.shapes(_blank_image(model))
     if set(nodes) != set(listed):
-        odd = sorted(set(nodes) ^ set(listed))[0]
-        raise ModelFileError(f"metadata and graph of {model.path} disagree about layer {odd!r}; export it again.")
+        raise _disagreement(model, min(set(nodes) ^ set(listed)))
+    file = _StoredFile(model.graph)
     return tuple(
-        _describe(model.graph, reference.constants, node, listed[name], shapes[node.outputs[0]])
+        _describe(file, _Constants(model, reference.constants), node, listed[name], shapes[node.outputs[0]])
         for name, node in nodes.items()
     )
+
+
+def _disagreement(model: ExportedModel, layer: str) -> ModelFileError:
+    return ModelFileError(
+        f"metadata and graph of {model.path} disagree about layer {excerpt(repr(layer))}; export it again."
+    )
+
+
+class _Constants:
+    """Constants that layers have to have."""
+
+    def __init__(self, model: ExportedModel, values: Mapping[str, NDArray[Any]]) -> None:
+        self._model = model
+        self._values = values
+
+    def of(self, node: Node, index: int) -> NDArray[Any]:
+        """Return an input of a node.
+
+        Raises:
+            ModelFileError: it is none, or computed from the images.
+        """
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        if name not in self._values:
+            raise _disagreement(self._model, node.name)
+        return self._values[name]
 
 
 def _describe_paper(model: ExportedModel, listed: dict[str, dict[str, Any]]) -> tuple[LayerDescription, ...]:
@@ -89,10 +118,11 @@ def _describe_paper(model: ExportedModel, listed: dict[str, dict[str, Any]]) -> 
     session = create_session(model.path, level="disabled", content=content)
     tensors = model.run(session, np.zeros((1, *model.preprocessing.shape), np.uint8))
     layers = []
+    file = _StoredFile(model.graph)
     for name, layer in listed.items():
-        codes = dequantized_codes(model.graph, nodes[name]) if name in nodes else None
-        if codes is None:
-            raise ModelFileError(f"metadata and graph of {model.path} disagree about layer {name!r}; export it again.")
+        codes = dequantized_codes(model.graph, nodes[name], file.producers) if name in nodes else None
+        if codes is None or codes.ndim == 0:
+            raise _disagreement(model, name)
         layers.append(
             LayerDescription(
                 name=name,
@@ -100,9 +130,9 @@ def _describe_paper(model: ExportedModel, listed: dict[str, dict[str, Any]]) -> 
                 weight_bits=int(layer["weight_bits"]),
                 largest_input_code=int(layer["largest_input_code"]),
                 weight_shape=codes.shape,
-                macs=codes[0].size * math.prod(tensors[outputs[name]].shape[1:]),
-                bytes=_stored_bytes(model.graph, f"{name}_weight"),
-                zero_share=float((codes == 0).mean()),
+                macs=math.prod(codes.shape[1:]) * math.prod(tensors[outputs[name]].shape[1:]),
+                bytes=file.bytes_behind(f"{name}_weight"),
+                zero_share=float((codes == 0).mean()) if codes.size else 0.0,
                 dead_channels=int((~codes.reshape(len(codes), -1).any(axis=1)).sum()),
                 smallest_multiplier=None,
                 largest_multiplier=None,
@@ -118,12 +148,12 @@ def _listed_layers(model: ExportedModel) -> dict[str, dict[str, Any]]:
         missing = [name for name, layer in listed.items() if not {"weight_bits", "largest_input_code"} <= layer.keys()]
     except KeyError as error:
         raise ModelFileError(
-            f"the metadata of {model.path} has no entry {error} that could be read; export the model again."
+            f"the metadata of {model.path} has no entry {excerpt(str(error))} that could be read; export it again."
         ) from error
     if missing:
         raise ModelFileError(
-            f"the metadata of {model.path} does not say how many bits layer {missing[0]!r} has and which codes it "
-            "reads; export the model again."
+            f"the metadata of {model.path} does not say how many bits layer {excerpt(repr(missing[0]))} has and which "
+            "codes it reads; export the model again."
         )
     return listed
 
@@ -135,15 +165,14 @@ def _blank_image(model: ExportedModel) -> NDArray[Any]:
 
 
 def _describe(
-    graph: OnnxFile,
-    constants: dict[str, NDArray[Any]],
+    file: _StoredFile,
+    constants: _Constants,
     node: Node,
     listed: dict[str, Any],
     output: tuple[int, ...],
 ) -> LayerDescription:
-    weights = _weights(node, constants)
+    weights = _count_weights(node, constants)
     shape = tuple(int(size) for size in listed.get("weight_shape", weights.shape))
-    nonzero = int(np.count_nonzero(weights))
     multipliers = _multipliers(node, constants)
     return LayerDescription(
         name=node.name,
@@ -151,43 +180,73 @@ def _describe(
         weight_bits=int(listed["weight_bits"]),
         largest_input_code=int(listed["largest_input_code"]),
         weight_shape=shape,
-        macs=weights[0].size * math.prod(output[1:]),
-        bytes=_stored_bytes(graph, node.inputs[1 if node.op_type == "MatMulNBits" else 3]),
-        zero_share=1 - nonzero / math.prod(shape),
-        dead_channels=int((~weights.reshape(len(weights), -1).any(axis=1)).sum()),
+        macs=math.prod(weights.shape[1:]) * math.prod(output[1:]),
+        bytes=file.bytes_behind(node.inputs[1 if node.op_type == "MatMulNBits" else 3]),
+        zero_share=1 - weights.nonzero / max(math.prod(shape), 1),
+        dead_channels=weights.dead,
         smallest_multiplier=None if multipliers is None else float(multipliers.min()),
         largest_multiplier=None if multipliers is None else float(multipliers.max()),
     )
 
 
-def _weights(node: Node, constants: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """Return the weight codes that are multiplied, output channels first."""
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """Weight codes as they are multiplied: their shape, output channels first; how many are not zero; dead channels."""
+
+    shape: tuple[int, ...]
+    nonzero: int
+    dead: int
+
+
+def _count_weights(node: Node, constants: _Constants) -> _Weights:
+    """Count a few channels at a time: what is unpacked takes many times the room of what is stored."""
     if node.op_type == "MatMulNBits":
-        attributes = {name: int(node.attributes[name]) for name in ("N", "K", "bits", "block_size")}  # type: ignore[arg-type] # a wrong type is a TypeError
-        shape = (attributes["N"], attributes["K"])
-        return unpack_blocks(constants[node.inputs[1]], shape, attributes["bits"], attributes["block_size"])
-    weights = constants[node.inputs[3]]
-    return weights if node.op_type == "QLinearConv" or node.attributes.get("transB", 0) else weights.T
+        outputs, columns = integer(node, "N", 0), integer(node, "K", 0)
+        bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
+        packed = constants.of(node, 1)
+        check_blocks(packed, (outputs, columns), bits, block)
+        shape: tuple[int, ...] = (outputs, columns // block, block)
+        rows = (
+            unpack_blocks(packed[some], (len(packed[some]), columns), bits, block) for some in blocks(outputs, columns)
+        )
+    else:
+        weights = constants.of(node, 3)
+        if node.op_type == "QGemm" and not node.attributes.get("transB", 0):
+            weights = weights.T
+        shape = weights.shape
+        rows = (weights[some] for some in blocks(len(weights), math.prod(shape[1:])))
+    counts = [(np.count_nonzero(part), (~part.reshape(len(part), -1).any(axis=1)).sum()) for part in rows]
+    return _Weights(
+        shape=shape, nonzero=sum(int(count) for count, _ in counts), dead=sum(int(dead) for _, dead in counts)
+    )
 
 
-def _multipliers(node: Node, constants: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
+def _multipliers(node: Node, constants: _Constants) -> NDArray[Any] | None:
     if node.op_type == "MatMulNBits":
         return None
     output = 6 if node.op_type == "QLinearConv" else 7
-    scale = constants[node.inputs[1]] * constants[node.inputs[4]]
-    return np.asarray(scale / constants[node.inputs[output]] if len(node.inputs) > output else scale)
+    with np.errstate(all="ignore"):
+        scale = constants.of(node, 1) * constants.of(node, 4)
+        return np.asarray(scale / constants.of(node, output) if len(node.inputs) > output else scale)
 
 
-def _stored_bytes(graph: OnnxFile, name: str) -> int:
-    """Return the bytes of the initializers that a tensor is computed from."""
-    producers = {output: node for node in graph.nodes for output in node.outputs}
-    seen, waiting, stored = {name}, [name], 0
-    while waiting:
-        found = waiting.pop()
-        if found in graph.initializers:
-            stored += math.ceil(graph.initializers[found].size * bits_of_type(graph.stored_types[found]) / 8)
-        elif found in producers:
-            sources = set(producers[found].inputs) - seen
-            seen |= sources
-            waiting += sources
-    return stored
+class _StoredFile:
+    """What a file stores, and what is computed from it."""
+
+    def __init__(self, graph: OnnxFile) -> None:
+        self._graph = graph
+        self.producers = {output: node for node in graph.nodes for output in node.outputs}
+
+    def bytes_behind(self, name: str) -> int:
+        """Return the bytes of the initializers that a tensor is computed from."""
+        graph = self._graph
+        seen, waiting, stored = {name}, [name], 0
+        while waiting:
+            found = waiting.pop()
+            if found in graph.initializers:
+                stored += math.ceil(graph.initializers[found].size * bits_of_type(graph.stored_types[found]) / 8)
+            elif found in self.producers:
+                sources = set(self.producers[found].inputs) - seen
+                seen |= sources
+                waiting += sources
+        return stored

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError
 
+from .decode import decode_image
 from .image_set import ImageSet, Split
 
 if TYPE_CHECKING:
@@ -62,19 +63,9 @@ class ImageFolder:
         """Return one image in grey (1 channel) or colour (3).
 
         Raises:
-            DataError: the file is no image that can be read.
+            DataError: the file is no image that can be read, or its numbers have no known range.
         """
-        from PIL import Image
-
-        path = self.path(index)
-        if not path.is_file():  # a pipe of that name would be waited for
-            raise DataError(f"{path} is no file; remove it from the folder.")
-        try:
-            with Image.open(path) as image:
-                return image.convert("L" if channels == 1 else "RGB")
-        # What damaged files raise, by their format.
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} is not an image that can be read: {error}; replace or remove it.") from error
+        return decode_image(self.path(index), channels)
 
     def image(self, index: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """Return one image as evaluation sees it: uint8, of `shape` (channels, height, width)."""

@@ -52,6 +52,15 @@ def scalar_grid_at(inputs: Inputs, index: int, dtype: np.dtype[Any]) -> kernels.
     return grid
 
 
+def grid_along_axis(node: Node, inputs: Inputs, dtype: np.dtype[Any]) -> kernels.Grid:
+    """Shape a per-channel grid at inputs 1 and 2 so that it broadcasts along the node's axis of input 0."""
+    grid = grid_at(inputs, 1, dtype)
+    shape = [1] * required(inputs, 0).ndim
+    if shape:
+        shape[integer(node, "axis", 1 if len(shape) > 1 else 0)] = -1
+    return kernels.Grid(*(value.reshape(shape) if value.ndim else value for value in (grid.scale, grid.zero_point)))
+
+
 def integers(node: Node, name: str, default: Sequence[int]) -> list[int]:
     """Return an attribute that is a list of integers."""
     value = node.attributes.get(name, default)

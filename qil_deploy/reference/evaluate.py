@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,19 +14,26 @@ from qil_deploy.errors import DataError, ModelFileError
 from qil_deploy.float_parts import cut_out_parts
 from qil_deploy.onnx_file import Node, OnnxFile
 from qil_deploy.onnx_tensors import Array
+from qil_deploy.untrusted_text import excerpt
 
+from .budget import Budget, BudgetError, Cost
 from .fuse_qdq import fuse_qdq
 from .operators import find_operator
 
 # Pixels of one block of images: few enough for its tensors to stay in a processor's cache.
 _BLOCK_PIXELS = 1 << 15
+_LONGEST_REASON = 400
+_SMALLER = 4  # by this factor a block shrinks that takes too much
+
+Tensors = dict[str, Array]
 
 
 class IntegerReference:
     """An exported model, ready to be run on images.
 
     A file in the QDQ format is evaluated as the integer operators that ONNX Runtime fuses it to (`fuse_qdq`). What a
-    file keeps in float is one node each (`float_parts`), which can be looked at, but not run.
+    file keeps in float is one node each (`float_parts`), which can be looked at, but not run. Whatever is computed is
+    paid for out of one budget (`budget`).
 
     Attributes:
         model: the file that is executed.
@@ -38,9 +45,8 @@ class IntegerReference:
         """Check every operator and compute what depends on no image.
 
         Raises:
-            ModelFileError: an operator or attribute without an integer kernel, a tensor that nothing
-            produces, or
-                a graph that does not have exactly one input.
+            ModelFileError: an operator or attribute without an integer kernel, a tensor that nothing produces, a graph
+                that does not have exactly one input, or constants that take more than there is.
         """
         self.model = model
         if len(model.inputs) != 1 or not model.outputs:
@@ -50,10 +56,12 @@ class IntegerReference:
             )
         self.constants = dict(model.initializers)
         self._outputs = [info.name for info in model.outputs]
+        parts = cut_out_parts(model)
         try:
-            nodes = fuse_qdq(cut_out_parts(model), self._outputs, self.constants)
-        except ValueError as error:
-            raise ModelFileError(f"{model.path}: {error}.") from error
+            nodes = fuse_qdq(parts, self._outputs, self.constants)
+        except (ValueError, IndexError) as error:
+            raise ModelFileError(f"{model.path}: {excerpt(str(error), _LONGEST_REASON)}.") from error
+        self._budget = Budget.of_file(model.bytes)
         self.nodes = self._fold_constants(nodes)
         self._fixed_batch = isinstance((model.inputs[0].shape or (None,))[0], int)
         self._last_uses = _last_uses(self.nodes, keep={*self.constants, self._outputs[0]})
@@ -66,39 +74,116 @@ class IntegerReference:
 
         Raises:
             DataError: images of another dtype or shape than the graph's input.
-            ModelFileError: an accumulator overflows int32, shapes do not match, or the file keeps something in float.
+            ModelFileError: an accumulator overflows int32, shapes do not match, the file keeps something in float, or
+                it takes more than there is.
         """
-        self._check_images(images)
-        size = max(1, _BLOCK_PIXELS // max(1, math.prod(images.shape[2:])))
-        if self._fixed_batch or len(images) <= size:
-            return self._logits(images)
-        blocks = [images[start : start + size] for start in range(0, len(images), size)]
-        with _one_blas_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.concatenate(list(pool.map(self._logits, blocks)))
+        logits = self._outputs[0]
+        return self._in_blocks(images, lambda tensors: {logits: self._find(logits, tensors)}, free=True)[logits]
 
-    def _logits(self, images: Array) -> Array:
-        return self._find(self._outputs[0], self._execute(images, free=True))
-
-    def run_all(self, images: Array) -> dict[str, Array]:
+    def run_all(self, images: Array) -> Tensors:
         """Return every tensor computed from the images, by name, in order of execution.
 
         Raises:
             DataError: as `run`.
             ModelFileError: as `run`.
         """
-        self._check_images(images)
-        tensors = self._execute(images, free=False)
-        del tensors[self.model.inputs[0].name]
-        return tensors
+        return self._in_blocks(images, lambda tensors: tensors, free=False)
 
-    def _execute(self, images: Array, *, free: bool) -> dict[str, Array]:
-        """Run the nodes in order; with `free`, drop every tensor that no later node reads."""
-        tensors = {self.model.inputs[0].name: images}
+    def shapes(self, images: Array) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor computed from the images, without keeping them all.
+
+        Raises:
+            DataError: as `run`.
+            ModelFileError: as `run`.
+        """
+        self._check_images(images)
+        found: dict[str, tuple[int, ...]] = {}
+        self._execute(images, free=True, note=lambda name, tensor: found.update({name: tensor.shape}))
+        return found
+
+    def _in_blocks(self, images: Array, keep: Callable[[Tensors], Tensors], *, free: bool) -> Tensors:
+        """Compute as many images at a time as are fast, or fewer where these take more than there is.
+
+        Args:
+            images: all of them.
+            keep: picks what is wanted of the tensors of a block.
+            free: as `_execute` takes it.
+        """
+        self._check_images(images)
+        pixels = max(1, math.prod(images.shape[2:]))
+        most = len(images) if self._fixed_batch else min(len(images), max(1, _BLOCK_PIXELS // pixels))
+        most, peak, first = self._first_block(images, most, keep, free=free)
+        results = [first]
+        blocks = [images[start : start + most] for start in range(most, len(images), max(1, most))]
+        threads = min(os.cpu_count() or 1, len(blocks), self._budget.left // max(1, peak))
+        if threads > 1:
+            with _one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+                results += pool.map(lambda block: keep(self._execute(block, free=free)[0]), blocks)
+        else:
+            results += (keep(self._execute(block, free=free)[0]) for block in blocks)
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def _first_block(
+        self, images: Array, most: int, keep: Callable[[Tensors], Tensors], *, free: bool
+    ) -> tuple[int, int, Tensors]:
+        """Compute the first `most` images, or fewer; return how many, the bytes that took, and what is wanted of it."""
+        if self._fixed_batch and len(images) > 1:
+            self._check_batch(images)
+        try:
+            tensors, budget = self._execute(images[:most], free=free)
+        except ModelFileError as error:
+            if self._fixed_batch or most <= 1 or not isinstance(error.__cause__, BudgetError):
+                raise
+        else:
+            return most, budget.peak, keep(tensors)
+        return self._first_block(images, most // _SMALLER or 1, keep, free=free)
+
+    def _check_batch(self, images: Array) -> None:
+        """Refuse a fixed batch that takes more than there is, as far as one of its images tells, before it is computed.
+
+        Raises:
+            ModelFileError: it does.
+        """
+        try:
+            _, one = self._execute(images[:1], free=True)
+        except ModelFileError:  # it computes with the number of images
+            return
+        cost = Cost(bytes=one.peak * len(images), operations=one.made * len(images))
+        try:
+            self._budget.rest().pay(cost)
+        except BudgetError as error:
+            raise ModelFileError(f"{self.model.path} computes {len(images):,} images at a time: {error}.") from error
+
+    def _execute(
+        self, images: Array, *, free: bool, note: Callable[[str, Array], None] = lambda *_: None
+    ) -> tuple[Tensors, Budget]:
+        """Run the nodes in order; with `free`, drop every tensor that no later node reads.
+
+        Args:
+            images: a block of them.
+            free: whether to.
+            note: is told of each tensor.
+
+        Returns:
+            The tensors that are left, without the images, and what was taken.
+        """
+        image = self.model.inputs[0].name
+        tensors = {image: images}
+        budget = self._budget.rest()
+        held: dict[str, int] = {}
         for node, finished in zip(self.nodes, self._last_uses, strict=True):
-            tensors[node.outputs[0]] = self._compute(node, tensors)
+            before = budget.left
+            tensors[node.outputs[0]] = self._compute(node, tensors, budget)
+            held[node.outputs[0]] = before - budget.left
+            note(node.outputs[0], tensors[node.outputs[0]])
             for name in finished if free else ():
                 tensors.pop(name, None)
-        return tensors
+                budget.give_back(held.pop(name, 0))
+        if self._outputs[0] != image:
+            tensors.pop(image, None)
+        return tensors, budget
 
     def _check_images(self, images: Array) -> None:
         expected = self.model.inputs[0]
@@ -109,7 +194,8 @@ class IntegerReference:
         if images.dtype != expected.dtype or not fits:
             raise DataError(
                 f"images of type {images.dtype} and shape {list(images.shape)} do not fit the input "
-                f"{expected.name!r} of {self.model.path}: it takes {expected.dtype} of shape {list(shape)}."
+                f"{excerpt(repr(expected.name))} of {self.model.path}: it takes {expected.dtype} of shape "
+                f"{excerpt(str(list(shape)))}."
             )
 
     def _fold_constants(self, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -123,23 +209,34 @@ class IntegerReference:
                 raise self._refuse(node, error) from error
             for name in node.inputs:
                 if name and name not in known:
-                    raise self._refuse(node, f"nothing before it produces its input {name!r}")
+                    raise self._refuse(node, f"nothing before it produces its input {excerpt(repr(name))}")
             if known.intersection(node.outputs):
-                raise self._refuse(node, f"its output {node.outputs[0]!r} exists already")
+                raise self._refuse(node, f"its output {excerpt(repr(node.outputs[0]))} exists already")
             known.update(node.outputs)
             if all(not name or name in self.constants for name in node.inputs):
-                self.constants[node.outputs[0]] = self._compute(node, {})
+                self.constants[node.outputs[0]] = self._fold(node)
             else:
                 remaining.append(node)
         missing = [name for name in self._outputs if name not in known]
         if missing:
-            raise ModelFileError(f"{self.model.path}: no node produces the output {missing[0]!r}.")
+            raise ModelFileError(f"{self.model.path}: no node produces the output {excerpt(repr(missing[0]))}.")
         return tuple(remaining)
 
-    def _compute(self, node: Node, tensors: Mapping[str, Array]) -> Array:
+    def _fold(self, node: Node) -> Array:
+        """Compute a constant; a view of another one takes nothing."""
+        before = self._budget.left
+        result = self._compute(node, {}, self._budget)
+        if any(name and np.may_share_memory(result, self.constants[name]) for name in node.inputs):
+            self._budget.give_back(before - self._budget.left)
+        return result
+
+    def _compute(self, node: Node, tensors: Mapping[str, Array], budget: Budget) -> Array:
         inputs = [self._find(name, tensors) if name else None for name in node.inputs]
+        operator = find_operator(node)
         try:
-            return find_operator(node).compute(node, inputs)
+            budget.pay(operator.cost(node, inputs))
+            with np.errstate(all="ignore"):  # what is no number is refused, or counted where it reaches the logits
+                return operator.compute(node, inputs)
         except MemoryError as error:
             raise self._refuse(node, f"there is not enough memory for its result ({error})") from error
         except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as error:
@@ -149,7 +246,8 @@ class IntegerReference:
         return tensors[name] if name in tensors else self.constants[name]
 
     def _refuse(self, node: Node, reason: object) -> ModelFileError:
-        return ModelFileError(f"{self.model.path}: node {node.name or node.outputs[0]!r} ({node.op_type}): {reason}.")
+        name, operator = excerpt(repr(node.name or node.outputs[0])), excerpt(node.op_type)
+        return ModelFileError(f"{self.model.path}: node {name} ({operator}): {excerpt(str(reason), _LONGEST_REASON)}.")
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:

@@ -18,7 +18,7 @@ the evaluator refuses it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -30,10 +30,20 @@ from qil_deploy.onnx_tensors import Array
 from .operators import MICROSOFT
 
 _MOVES_CODES = ("Reshape", "Identity", "MaxPool")
+# Inputs that an operator of a pattern has at least.
+_FEWEST_INPUTS = {
+    "QuantizeLinear": 2,
+    "DequantizeLinear": 2,
+    "Conv": 2,
+    "Gemm": 2,
+    "Add": 2,
+    "AveragePool": 1,
+    "GlobalAveragePool": 1,
+}
 
 
 def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[str, Array]) -> tuple[Node, ...]:
-    """Return the nodes of an equivalent graph of integer operators, without those that nothing uses any more.
+    """Return the nodes of an equivalent graph of integer operators, without those that fusing leaves unused.
 
     Args:
         nodes: the graph in topological order.
@@ -42,13 +52,22 @@ def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[s
 
     Raises:
         ValueError: what would not be the same in integers: a bias or an axis off the pattern, or a Gemm that
-            ONNX Runtime would not fuse.
+            ONNX Runtime would not fuse; or an operator without inputs that it has to have.
     """
+    nodes = tuple(nodes)
+    for node in nodes:
+        fewest = _FEWEST_INPUTS.get(node.op_type, 0)
+        if len(node.inputs) < fewest:
+            raise ValueError(
+                f"{node.name or node.outputs[0]!r} ({node.op_type}) has {len(node.inputs)} inputs of {fewest}"
+            )
     graph = _Graph.of(_sink_dequantize(nodes), tuple(outputs), constants)
     if not any(node.op_type == "DequantizeLinear" for node in graph.nodes):
         return graph.nodes
-    fused = [graph.fuse(node) for node in graph.nodes]
-    return _drop_unused(fused, graph.outputs)
+    # What nothing used before is no pattern's; ONNX Runtime executes it, and so it is looked at.
+    used = {id(node) for node in _reaching(nodes, graph.outputs)}
+    idle = [name for node in nodes if id(node) not in used for name in node.outputs]
+    return _reaching([graph.fuse(node) for node in graph.nodes], (*graph.outputs, *idle))
 
 
 def _sink_dequantize(nodes: Iterable[Node]) -> tuple[Node, ...]:
@@ -78,7 +97,8 @@ def _swap(dequantize: Node, mover: Node) -> list[Node]:
     ]
 
 
-def _drop_unused(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+def _reaching(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+    """Return the nodes that some outputs are computed from."""
     used = set(outputs)
     kept: list[Node] = []
     for node in reversed(tuple(nodes)):
@@ -97,15 +117,21 @@ class _Graph:
     constants: Mapping[str, Array]
     producers: Mapping[str, Node]
     uses: Mapping[str, int]
+    readers: Mapping[str, list[Node]]
 
     @classmethod
     def of(cls, nodes: tuple[Node, ...], outputs: tuple[str, ...], constants: Mapping[str, Array]) -> _Graph:
+        readers: dict[str, list[Node]] = defaultdict(list)
+        for node in nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers[name].append(node)
         return cls(
             nodes=nodes,
             outputs=outputs,
             constants=constants,
             producers={output: node for node in nodes for output in node.outputs},
             uses=Counter([name for node in nodes for name in node.inputs] + list(outputs)),
+            readers=readers,
         )
 
     def fuse(self, node: Node) -> Node:
@@ -124,7 +150,7 @@ class _Graph:
 
     def _feeds_one_quantize(self, node: Node) -> bool:
         output = node.outputs[0]
-        users = [user for user in self.nodes if output in user.inputs]
+        users = self.readers.get(output, [])
         return self.uses[output] == 1 and len(users) == 1 and users[0].op_type == "QuantizeLinear"
 
     def _dequantize(self, name: str) -> Node | None:

@@ -10,7 +10,7 @@ while no partial sum can reach 2**24 (float32) or 2**53 (float64): `exact_float`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,10 @@ Array = npt.NDArray[Any]
 
 # Elements of one block of im2col columns: small enough to stay in a processor's cache between its uses.
 _BLOCK_ELEMENTS = 1 << 19
-_MOST_ELEMENTS = 1 << 30
+# Elements of one block of what is computed element by element, in wider types on the way.
+_PART_ELEMENTS = 1 << 16
+
+Place = tuple[slice, ...]
 
 
 def exact_float(bound: int) -> type[np.float32] | type[np.float64]:
@@ -35,6 +38,36 @@ def saturate(rounded: Array, dtype: npt.DTypeLike) -> Array:
     """Clip integer-valued floats to the range of `dtype` and convert."""
     limits = np.iinfo(np.dtype(dtype))
     return np.clip(rounded, limits.min, limits.max).astype(dtype)
+
+
+def parts(shape: Sequence[int], most: int = _PART_ELEMENTS) -> Iterator[Place]:
+    """Yield slices that cut an array of this shape into parts of at most so many elements, along its longest axes."""
+    waiting: list[tuple[tuple[int, int], ...]] = [tuple((0, size) for size in shape)]
+    while waiting:
+        ranges = waiting.pop()
+        sizes = [stop - start for start, stop in ranges]
+        if math.prod(sizes) <= most:
+            yield tuple(slice(start, stop) for start, stop in ranges)
+            continue
+        axis = sizes.index(max(sizes))
+        start, stop = ranges[axis]
+        middle = (start + stop) // 2
+        waiting += [(*ranges[:axis], half, *ranges[axis + 1 :]) for half in ((middle, stop), (start, middle))]
+
+
+def blocks(rows: int, columns: int, most: int = _PART_ELEMENTS) -> list[slice]:
+    """Cut rows into slices of at most so many elements, or of one row."""
+    step = max(1, most // max(1, columns))
+    return [slice(start, start + step) for start in range(0, rows, step)]
+
+
+def elementwise(function: Callable[..., Array], dtype: npt.DTypeLike, *operands: Array) -> Array:
+    """Apply a function of broadcasting arrays part by part, so that wide types on the way take little memory."""
+    result = np.empty(np.broadcast_shapes(*(operand.shape for operand in operands)), dtype)
+    whole = [np.broadcast_to(operand, result.shape) for operand in operands]
+    for part in parts(result.shape):
+        result[part] = function(*(operand[part] for operand in whole))
+    return result
 
 
 @dataclass(frozen=True)
@@ -51,8 +84,14 @@ class Grid:
 
 
 def output_multiplier(x: Grid, w: Grid, y: Grid) -> Array:
-    """Combine three scales to M = float32(float32(x * w) / y), flat: one entry, or one per channel."""
+    """Combine three scales to M = float32(float32(x * w) / y), flat: one entry, or one per channel.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
     multiplier: Array = x.scale.astype(np.float32) * w.scale.astype(np.float32) / y.scale.astype(np.float32)
+    if not np.all(np.isfinite(multiplier)):
+        raise ValueError("its three scales make a multiplier that is no finite number")
     return multiplier.reshape(-1)
 
 
@@ -104,6 +143,8 @@ def qlinear_conv(
         OverflowError: an accumulator leaves int32.
     """
     channels_out, channels_per_group = w.shape[:2]
+    if tuple(w.shape[2:]) != window.kernel:
+        raise ValueError(f"weights of shape {list(w.shape)} do not fit a window of {list(window.kernel)}")
     if x.shape[1] != channels_per_group * groups or channels_out % groups:
         raise ValueError(f"{x.shape[1]} channels do not fit weights of shape {list(w.shape)} in {groups} groups")
     centred = _centre_weights(w, w_grid.zero_point)
@@ -115,27 +156,31 @@ def qlinear_conv(
     multiplier = output_multiplier(x_grid, w_grid, y_grid)[:, None]
     rows, columns = window.output_size(*x.shape[2:])
     y = np.empty((x.shape[0], channels_out, rows, columns), y_grid.zero_point.dtype)
-    for images in _blocks(x.shape[0], x.shape[1] * window.kernel[0] * window.kernel[1] * rows * columns):
-        patches = _im2col(x[images], x_grid.zero_point, window, kind).reshape(groups, matrix.shape[2], -1)
+    taps = x.shape[1] * window.kernel[0] * window.kernel[1]
+
+    def compute(images: Array, y: Array) -> None:
+        views = _columns(images, x_grid.zero_point, window, kind)
+        for place in parts(views.shape[3:], max(1, _BLOCK_ELEMENTS // max(1, taps))):
+            y[place[0], :, *place[1:]] = requantized(views[:, :, :, *place])
+
+    def requantized(views: Array) -> Array:
+        patches = np.ascontiguousarray(views).reshape(groups, matrix.shape[2], -1)
         accumulator: Array = (matrix @ patches).reshape(channels_out, -1)
         accumulator = accumulator + column
         _check_int32(accumulator, total_bound)
         codes = requantize(accumulator, multiplier, y_grid.zero_point)
-        y[images] = codes.reshape(channels_out, -1, rows, columns).transpose(1, 0, 2, 3)
+        return codes.reshape(channels_out, *views.shape[3:]).transpose(1, 0, 2, 3)
+
+    for images in blocks(x.shape[0], taps * rows * columns, _BLOCK_ELEMENTS):
+        compute(x[images], y[images])  # in functions, so that a block is freed before the next one takes memory
     return y
 
 
-def _blocks(images: int, elements_per_image: int) -> list[slice]:
-    step = max(1, _BLOCK_ELEMENTS // max(1, elements_per_image))
-    return [slice(start, start + step) for start in range(0, images, step)]
-
-
-def _im2col(x: Array, zero_point: Array, window: Window, kind: npt.DTypeLike) -> Array:
-    """Lay out [N, C, H, W] as contiguous columns [C, kh, kw, N, OH, OW] of X - zero_point."""
+def _columns(x: Array, zero_point: Array, window: Window, kind: npt.DTypeLike) -> Array:
+    """View [N, C, H, W] as columns [C, kh, kw, N, OH, OW] of X - zero_point."""
     centred = np.subtract(x.transpose(1, 0, 2, 3), zero_point, dtype=kind, casting="unsafe")
     padded = pad_images(centred, window, 0)
-    views = window_views(padded, window, window.output_size(*x.shape[2:]))
-    return np.ascontiguousarray(views.transpose(0, 2, 3, 1, 4, 5))
+    return window_views(padded, window, window.output_size(*x.shape[2:])).transpose(0, 2, 3, 1, 4, 5)
 
 
 def _centre_weights(w: Array, zero_point: Array) -> Array:
@@ -199,16 +244,27 @@ def qgemm(
     weights = b if transpose_b else b.T
     if a.ndim != 2 or a.shape[1] != weights.shape[1]:
         raise ValueError(f"data of shape {list(a.shape)} do not fit weights of {weights.shape[1]} inputs")
-    centred = _centre_weights(weights, b_grid.zero_point)
-    offsets = _integer_bias(bias, len(centred))
+    outputs = len(weights)
+    offsets = _integer_bias(bias, outputs)
+    scales, zero_points = (np.broadcast_to(value.ravel(), (outputs,)) for value in (b_grid.scale, b_grid.zero_point))
+    result = np.empty((len(a), outputs), np.float32 if y_grid is None else y_grid.zero_point.dtype)
+    for some in blocks(outputs, weights.shape[1]):
+        grid = Grid(scales[some], zero_points[some])
+        result[:, some] = _multiply_codes(a, a_grid, weights[some], grid, y_grid, offsets[some])
+    return result
+
+
+def _multiply_codes(a: Array, a_grid: Grid, weights: Array, grid: Grid, y_grid: Grid | None, offsets: Array) -> Array:
+    """Return some columns of what `qgemm` returns; `weights` are [M, K]."""
+    centred = _centre_weights(weights, grid.zero_point)
     sum_bound, total_bound = _bounds(a, a_grid.zero_point, centred, offsets)
     kind = exact_float(sum_bound)
     sums = np.subtract(a, a_grid.zero_point, dtype=kind, casting="unsafe") @ centred.astype(kind).T
     accumulator = sums + offsets.astype(exact_float(total_bound))
     _check_int32(accumulator, total_bound)
     if y_grid is not None:
-        return requantize(accumulator, output_multiplier(a_grid, b_grid, y_grid), y_grid.zero_point)
-    scale: Array = a_grid.scale.astype(np.float32) * b_grid.scale.astype(np.float32)
+        return requantize(accumulator, output_multiplier(a_grid, grid, y_grid), y_grid.zero_point)
+    scale: Array = a_grid.scale.astype(np.float32) * grid.scale.astype(np.float32)
     logits: Array = np.multiply(accumulator.astype(np.float32), scale.reshape(-1), dtype=np.float32)
     return logits
 
@@ -220,8 +276,13 @@ def qlinear_add(a: Array, a_grid: Grid, b: Array, b_grid: Grid, y_grid: Grid) ->
     y_scale). The sum is taken in float64, where it is off by less than any tie is near: exported ratios are
     p/q, q odd.
     """
-    total = _rescale(a, a_grid, y_grid) + _rescale(b, b_grid, y_grid)
-    return saturate(np.rint(total) + float(y_grid.zero_point), y_grid.zero_point.dtype)
+    dtype = y_grid.zero_point.dtype
+
+    def add(a: Array, b: Array) -> Array:
+        total = _rescale(a, a_grid, y_grid) + _rescale(b, b_grid, y_grid)
+        return saturate(np.rint(total) + float(y_grid.zero_point), dtype)
+
+    return elementwise(add, dtype, a, b)
 
 
 def _rescale(codes: Array, grid: Grid, y_grid: Grid) -> Array:
@@ -238,10 +299,18 @@ def qlinear_average_pool(x: Array, x_grid: Grid, y_grid: Grid, window: Window, *
     count_include_pad.
     """
     size = window.output_size(*x.shape[2:])
-    centred = x.astype(np.int32) - x_grid.zero_point.astype(np.int32)
-    sums = window_views(pad_images(centred, window, 0), window, size).sum(axis=(2, 3), dtype=np.int64)
     counts = np.array(math.prod(window.kernel)) if count_include_pad else window.count_inside(*x.shape[2:])
-    return _average_codes(sums, counts, x_grid, y_grid)
+    y = np.empty((*x.shape[:2], *size), y_grid.zero_point.dtype)
+    for planes in parts(x.shape[:2], _planes_at_once(x)):
+        centred = x[planes].astype(np.int32) - x_grid.zero_point.astype(np.int32)
+        sums = window_views(pad_images(centred, window, 0), window, size).sum(axis=(2, 3), dtype=np.int64)
+        y[planes] = _average_codes(sums, counts, x_grid, y_grid)
+    return y
+
+
+def _planes_at_once(x: Array) -> int:
+    """Return how many planes of [N, C, H, W] are few enough to be widened."""
+    return max(1, _PART_ELEMENTS // max(1, math.prod(x.shape[2:])))
 
 
 def qlinear_global_average_pool(x: Array, x_grid: Grid, y_grid: Grid) -> Array:
@@ -262,11 +331,15 @@ def _average_codes(sums: Array, counts: Array, x_grid: Grid, y_grid: Grid) -> Ar
 def max_pool(x: Array, window: Window) -> Array:
     """Take the largest element of each window of [N, C, H, W] (ONNX MaxPool); padding never wins."""
     lowest = np.iinfo(x.dtype).min if np.issubdtype(x.dtype, np.integer) else -np.inf
-    views = window_views(pad_images(x, window, lowest), window, window.output_size(*x.shape[2:]))
-    y = views[:, :, 0, 0].copy()
-    for row in range(window.kernel[0]):
-        for column in range(window.kernel[1]):
-            np.maximum(y, views[:, :, row, column], out=y)
+    size = window.output_size(*x.shape[2:])
+    y = np.empty((*x.shape[:2], *size), x.dtype)
+    for planes in parts(x.shape[:2], _planes_at_once(x)):
+        views = window_views(pad_images(x[planes], window, lowest), window, size)
+        largest = views[:, :, 0, 0].copy()
+        for row in range(window.kernel[0]):
+            for column in range(window.kernel[1]):
+                np.maximum(largest, views[:, :, row, column], out=largest)
+        y[planes] = largest
     return y
 
 
@@ -275,14 +348,22 @@ def quantize_linear(x: Array, grid: Grid) -> Array:
 
     saturate(rint(x / scale) + zero_point), the quotient in float32; the grid broadcasts to x.
     """
-    rounded = np.rint(np.divide(x, grid.scale, dtype=np.float32))
-    return saturate(rounded + grid.zero_point.astype(np.float32), grid.zero_point.dtype)
+
+    def quantize(x: Array, scale: Array, zero_point: Array) -> Array:
+        rounded = np.rint(np.divide(x, scale, dtype=np.float32))
+        return saturate(rounded + zero_point.astype(np.float32), zero_point.dtype)
+
+    return elementwise(quantize, grid.zero_point.dtype, x, grid.scale, grid.zero_point)
 
 
 def dequantize_linear(x: Array, grid: Grid) -> Array:
     """Map codes to values (ONNX DequantizeLinear): float32(X - zero_point) * scale, broadcasting."""
-    centred = x.astype(np.int64) - grid.zero_point.astype(np.int64)
-    return np.multiply(centred.astype(np.float32), grid.scale, dtype=np.float32)
+
+    def dequantize(x: Array, scale: Array, zero_point: Array) -> Array:
+        centred = x.astype(np.int64) - zero_point.astype(np.int64)
+        return np.multiply(centred.astype(np.float32), scale, dtype=np.float32)
+
+    return elementwise(dequantize, np.float32, x, grid.scale, grid.zero_point)
 
 
 def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int]) -> Array:
@@ -293,14 +374,7 @@ def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int]) -> Arr
     before_after = [(0, 0)] * x.ndim
     for index, axis in enumerate(axes):
         before_after[axis] = (pads[index], pads[index + len(axes)])
-    check_size([size + before + after for size, (before, after) in zip(x.shape, before_after, strict=True)])
     return np.pad(x, before_after, constant_values=value.item())
-
-
-def check_size(shape: Sequence[int]) -> None:
-    """Raise ValueError for a tensor that only a damaged file asks for, before it fills the memory."""
-    if math.prod(shape) > _MOST_ELEMENTS:
-        raise ValueError(f"a result of {math.prod(shape):,} elements is too large; {_MOST_ELEMENTS:,} are supported")
 
 
 def checked_int32(integers: Array) -> Array:
@@ -323,7 +397,7 @@ def exact_int32(function: Callable[[Array, Array], Array], a: Array, b: Array) -
     """
     if a.dtype != np.int32 or b.dtype != np.int32:
         raise ValueError(f"operands are {a.dtype} and {b.dtype}; only int32 is supported")
-    return checked_int32(function(a.astype(np.int64), b.astype(np.int64)))
+    return elementwise(lambda a, b: checked_int32(function(a.astype(np.int64), b.astype(np.int64))), np.int32, a, b)
 
 
 def multiply(a: Array, b: Array) -> Array:
@@ -336,8 +410,12 @@ def multiply(a: Array, b: Array) -> Array:
     """
     if not np.issubdtype(a.dtype, np.integer):
         return np.multiply(a, b)
-    wide = a.astype(np.int64) * b.astype(np.int64)
     limits = np.iinfo(a.dtype)
-    if wide.size and (wide.min() < limits.min or wide.max() > limits.max):
-        raise OverflowError(f"products span {wide.min()} to {wide.max()}, beyond {a.dtype}")
-    return wide.astype(a.dtype)
+
+    def exact(a: Array, b: Array) -> Array:
+        wide: Array = a.astype(np.int64) * b.astype(np.int64)
+        if wide.size and (wide.min() < limits.min or wide.max() > limits.max):
+            raise OverflowError(f"products span {wide.min()} to {wide.max()}, beyond {limits.dtype}")
+        return wide
+
+    return elementwise(exact, a.dtype, a, b)

@@ -35,6 +35,14 @@ def unpack_blocks(packed: Array, shape: tuple[int, int], bits: int, block: int) 
     Raises:
         ValueError: bits or shapes that do not fit together.
     """
+    check_blocks(packed, shape, bits, block)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
+    return codes.reshape(shape[0], shape[1] // block, block).astype(np.int16) - np.int16(2 ** (bits - 1))
+
+
+def check_blocks(packed: Array, shape: tuple[int, int], bits: int, block: int) -> None:
+    """Raise ValueError unless `unpack_blocks` can unpack what it takes the same arguments for."""
     outputs, inputs = shape
     if bits not in (2, 4, 8) or block < 1 or inputs % block:
         raise ValueError(f"{inputs} inputs in blocks of {block} with {bits} bits are not supported")
@@ -44,9 +52,6 @@ def unpack_blocks(packed: Array, shape: tuple[int, int], bits: int, block: int) 
             f"weights are {packed.dtype} of shape {list(packed.shape)}; {outputs} outputs of {blocks} blocks of "
             f"{block} inputs with {bits} bits take uint8 of shape {[outputs, blocks, block * bits // 8]}"
         )
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
-    return codes.reshape(outputs, blocks, block).astype(np.int16) - np.int16(2 ** (bits - 1))
 
 
 def zero_point_byte(bits: int) -> int:

@@ -6,28 +6,42 @@ returns the node's one output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from qil_deploy.float_parts import PART_DOMAIN, PART_OPERATOR
 from qil_deploy.onnx_file import Node
 from qil_deploy.onnx_tensors import Array, data_type_name
+from qil_deploy.untrusted_text import excerpt
 
-from . import kernels
-from .arguments import Inputs, grid_at, images_of, integer, integers, optional, required, scalar_grid_at, window_of
-from .matmul_nbits import check_zero_points, matmul_nbits, unpack_blocks
+from . import costs, kernels
+from .arguments import (
+    Inputs,
+    grid_along_axis,
+    grid_at,
+    images_of,
+    integer,
+    integers,
+    optional,
+    required,
+    scalar_grid_at,
+    window_of,
+)
+from .budget import Cost
+from .matmul_nbits import check_blocks, check_zero_points, matmul_nbits, unpack_blocks
 
 MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
 class Operator:
-    """How one ONNX operator is computed: its function, and the attributes that may take any value."""
+    """How one ONNX operator is computed: its function, what that takes, and the attributes that may take any value."""
 
     compute: Callable[[Node, Inputs], Array]
+    cost: Callable[[Node, Inputs], Cost]
     attributes: frozenset[str] = frozenset()
 
 
@@ -49,7 +63,9 @@ def find_operator(node: Node) -> Operator:
         if name not in _FIXED_ATTRIBUTES:
             raise ValueError(f"attribute {name!r} of {node.op_type} is not supported")
         if value != _FIXED_ATTRIBUTES[name]:
-            raise ValueError(f"attribute {name!r} is {value!r}; only {_FIXED_ATTRIBUTES[name]!r} is supported")
+            raise ValueError(
+                f"attribute {name!r} is {excerpt(repr(value))}; only {_FIXED_ATTRIBUTES[name]!r} is supported"
+            )
     if len(node.outputs) != 1:
         raise ValueError(f"{len(node.outputs)} outputs are asked for; only the first is supported")
     return operator
@@ -132,29 +148,20 @@ def _max_pool(node: Node, inputs: Inputs) -> Array:
     return kernels.max_pool(images_of(inputs), window_of(node, []))
 
 
-def _grid_along_axis(node: Node, inputs: Inputs, dtype: np.dtype[Any]) -> kernels.Grid:
-    """Shape a per-channel grid at inputs 1 and 2 so that it broadcasts along the node's axis of input 0."""
-    grid = grid_at(inputs, 1, dtype)
-    shape = [1] * required(inputs, 0).ndim
-    if shape:
-        shape[integer(node, "axis", 1 if len(shape) > 1 else 0)] = -1
-    return kernels.Grid(*(value.reshape(shape) if value.ndim else value for value in (grid.scale, grid.zero_point)))
-
-
 def _quantize_linear(node: Node, inputs: Inputs) -> Array:
-    grid = _grid_along_axis(node, inputs, np.dtype(np.uint8))
+    grid = grid_along_axis(node, inputs, np.dtype(np.uint8))
     return kernels.quantize_linear(required(inputs, 0), grid)
 
 
 def _dequantize_linear(node: Node, inputs: Inputs) -> Array:
     x = required(inputs, 0)
-    return kernels.dequantize_linear(x, _grid_along_axis(node, inputs, x.dtype))
+    return kernels.dequantize_linear(x, grid_along_axis(node, inputs, x.dtype))
 
 
 def _flatten(node: Node, inputs: Inputs) -> Array:
     x = required(inputs, 0)
     axis = integer(node, "axis", 1) % (x.ndim + 1)
-    return x.reshape(int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 def _reshape(_node: Node, inputs: Inputs) -> Array:
@@ -176,9 +183,8 @@ def _transpose(node: Node, inputs: Inputs) -> Array:
 
 
 def _expand(_node: Node, inputs: Inputs) -> Array:
-    x, shape = required(inputs, 0), [int(size) for size in required(inputs, 1)]
-    kernels.check_size(np.broadcast_shapes(x.shape, tuple(shape)))
-    return x * np.ones(shape, x.dtype)
+    x, shape = required(inputs, 0), tuple(int(size) for size in required(inputs, 1))
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, shape)).copy()
 
 
 def _cast(node: Node, inputs: Inputs) -> Array:
@@ -208,7 +214,6 @@ def _resize(node: Node, inputs: Inputs) -> Array:
     if found != expected or factors.shape != (4,) or np.any(factors[:2] != 1) or np.any(factors != np.rint(factors)):
         raise ValueError(f"only Resize that repeats pixels is supported, not {found} by {factors.tolist()}")
     rows, columns = (int(factor) for factor in factors[2:])
-    kernels.check_size((*x.shape, rows, columns))
     return x.repeat(rows, axis=2).repeat(columns, axis=3)
 
 
@@ -227,13 +232,19 @@ def _pad(_node: Node, inputs: Inputs) -> Array:
 
 
 def _matmul_nbits(node: Node, inputs: Inputs) -> Array:
-    shape, bits = (integer(node, "N", 0), integer(node, "K", 0)), integer(node, "bits", 4)
+    outputs, columns, bits = integer(node, "N", 0), integer(node, "K", 0), integer(node, "bits", 4)
+    block, level = integer(node, "block_size", 0), integer(node, "accuracy_level", 0)
     a, b, scales = (required(inputs, index) for index in range(3))
     if len(inputs) > 4:
         raise ValueError(f"{len(inputs)} inputs are given; only data, weights, scales and zero points are supported")
-    weights = unpack_blocks(b, shape, bits, integer(node, "block_size", 0))
-    check_zero_points(inputs[3] if len(inputs) > 3 else None, weights.shape[0], weights.shape[1], bits)
-    return matmul_nbits(a, weights, scales, bits, integer(node, "accuracy_level", 0))
+    check_blocks(b, (outputs, columns), bits, block)
+    check_zero_points(inputs[3] if len(inputs) > 3 else None, outputs, columns // block, bits)
+    scales = scales.reshape(outputs, -1)
+    products = [
+        matmul_nbits(a, unpack_blocks(b[some], (len(b[some]), columns), bits, block), scales[some], bits, level)
+        for some in kernels.blocks(outputs, columns)
+    ]
+    return np.concatenate(products, axis=1)
 
 
 def _kept_in_float(node: Node, _inputs: Inputs) -> Array:
@@ -245,30 +256,34 @@ def _kept_in_float(node: Node, _inputs: Inputs) -> Array:
 
 _WINDOW = frozenset({"kernel_shape", "strides", "dilations", "pads"})
 _OPERATORS: dict[tuple[str, str], Operator] = {
-    ("", "QLinearConv"): Operator(_qlinear_conv, _WINDOW | {"group"}),
-    (MICROSOFT, "QGemm"): Operator(_qgemm, frozenset({"transB"})),
-    (MICROSOFT, "QLinearAdd"): Operator(_qlinear_add),
-    (MICROSOFT, "QLinearAveragePool"): Operator(_qlinear_average_pool, _WINDOW | {"ceil_mode", "count_include_pad"}),
-    (MICROSOFT, "QLinearGlobalAveragePool"): Operator(_qlinear_global_average_pool),
-    ("", "Clip"): Operator(_clip),
-    ("", "MaxPool"): Operator(_max_pool, _WINDOW | {"ceil_mode"}),
-    ("", "QuantizeLinear"): Operator(_quantize_linear, frozenset({"axis"})),
-    ("", "DequantizeLinear"): Operator(_dequantize_linear, frozenset({"axis"})),
-    ("", "Flatten"): Operator(_flatten, frozenset({"axis"})),
-    ("", "Reshape"): Operator(_reshape),
-    ("", "Identity"): Operator(_identity),
-    ("", "Concat"): Operator(_concat, frozenset({"axis"})),
-    ("", "Cast"): Operator(_cast, frozenset({"to"})),
-    ("", "Mul"): Operator(_multiply),
-    ("", "Sub"): Operator(_subtract),
-    ("", "ReduceSum"): Operator(_reduce_sum, frozenset({"keepdims"})),
-    ("", "Resize"): Operator(
-        _resize, frozenset({"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a"})
+    ("", "QLinearConv"): Operator(_qlinear_conv, costs.convolved, _WINDOW | {"group"}),
+    (MICROSOFT, "QGemm"): Operator(_qgemm, costs.multiplied, frozenset({"transB"})),
+    (MICROSOFT, "QLinearAdd"): Operator(_qlinear_add, costs.quantized_sum),
+    (MICROSOFT, "QLinearAveragePool"): Operator(
+        _qlinear_average_pool, costs.pooled, _WINDOW | {"ceil_mode", "count_include_pad"}
     ),
-    ("", "Pad"): Operator(_pad),
-    ("", "Transpose"): Operator(_transpose, frozenset({"perm"})),
-    ("", "Expand"): Operator(_expand),
-    ("", "Add"): Operator(_add),
-    (PART_DOMAIN, PART_OPERATOR): Operator(_kept_in_float),
-    (MICROSOFT, "MatMulNBits"): Operator(_matmul_nbits, frozenset({"N", "K", "bits", "block_size", "accuracy_level"})),
+    (MICROSOFT, "QLinearGlobalAveragePool"): Operator(_qlinear_global_average_pool, costs.same_size),
+    ("", "Clip"): Operator(_clip, costs.broadcast),
+    ("", "MaxPool"): Operator(_max_pool, costs.pooled, _WINDOW | {"ceil_mode"}),
+    ("", "QuantizeLinear"): Operator(_quantize_linear, costs.on_grid, frozenset({"axis"})),
+    ("", "DequantizeLinear"): Operator(_dequantize_linear, costs.on_grid, frozenset({"axis"})),
+    ("", "Flatten"): Operator(_flatten, costs.same_size, frozenset({"axis"})),
+    ("", "Reshape"): Operator(_reshape, costs.same_size),
+    ("", "Identity"): Operator(_identity, costs.same_size),
+    ("", "Concat"): Operator(_concat, costs.joined, frozenset({"axis"})),
+    ("", "Cast"): Operator(_cast, costs.cast, frozenset({"to"})),
+    ("", "Mul"): Operator(_multiply, costs.broadcast),
+    ("", "Sub"): Operator(_subtract, costs.broadcast),
+    ("", "ReduceSum"): Operator(_reduce_sum, costs.reduced, frozenset({"keepdims"})),
+    ("", "Resize"): Operator(
+        _resize, costs.resized, frozenset({"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a"})
+    ),
+    ("", "Pad"): Operator(_pad, costs.padded),
+    ("", "Transpose"): Operator(_transpose, costs.same_size, frozenset({"perm"})),
+    ("", "Expand"): Operator(_expand, costs.expanded),
+    ("", "Add"): Operator(_add, costs.broadcast),
+    (PART_DOMAIN, PART_OPERATOR): Operator(_kept_in_float, costs.nothing),
+    (MICROSOFT, "MatMulNBits"): Operator(
+        _matmul_nbits, costs.multiplied_nbits, frozenset({"N", "K", "bits", "block_size", "accuracy_level"})
+    ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-
-_MOST_PIXELS = 2**28  # a damaged file is refused before it fills the memory
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,8 @@ class Window:
         In ceil mode a window that would start beyond image and leading padding is dropped, as in ONNX.
 
         Raises:
-            ValueError: the window is larger than the padded image, or that is too large to be computed.
+            ValueError: the window is larger than the padded image.
         """
-        padded = [
-            size + begin + end for size, begin, end in zip((height, width), self.pads_begin, self.pads_end, strict=True)
-        ]
-        if math.prod(padded) > _MOST_PIXELS:
-            raise ValueError(f"a padded image of {padded[0]}x{padded[1]} has more than {_MOST_PIXELS:,} pixels")
         sizes = []
         for axis, size in enumerate((height, width)):
             stride, begin = self.strides[axis], self.pads_begin[axis]

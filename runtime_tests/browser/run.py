@@ -59,7 +59,7 @@ def run_in_browser(
                 model, data, options, files or runtime_files(), Path(folder), autostart=True
             )
         except DataError as error:
-            raise TargetError(f"target wasm failed. {error}") from error
+            raise TargetError(f"target wasm was not started: {error}") from error
         with PageServer(verification.service()) as server, browser_at(server.url("127.0.0.1")) as browser:
             patience = Patience(
                 name="target wasm",

@@ -2,11 +2,13 @@
 
 What it serves is a table, made before it starts: no path of a request ever becomes a file's name. All of it stands
 below a token drawn at random, so that only who was given the address has it. Posts are bounded; one result is taken.
-Requests that name another host are refused, since they come from a page that had its own name point here.
+Requests that name another host are refused, since they come from a page that had its own name point here. A request has
+to be whole by a deadline, and who opens connections and sends little keeps nobody out (`connections`).
 """
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import queue
 import secrets
@@ -22,6 +24,8 @@ from urllib.parse import urlsplit
 
 from qil_deploy.errors import QilDeployError, TargetError
 
+from .connections import Connections, Stage, TimedReader
+
 HEADERS: Final = {
     # With the first two a page counts as isolated, and only then have browsers threads that share memory.
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -35,7 +39,11 @@ HEADERS: Final = {
 }
 MAX_WORDS = 2000
 _CONNECTIONS = 32
+# Seconds: between two requests; for the head of one; for a body or an answer, and bytes per second beyond that.
 _SILENCE = 60.0
+_HEAD = 15.0
+_BODY = 30.0
+_SLOWEST = 16 * 1024
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -80,7 +88,7 @@ class _State:
     hosts: frozenset[str]
     events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    connections: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_CONNECTIONS))
+    connections: Connections = field(default_factory=lambda: Connections(_CONNECTIONS))
     taken: bool = False
 
 
@@ -140,6 +148,7 @@ class PageServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], state: _State) -> None:
         self.state = state
@@ -150,18 +159,16 @@ class _Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as socketserver has it
-        """Serve a connection in a thread of its own, if there are not too many."""
-        if self.state.connections.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        """Serve a connection in a thread of its own."""
+        self.state.connections.admit(request, client_address[0])
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - likewise
         """Serve a connection to its end."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.state.connections.release()
+            self.state.connections.leave(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - likewise
         """Say nothing: a browser that hangs up is no error of this program."""
@@ -172,7 +179,26 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "qil-deploy"
     sys_version = ""
-    timeout = _SILENCE
+
+    def setup(self) -> None:
+        """Read what comes in through a clock."""
+        super().setup()
+        self.rfile.close()
+        self._clock = TimedReader(self.connection)
+        self.rfile = self._input = io.BufferedReader(self._clock)
+
+    def handle_one_request(self) -> None:
+        """Wait for a request, and serve it if its head is whole in time."""
+        try:
+            self._clock.allow(_SILENCE)
+            self._input.peek(1)
+        except TimeoutError:
+            self.close_connection = True
+            return
+        self._clock.allow(_HEAD)
+        self._state.connections.enter(self.connection, Stage.READING)
+        super().handle_one_request()
+        self._state.connections.enter(self.connection, Stage.IDLE)
 
     def do_GET(self) -> None:
         """Serve a resource of the table."""
@@ -251,6 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(length) > 12 or int(length) > largest:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A post may have {largest} bytes here.")
             return None
+        self._clock.allow(_seconds_for(int(length)))
         content = self.rfile.read(int(length))
         return content if len(content) == int(length) else None
 
@@ -260,6 +287,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, "text/plain; charset=utf-8", sentence.encode())
 
     def _send(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
+        self._state.connections.enter(self.connection, Stage.ANSWERING)
+        self.connection.settimeout(_seconds_for(len(content)))
         self.send_response(status)
         for name, value in HEADERS.items():
             self.send_header(name, value)
@@ -269,6 +298,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
+
+
+def _seconds_for(length: int) -> float:
+    """Return how long a body or an answer of so many bytes may take."""
+    return _BODY + length / _SLOWEST
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qil_deploy.exported_names import INPUT_NAME, METADATA_KEY, OUTPUT_NAME
+from qil_deploy.exported_names import INPUT_NAME, METADATA_KEY, METADATA_SCHEMA, OUTPUT_NAME
 from qil_deploy.onnx_schema import parse_model
 
 _FLOAT, _UINT8, _INT = 1, 2, 2
@@ -31,7 +31,13 @@ def write_trial(folder: Path) -> tuple[Path, Path]:
         for size in sizes:
             tensor.shape.dim.add(dim_value=size)
     pixels = dict(zip(("channels", "height", "width"), _SHAPE, strict=True)) | {"scale": 1.0, "zero_point": 0}
-    about = {"format": "float", "input": "uint8", "preprocessing": pixels, "class_names": ["a", "b", "c", "d"]}
+    about = {
+        "schema": METADATA_SCHEMA,
+        "format": "float",
+        "input": "uint8",
+        "preprocessing": pixels,
+        "class_names": ["a", "b", "c", "d"],
+    }
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(about))
     path, images = folder / "trial.onnx", folder / "trial.npy"
     path.write_bytes(model.SerializeToString())

@@ -17,7 +17,7 @@ from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.exported_model import ExportedModel, read_exported_model
 from qil_deploy.runtime_tests.golden_chunks import GoldenChunks, open_golden
 from qil_deploy.runtime_tests.reports import ModelFile
-from qil_deploy.runtime_tests.targets.check_report import check_report
+from qil_deploy.runtime_tests.targets.check_report import check_report, largest_report
 from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 
@@ -90,8 +90,8 @@ class Verification:
         resources["model-with-outputs.onnx"] = bytes_resource(with_outputs(content, self.golden.inner))
         for index in range(len(self.golden.counts)):
             resources[f"chunk-{index}"] = Resource(content_type=BYTES, read=partial(self.golden.chunk, index))
-        each = 16 * self.job.images + 4096 * (len(self.golden.tensors) + 1)
-        return Service(resources=resources, accept=self.accept, largest_result=2**16 + each * len(self.job.levels))
+        most = largest_report(self.golden, self.options)
+        return Service(resources=resources, accept=self.accept, largest_result=most)
 
     def accept(self, content: bytes) -> DeviceReport:
         """Turn what was posted into a report.

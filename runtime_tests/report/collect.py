@@ -17,6 +17,7 @@ from qil_deploy.reports import read_report_of
 from qil_deploy.runtime_tests.bench import BenchReport
 from qil_deploy.runtime_tests.doctor.diagnosis import Diagnosis, Diagnosis1
 from qil_deploy.runtime_tests.instructions import InstructionsReport
+from qil_deploy.runtime_tests.targets.check_report import check_consistency
 from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
 
@@ -216,6 +217,7 @@ def _read(path: Path) -> Readable:
 
 
 def _figures(path: Path, report: Readable) -> Figures:
+    _check_devices(path, report)
     if isinstance(report, VerifyReport):
         figures = of_verify(report)
     elif isinstance(report, TargetsReport):
@@ -232,6 +234,18 @@ def _figures(path: Path, report: Readable) -> Figures:
         raise TypeError(f"{type(report).__name__} has no figures of its own")
     _check(path, figures)
     return figures
+
+
+def _check_devices(path: Path, report: Readable) -> None:
+    """Raise DataError if what a device sent contradicts itself."""
+    devices = [report] if isinstance(report, DeviceReport) else []
+    if isinstance(report, TargetsReport):
+        devices = [device for result in report.targets for device in result.reports]
+    for device in devices:
+        try:
+            check_consistency(device)
+        except DataError as error:
+            raise DataError(f"{path} is damaged: {error}.") from error
 
 
 def _check(path: Path, figures: Figures | Run) -> None:

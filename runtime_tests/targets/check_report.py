@@ -1,12 +1,16 @@
 """What of a target's report is believed.
 
-The target counts what differs. Its counts are taken as they are, within their bounds; but where it claims that a tensor
-has no difference, the digest of what it computed has to be that of the golden one.
+The target counts what differs. Its counts are taken as they are, within their bounds; but every tensor at every level
+has to be there with the digest of what was computed, and where it claims no difference, shape, type and digest have to
+be those of the golden tensor, and nowhere else. `check_consistency` asks what can be asked without golden vectors: of
+any report, whoever saved it.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,12 +19,23 @@ from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.runtime_tests.exported_model import ExportedModel
 from qil_deploy.runtime_tests.golden_chunks import GoldenChunks
 from qil_deploy.runtime_tests.reports import ModelFile
+from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
+from qil_deploy.untrusted_text import excerpt
 
 from .checks import check_environment, check_word, expect, within
 from .options import RunOptions
-from .report import DeviceReport, LevelResult, TensorResult
+from .report import DeviceLatency, DeviceReport, LevelResult, TensorResult
 
 _MAX_MS = 1e9
+_MOST = 2**53
+_MOST_AXES = 32
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def largest_report(golden: GoldenChunks, options: RunOptions) -> int:
+    """Return how many bytes the report of a run may have."""
+    each = 16 * len(golden.images) + 4096 * (len(golden.tensors) + 1)
+    return 2**16 + each * len(options.levels)
 
 
 def check_report(
@@ -46,64 +61,119 @@ def check_report(
     expect("levels", tuple(level.level for level in report.levels), options.levels)
     within("threads", report.threads, 1, options.threads)
     check_environment(report.environment, browser=browser)
-    _check_latency(report, options.repeats, model.batch or 1)
+    expect("latency", report.latency is not None, options.repeats > 0)
+    if report.latency is not None:
+        expect("latency, runs", report.latency.runs, options.repeats)
+        expect("latency, images", report.latency.images, model.batch or 1)
+    _check_form(report)
     for level in report.levels:
         _check_level(level, golden, len(model.class_names))
 
 
-def _check_latency(report: DeviceReport, repeats: int, images: int) -> None:
-    latency = report.latency
-    expect("latency", latency is not None, repeats > 0)
-    if latency is not None:
-        expect("latency, runs", latency.runs, repeats)
-        expect("latency, images", latency.images, images)
-        within("latency, median_ms", latency.median_ms, 0, _MAX_MS)
-        within("latency, p95_ms", latency.p95_ms, latency.median_ms, _MAX_MS)
+def check_consistency(report: DeviceReport) -> None:
+    """Check that a report does not contradict itself.
+
+    Raises:
+        DataError: it does; a clause without a full stop.
+    """
+    _check_form(report)
+    equal: dict[str, TensorResult] = {}
+    for level in report.levels:
+        for tensor in (level.logits, *level.tensors):
+            if tensor.differing == 0:  # then it is the golden one, wherever it is so
+                golden = equal.setdefault(tensor.tensor, tensor)
+                for what in ("dtype", "shape", "elements", "sha256"):
+                    where = f"level {level.level}, {excerpt(tensor.tensor)!r}, {what}"
+                    expect(where, getattr(tensor, what), getattr(golden, what))
 
 
-def _check_level(level: LevelResult, golden: GoldenChunks, classes: int) -> None:
-    where = f"level {level.level}"
-    expect(f"{where}, predictions", len(level.predictions), len(golden.images))
-    for prediction in level.predictions:
-        within(f"{where}, a prediction", prediction, -1, classes - 1)
-    expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
-    names = tuple(golden.tensors) if golden.inner else ()
-    expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
-    for tensor in (level.logits, *level.tensors):
-        _check_tensor(where, tensor, golden)
-    if level.logits.differing == 0:
-        expected = golden.tensors[OUTPUT_NAME].argmax(axis=1).tolist()
-        expect(f"{where}, predictions", level.predictions, tuple(expected))
+def _check_form(report: DeviceReport) -> None:
+    """Check counts, names and digests as far as a report tells what they have to be."""
+    for what, count in (("images", report.images), ("batch", report.batch), ("threads", report.threads)):
+        within(what, count, 1, _MOST)
+    if report.latency is not None:
+        _check_latency(report.latency)
+    names = tuple(level.level for level in report.levels)
+    expect("levels known", bool(names) and set(names) <= set(OPTIMIZATION_LEVELS), True)
+    expect("levels named once", len(set(names)), len(names))
+    tensors = tuple(tensor.tensor for tensor in report.levels[0].tensors)
+    expect("tensors named once", len(set(tensors)), len(tensors))
+    for level in report.levels:
+        where = f"level {level.level}"
+        expect(f"{where}, predictions", len(level.predictions), report.images)
+        for prediction in level.predictions:
+            within(f"{where}, a prediction", prediction, -1, _MOST)
+        expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
+        expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), tensors)
+        for tensor in (level.logits, *level.tensors):
+            _check_counts(f"{where}, {excerpt(tensor.tensor)!r}", tensor, report)
 
 
-def _check_tensor(where: str, result: TensorResult, golden: GoldenChunks) -> None:
-    where = f"{where}, {result.tensor!r}"
+def _check_latency(latency: DeviceLatency) -> None:
+    within("latency, runs", latency.runs, 1, _MOST)
+    within("latency, images", latency.images, 1, _MOST)
+    within("latency, median_ms", latency.median_ms, 0, _MAX_MS)
+    within("latency, p95_ms", latency.p95_ms, latency.median_ms, _MAX_MS)
+
+
+def _check_counts(where: str, result: TensorResult, report: DeviceReport) -> None:
+    """Check the counts of one tensor, whatever the golden one is."""
     check_word(where, result.dtype)
-    check_word(where, result.sha256)
-    expect(f"{where}, images", result.shape[:1], (len(golden.images),))
-    if not all(size >= 0 for size in result.shape):
+    if not _DIGEST.fullmatch(result.sha256):
+        raise DataError(f"{where} has no digest")
+    expect(f"{where}, images", result.shape[:1], (report.images,))
+    within(f"{where}, axes", len(result.shape), 1, _MOST_AXES)
+    if min(result.shape) < 0:
         raise DataError(f"{where} has the shape {list(result.shape)}")
-    expect(f"{where}, elements", result.elements, math.prod(result.shape))
-    expected = golden.tensors.get(result.tensor)
-    if expected is None:
+    if not report.compared:
+        expect(f"{where}, elements", result.elements, math.prod(result.shape))
         expect(f"{where}, differing", (result.differing, result.largest_step, result.index), (None, None, None))
         return
     if result.differing is None or result.largest_step is None:
         raise DataError(f"{where} was not compared")
+    within(f"{where}, elements", result.elements, 1, _MOST)
     within(f"{where}, differing", result.differing, 0, result.elements)
-    within(f"{where}, largest_step", result.largest_step, 0, math.inf)
+    within(f"{where}, largest_step", result.largest_step, 0, math.inf if result.differing else 0)
     expect(f"{where}, index", result.index is not None, result.differing > 0)
-    if result.index is not None:
-        _check_index(where, result.index, result.shape)
-    alike = (result.dtype, result.shape) == (str(expected.dtype), expected.shape)
-    if not alike:
+    if result.elements != math.prod(result.shape):  # the golden tensor has another shape
         expect(f"{where}, differing", result.differing, result.elements)
-    # Zero is equal to minus zero, whose bytes are other ones.
-    elif result.differing == 0 and (expected.dtype.kind != "f" or np.all(expected)):
-        expect(f"{where}, sha256", result.sha256, golden.digest(result.tensor))
 
 
-def _check_index(where: str, index: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    expect(f"{where}, axes of index", len(index), len(shape))
-    for position, size in zip(index, shape, strict=True):
-        within(f"{where}, index", position, 0, size - 1)
+def _check_level(level: LevelResult, golden: GoldenChunks, classes: int) -> None:
+    where = f"level {level.level}"
+    for prediction in level.predictions:
+        within(f"{where}, a prediction", prediction, -1, classes - 1)
+    names = tuple(golden.tensors) if golden.inner else ()
+    expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
+    for tensor in (level.logits, *level.tensors):
+        if golden.tensors:
+            for complaint in _complaints(tensor, golden):
+                raise DataError(f"{where}, {excerpt(tensor.tensor)!r}, {complaint}")
+    if golden.tensors and level.logits.differing == 0:
+        expected = golden.tensors[OUTPUT_NAME].argmax(axis=1).tolist()
+        expect(f"{where}, predictions", level.predictions, tuple(expected))
+
+
+def _complaints(result: TensorResult, golden: GoldenChunks) -> Iterator[str]:
+    """Yield what cannot be true of one tensor, beside the golden one."""
+    expected = golden.tensors[result.tensor]
+    differing = result.differing or 0
+    if result.elements != expected.size:
+        yield f"elements is {result.elements}, and has to be {expected.size}"
+    if result.index is not None:
+        if len(result.index) != expected.ndim:
+            yield f"axes of index is {len(result.index)}, and has to be {expected.ndim}"
+        if not all(0 <= at < size for at, size in zip(result.index, expected.shape, strict=False)):
+            yield f"index is {list(result.index[:_MOST_AXES])}, outside of the shape {list(expected.shape)}"
+    if (result.dtype, result.shape) != (str(expected.dtype), expected.shape):
+        if differing != expected.size:
+            yield f"differing is {differing}, though type or shape are others than the golden ones"
+        return
+    numbers = expected.dtype.kind == "f"
+    undefined = int(np.isnan(expected).sum()) if numbers else 0  # NaN differs from itself, whatever the digest is
+    if differing < undefined:
+        yield f"differing is {differing}, and {undefined} numbers there differ from anything"
+    if not undefined and (result.sha256 == golden.digest(result.tensor)) != (differing == 0):
+        yield f"sha256 is {result.sha256!r}, and has to be the golden one where nothing differs, and only there"
+    if differing and not numbers and not result.largest_step:
+        yield f"largest_step is {result.largest_step}, though {differing} codes differ"

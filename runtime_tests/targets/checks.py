@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qil_deploy.errors import DataError
+from qil_deploy.untrusted_text import excerpt
 
 from .report import DeviceEnvironment
 
@@ -42,5 +43,4 @@ def check_word(where: str, word: str) -> None:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    return excerpt(repr(value))

@@ -23,11 +23,12 @@ from qil_deploy.reports import read_report
 from . import remote_agent
 from .remote import CONNECT_SECONDS, Remote
 from .report import DeviceReport
-from .watched import Command, Lifeline, Progress, quoted, run_watched
+from .watched import Command, Lifeline, Progress, TooMuchOutputError, quoted, run_watched
 
 MODULES = ("numpy", "onnxruntime")
 OLDEST_PYTHON = (3, 9)
 _CHUNK = 1 << 16
+_GREETING = 1 << 16  # bytes that a device may print around the report
 _PROCESS = "process: "
 _TEMPORARY = re.compile(rf"/[\w./+-]*/{remote_agent.PREFIX}\w+")
 _REPORT = re.compile(rb"^" + remote_agent.REPORT.encode() + rb" (\d{1,9})\n", re.MULTILINE)
@@ -80,6 +81,7 @@ def run_on_device(
     files: Mapping[str, Path],
     options: Sequence[str],
     timeout: float,
+    most: int,
     progress: Progress | None = None,
 ) -> DeviceReport:
     """Send files to a device, run the first one there with the others as arguments, and return its report.
@@ -89,6 +91,7 @@ def run_on_device(
         files: `device_runner.py`, the model and the data, by the names that they have there.
         options: more arguments of `device_runner.py`.
         timeout: seconds without a sign of progress after which it is given up.
+        most: bytes that a report may have.
         progress: called with each sign of progress.
 
     Raises:
@@ -102,7 +105,9 @@ def run_on_device(
         output = Path(folder) / "output"
         command = Command(arguments=remote.command(_script(remote, len(agent))), environment=dict(environ))
         try:
-            code, last_words = run_watched(command, output, timeout, device.hear, line)
+            code, last_words = run_watched(command, output, timeout, device.hear, line, largest_output=most + _GREETING)
+        except TooMuchOutputError as error:
+            raise TargetError(str(error)) from error
         finally:
             if line.cut:
                 _clear(remote, device)

@@ -15,11 +15,12 @@ class TensorResult:
     Attributes:
         tensor: its name in the graph.
         dtype, shape: as found, image axis first.
-        sha256: digest of its elements in C order, little-endian.
-        elements: how many it has.
-        differing: how many are not as the golden vectors have them; None where there were none.
-        largest_step: largest difference, in codes (or logits).
-        index: position of the first element that differs, image first; None if none does.
+        sha256: digest of its elements in C order, little-endian, with 0 in place of -0.
+        elements: how many the golden tensor has, where there is one; else how many it has.
+        differing: how many of them are not as the golden vectors have them, all where shape or type are others; None
+            where there were none.
+        largest_step: largest difference, in codes (or logits), where there is a number for it.
+        index: position in the golden tensor of the first element that differs, image first; None if none does.
     """
 
     tensor: str

@@ -17,12 +17,12 @@ from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden_chunks import open_golden
 
 from .catalogue import Emulator, Target, emulator_python, target_state
-from .check_report import check_report
+from .check_report import check_report, largest_report
 from .options import RunOptions
 from .remote import Remote
 from .remote_run import run_on_device
 from .report import DeviceReport
-from .watched import Command, Progress, quoted, run_watched
+from .watched import Command, Progress, TooMuchOutputError, quoted, run_watched
 
 RUNNER = Path(__file__).parents[1] / "device_runner.py"
 
@@ -52,28 +52,40 @@ def run_on_target(
         from qil_deploy.runtime_tests.browser import run_in_browser
 
         return run_in_browser(model, data, options, progress)
-    if target.remote is not None:
-        report = _run_remotely(target.name, target.remote, model, data, options, progress)
-    else:
-        report = _run_python(target, model, data, options, progress)
-    _check(target, report, model, data, options)
+    exported = read_exported_model(model)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            golden = open_golden(data, exported, exported.batch or options.batch, Path(folder))
+        except DataError as error:
+            raise TargetError(f"target {target.name} was not started: {error}") from error
+        files, most = (model, data), largest_report(golden, options)
+        if target.remote is not None:
+            report = _run_remotely(target.name, target.remote, files, options, most, progress)
+        else:
+            report = _run_python(target, files, options, most, progress)
+        try:
+            check_report(report, exported, golden, options, browser=False)
+        except DataError as error:
+            raise TargetError(f"target {target.name} sent what is no report of this run: {error}.") from error
     return report
 
 
 def _run_python(
-    target: Target, model: Path, data: Path, options: RunOptions, progress: Progress | None
+    target: Target, files: tuple[Path, Path], options: RunOptions, most: int, progress: Progress | None
 ) -> DeviceReport:
     """Start `device_runner.py` on this machine, itself or emulated."""
     command = python_command(target)
-    arguments = [*command.arguments, str(RUNNER), str(model.absolute()), str(data.absolute())]
+    arguments = [*command.arguments, str(RUNNER), *(str(file.absolute()) for file in files)]
     arguments += _runner_options(options)
     if target.cpu is not None:
         arguments += ["--cpu", f"{target.cpu} (qemu)"]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "report.json"
-        code, last_words = run_watched(
-            Command(arguments=tuple(arguments), environment=command.environment), output, options.timeout, progress
-        )
+        command = Command(arguments=tuple(arguments), environment=command.environment)
+        try:
+            code, last_words = run_watched(command, output, options.timeout, progress, largest_output=most)
+        except TooMuchOutputError as error:
+            raise TargetError(f"target {target.name} {error}") from error
         if code is None:
             raise TargetError(
                 f"target {target.name} has not answered for {options.timeout:g} seconds and was stopped; "
@@ -88,12 +100,18 @@ def _run_python(
 
 
 def _run_remotely(
-    name: str, remote: Remote, model: Path, data: Path, options: RunOptions, progress: Progress | None
+    name: str,
+    remote: Remote,
+    paths: tuple[Path, Path],
+    options: RunOptions,
+    most: int,
+    progress: Progress | None,
 ) -> DeviceReport:
     """Run `device_runner.py` on a device, under names of our own, so that none of the user's can trouble it."""
+    model, data = paths
     files = {RUNNER.name: RUNNER, "model.onnx": model, "golden vectors": data}
     try:
-        report = run_on_device(remote, files, _runner_options(options), options.timeout, progress)
+        report = run_on_device(remote, files, _runner_options(options), options.timeout, most, progress)
     except TargetError as error:
         raise TargetError(f"target {name} {error}") from error
     return replace(report, model=model.name)
@@ -103,17 +121,6 @@ def _runner_options(options: RunOptions) -> list[str]:
     """Return the arguments of `device_runner.py` behind the model and the data."""
     arguments = ["--levels", ",".join(options.levels), "--threads", str(options.threads)]
     return [*arguments, "--batch", str(options.batch), "--repeats", str(options.repeats)]
-
-
-def _check(target: Target, report: DeviceReport, model: Path, data: Path, options: RunOptions) -> None:
-    """Raise unless a report can be that of this run."""
-    exported = read_exported_model(model)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            golden = open_golden(data, exported, exported.batch or options.batch, Path(folder))
-            check_report(report, exported, golden, options, browser=False)
-    except DataError as error:
-        raise TargetError(f"target {target.name} sent what is no report of this run: {error}.") from error
 
 
 def python_command(target: Target) -> Command:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError, TargetError
 from qil_deploy.exported_names import OUTPUT_NAME
-from qil_deploy.files import atomic_path
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.backends import exact_levels
 from qil_deploy.runtime_tests.exported_model import read_exported_model
-from qil_deploy.runtime_tests.golden import SCHEMA, GoldenInfo
+from qil_deploy.runtime_tests.golden_file import write_vectors
 from qil_deploy.runtime_tests.reports import ModelFile
 
 from .catalogue import Target, target_state
@@ -118,15 +116,5 @@ def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str
 
     starts = range(0, len(images), _REFERENCE_BATCH)
     parts = [exported.in_batches(compute, images[start : start + _REFERENCE_BATCH]) for start in starts]
-    info = GoldenInfo(
-        schema=SCHEMA,
-        model=model.name,
-        sha256=ModelFile.of(model).sha256,
-        format=exported.format,
-        images_from=images_from,
-        tensors=(OUTPUT_NAME,),
-    )
-    arrays: dict[str, Any] = {"about": np.array(json.dumps(asdict(info))), "images": images}
-    arrays[OUTPUT_NAME] = np.concatenate([part[OUTPUT_NAME] for part in parts])
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+    logits = np.concatenate([part[OUTPUT_NAME] for part in parts])
+    write_vectors(path, exported, images, images_from, {OUTPUT_NAME: logits})

@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,10 +16,15 @@ from pathlib import Path
 from typing import IO
 
 from qil_deploy.errors import TargetError
+from qil_deploy.untrusted_text import excerpt
 
 _PROGRESS = "progress: "
 _KEPT_LINES = 3
 _GRACE = 5.0
+_LOOK = 0.5
+_LONGEST_LINE = 4096
+_MOST_WAITING = 10_000
+_QUOTED = 200
 
 Progress = Callable[[str], None]
 
@@ -29,6 +35,10 @@ class Command:
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+
+
+class TooMuchOutputError(Exception):
+    """A process wrote more than it may; the message is what comes behind its name."""
 
 
 @dataclass(kw_only=True)
@@ -50,6 +60,8 @@ def run_watched(
     timeout: float,
     progress: Progress | None = None,
     line: Lifeline | None = None,
+    *,
+    largest_output: int | None = None,
 ) -> tuple[int | None, list[str]]:
     """Run a command until it ends or is silent for too long.
 
@@ -60,14 +72,21 @@ def run_watched(
         progress: called with each line there that tells progress.
         line: its standard input; without one it has none. A process with one is asked to end before it is killed, and
             is out of reach of Ctrl-C, which ends this program, and so the line.
+        largest_output: bytes that it may write to its standard output; None for any number.
 
     Returns:
         The exit code (None if it was killed) and the last lines that are not progress.
 
     Raises:
         TargetError: it cannot be started.
+        TooMuchOutputError: it wrote more than it may, and was killed.
     """
     last_words: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    def look() -> None:
+        if largest_output is not None and output.stat().st_size > largest_output:
+            raise TooMuchOutputError(f"wrote more than the {largest_output:,} bytes that a report may have here.")
+
     ended = threading.Event()
     with output.open("wb") as stream, _source(line, ended) as source:
         try:
@@ -86,12 +105,14 @@ def run_watched(
             raise TargetError(f"cannot start {command.arguments[0]}: {error.strerror or error}.") from error
     with process:
         try:
-            for words in _lines(process.stderr, timeout):
+            for words in _lines(process.stderr, timeout, look):
                 if not words.startswith(_PROGRESS):
                     last_words.append(words)
                 elif progress is not None:
                     progress(words.removeprefix(_PROGRESS))
-            return process.wait(timeout), list(last_words)
+            code = process.wait(timeout)
+            look()
+            return code, list(last_words)
         except (TimeoutError, subprocess.TimeoutExpired):
             return None, list(last_words)
         finally:
@@ -134,8 +155,10 @@ def _end(process: subprocess.Popen[str], line: Lifeline | None) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _lines(stream: IO[str] | None, timeout: float) -> Iterator[str]:
-    """Yield the lines of a pipe.
+def _lines(stream: IO[str] | None, timeout: float, look: Callable[[], None]) -> Iterator[str]:
+    """Yield the lines of a pipe, and call `look` now and then.
+
+    Lines that are longer than some are several; where more of them wait than can be told, some are left out.
 
     Raises:
         TimeoutError: none came for `timeout` seconds.
@@ -143,22 +166,28 @@ def _lines(stream: IO[str] | None, timeout: float) -> Iterator[str]:
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in stream or ():
-            lines.put("".join(letter if letter.isprintable() else " " for letter in line).strip())
+        while stream is not None and (line := stream.readline(_LONGEST_LINE)):
+            if lines.qsize() < _MOST_WAITING:
+                lines.put("".join(letter if letter.isprintable() else " " for letter in line).strip())
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
+    last = time.monotonic()
     while True:
+        look()
         try:
-            line = lines.get(timeout=timeout)
+            line = lines.get(timeout=min(_LOOK, timeout))
         except queue.Empty as error:
-            raise TimeoutError from error
+            if time.monotonic() - last >= timeout:
+                raise TimeoutError from error
+            continue
         if line is None:
             return
         if line:
+            last = time.monotonic()
             yield line
 
 
 def quoted(lines: Sequence[str]) -> str:
     """Return the last words of a process as the end of a sentence, or nothing."""
-    return f" Its last words: {' / '.join(lines)}" if lines else ""
+    return f" Its last words: {' / '.join(excerpt(line, _QUOTED) for line in lines)}" if lines else ""

@@ -15,6 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from qil_deploy.errors import DataError
+from qil_deploy.runtime_tests.browser.verification import prepare_verification
+from qil_deploy.runtime_tests.targets import RunOptions
+
 if TYPE_CHECKING:
     from tests.command_line import Outcome
 
@@ -42,7 +46,9 @@ CHANGES: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "objects": (lambda _: {"images": np.array([{}], object)}, "is pickled, and pickles are never loaded"),
     "objects for logits": (lambda _: {"logits": np.array([{}], object)}, "is pickled, and pickles are never loaded"),
     "tensors that are no list": (lambda arrays: {"about": _about(arrays, tensors=3)}, "are damaged"),
-    "a digest that is no text": (lambda arrays: {"about": _about(arrays, sha256=3)}, "are of another file"),
+    "a digest that is no text": (lambda arrays: {"about": _about(arrays, sha256=3)}, "are no texts"),
+    "logits of other images": (lambda arrays: {"logits": arrays["logits"][:1]}, "not of as many images as there are"),
+    "text for logits": (lambda _: {"logits": np.array(["text", "text"])}, "where numbers belong"),
     "another schema": (lambda arrays: {"about": _about(arrays, schema="x")}, "has schema 'x'"),
 } | {
     f"about: {name}": (lambda _, text=text: {"about": np.array(text)}, "are damaged") for name, text in ABOUT.items()
@@ -62,8 +68,8 @@ def test_changes_are_refused(model: Path, golden: Path, refused: Callable[..., s
 
 @pytest.mark.parametrize(
     "logits",
-    [np.full((2, 10), np.nan, np.float32), np.zeros((1, 10), np.float32), np.array("text"), np.zeros([1] * 30)],
-    ids=["NaN", "fewer", "text", "many axes"],
+    [np.full((2, 10), np.nan, np.float32), np.zeros((2, 9), np.float32), np.zeros((2, 10)), np.zeros([2] + [1] * 29)],
+    ids=["NaN", "fewer", "doubles", "many axes"],
 )
 def test_other_logits_differ(model: Path, golden: Path, call: Callable[..., Outcome], logits: NDArray[Any]) -> None:
     with np.load(golden) as archive:
@@ -94,9 +100,25 @@ def test_a_small_archive_of_gigabytes(model: Path, golden: Path, refused: Callab
     with zipfile.ZipFile(golden, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", _header((3 << 30,)))
         archive.getinfo("images.npy").file_size = 3 << 30
-    assert "they hold 3,221,225,472 bytes, at most 2,147,483,648 are read" in refused(
-        "verify", model, "--golden", golden
-    )
+    assert "they hold 3,221,225,472 bytes, of which 268," in refused("verify", model, "--golden", golden)
+
+
+def test_zeros_packed_tightly(model: Path, golden: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    """400 MB of blank images, in 400 kB: `verify` and `phone` say no before they unpack them."""
+    with np.load(golden) as archive:
+        arrays = dict(archive)
+    with zipfile.ZipFile(golden, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, array in arrays.items():
+            stream = io.BytesIO()
+            np.save(stream, array)
+            archive.writestr(f"{name}.npy", stream.getvalue())
+        with archive.open("blank.npy", "w", force_zip64=True) as blank:
+            blank.write(_header((400, 1000, 1000)))
+            for _ in range(400):
+                blank.write(bytes(1000 * 1000))
+    assert "they hold 400," in refused("verify", model, "--golden", golden)
+    with pytest.raises(DataError, match="they hold 400,"):
+        prepare_verification(model, golden, RunOptions(), {}, tmp_path, autostart=False)
 
 
 @pytest.mark.parametrize("archive", [b"", b"PK", b"\x93NUMPY", bytes(999), b"\x80\x04K\x03."])

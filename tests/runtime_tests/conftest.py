@@ -189,7 +189,7 @@ def write_model(tmp_path: Path) -> WriteModel:
         if metadata is not None:
             pixels: dict[str, float] = dict(zip(("channels", "height", "width"), SHAPE, strict=True))
             pixels |= {"scale": SCALE, "zero_point": ZERO_POINT}
-            entries = {"format": format, "input": input, "preprocessing": pixels, "class_names": CLASSES}
+            entries = {"schema": 1, "format": format, "input": input, "preprocessing": pixels, "class_names": CLASSES}
             entry = model.metadata_props.add()
             entry.key, entry.value = "qil_deploy", json.dumps(entries | metadata)
         path = tmp_path / name

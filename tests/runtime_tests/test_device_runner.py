@@ -129,7 +129,8 @@ def test_another_shape_and_another_type_differ_everywhere(
     for wrong in (logits[:, :-1], logits.astype(np.float64)):
         code, report, _ = run(capsys, golden[0], change(golden[1], logits=wrong))
         assert code == 1
-        assert report["levels"][0]["logits"]["differing"] == logits.size
+        found = report["levels"][0]["logits"]
+        assert (found["differing"], found["elements"], found["index"]) == (wrong.size, wrong.size, [0, 0])
 
 
 def test_images_alone_give_classes_and_nothing_to_compare(
@@ -188,7 +189,12 @@ def test_what_is_wrong_is_said_in_a_line(
         (model, tmp_path / "absent.npz", "cannot be read as golden vectors or images"),
         (model, half, "cannot be read as golden vectors or images"),
         (model, model, "cannot be read as golden vectors or images"),
-        (model, change(vectors, about=np.array('{"schema": "x"}')), "cannot be read as golden vectors or images"),
+        (
+            model,
+            change(vectors, about=np.array('{"schema": "x"}')),
+            "has schema 'x'; this runner reads 'qil_deploy.golden/1'",
+        ),
+        (write_model("new.onnx", metadata={"schema": 2}), vectors, "has schema 2; this runner reads 1"),
         (model, tmp_path / "grey.npy", "uint8 [N, 3, 8, 8]"),
         (model, tmp_path / "none.npy", "uint8 [N, 3, 8, 8]"),
         (model, tmp_path / "float.npy", "holds float32 images"),

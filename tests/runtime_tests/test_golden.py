@@ -33,7 +33,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model, golden_path(model)
 
 
-def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Return a copy of golden vectors with some arrays changed."""
     with np.load(path, allow_pickle=False) as stored:
         arrays = dict(stored)
@@ -89,7 +89,7 @@ def test_the_first_difference_is_named(golden: tuple[Path, Path], tensor: str, t
 
 def test_another_shape_is_a_difference(golden: tuple[Path, Path], tmp_path: Path) -> None:
     model, path = golden
-    wrong = changed(path, tmp_path, lambda arrays: arrays.update(conv1=arrays["conv1"][:2]))
+    wrong = changed(path, tmp_path, lambda arrays: arrays.update(conv1=arrays["conv1"][..., :-1]))
     difference = check_golden(model, wrong).difference
     assert difference is not None
     assert (difference.tensor, difference.largest_step, difference.indices) == ("conv1", None, ())
@@ -106,12 +106,20 @@ def add_pickle(arrays: dict[str, Any]) -> None:
     arrays["conv1"] = np.array([{"a": 1}], dtype=object)
 
 
-DEFECTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+DEFECTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "schema": (rewrite(schema="other/1"), "has schema 'other/1'; this version reads 'qil_deploy.golden/1'"),
     "another model": (rewrite(sha256="0" * 64), "are of another file than"),
-    "unknown tensor": (rewrite(tensors=["conv1", "absent"]), "are damaged .*absent"),
+    "a tensor that is not there": (rewrite(tensors=["conv1", "absent", "logits"]), "are damaged .*hold no absent"),
+    "an unknown tensor": (
+        lambda arrays: (arrays.update(absent=arrays["logits"]), rewrite(tensors=["absent", "logits"])(arrays)),
+        "have a tensor absent, and .* has none",
+    ),
+    "a tensor twice": (rewrite(tensors=["conv1", "conv1", "logits"]), "are damaged .*twice"),
     "no logits": (rewrite(tensors=["conv1"]), "hold no logits"),
+    "logits in front": (rewrite(tensors=["logits", "conv1"]), "hold no logits behind the other tensors"),
     "more than it should say": (rewrite(surprise=1), "are damaged .*surprise"),
+    "fewer images": (lambda arrays: arrays.update(conv1=arrays["conv1"][:2]), "not of as many images as there are"),
+    "nothing in a tensor": (lambda arrays: arrays.update(conv1=arrays["conv1"][:, :0]), "not of as many images"),
     "no text": (lambda arrays: arrays.update(about=np.zeros(3)), "are damaged"),
     "nothing about it": (lambda arrays: arrays.pop("about"), "are damaged"),
     "pickle": (add_pickle, "are damaged .*[Pp]ickle|are damaged .*allow_pickle"),

@@ -119,7 +119,7 @@ def test_a_target_that_fails_keeps_what_came_before(golden: tuple[Path, Path], t
     assert result.codes is not None
     assert result.codes.differing == 0
     assert result.failed is not None
-    assert re.search("target native failed with exit code 2. Its last words: .*cannot be read as golden", result.failed)
+    assert re.search("target native was not started: golden vectors .* are damaged", result.failed)
     assert result.failed in shown(report)
 
 

@@ -81,6 +81,9 @@ async function run(job, session, images, count, names) {
   return new Map(
     names.map((name) => {
       const { type, dims, data } = outputs[name];
+      if (dims[0] !== (job.fixed_batch ?? count)) {
+        throw new Error(`The runtime returns ${name} of shape [${dims.join(", ")}] for ${count} images.`);
+      }
       const found = slice({ type, dims: [...dims], data: data.slice() }, 0, count);
       outputs[name].dispose();
       return [name, found];

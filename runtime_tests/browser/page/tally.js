@@ -35,19 +35,21 @@ export class TensorTally {
    */
   add(found, expected) {
     const { data, dims, type } = found;
-    this.#digest.update(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    // With 0 in place of -0, which is equal to it.
+    const canonical = type.startsWith("float") ? data.map((value) => value + 0) : data;
+    this.#digest.update(new Uint8Array(canonical.buffer, canonical.byteOffset, canonical.byteLength));
     this.#type = type;
     this.#shape = dims.slice(1);
     if (expected !== null) this.#compare(found, expected);
     this.#images += dims[0];
-    this.#elements += data.length;
+    this.#elements += (expected ?? found).data.length;
   }
 
   #compare(found, expected) {
     this.#compared = true;
     if (found.type !== expected.type || found.dims.join() !== expected.dims.join()) {
-      this.#differing += found.data.length;
-      this.#index ??= [this.#images, ...found.dims.slice(1).fill(0)];
+      this.#differing += expected.data.length;
+      this.#index ??= [this.#images, ...expected.dims.slice(1).fill(0)];
       return;
     }
     const a = found.data;

@@ -297,7 +297,7 @@ def test_wrong_use_is_refused_before_anything_is_served(
     for options, sentence in (
         ((tmp_path / "absent.onnx",), "does not exist"),
         ((model,), "does not say which data set"),
-        ((model, "--golden", tmp_path / "absent.npz"), "cannot be read as golden vectors"),
+        ((model, "--golden", tmp_path / "absent.npz"), "there are no golden vectors"),
         ((model, "--golden", tmp_path / "images.npy"), "holds images alone, nothing to compare with"),
         ((model, "--golden", vectors, "--data", "digits"), "--golden brings its own images"),
         ((model, "--golden", vectors, "--threads", 0), "--threads is 0; it must be at least 1"),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from qil_deploy.errors import DataError, TargetError
+from qil_deploy.runtime_tests.browser import server as server_module
+from qil_deploy.runtime_tests.browser.connections import Connections
 from qil_deploy.runtime_tests.browser.server import HEADERS, MAX_WORDS, Event, PageServer, Resource, Service
 
 LARGEST = 1000
@@ -25,6 +27,7 @@ SERVICE = Service(
     resources={
         "": Resource(content_type="text/html", read=lambda: b"<p>page"),
         "model.onnx": Resource(content_type="application/octet-stream", read=lambda: b"model"),
+        "large": Resource(content_type="application/octet-stream", read=lambda: bytes(1 << 24)),
     },
     accept=accept,
     largest_result=LARGEST,
@@ -164,15 +167,95 @@ def test_half_a_post_and_noise_hurt_nobody(ask: Ask, server: PageServer) -> None
     assert event.kind == "asked"
 
 
-def test_connections_that_say_nothing_do_not_keep_others_out_for_long(server: PageServer) -> None:
-    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(40)]
+@pytest.fixture
+def opened(server: PageServer) -> Iterator[Callable[[bytes], socket.socket]]:
+    """Return a function that opens a connection, sends the beginning of something, and leaves it at that."""
+    connections = []
+
+    def start(begun: bytes) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        connections.append(connection)
+        connection.sendall(begun)
+        return connection
+
+    yield start
+    for connection in connections:
+        connection.close()
+
+
+def head(server: PageServer, method: str, name: str, **headers: object) -> bytes:
+    """Return the head of a request that is in order."""
+    path = "/" + server.url("x").split("/", 3)[3] + name
+    lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}"]
+    lines += [f"{key.replace('_', '-')}: {value}" for key, value in headers.items()]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+BEGUN: dict[str, Callable[[PageServer], bytes]] = {
+    "nothing": lambda _: b"",
+    "half a line": lambda _: b"GE",
+    "half a head": lambda server: head(server, "GET", "")[:-2],
+    "no body": lambda server: head(server, "POST", "result", Content_Length=900),
+    "half a body": lambda server: head(server, "POST", "result", Content_Length=900) + b"half",
+    "a request before": lambda server: head(server, "GET", "") + b"GET",
+    "an answer that is not read": lambda server: head(server, "GET", "large"),
+}
+
+
+@pytest.mark.parametrize("begun", BEGUN)
+def test_fifty_connections_that_say_little_keep_nobody_out(
+    server: PageServer, opened: Callable[[bytes], socket.socket], ask: Ask, begun: str
+) -> None:
+    slow = [opened(BEGUN[begun](server)) for _ in range(50)]
+    for _ in range(3):
+        assert ask("GET", "")[:2] == (200, "<p>page")
+    assert ask("POST", "result", b"all well")[0] == 200
+    while slow[0].recv(1 << 16):  # those that came first have made room
+        pass
+
+
+def test_a_good_connection_stays_while_others_come_from_elsewhere() -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     try:
-        # Those beyond the bound are closed at once.
-        idle[-1].settimeout(5)
-        assert idle[-1].recv(1) == b""
+        connections = Connections(3)
+        connections.admit(ours[0], "phone")
+        for number in (1, 2, 3):
+            connections.admit(ours[number], "attacker")
+        theirs[1].settimeout(30)
+        assert theirs[1].recv(1) == b""  # the attacker's own first
+        theirs[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs[0].recv(1)
     finally:
-        for connection in idle:
+        for connection in (*ours, *theirs):
             connection.close()
+
+
+@pytest.mark.parametrize(
+    ("begun", "drop"),
+    [(b"", b"G"), (b"GET / HTTP/1.1\r\n", b"X: x\r\n"), (None, b"x")],
+    ids=["request line", "head", "body"],
+)
+def test_a_request_that_drips_is_ended_at_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes | None, drop: bytes
+) -> None:
+    for name in ("_HEAD", "_BODY"):
+        monkeypatch.setattr(server_module, name, 0.2)
+    monkeypatch.setattr(server_module, "_SLOWEST", 1e9)
+    with PageServer(SERVICE) as server, socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(0.05)
+        connection.sendall(head(server, "POST", "result", Content_Length=LARGEST) if begun is None else begun)
+        for _ in range(90):  # each within any limit for one silence; none of them ends the request
+            try:
+                connection.sendall(drop)
+                if connection.recv(1) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                return
+    raise AssertionError("it dripped to the end")
 
 
 def test_addresses_that_cannot_be_served_on_are_named(server: PageServer) -> None:

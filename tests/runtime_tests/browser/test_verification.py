@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -75,6 +76,8 @@ def change(report: dict[str, Any], place: str, value: object) -> None:
     at[last] = value
 
 
+EMPTY = {"tensor": "logits", "dtype": "float32", "shape": [5, 0], "sha256": hashlib.sha256().hexdigest(), "elements": 0}
+EMPTY |= {"differing": 0, "largest_step": 0.0, "index": None}
 LIES: dict[str, tuple[str, object, str]] = {
     "another model": ("model", "x.onnx", "model is 'x.onnx', and has to be 'model.onnx'"),
     "another digest": ("sha256", "0" * 64, "sha256 is"),
@@ -95,8 +98,11 @@ LIES: dict[str, tuple[str, object, str]] = {
     "no tensors": ("levels.0.tensors", [], "tensors is"),
     "codes that are not the golden ones": ("levels.1.tensors.2.sha256", "0" * 64, "sha256 is"),
     "logits that are not the golden ones": ("levels.1.logits.sha256", "0" * 64, "sha256 is"),
-    "fewer elements": ("levels.0.logits.elements", 1, "elements is 1"),
-    "another shape": ("levels.0.logits.shape", [5, 1], "elements is"),
+    "fewer elements": ("levels.0.logits.elements", 1, "differing is 0, and has to be 1"),
+    "another shape": ("levels.0.logits.shape", [5, 1], "differing is 0, and has to be 25"),
+    "an empty tensor": ("levels.0.logits", EMPTY, "elements is 0, and has to be from 1"),
+    "no digest": ("levels.0.logits.sha256", "", "has no digest"),
+    "a digest that is none": ("levels.0.tensors.1.sha256", "x" * 64, "has no digest"),
     "a shape below zero": ("levels.0.logits.shape", [5, -5], "has the shape"),
     "a shape without images": ("levels.0.logits.shape", [], "images is"),
     "another type": ("levels.0.logits.dtype", "int8", "differing is 0"),
@@ -145,15 +151,24 @@ def test_places_outside_of_a_tensor_are_refused(prepared: Verification, honest: 
             prepared.accept(encoded(honest))
 
 
-def test_zero_may_be_minus_zero(prepared: Verification, honest: dict[str, Any]) -> None:
+def test_zeros_are_no_way_around_the_digest(prepared: Verification, honest: dict[str, Any]) -> None:
     logits = prepared.golden.tensors["logits"].copy()
     logits[:, 0] = 0
     prepared.golden.tensors["logits"] = logits
+    digest = hashlib.sha256(logits.tobytes()).hexdigest()
     for level in honest["levels"]:
         level["predictions"] = logits.argmax(axis=1).tolist()
         for tensor in (level["logits"], level["tensors"][-1]):
-            tensor["sha256"] = "0" * 64
+            tensor["sha256"] = digest
     assert prepared.accept(encoded(honest)).differing == 0
+    logits[:, 0] = -0.0  # equal to zero, and said to be
+    prepared.golden._digests.clear()
+    assert prepared.accept(encoded(honest)).differing == 0
+    for level in honest["levels"]:
+        for tensor in (level["logits"], level["tensors"][-1]):
+            tensor["sha256"] = "0" * 64
+    with pytest.raises(DataError, match="sha256 is '0000"):
+        prepared.accept(encoded(honest))
 
 
 def test_everything_that_the_page_asks_for_is_served(prepared: Verification) -> None:
@@ -206,15 +221,15 @@ def rewrite(path: Path, **arrays: object) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"about": np.array("{")}, "cannot be read as golden vectors or images"),
-        ({"about": np.array("{}")}, "cannot be read as golden vectors or images"),
+        ({"about": np.array("{")}, "are damaged"),
+        ({"about": np.array("{}")}, "has schema None; this version reads 'qil_deploy.golden/1'"),
         ({"about": np.array('{"schema": "x", "tensors": []}')}, "has schema 'x'"),
-        ({"images": np.zeros((5, 3, 8, 9), np.uint8)}, r"holds uint8 images of shape \[5, 3, 8, 9\]"),
-        ({"images": np.zeros((5, 3, 8, 8), np.float32)}, "holds float32 images"),
-        ({"images": np.zeros((0, 3, 8, 8), np.uint8)}, r"holds uint8 images of shape \[0, 3, 8, 8\]"),
+        ({"images": np.zeros((5, 3, 8, 9), np.uint8)}, r"are uint8 of shape \[5, 3, 8, 9\]"),
+        ({"images": np.zeros((5, 3, 8, 8), np.float32)}, "images are float32"),
+        ({"images": np.zeros((0, 3, 8, 8), np.uint8)}, "hold no images"),
         ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "is not of as many images as there are"),
         ({"logits": np.zeros((5, 5))}, "has 'logits' as float64"),
-        ({"logits": np.array(["x"], object)}, "cannot be read as golden vectors"),
+        ({"logits": np.array(["x"], object)}, "is pickled, and pickles are never loaded"),
     ],
 )
 def test_damaged_vectors_are_refused(
@@ -229,9 +244,11 @@ def test_vectors_of_another_file_are_refused(
     golden: tuple[Path, Path], write_model: WriteModel, tmp_path: Path
 ) -> None:
     other = write_model("other.onnx", metadata={"data": "x"})
-    with pytest.raises(DataError, match="golden vectors of another file"):
+    with pytest.raises(DataError, match=r"golden vectors .* are of another file than"):
         prepare_verification(other, golden[1], OPTIONS, {}, tmp_path, autostart=False)
     (tmp_path / "half.npz").write_bytes(golden[1].read_bytes()[:3000])
-    for path in (tmp_path / "absent.npz", tmp_path, tmp_path / "half.npz"):
-        with pytest.raises(DataError, match="cannot be read as golden vectors or images"):
+    cases = {"absent.npz": "there are no golden vectors", "": "there are no golden", "half.npz": "are damaged"}
+    for name, message in cases.items():
+        path = tmp_path / name
+        with pytest.raises(DataError, match=message):
             prepare_verification(golden[0], path, OPTIONS, {}, tmp_path, autostart=False)

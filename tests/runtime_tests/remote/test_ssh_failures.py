@@ -9,9 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
+from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import run as run_module
 from qil_deploy.runtime_tests.targets import watched
 
@@ -69,8 +72,12 @@ def test_a_python_that_is_too_old(ssh: str, golden: tuple[Path, Path], tmp_path:
 def test_an_onnxruntime_that_cannot_read_the_file_tells_its_version(
     ssh: str, golden: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.onnx").write_bytes(golden[0].read_bytes()[:-100])
-    sentence = run(ssh, (tmp_path / "broken.onnx", golden[1]))
+    model = onnx.load(golden[0])
+    model.opset_import[0].version = 999
+    path, vectors = tmp_path / "future.onnx", tmp_path / "future.npz"
+    onnx.save(model, path)
+    write_golden(path, np.zeros((1, 3, 8, 8), np.uint8), "blank", vectors)
+    sentence = run(ssh, (path, vectors))
     assert f"Its last words: Error: ONNX Runtime {onnxruntime.__version__} cannot load model.onnx" in sentence
 
 

@@ -77,11 +77,11 @@ def device(file: ModelFile, *, differing: int = 0, digest: str | None = None, co
             tensor=name,
             dtype="uint8",
             shape=(2, elements // 2),
-            sha256="0" * 64,
+            sha256=("1" if count else "0") * 64,
             elements=elements,
             differing=count if compared else None,
-            largest_step=2.0 if count else None,
-            index=(1, 5) if count else None,
+            largest_step=(2.0 if count else 0.0) if compared else None,
+            index=(1, 5) if count and compared else None,
         )
 
     levels = tuple(
