@@ -39,7 +39,7 @@ class ProcessCost:
     Attributes:
         exit_code: of the process; a signal that ended it, negative.
         seconds: wall time from its start to its end.
-        peak_bytes: resident memory, its children's not included.
+        peak_bytes: resident memory, its children's not included; 0 on Windows.
     """
 
     exit_code: int
@@ -93,20 +93,25 @@ def _run(command: Sequence[str], timeout: float, parent: int) -> ProcessCost | N
     """Run a command; None if it had to be killed, because it took too long or this process has lost its parent."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603 - as above
-    options = 0 if timeout == float("inf") else os.WNOHANG
     while True:
-        ended, status, usage = os.wait4(process.pid, options)
+        ended = _ended(process, wait=timeout == float("inf"))
         seconds = time.perf_counter() - start
-        if ended:
-            break
-        if seconds > timeout or os.getppid() != parent:
-            os.kill(process.pid, signal.SIGKILL)
-            os.waitpid(process.pid, 0)
+        if ended is not None:
+            return ProcessCost(exit_code=ended[0], seconds=seconds, peak_bytes=ended[1])
+        if seconds > timeout or (sys.platform != "win32" and os.getppid() != parent):
+            process.kill()
+            process.wait()
             return None
         time.sleep(_POLL_SECONDS)
-    return ProcessCost(
-        exit_code=os.waitstatus_to_exitcode(status), seconds=seconds, peak_bytes=usage.ru_maxrss * _RSS_UNIT
-    )
+
+
+def _ended(process: subprocess.Popen[bytes], *, wait: bool) -> tuple[int, int] | None:
+    """Return exit code and peak memory of a process that has ended; None of one that has not, unless it may wait."""
+    if sys.platform == "win32":  # it tells no memory afterwards
+        code = process.wait() if wait else process.poll()
+        return None if code is None else (code, 0)
+    ended, status, usage = os.wait4(process.pid, 0 if wait else os.WNOHANG)
+    return (os.waitstatus_to_exitcode(status), usage.ru_maxrss * _RSS_UNIT) if ended else None
 
 
 if __name__ == "__main__":

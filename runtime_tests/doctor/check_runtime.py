@@ -8,7 +8,7 @@ from typing import Final
 
 import onnxruntime
 
-from .compare_levels import Difference
+from .compare_levels import TensorDifference
 from .findings import Finding, found, quoted
 from .try_runtime import Failure, RuntimeTrial
 
@@ -131,7 +131,9 @@ def _not_compared(failure: Failure) -> Iterator[Finding]:
     )
 
 
-def _changed_results(trial: RuntimeTrial, outputs: tuple[Difference, ...], kinds: Collection[str]) -> Iterator[Finding]:
+def _changed_results(
+    trial: RuntimeTrial, outputs: tuple[TensorDifference, ...], kinds: Collection[str]
+) -> Iterator[Finding]:
     changed = [each for each in outputs if not each.is_rounding]
     if trial.random:
         yield from found(
@@ -173,7 +175,7 @@ def _changed_results(trial: RuntimeTrial, outputs: tuple[Difference, ...], kinds
     )
 
 
-def counted(difference: Difference) -> str:
+def counted(difference: TensorDifference) -> str:
     """Return how much a tensor differs, in words."""
     if difference.unlike == difference.elements and not difference.largest:
         return "another shape, or no finite numbers"

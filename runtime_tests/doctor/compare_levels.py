@@ -40,7 +40,7 @@ _NOT_FETCHED: Final = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class TensorDifference:
     """How much one tensor differs between two runs.
 
     Attributes:
@@ -84,7 +84,7 @@ class Difference:
         return self.largest <= max(few, _STEP_TOLERANCE * self.step) or self.rms <= TOLERANCE * size
 
 
-def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, step: float = 0) -> Difference:
+def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, step: float = 0) -> TensorDifference:
     """Compare a tensor that was computed without the optimizer with the same computed with it.
 
     Args:
@@ -102,7 +102,7 @@ def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, ste
     with np.errstate(over="ignore"):
         steps, values = np.abs(first[finite] - second[finite]), first[finite]
         rms, spread = (np.sqrt(np.mean(steps**2)), values.std()) if steps.size else (0, 0)
-    return Difference(
+    return TensorDifference(
         tensor=tensor,
         dtype=str(plain.dtype),
         elements=int(plain.size),
@@ -136,14 +136,14 @@ def _runtime_value(value: Any) -> onnxruntime.OrtValue:  # noqa: ANN401 - an arr
 
 def differences(
     plain: Mapping[str, NDArray[Any]], optimized: Mapping[str, NDArray[Any]], steps: Mapping[str, float]
-) -> list[Difference]:
+) -> list[TensorDifference]:
     """Compare all results that both runs have; `steps` are those of floats that were made of codes, by name."""
     return [
         difference(name, plain[name], optimized[name], step=steps.get(name, 0)) for name in plain if name in optimized
     ]
 
 
-def first_difference(path: Path, fused: Path, inputs: Inputs) -> Difference | None:
+def first_difference(path: Path, fused: Path, inputs: Inputs) -> TensorDifference | None:
     """Return the first tensor, in the order of execution, whose codes differ, or whose floats do by more than rounding.
 
     Tensors are matched by their names, types and shapes; None if none is found.

@@ -30,7 +30,7 @@ from qil_deploy.onnx_schema import with_outputs
 from qil_deploy.runtime_tests.memory_limit import is_out_of_memory, limit_memory
 from qil_deploy.runtime_tests.sessions import create_session
 
-from .compare_levels import Difference, differences, first_difference, run, write_fused
+from .compare_levels import TensorDifference, differences, first_difference, run, write_fused
 from .inputs import Inputs, UndrawnError, describe_inputs, drawn_inputs
 
 OPTIMIZED: Final = "optimized.onnx"
@@ -178,7 +178,7 @@ def _located(session: _Session) -> Answer | None:
     try:
         fused = Path(session.request.folder) / FUSED
         write_fused(session.model, fused)
-        found: Difference | None = first_difference(session.model, fused, session.inputs or {})
+        found: TensorDifference | None = first_difference(session.model, fused, session.inputs or {})
     except Exception:  # noqa: BLE001 - as above; a graph that does not run with all its tensors as outputs tells no place
         return None
     return asdict(found) if found is not None else None

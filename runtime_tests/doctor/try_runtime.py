@@ -14,7 +14,7 @@ from qil_deploy.runtime_tests.child_process import Ended, run_apart
 from qil_deploy.runtime_tests.memory_limit import is_out_of_memory
 from qil_deploy.untrusted_text import excerpt, printable
 
-from .compare_levels import Difference
+from .compare_levels import TensorDifference
 from .runtime_steps import OPTIMIZED, Request
 
 _MODULE: Final = "qil_deploy.runtime_tests.doctor.runtime_steps"
@@ -22,6 +22,7 @@ _SEED: Final = 0
 _PYTHON_FAILED: Final = 1  # an exception in our own part of the process, or no such module
 _REASON_START: Final = 120
 _REASON_END: Final = 420
+_MOST_MEMORY: Final = 2**60
 _LEAST_MEMORY: Final = 2**30
 _MEMORY_PER_BYTE: Final = 8  # what loading, optimizing and writing a model takes, generously
 
@@ -42,12 +43,14 @@ class Limits:
         """Check the numbers.
 
         Raises:
-            ConfigError: one of them is not positive.
+            ConfigError: one of them is not positive, or too large.
         """
         if not self.seconds > 0:
             raise ConfigError(f"the timeout is {self.seconds:g} seconds; it must be positive.")
-        if self.memory is not None and self.memory <= 0:
-            raise ConfigError(f"the memory is {self.memory:,} bytes; it must be positive.")
+        if self.memory is not None and not 0 < self.memory <= _MOST_MEMORY:
+            raise ConfigError(
+                f"the memory is {self.memory:,} bytes; it must be positive, and at most {_MOST_MEMORY:,}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +107,8 @@ class RuntimeTrial:
     types: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, Sequence[int | str | None]] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
-    outputs: tuple[Difference, ...] | None = None
-    first: Difference | None = None
+    outputs: tuple[TensorDifference, ...] | None = None
+    first: TensorDifference | None = None
     random: bool = False
 
     @property
@@ -216,6 +219,6 @@ def _note(trial: RuntimeTrial, step: str, answer: dict[str, Any], memory: int) -
     trial.inputs = tuple(answer.get("inputs", trial.inputs))
     trial.random = answer.get("random", False)
     if "outputs" in answer:
-        trial.outputs = tuple(Difference(**each) for each in answer["outputs"])
+        trial.outputs = tuple(TensorDifference(**each) for each in answer["outputs"])
     if answer.get("first") is not None:
-        trial.first = Difference(**answer["first"])
+        trial.first = TensorDifference(**answer["first"])

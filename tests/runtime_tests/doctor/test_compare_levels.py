@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as nps
 from numpy.typing import NDArray
 
 from qil_deploy.runtime_tests.doctor.check_runtime import runtime_findings
-from qil_deploy.runtime_tests.doctor.compare_levels import Difference, difference, first_difference
+from qil_deploy.runtime_tests.doctor.compare_levels import TensorDifference, difference, first_difference
 from qil_deploy.runtime_tests.doctor.try_runtime import RuntimeTrial
 
 from .graph_files import CONVOLUTION, constants, write_graph
@@ -60,7 +60,7 @@ def changed(array: NDArray[Any], index: int, value: object) -> NDArray[Any]:
 def test_what_rounding_explains(plain: NDArray[Any], optimized: NDArray[Any], step: float, rounding: bool) -> None:
     found = difference("y", plain, optimized, step=step)
     assert found.is_rounding is rounding, found
-    assert Difference(**json.loads(json.dumps(asdict(found), allow_nan=False))) == found
+    assert TensorDifference(**json.loads(json.dumps(asdict(found), allow_nan=False))) == found
 
 
 ARRAYS = st.sampled_from([np.float32, np.float64, np.float16, np.uint8, np.int8, np.int64, np.bool_]).flatmap(
