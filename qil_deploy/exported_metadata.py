@@ -96,9 +96,6 @@ _NODES = (
 
 _METADATA: dict[str, object] = {
     "placement": _TEXT,
-    "format": _TEXT,
-    "input": _TEXT,
-    "class_names": [_TEXT],
     "weights": _TEXT,
     "data": _MAYBE_TEXT,
     "batch": _MAYBE_SIZE,

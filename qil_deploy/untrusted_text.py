@@ -28,9 +28,10 @@ def excerpt(value: object, length: int = EXCERPT_LENGTH) -> str:
     'aaaa... (200 characters)'
     """
     text = value if isinstance(value, str) else repr(value)
-    if len(text) <= length:
-        return printable(text)
-    return f"{printable(text[:length])}... ({len(text):,} characters)"
+    shown = printable(text[:length])
+    if len(text) <= length and len(shown) <= length:
+        return shown
+    return f"{shown[:length]}... ({len(text):,} characters)"
 
 
 def one_line(text: str, length: int = LINE_LENGTH) -> str:

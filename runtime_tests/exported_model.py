@@ -153,9 +153,9 @@ def read_exported_model(path: Path) -> ExportedModel:
 
 
 def _names(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise TypeError(f"class_names is {excerpt(repr(value))}, not a list of names")
-    return tuple(str(name) for name in value)
+    return tuple(value)
 
 
 def _check(model: ExportedModel) -> None:

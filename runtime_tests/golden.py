@@ -17,6 +17,7 @@ from qil_deploy.errors import ConfigError, DataError, ModelFileError
 from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
+from .affordable import require_affordable
 from .backends import GOLDEN, REFERENCE, CodeReader, ExecutedGraph, code_reader, onnx_backend_name
 from .differences import CodeComparison, Comparison
 from .exported_model import ExportedModel, read_exported_model
@@ -91,6 +92,7 @@ def check_golden(
     graph = ExecutedGraph.of(exported)
     with tempfile.TemporaryDirectory() as folder:
         golden = read_vectors(path, exported, Path(folder))
+        require_affordable(exported)
         read = code_reader(exported, graph, against, threads=threads, others=others or {})
         comparison = CodeComparison(graph, (GOLDEN, against))
         for images in _portions(len(golden.images), exported):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.exported_names import OUTPUT_NAME
 
+from .affordable import require_affordable
 from .device_runner import content_of
 from .exported_model import ExportedModel
 from .golden_file import read_vectors
@@ -68,8 +69,10 @@ def open_golden(path: Path, model: ExportedModel, batch: int, folder: Path) -> G
 
     Raises:
         DataError: the file is missing, damaged, or not of this model.
+        ModelFileError: the model takes more than a file may ask for.
     """
     vectors = read_vectors(path, model, folder, images_alone=True)
+    require_affordable(model)
     images, tensors = vectors.images, vectors.tensors
     each = sum(array[:1].nbytes for array in (images, *tensors.values()))
     size = max(_CHUNK_BYTES // max(each * batch, 1), 1) * batch

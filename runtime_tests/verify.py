@@ -28,6 +28,7 @@ from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
+from .affordable import require_affordable
 from .backends import (
     REFERENCE,
     UNFROZEN,
@@ -144,6 +145,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
             "could be compared with. Verify it without a checkpoint and without a search for differences."
         )
     _check_data(model, data)
+    require_affordable(model)
     predictors = _onnx_predictors(model, levels, threads) | _check_others(others or {}, levels)
     required = _required(model, predictors, others or {}, must_equal)
     pivot, reference = _reference(model, threads)

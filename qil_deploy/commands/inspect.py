@@ -26,6 +26,7 @@ def inspect_command(
     from qil_deploy.executed_kernels import executed_operators, float_kernels
     from qil_deploy.exported_metadata import read_metadata
     from qil_deploy.files import ensure_writable, write_text
+    from qil_deploy.runtime_tests.affordable import require_affordable
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
     from qil_deploy.terminal.console import Console
@@ -42,6 +43,7 @@ def inspect_command(
         raise ModelFileError(
             f"the metadata of {model} has no entry 'certificate' that could be read; export the model again."
         )
+    require_affordable(exported)
     layers = describe_layers(exported) if quantized else ()
     executed = executed_operators(model)
     in_float = float_kernels(model) if quantized else []

@@ -1,6 +1,7 @@
 """Load and run a model once in a process of its own: how long that takes, how much memory, and whether it can be done.
 
-A model that crashes ONNX Runtime, or never comes back, does so here, where it can be stopped.
+A model that crashes ONNX Runtime, never comes back or takes more memory than the file and its input account for does so
+here, where it can be stopped.
 
     python -P -m qil_deploy.runtime_tests.bench.trial RESULT.json [MODEL.onnx THREADS BATCH SEED]
 
@@ -20,12 +21,18 @@ from pathlib import Path
 
 from qil_deploy.errors import ModelFileError, QilDeployError
 from qil_deploy.runtime_tests.child_process import Ended, run_apart
+from qil_deploy.runtime_tests.memory_limit import is_out_of_memory, limit_memory
 from qil_deploy.runtime_tests.sessions import create_session, run_session
+from qil_deploy.untrusted_text import one_line
 
 from .inputs import random_inputs
 
 _MODULE = "qil_deploy.runtime_tests.bench.trial"
 _MILLISECOND = 1e6
+# Bytes that a process may take on top of what Python takes: at least, for each byte of the file, and of the input.
+_LEAST_MEMORY = 2**30
+_MEMORY_PER_BYTE = 8
+_MEMORY_PER_INPUT_BYTE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +110,13 @@ def _command(output: Path, arguments: list[str]) -> list[str]:
 def _reason(path: Path, ended: Ended) -> str:
     """Say why a process failed: its own sentence, or what ended it."""
     if ended.exit_code == 2 and ended.last_words:
-        return ended.last_words
+        return one_line(ended.last_words)
     if ended.signal is not None:
         return (
             f"{path} crashed the process that tried to load and run it ({ended.signal}); it may be damaged, or too "
             "large."
         )
-    said = f": {ended.last_words}" if ended.last_words else ""
+    said = f": {one_line(ended.last_words, 400)}" if ended.last_words else ""
     return f"the process that tried to load and run {path} failed with exit code {ended.exit_code}{said}."
 
 
@@ -121,18 +128,24 @@ def main(arguments: Sequence[str]) -> int:
         path, (threads, batch, seed) = Path(rest[0]), map(int, rest[1:])
         try:
             result = _load_and_run(path, threads, batch, seed)
-        except QilDeployError as error:
-            sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        except (QilDeployError, MemoryError) as error:
+            sentence = " ".join(str(error).split())
+            if isinstance(error, MemoryError) or is_out_of_memory(sentence):
+                sentence = f"{path} takes more memory than a file and an input of their sizes may."
+            sys.stderr.write(f"{one_line(sentence)}\n")
             return 2
     Path(output).write_text(json.dumps(result))
     return 0
 
 
 def _load_and_run(path: Path, threads: int, batch: int, seed: int) -> dict[str, int]:
+    allowed = _LEAST_MEMORY + _MEMORY_PER_BYTE * path.stat().st_size
+    limit_memory(allowed)
     start = time.perf_counter_ns()
     session = create_session(path, threads=threads)
     loaded = time.perf_counter_ns()
     inputs = random_inputs(session, batch=batch, seed=seed, path=path)
+    limit_memory(allowed + _MEMORY_PER_INPUT_BYTE * sum(value.nbytes for value in inputs.values()))
     before = time.perf_counter_ns()
     run_session(session, inputs, path=path)
     return {"load_ns": loaded - start, "first_run_ns": time.perf_counter_ns() - before}

@@ -1,0 +1,33 @@
+"""Does a model take more than a file may ask for? Found out before ONNX Runtime is given it in this process.
+
+The integer reference computes one blank image (or the model's batch of them) within its budget. What it cannot
+compute, float parts and float baselines, ONNX Runtime loads and runs once in a process of its own, with bounds on time
+and memory.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qil_deploy.reference import IntegerReference
+
+from .bench.trial import TrialOptions, try_model
+from .exported_model import FLOAT, ExportedModel
+
+_SECONDS: Final = 120.0
+
+
+def require_affordable(model: ExportedModel) -> None:
+    """Refuse a model that takes more than there is.
+
+    Raises:
+        ModelFileError: it does, or cannot be run.
+    """
+    if model.float_parts or model.format == FLOAT:
+        options = TrialOptions(threads=1, batch=model.batch or 1, seed=0, processes=1, timeout=_SECONDS)
+        try_model(model.path, options)
+        return
+    blank = np.zeros((model.batch or 1, *model.preprocessing.shape), np.uint8)
+    IntegerReference(model.graph).shapes(model.prepare_input(blank))
