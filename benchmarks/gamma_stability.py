@@ -126,7 +126,7 @@ def compare(*, steps: int, learning_rate: float, seed: int) -> StabilityReport:
     network = build_model("resnet8", {"in_channels": 1, "num_classes": 10, "width": WIDTH})
     config = QuantConfig(weight_bits=BITS, activation_bits=BITS, train_gamma=True)
     ours: nn.Module = prepare(network, config, images[:1], input_grid=preprocessing)
-    calibrate(ours, [images[:512]])  # type: ignore[arg-type] # typed as nn.Module for what follows
+    calibrate(ours, [images[:512]])
     naive = use_naive_intervals(copy.deepcopy(ours))
 
     section = OptimizerSection(epochs=1, learning_rate=learning_rate)

@@ -11,67 +11,114 @@ thresholds, because that is what the quantized weights and activations are count
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from .calibration import calibrate, estimate_batchnorm, input_unit, interval_before
+from .batches import checked_batches
+from .calibrator import NORMS_STAY, estimate_statistics, input_unit, interval_before, set_intervals
 from .config import QuantConfig
-from .layers import QuantConv2d, QuantLayer, QuantLinear
+from .errors import ConfigError, UnsupportedModelError
+from .freezing import keeps_float
+from .layers import AveragingConv2d, QuantConv2d, QuantLayer, QuantLinear
 from .preparation import prepare
+from .prepared_model import PreparedModel, refuse_single_values
 from .preprocessing import Preprocessing
-from .quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
+from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer, WeightQuantizer
+from .unwrap import prepared_model
 
 
 @torch.no_grad()
 def change_bits(
-    prepared: fx.GraphModule,
+    prepared: nn.Module,
     network: nn.Module,
     config: QuantConfig,
-    batches: Sequence[Tensor],
+    batches: Iterable[object],
     *,
     input_grid: Preprocessing,
     carry_over: bool = False,
-) -> fx.GraphModule:
+) -> PreparedModel:
     """Return a prepared model with the weights of `prepared` and the bits of `config`, in evaluation mode.
 
     Quantizers of another width, and those that had no counterpart, are set as `prepare` and `calibrate` set them; the
-    statistics of BatchNorm are estimated anew. `prepared` stays as it is.
+    statistics of BatchNorm are estimated anew, where it does not keep those of the float network. `prepared` stays as
+    it is, and so do `network` and the batches.
 
     Args:
         prepared: a calibrated or trained model, made from a network like `network`.
         network: the float network; its structure counts, its tensors do not.
-        config: the new bits, in the placement of `prepared`.
-        batches: inputs, float32 [N, C, H, W] each, to set intervals and statistics from.
-        input_grid: scale and zero point that made the input from a uint8 image.
+        config: the new bits, in the placement and with the output scales of `prepared`.
+        batches: to set intervals and statistics from, as for `calibrate`.
+        input_grid: scale and zero point that made the input from a uint8 image, as `prepared` has them.
         carry_over: keep intervals whose width changes, too: where training goes on, as in a progressive schedule.
 
     Raises:
-        ConfigError: the network cannot have these bits.
-        DataError: no batches.
+        ConfigError: the network cannot have these bits, or `config` or `input_grid` is for another kind of model than
+            `prepared`.
+        DataError: batches that do not fit, as for `calibrate`.
+        UnsupportedModelError: `prepared` is not from `prepare`, is frozen or was never calibrated; or `network` is
+            another network.
     """
-    changed = prepare(network, config, batches[0][:1], input_grid=input_grid)
+    before = prepared_model(prepared, "change_bits", may_be_frozen=False)
+    checked = checked_batches(batches, "change_bits", before)
+    changed = prepare(network, config, checked[0][:1], input_grid=input_grid)
+    _require_same_kind(before, changed)
     sources = {
-        **_activation_sources(changed, prepared, carry_over),
-        **_weight_sources(changed, prepared, carry_over),
+        **_activation_sources(changed, before, carry_over),
+        **_weight_sources(changed, before, carry_over),
     }
-    _load(changed, prepared, sources)
+    _load(changed, before, sources)
     fresh = {name for name, source in sources.items() if source is None}
     for name, layer in quantized_layers(changed).items():
         if f"{name}.weight_quantizer" in fresh:
             layer.weight_quantizer.initialize(layer.weight)
-    factors = _output_factors(changed, prepared, fresh)
+    factors = _output_factors(changed, before, fresh)
     to_set = {name for name in fresh if not name.endswith(".weight_quantizer")} | factors.keys()
+    norms_stay = changed.meta[NORMS_STAY]
+    if not norms_stay:
+        for batch in checked:
+            refuse_single_values(changed, "change_bits", batch, norms_learn=True)
     if to_set:
-        calibrate(changed, batches, only=to_set, output_factors=factors)
-    else:
-        estimate_batchnorm(changed, batches)
-    return changed.eval()
+        set_intervals(changed, checked, only=to_set, output_factors=factors)
+    elif not norms_stay:
+        estimate_statistics(changed, checked)
+    changed.eval()
+    return changed
+
+
+def _require_same_kind(before: fx.GraphModule, changed: fx.GraphModule) -> None:
+    """Refuse a config or grid that makes another kind of model than there was.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    paper = [keeps_float(model) for model in (before, changed)]
+    if paper[0] != paper[1]:
+        names = ["paper" if each else "integer" for each in paper]
+        raise ConfigError(
+            f"change_bits: config has placement={names[1]!r}, but the model was prepared in {names[0]!r}."
+        )
+    if before.meta[NORMS_STAY] != changed.meta[NORMS_STAY]:
+        names = ["all" if model.meta[NORMS_STAY] else "without_batchnorm" for model in (before, changed)]
+        raise ConfigError(
+            f"change_bits: config has output_scales={names[1]!r}, but the model was prepared with {names[0]!r}."
+        )
+    grids = [
+        (float(module.scale), int(module.zero_point))
+        for model in (before, changed)
+        for module in model.modules()
+        if isinstance(module, InputQuantizer)
+    ]
+    if len(set(grids)) > 1:
+        raise ConfigError(
+            "change_bits: input_grid has scale {1[0]:.9g} and zero point {1[1]}, but the model was prepared with scale "
+            "{0[0]:.9g} and zero point {0[1]}.".format(*grids)
+        )
 
 
 def quantized_layers(model: fx.GraphModule) -> dict[str, QuantLayer]:
-    """Return the convolutions and linear layers of a prepared model whose weights are trained, in graph order.
+    """Return the convolutions and linear layers of a prepared model that the network has, too, in graph order.
 
     What stands in for an average pooling, a lone BatchNorm or a lone ReLU has weights of 1 and is not among them.
     """
@@ -79,7 +126,7 @@ def quantized_layers(model: fx.GraphModule) -> dict[str, QuantLayer]:
     return {
         name: module
         for name, module in modules.items()
-        if isinstance(module, QuantConv2d | QuantLinear) and module.weight.requires_grad
+        if isinstance(module, QuantConv2d | QuantLinear) and not isinstance(module, AveragingConv2d)
     }
 
 
@@ -138,14 +185,28 @@ def _weight_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry_ove
 
 
 def _load(changed: fx.GraphModule, prepared: fx.GraphModule, sources: dict[str, str | None]) -> None:
-    """Give `changed` every tensor of `prepared` that has a place in it."""
+    """Give `changed` every tensor of `prepared` that has a place in it.
+
+    Raises:
+        UnsupportedModelError: the network of one is not that of the other.
+    """
     state = prepared.state_dict()
     tensors = {}
-    for key in changed.state_dict():
+    for key, new in changed.state_dict().items():
         owner, _, leaf = key.rpartition(".")
         source = sources.get(owner, owner)
-        if source is not None:
-            tensors[key] = state[f"{source}.{leaf}" if source else leaf]
+        if source is None:
+            continue
+        name = f"{source}.{leaf}" if source else leaf
+        if leaf == "gamma_raw" and name not in state:  # the exponent is trained from now on, and was 1
+            continue
+        if name not in state or state[name].shape != new.shape:
+            found = list(state[name].shape) if name in state else "none"
+            raise UnsupportedModelError(
+                f"change_bits: the network is not the one that the model was prepared from: {name!r} has shape {found} "
+                f"in the model and {list(new.shape)} in the network."
+            )
+        tensors[key] = state[name]
     changed.load_state_dict(tensors, strict=False)
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from .config import QuantConfig, validation_sentences
 from .errors import CheckpointError
 from .files import write_bytes
-from .freezing import freeze
-from .preparation import prepare
+from .freezing import freeze_structure
+from .preparation import prepare_structure
 from .preprocessing import Preprocessing
 
 SCHEMA: Final = 1
@@ -126,11 +126,8 @@ def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
     model = build(info.model_name, info.model_arguments)
     if info.config is None:
         return model
-    model = prepare(model, info.config, example_input(info.preprocessing), input_grid=info.preprocessing)
-    if info.kind == "frozen":
-        model.get_buffer("calibrated").fill_(True)  # by the tensors that come later
-        return freeze(model)
-    return model
+    prepared = prepare_structure(model, info.config, input_grid=info.preprocessing)
+    return freeze_structure(prepared) if info.kind == "frozen" else prepared
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -20,6 +20,7 @@ import copy
 import numpy as np
 from torch import fx, nn
 
+from .callers_state import nothing_left_behind
 from .errors import UnsupportedModelError
 from .float_island import FloatIsland
 from .frozen import (
@@ -35,38 +36,51 @@ from .frozen import (
 )
 from .graph import add_module, input_of, module_of, shape_of, users_of
 from .layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear
+from .prepared_model import FrozenModel, PreparedModel
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 from .ratios import choose_denominator, nearest_numerator, shrink_factor
+from .unwrap import prepared_model
 
 
-def freeze(model: fx.GraphModule) -> fx.GraphModule:
-    """Return the frozen copy of a prepared model, in evaluation mode.
+def freeze(model: nn.Module) -> FrozenModel:
+    """Return the frozen copy of a prepared model, in evaluation mode; `model` stays as it is.
 
     Args:
         model: from `prepare` with `integer` placement, calibrated or trained.
 
     Raises:
-        UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen, or a model
-            that is frozen already or was never calibrated.
+        UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen; a model that
+            is not from `prepare`, is frozen already or was never calibrated; NaN or infinity in a tensor.
     """
-    if any(isinstance(module, FrozenInput) for module in model.modules()):
-        raise UnsupportedModelError("the model is frozen already; freeze the prepared model it came from.")
+    prepared = prepared_model(model, "freeze", may_be_frozen=False)
+    _require_integer_placement(prepared)
+    with nothing_left_behind():
+        return _frozen(copy.deepcopy(prepared))
+
+
+def freeze_structure(prepared: PreparedModel) -> FrozenModel:
+    """Do what `freeze` does to a prepared model itself, whose tensors are loaded later and therefore not looked at."""
+    _require_integer_placement(prepared)
+    with nothing_left_behind():
+        return _frozen(prepared)
+
+
+def _require_integer_placement(model: fx.GraphModule) -> None:
     if keeps_float(model):
         raise UnsupportedModelError(
             "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with placement='integer'."
         )
-    if not bool(model.get_buffer("calibrated")):
-        raise UnsupportedModelError(
-            "the model's intervals were never set; train it, or call calibrate(model, batches), before it is frozen."
-        )
-    frozen = copy.deepcopy(model).eval()
-    frozen._forward_pre_hooks.clear()
-    del frozen.calibrated
-    _Freezer(frozen).run()
-    frozen.graph.lint()
-    frozen.recompile()
-    frozen.delete_all_unused_submodules()
-    return frozen.eval()
+
+
+def _frozen(prepared: fx.GraphModule) -> FrozenModel:
+    """Freeze a model, whose modules are taken over."""
+    prepared.eval()
+    _Freezer(prepared).run()
+    prepared.graph.lint()
+    frozen = FrozenModel(prepared, prepared.graph)
+    frozen.meta |= prepared.meta
+    frozen.eval()
+    return frozen
 
 
 def keeps_float(model: fx.GraphModule) -> bool:

@@ -13,6 +13,7 @@ checkpoints and export use those alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +140,12 @@ class FrozenLayer(nn.Module):
             self.fold_to_buffers()
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Fold first where training goes on: the integers have to be those of the parameters beside them."""
+        if self.training:
+            self.fold_to_buffers()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _folded(self) -> FoldedLayer:
         if self.training:
             return self.fold()
@@ -170,6 +177,13 @@ class FrozenLayer(nn.Module):
         if float((sums + bias.detach().abs()).max()) >= EXACT_FLOAT32:
             total = total.double()
         return (total + _per_channel(bias, x.ndim).to(total.dtype)).float()
+
+
+def fold_into_buffers(model: nn.Module) -> None:
+    """Bring the integers of a frozen model in training mode up to date with its parameters."""
+    for module in model.modules():
+        if isinstance(module, FrozenLayer) and module.training:
+            module.fold_to_buffers()
 
 
 class FrozenRescale(nn.Module):

@@ -50,6 +50,10 @@ class QuantLinear(nn.Linear):
         return F.linear(x, self.weight_quantizer(self.weight))
 
 
+class AveragingConv2d(QuantConv2d):
+    """What `averaging_layer` returns: weights and scale are buffers, and stay whatever the caller trains."""
+
+
 QuantLayer = QuantConv2d | QuantLinear
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -85,9 +89,10 @@ def quantize_layer(
             pair(layer.dilation),
             layer.groups,
             bias=False,
+            device="meta",  # its own weights are never read
         )
     else:
-        result = QuantLinear(layer.in_features, layer.out_features, bias=False)
+        result = QuantLinear(layer.in_features, layer.out_features, bias=False, device="meta")
     result.weight = layer.weight
     result.bias = None if normalized else layer.bias
     result.weight_quantizer = WeightQuantizer(bits.weight_bits, train_gamma=train_gamma)
@@ -100,10 +105,10 @@ def set_output_scale(layer: QuantLayer, input_unit: float) -> None:
     """Start the output scale at the product of both clipping thresholds.
 
     Args:
-        layer: one with a trained output scale; others are left alone.
+        layer: one with a learned output scale; others are left alone.
         input_unit: the value that 1.0 in the layer's input stands for.
     """
-    if layer.log_output_scale is not None and layer.log_output_scale.requires_grad:
+    if layer.log_output_scale is not None and not isinstance(layer, AveragingConv2d):
         _, upper = layer.weight_quantizer.thresholds
         with torch.no_grad():
             layer.log_output_scale.fill_(math.log(upper * input_unit))
@@ -111,8 +116,8 @@ def set_output_scale(layer: QuantLayer, input_unit: float) -> None:
 
 def averaging_layer(
     channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], divisor: int | None
-) -> QuantConv2d:
-    """Return a depthwise convolution that sums each window and divides by `divisor`; nothing in it is trained.
+) -> AveragingConv2d:
+    """Return a depthwise convolution that sums each window and divides by `divisor`; it has no parameters.
 
     Average pooling (and, with a window of one, what carries a lone BatchNorm or ReLU) takes the form of a quantized
     layer: exact sums, one multiplier per channel, and no rounding of its own.
@@ -122,12 +127,16 @@ def averaging_layer(
         kernel, stride, padding: of the window; padding adds zeros.
         divisor: None where a BatchNorm follows, which takes the place of any scale.
     """
-    layer = QuantConv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
+    layer = AveragingConv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
     nn.init.ones_(layer.weight)
     layer.weight_quantizer = WeightQuantizer(AVERAGING_BITS)
     layer.weight_quantizer.set_thresholds(0.0, 1.0)
     layer.log_output_scale = None if divisor is None else nn.Parameter(torch.tensor(-math.log(divisor)))
-    return layer.requires_grad_(False)
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return layer
 
 
 class Add(nn.Module):

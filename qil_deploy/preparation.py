@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, fx, nn
 
-from .calibration import NORMS_STAY, calibrate_on_first_batch
+from .calibrator import CALIBRATED, NORMS_STAY
+from .callers_state import modes_kept, nothing_left_behind
 from .config import LayerBits, QuantConfig
-from .errors import UnsupportedModelError
+from .errors import DataError, UnsupportedModelError
+from .finite import is_finite, require_finite
 from .graph import add_module, module_of, shape_of, trace, users_of
-from .layers import BatchNorm, QuantLayer, averaging_layer, pair, quantize_layer
+from .layers import BatchNorm, QuantLayer, Standalone, averaging_layer, pair, quantize_layer
 from .placement import (
     LAYER_KINDS,
     Group,
@@ -33,29 +36,115 @@ from .placement import (
     find_groups,
     isolate,
 )
+from .prepared_model import INPUT_GRID, PreparedModel
 from .preprocessing import Preprocessing
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
+from .same_function import require_same_function
+from .unwrap import float_network
 
 
 def prepare(
     model: nn.Module, config: QuantConfig, example_input: Tensor, *, input_grid: Preprocessing
-) -> fx.GraphModule:
+) -> PreparedModel:
     """Return a copy of `model` with quantized layers and quantizers in it, ready to be trained.
 
     Weight intervals are set from the weights; activation intervals by `calibrate`, or by the first batch that
-    passes in training mode.
+    passes in training mode. Until then the model refuses to be evaluated. Nothing of the caller's changes: not the
+    network, nor the mode of any of its modules, the example, or what random generators will give next.
 
     Args:
-        model: float network that `torch.fx` can trace, one image tensor in, logits out.
+        model: float32 network that `torch.fx` can trace, one image tensor in, logits out.
         config: bits and placement.
-        example_input: float32 [N, C, H, W]; only its shape matters.
+        example_input: images as the network sees them, float32 [N, C, H, W], for their shape and for a comparison: on
+            the first one, and on noise, the traced graph has to return what `model` does (`same_function`).
         input_grid: scale and zero point that made the input from a uint8 image.
 
     Raises:
-        UnsupportedModelError: an operation that cannot be lowered, or a structure that cannot be quantized.
+        UnsupportedModelError: an operation that cannot be lowered, a structure that cannot be quantized, a network that
+            is prepared already, another type than float32, a tensor with NaN or infinity in it, or a graph that
+            computes something else than the network.
         ConfigError: bits out of range, or an override that matches no layer.
+        DataError: the example is no such tensor.
     """
-    graph_module = trace(copy.deepcopy(model), example_input, allow_float=config.allow_float)
+    network = float_network(model, "prepare")
+    _check_example(example_input)
+    _require_float32(network)
+    require_finite(chain(network.named_parameters(), network.named_buffers()), "the network")
+    with nothing_left_behind():
+        return _prepared(_copy(network), config, example_input, input_grid, compared=True)
+
+
+def prepare_structure(network: nn.Module, config: QuantConfig, *, input_grid: Preprocessing) -> PreparedModel:
+    """Do what `prepare` does to the network itself, whose tensors are loaded later and therefore not looked at.
+
+    Args:
+        network: as its builder returned it; its layers are taken over.
+        config, input_grid: as in `prepare`.
+
+    Raises:
+        UnsupportedModelError, ConfigError: as `prepare`.
+    """
+    _require_float32(float_network(network, "prepare"))
+    with nothing_left_behind():
+        return _prepared(network, config, torch.zeros(1, *input_grid.shape), input_grid, compared=False)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """Return a copy without the gradients of a training that is over."""
+    try:
+        copied = copy.deepcopy(network)
+    except Exception as error:  # whatever a network holds beside its tensors
+        raise UnsupportedModelError(
+            f"the network cannot be copied ({error}); detach tensors that it computed, remove weight norms, and keep "
+            "locks and open files elsewhere."
+        ) from error
+    for parameter in copied.parameters():
+        parameter.grad = None
+    return copied
+
+
+def _check_example(example: object) -> None:
+    if not isinstance(example, Tensor):
+        raise DataError(f"example_input is a {type(example).__name__}; give a tensor of images, float32 [N, C, H, W].")
+    if not example.is_floating_point() or example.ndim != 4 or example.numel() == 0 or not is_finite(example):
+        raise DataError(
+            f"example_input is {str(example.dtype).removeprefix('torch.')} of shape {list(example.shape)}; give finite "
+            "float32 images [N, C, H, W], at least one, as preprocessing.normalize makes them from uint8 pixels."
+        )
+
+
+def _require_float32(network: nn.Module) -> None:
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if tensor.is_meta or (tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.is_complex())):
+            found = "has no values (device 'meta')" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
+            raise UnsupportedModelError(
+                f"the network: tensor {name!r} is {found}; quantization starts from float32 and is trained in it: "
+                "prepare(network.float(), ...)."
+            )
+
+
+def _prepared(
+    network: nn.Module, config: QuantConfig, example: Tensor, input_grid: Preprocessing, *, compared: bool
+) -> PreparedModel:
+    """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
+    known = set(network.modules())
+    with modes_kept(network):
+        graph_module = trace(network, example.clone(), allow_float=config.allow_float)
+        if compared:
+            require_same_function(network, graph_module, example)
+    _place_quantizers(graph_module, config, input_grid)
+    _leave_images_alone(graph_module)
+    graph_module.graph.lint()
+    model = PreparedModel(graph_module, graph_module.graph)
+    model.meta |= {NORMS_STAY: config.output_scales == "all", INPUT_GRID: input_grid}
+    model.register_buffer(CALIBRATED, torch.tensor(False))
+    for module in set(model.modules()) - known:
+        module.training = network.training
+    devices = {tensor.device for tensor in network.parameters()}
+    return model.to(devices.pop()) if len(devices) == 1 else model
+
+
+def _place_quantizers(graph_module: fx.GraphModule, config: QuantConfig, input_grid: Preprocessing) -> None:
     isolate(graph_module)
     edges = edge_layers(graph_module)
     bits = bits_of_layers(graph_module, config, edges)
@@ -73,12 +162,18 @@ def prepare(
                     _insert_interval(graph_module, reader.via, [reader], signed=group.signed)
         else:
             _insert_grid(graph_module, group, input_grid)
-    graph_module.meta[NORMS_STAY] = config.output_scales == "all"
-    graph_module.register_buffer("calibrated", torch.tensor(False))
-    graph_module.register_forward_pre_hook(calibrate_on_first_batch)
-    graph_module.graph.lint()
-    graph_module.recompile()
-    return graph_module
+
+
+def _leave_images_alone(graph_module: fx.GraphModule) -> None:
+    """Let no ReLU write into the images that it is given, which are the caller's."""
+    images = {node for node in graph_module.graph.nodes if node.op == "placeholder"}
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module" and images.intersection(node.all_input_nodes):
+            module = module_of(graph_module, node)
+            if isinstance(module, nn.ReLU | nn.Hardtanh):
+                module.inplace = False
+            elif isinstance(module, nn.Dropout | nn.Dropout2d | nn.Flatten | Standalone):  # may return what they get
+                images.add(node)
 
 
 def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, config: QuantConfig) -> None:

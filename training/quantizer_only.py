@@ -26,7 +26,7 @@ from qil_deploy.checkpoint import CheckpointInfo, load_model
 from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.errors import CheckpointError
 from qil_deploy.freezing_report import predictions
-from qil_deploy.layers import QuantConv2d, QuantLinear
+from qil_deploy.layers import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 
@@ -131,7 +131,7 @@ def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[to
     learned = interval_parameters(model)
     for module in model.modules():
         scale = module.log_output_scale if isinstance(module, QuantConv2d | QuantLinear) else None
-        if scale is not None and scale.requires_grad:
+        if scale is not None and not isinstance(module, AveragingConv2d):
             learned.append(scale)
     model.requires_grad_(False)
     for parameter in learned:
@@ -149,7 +149,7 @@ class TeacherLoss:
     def __call__(self, logits: Tensor, x: Tensor, _labels: Tensor) -> Tensor:
         """Return the loss of one batch, a scalar."""
         with torch.no_grad():
-            expected = self.teacher(x)
+            expected = self.teacher(x.clone())  # whose first layer may write in place
         if self.section.loss == "squared_error":
             return F.mse_loss(logits, expected)
         temperature = self.section.temperature

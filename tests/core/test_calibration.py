@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qil_deploy.calibration import calibrate
-from qil_deploy.errors import DataError
+from qil_deploy.errors import DataError, UnsupportedModelError
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, best_threshold
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def test_a_calibrated_model_is_close_to_the_float_one(
 
 
 def test_calibration_is_what_brings_it_there(digits: Digits) -> None:
-    assert agreement(digits, digits.prepare(8).eval())[1] > 0.5
+    model = digits.prepare(8).eval()
+    model.get_buffer("calibrated").fill_(True)  # otherwise it would refuse
+    assert agreement(digits, model)[1] > 0.5
 
 
 def test_thresholds_are_the_geometric_mean_of_the_best_of_each_batch(digits: Digits) -> None:
@@ -102,7 +104,10 @@ def test_the_first_training_batch_calibrates_and_later_ones_do_not(digits: Digit
     model, by_hand = digits.prepare(4), digits.prepare(4)
     calibrate(by_hand, [digits.images[:128]])
     with torch.no_grad():
-        model.eval()(digits.images[:128])
+        with pytest.raises(
+            UnsupportedModelError, match=r"intervals were never set, .* call calibrate\(model, batches\)"
+        ):
+            model.eval()(digits.images[:128])
         assert not bool(model.get_buffer("calibrated"))
         model.train()(digits.images[:128])
     assert bool(model.get_buffer("calibrated"))

@@ -289,5 +289,5 @@ def test_paper_placement_is_refused(digits: Digits) -> None:
 
 
 def test_a_frozen_model_is_refused(frozen: fx.GraphModule) -> None:
-    with pytest.raises(UnsupportedModelError, match="the model is frozen already; freeze the prepared model"):
+    with pytest.raises(UnsupportedModelError, match="the model is frozen already; give freeze the prepared model"):
         freeze(frozen)
