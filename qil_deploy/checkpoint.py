@@ -76,7 +76,9 @@ class CheckpointInfo(BaseModel):
     def _check_kind(self) -> Self:
         if (self.config is None) != (self.kind == "float"):
             having = "none" if self.config is None else "one"
-            raise ValueError(f"kind {self.kind!r} with {having} as config: a float checkpoint has none, others have one")
+            raise ValueError(
+                f"kind {self.kind!r} with {having} as config: a float checkpoint has none, others have one"
+            )
         if self.kind == "frozen" and self.config is not None and self.config.placement != "integer":
             raise ValueError(f"kind 'frozen' with placement {self.config.placement!r}, which cannot be frozen")
         return self
@@ -214,8 +216,8 @@ def _check_size(path: Path, info: CheckpointInfo, contents: Contents, build: Bui
         )
     if size.largest_result is not None and size.largest_result > LARGEST_RESULT:
         raise CheckpointError(
-            f"the network of checkpoint {path} makes a tensor of {size.largest_result:,} values from one image of shape "
-            f"{list(info.preprocessing.shape)}; at most {LARGEST_RESULT:,} are possible."
+            f"the network of checkpoint {path} makes a tensor of {size.largest_result:,} values from one image of "
+            f"shape {list(info.preprocessing.shape)}; at most {LARGEST_RESULT:,} are possible."
         )
 
 
@@ -253,8 +255,8 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         first = first_names.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
         if first != name and not torch.equal(tensors[name], tensors[first]):
             raise CheckpointError(
-                f"the tensors of {source} contradict each other: {first} and {name} are one tensor in its model, but not "
-                "in the file."
+                f"the tensors of {source} contradict each other: {first} and {name} are one tensor in its model, but "
+                "not in the file."
             )
     model.load_state_dict(dict(tensors))
 

@@ -1,4 +1,4 @@
-"""Whether the tensors of a rebuilt model are in their ranges and agree with one another, and with what it was built for.
+"""Whether the tensors of a rebuilt model are in their ranges, and agree with one another and with its config.
 
 A model is rebuilt twice over: `prepare` and `freeze` give every module what follows from config and preprocessing, then
 the tensors of the file are loaded. What follows from the config has to come out of the file as well:
@@ -76,6 +76,14 @@ def check_values(model: nn.Module, rebuilt: Mapping[str, Tensor], source: str) -
             f"{source} contradicts itself: {clause}; it was damaged or changed: restore it from a copy or train again."
         )
 
+    _check_modules(model, rebuilt, problem)
+    if "calibrated" in rebuilt and not bool(model.get_buffer("calibrated")):
+        problem("its intervals were never set ('calibrated' is false)")
+    if isinstance(model, fx.GraphModule):
+        _check_grids_agree(model, problem)
+
+
+def _check_modules(model: nn.Module, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
     low_bit = _low_bit_grids(model, rebuilt)
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm):
@@ -91,10 +99,6 @@ def check_values(model: nn.Module, rebuilt: Mapping[str, Tensor], source: str) -
             _check_layer(name, module, rebuilt, problem)
         elif isinstance(module, FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenMeanLogits):
             _check_rescale(name, module, problem)
-    if "calibrated" in rebuilt and not bool(model.get_buffer("calibrated")):
-        problem("its intervals were never set ('calibrated' is false)")
-    if isinstance(model, fx.GraphModule):
-        _check_grids_agree(model, problem)
 
 
 def _check_norm(name: str, norm: BatchNorm, problem: _Problem) -> None:
@@ -163,7 +167,9 @@ def _check_layer(name: str, layer: FrozenLayer, rebuilt: Mapping[str, Tensor], p
         problem(f"{name}.weight_codes has the code {found}, but {bits} bits, as its config says, end at {largest}")
     limit = largest_spread(largest, max(int(layer.x.high), int(layer.x.zero_point)))
     if not 1 <= int(layer.spread.min()) <= int(layer.spread.max()) <= limit:
-        problem(f"{name}.spread goes from {int(layer.spread.min())} to {int(layer.spread.max())}, not from 1 to {limit}")
+        problem(
+            f"{name}.spread goes from {int(layer.spread.min())} to {int(layer.spread.max())}, not from 1 to {limit}"
+        )
     bias = int(layer.bias.long().abs().max())
     if bias > BIAS_LIMIT + _BIAS_MARGIN:
         problem(f"{name}.bias holds {bias:,}, beyond {BIAS_LIMIT:,}")

@@ -130,9 +130,7 @@ class QuantConfig(BaseModel):
             if not any(fnmatchcase(layer, pattern) for layer in layers):
                 names = ", ".join(layers[:_LAYERS_SHOWN])
                 more = f" and {len(layers) - _LAYERS_SHOWN} more" if len(layers) > _LAYERS_SHOWN else ""
-                raise ConfigError(
-                    f"override {excerpt(repr(pattern))} matches no layer; the layers are {names}{more}."
-                )
+                raise ConfigError(f"override {excerpt(repr(pattern))} matches no layer; the layers are {names}{more}.")
 
 
 def validation_sentences(what: str, error: ValidationError) -> str:

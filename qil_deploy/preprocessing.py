@@ -26,7 +26,8 @@ class Preprocessing:
 
     Attributes:
         channels, height, width: shape of one image.
-        scale: step of one grey level in the network's input; float32-representable, from `SMALLEST_SCALE` to `LARGEST_SCALE`.
+        scale: step of one grey level in the network's input; float32-representable, from `SMALLEST_SCALE` to
+            `LARGEST_SCALE`.
         zero_point: the grey level that maps to 0, in [0, 255].
     """
 

@@ -122,7 +122,9 @@ def _entries(header: Mapping[str, Any], size: int) -> dict[str, TensorEntry]:
         end = stop
     if end != size:
         raise DamagedFileError(f"its tensors end at byte {end:,} of {size:,}")
-    return {name: TensorEntry(dtype=_DTYPES[entry["dtype"]], shape=tuple(entry["shape"])) for name, entry in header.items()}
+    return {
+        name: TensorEntry(dtype=_DTYPES[entry["dtype"]], shape=tuple(entry["shape"])) for name, entry in header.items()
+    }
 
 
 def _span(name: str, entry: Any) -> tuple[int, int]:  # noqa: ANN401 - whatever JSON holds
@@ -195,5 +197,5 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

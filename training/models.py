@@ -63,7 +63,9 @@ def model_builder(trusted: str | None) -> Builder:
         ConfigError: `trusted` is neither.
     """
     if trusted is not None and trusted not in MODELS and not is_user_model(trusted):
-        raise ConfigError(f"unknown model {excerpt(repr(trusted))}; known are {', '.join(MODELS)}, and MODULE:FUNCTION of yours.")
+        raise ConfigError(
+            f"unknown model {excerpt(repr(trusted))}; known are {', '.join(MODELS)}, and MODULE:FUNCTION of yours."
+        )
 
     def build(name: str, arguments: dict[str, Any]) -> nn.Module:
         if name == trusted and is_user_model(name):
@@ -85,8 +87,8 @@ def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     """
     if is_user_model(name):
         raise ConfigError(
-            f"the network is built by {excerpt(repr(name))}, which is code outside this project; if you trust it, name it "
-            f"yourself: --model {excerpt(name)}."
+            f"the network is built by {excerpt(repr(name))}, which is code outside this project; if you trust it, name "
+            f"it yourself: --model {excerpt(name)}."
         )
     if name not in MODELS:
         raise ConfigError(f"unknown model {excerpt(repr(name))}; known are {', '.join(MODELS)}.")
@@ -96,7 +98,9 @@ def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return MODELS[name](**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"model {name!r} cannot be built with {excerpt(arguments)}: {excerpt(str(error))}.") from error
+        raise ConfigError(
+            f"model {name!r} cannot be built with {excerpt(arguments)}: {excerpt(str(error))}."
+        ) from error
 
 
 def _reason_against(name: str, arguments: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,19 +15,18 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qil_deploy.calibration import estimate_batchnorm
-from qil_deploy.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
-from qil_deploy.files import write_text
+from qil_deploy.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from qil_deploy.preparation import prepare
 
 from .curves import Curves
 from .data import Batches, Share
 from .loop import EpochMetrics, Loss, Phase, Reports, StepMetrics, make_optimizers, train_phase
+from .metrics_file import append_epoch, drop_epochs
 from .models import memory_format_for, model_builder
 from .quantizer_only import TeacherLoss, quantizer_optimizers
 from .recipe import OptimizerSection, Recipe, StageSection
 from .run_data import RunData, load_run_data
-from .run_report import METRICS_NAME
-from .run_state import Learner, Position, load_state, remove_state, save_state
+from .run_state import Extent, Learner, Position, load_state, remove_state, save_state
 
 CURVE_STEPS, INTERVAL_STEPS = 10, 50
 
@@ -133,12 +131,14 @@ class Run:
         averaging = None if section.average is None else get_ema_multi_avg_fn(section.average)
         average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
         learner = Learner(model=model, optimizers=self._optimizers(model, section), average=average)
-        position = (load_state(self.folder, name, learner) if self.resume else None) or Position()
+        batches = self.batches(section.batch_size, phase)
+        extent = Extent(epochs=section.epochs, batches=len(batches), batch_size=section.batch_size)
+        position = (load_state(self.folder, name, learner, extent) if self.resume else None) or Position()
         with PhaseRecord(self, name, learner, checkpoint, position) as record:
             train_phase(
                 Phase(
                     name=name,
-                    batches=self.batches(section.batch_size, phase),
+                    batches=batches,
                     section=section,
                     seed=self.recipe.seed * 1000 + phase,
                     loss=loss or self._loss(section),
@@ -195,7 +195,7 @@ class Run:
 
     def metrics(self, name: str) -> dict[str, float]:
         """Return the metrics of a finished phase."""
-        return read_checkpoint(self.path(name))[0].metrics
+        return read_info(self.path(name)).metrics
 
 
 class PhaseRecord:
@@ -206,7 +206,7 @@ class PhaseRecord:
         self.curves: Curves | None = None
         self.last_step = 0
         if run.accelerator.is_main_process:
-            drop_metrics(run.folder / METRICS_NAME, name, position.epoch)
+            drop_epochs(run.folder, name, position.epoch)
             self.curves = Curves(run.folder / "curves" / name, position.step)
 
     def __enter__(self) -> PhaseRecord:
@@ -236,8 +236,7 @@ class PhaseRecord:
             self.last_step,
             {"loss": metrics.loss, "train_accuracy": metrics.train_accuracy, "test_accuracy": metrics.test_accuracy},
         )
-        with (self.run.folder / METRICS_NAME).open("a") as stream:
-            stream.write(json.dumps({"phase": self.name, **asdict(metrics)}) + "\n")
+        append_epoch(self.run.folder, {"phase": self.name, **asdict(metrics)})
         self.run.progress.console.print(
             f"{self.name} epoch {metrics.epoch}: loss {metrics.loss:.4f}, train {metrics.train_accuracy:.2f} %, "
             f"test {metrics.test_accuracy:.2f} %, {metrics.seconds:.0f} s"
@@ -251,23 +250,6 @@ class PhaseRecord:
         if self.curves is not None:
             self.curves.flush()  # before the state: a later start draws again only what comes behind it
             save_state(self.run.folder, self.name, position, self.learner)
-
-
-def drop_metrics(path: Path, phase: str, epoch: int) -> None:
-    """Remove the lines of a phase from `epoch` on: they come again."""
-    if not path.is_file():
-        return
-    lines = path.read_text().splitlines()
-    kept = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # cut off when an earlier start was killed
-            continue
-        if entry["phase"] != phase or entry["epoch"] < epoch:
-            kept.append(line)
-    if len(kept) < len(lines):
-        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _cross_entropy(logits: Tensor, _x: Tensor, labels: Tensor, smoothing: float) -> Tensor:

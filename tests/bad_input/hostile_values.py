@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,11 @@ SCALARS: tuple[object, ...] = (
 HOSTILE: tuple[object, ...] = (*SCALARS, [], {}, [[]], [None] * 100, {"a": {"b": {}}}, list(range(1000)), DEEP)
 
 
+def pick(values: Sequence[Any], rng: np.random.Generator) -> Any:  # noqa: ANN401 - one of the values
+    """Draw one of some values."""
+    return values[int(rng.integers(len(values)))]
+
+
 def places(tree: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the path of every entry of a tree of dicts and lists."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
@@ -80,7 +86,7 @@ def change_tree(tree: Any, rng: np.random.Generator) -> tuple[str, Any]:  # noqa
     """Return a changed copy of a tree of dicts and lists, and what was done to it."""
     changed = copy.deepcopy(tree)
     spots = places(changed)
-    path = spots[int(rng.integers(len(spots)))]
+    path = pick(spots, rng)
     parent = changed
     for key in path[:-1]:
         parent = parent[key]
@@ -100,13 +106,13 @@ def change_tree(tree: Any, rng: np.random.Generator) -> tuple[str, Any]:  # noqa
         parent[key] = old + int(rng.integers(-2, 3)) * 10 ** int(rng.integers(4))
         return f"{name} = {parent[key]}", changed
     if action == 4:
-        other = spots[int(rng.integers(len(spots)))]
+        other = pick(spots, rng)
         value = tree
         for step in other:
             value = value[step]
         parent[key] = copy.deepcopy(value)
         return f"{name} = what {'.'.join(map(str, other))} is", changed
-    value = HOSTILE[int(rng.integers(len(HOSTILE)))]
+    value = pick(HOSTILE, rng)
     parent[key] = value
     return f"{name} = {str(value)[:40]!r}", changed
 
