@@ -41,7 +41,7 @@ SPARE_VALUES: Final = 1 << 25
 """Values that a network may have beyond twice those of its file: of modules that it does not use."""
 
 Builder = Callable[[str, dict[str, Any]], nn.Module]
-Text = Annotated[str, Field(max_length=4096)]
+Text = Annotated[str, Field(max_length=600)]
 
 
 class CheckpointInfo(BaseModel):

@@ -1,8 +1,8 @@
 """Locks on files: the system drops them with the process that holds them, however it ends.
 
 A lock belongs to the open file. A forked child (a worker that decodes images, for instance) shares it and would keep
-the lock alive, so it closes its copy at once. Where the file system has no locks, and on Windows, files count as unlocked
-and nobody is kept out.
+the lock alive, so it closes its copy at once. Where the file system has no locks, and on Windows, files count as
+unlocked and nobody is kept out.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from .models import memory_format_for, model_builder
 from .quantizer_only import TeacherLoss, quantizer_optimizers
 from .recipe import OptimizerSection, Recipe, StageSection
 from .run_data import RunData, load_run_data
+from .run_folder import BEST_NAME, check_finished
 from .run_state import Extent, Learner, Position, load_state, remove_state, save_state
 
 CURVE_STEPS, INTERVAL_STEPS = 10, 50
@@ -77,10 +78,10 @@ class Run:
             self.model_arguments = self.data.teacher.info.model_arguments
 
     def build(self) -> nn.Module:
-        """Return the float network of the recipe, its weights seeded."""
+        """Return the float network of the recipe, its weights seeded, in training mode."""
         torch.manual_seed(self.recipe.seed)
         model = self.builder(self.recipe.model.name, self.model_arguments)
-        return model.to(memory_format=memory_format_for(model))
+        return model.to(memory_format=memory_format_for(model)).train()
 
     def prepare(self, model: nn.Module, stage: StageSection, example: Tensor) -> fx.GraphModule:
         """Return a float network with the quantizers of a stage in it."""
@@ -130,7 +131,7 @@ class Run:
         model.to(self.accelerator.device)
         averaging = None if section.average is None else get_ema_multi_avg_fn(section.average)
         average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
-        learner = Learner(model=model, optimizers=self._optimizers(model, section), average=average)
+        learner = Learner(model=model, optimizers=self.optimizers(model, section), average=average)
         batches = self.batches(section.batch_size, phase)
         extent = Extent(epochs=section.epochs, batches=len(batches), batch_size=section.batch_size)
         position = (load_state(self.folder, name, learner, extent) if self.resume else None) or Position()
@@ -141,7 +142,7 @@ class Run:
                     batches=batches,
                     section=section,
                     seed=self.recipe.seed * 1000 + phase,
-                    loss=loss or self._loss(section),
+                    loss=loss or self.loss(section),
                     norms_stay=self.recipe.quantizer_only is not None,
                 ),
                 learner,
@@ -162,11 +163,11 @@ class Run:
             estimate_batchnorm(model, self.whole_batches(section.batchnorm_batches, section.batch_size, phase))
         return self.accuracy(model)
 
-    def _optimizers(self, model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
+    def optimizers(self, model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
         """Return the optimizers of what the recipe trains: everything, or quantizers only."""
         return (make_optimizers if self.recipe.quantizer_only is None else quantizer_optimizers)(model, section)
 
-    def _loss(self, section: OptimizerSection) -> Loss:
+    def loss(self, section: OptimizerSection) -> Loss:
         """Return the loss of the recipe: cross-entropy, or distance from the float network."""
         if self.data.teacher is None or self.recipe.quantizer_only is None:
             return partial(_cross_entropy, smoothing=section.label_smoothing)
@@ -193,9 +194,16 @@ class Run:
             remove_state(self.folder)
         self.accelerator.wait_for_everyone()
 
-    def metrics(self, name: str) -> dict[str, float]:
-        """Return the metrics of a finished phase."""
-        return read_info(self.path(name)).metrics
+    def metrics(self, name: str, kind: Kind, stage: StageSection | None) -> dict[str, float]:
+        """Return the metrics of a finished phase.
+
+        Raises:
+            CheckpointError: its checkpoint is damaged, or not of this run.
+        """
+        found = read_info(self.path(name))
+        needed = ("accuracy", "accuracy_frozen_at_once") if kind == "frozen" else ("accuracy",)
+        check_finished(self.path(name), found, self.info(kind, stage), needed)
+        return found.metrics
 
 
 class PhaseRecord:
@@ -243,7 +251,7 @@ class PhaseRecord:
         )
         if metrics.test_accuracy > position.best:
             info = self.checkpoint.model_copy(update={"metrics": {"accuracy": metrics.test_accuracy}})
-            save_checkpoint(self.run.folder / "best" / f"{self.name}.safetensors", info, self.learner.model)
+            save_checkpoint(self.run.folder / BEST_NAME / f"{self.name}.safetensors", info, self.learner.model)
 
     def save(self, position: Position) -> None:
         """Keep a position to go on from."""

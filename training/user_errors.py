@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from pathlib import Path
 
+import qil_deploy
 from qil_deploy.untrusted_text import excerpt
 
-_OURS = Path(__file__).resolve().parents[1]
+_NOT_THE_USERS = (Path(qil_deploy.__file__).parent, Path(sysconfig.get_path("stdlib")))
 
 
 def describe_error(error: BaseException) -> str:
@@ -21,5 +23,8 @@ def describe_error(error: BaseException) -> str:
 
 def _is_users(filename: str) -> bool:
     path = Path(filename)
-    ours = path.is_relative_to(_OURS) or "qil_deploy" in path.parts
-    return path.suffix == ".py" and not ours and not {"site-packages", "dist-packages"} & set(path.parts)
+    return (
+        path.suffix == ".py"
+        and not any(path.is_relative_to(folder) for folder in _NOT_THE_USERS)
+        and not {"site-packages", "dist-packages"} & set(path.parts)
+    )
