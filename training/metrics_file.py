@@ -96,13 +96,17 @@ def _write(path: Path, lines: list[bytes]) -> None:
 def _epoch_line(path: Path, number: int, line: bytes) -> EpochLine:
     try:
         entry = json.loads(line.decode("utf-8"))
+        if not isinstance(entry, dict):
+            raise TypeError("it is no JSON object")
         figures = {name: _number(entry, name) for name in ("loss", "train_accuracy", "test_accuracy")}
         phase, epoch = entry["phase"], entry["epoch"]
         if not isinstance(phase, str) or type(epoch) is not int or not 0 <= epoch < 2**53:
             raise ValueError(f"phase {excerpt(repr(phase), 40)} and epoch {excerpt(repr(epoch), 40)}")
         return EpochLine(phase=phase, epoch=epoch, **figures)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(f"line {number} of {path} is damaged ({excerpt(repr(error))}); remove it.") from error
+    except KeyError as error:
+        raise DataError(f"line {number} of {path} is damaged (it has no {error}); remove it.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"line {number} of {path} is damaged ({excerpt(str(error))}); remove it.") from error
 
 
 def _number(entry: dict[str, Any], name: str) -> float | None:

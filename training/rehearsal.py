@@ -129,6 +129,13 @@ def _random_numbers_put_back() -> Iterator[None]:
 
 def _try(run: Run, trial: _Trial) -> None:
     """Do one step but for the update: forward, backward, and forward in evaluation."""
+    for name, parameter in trial.model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            found = str(parameter.dtype).removeprefix("torch.")
+            raise TrainingError(
+                f"{trial.phase}: parameter {name!r} of the network is {found}; return it as network.float(): what is "
+                "computed in half precision --mixed-precision says."
+            )
     if trial.section.epochs > 0:
         optimizers = run.optimizers(trial.model, trial.section)
         if not optimizers:
@@ -152,7 +159,7 @@ def _step(run: Run, trial: _Trial, trained: Sequence[nn.Parameter]) -> None:
     loss = run.loss(trial.section)(logits, trial.images, trial.labels)
     if not bool(loss.isfinite()):
         raise TrainingError(
-            f"{trial.phase}: the loss of the first {len(trial.images)} images is {float(loss.detach())} before any "
+            f"{trial.phase}: the loss of the first {_count(trial.images)} is {float(loss.detach())} before any "
             f"training: {describe_divergence(trial.model, trial.images)}."
         )
     if not loss.requires_grad:
@@ -172,7 +179,7 @@ def _step(run: Run, trial: _Trial, trained: Sequence[nn.Parameter]) -> None:
         )
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         raise TrainingError(
-            f"{trial.phase}: the loss of the first {len(trial.images)} images is finite, but its gradient is not; look "
+            f"{trial.phase}: the loss of the first {_count(trial.images)} is finite, but its gradient is not; look "
             "for roots, quotients and logarithms of zero in forward."
         )
 
@@ -188,19 +195,24 @@ def _logits(run: Run, trial: _Trial, mode: str) -> Tensor:
     except Exception as error:  # any code of the user's may run here
         hint = "; with one image per batch and process, BatchNorm may see single values: raise batch_size"
         raise TrainingError(
-            f"{phase}: the network fails on {len(images)} images of shape {list(images.shape[1:])}: "
+            f"{phase}: the network fails on {_count(images)} of shape {list(images.shape[1:])}: "
             f"{describe_error(error)}{hint if len(images) == 1 else ''}."
         ) from error
-    classes = len(run.data.class_names)
     if not isinstance(logits, Tensor):
         raise TrainingError(
             f"{phase}: the network returns a {type(logits).__name__}; one tensor of logits is needed, so leave out "
             "auxiliary outputs."
         )
-    if tuple(logits.shape) != (len(images), classes) or not logits.is_floating_point():
+    wanted = [len(images), len(run.data.class_names)]
+    if list(logits.shape) != wanted or not logits.is_floating_point():
+        kind = str(logits.dtype).removeprefix("torch.")
         raise TrainingError(
-            f"{phase}: the network returns {str(logits.dtype).removeprefix('torch.')} of shape {list(logits.shape)} "
-            f"for {len(images)} images; the data set has {classes} classes, so floats of shape [{len(images)}, {classes}] "
-            "are needed (num_classes says how many to a function of yours)."
+            f"{phase}: the network returns {kind} of shape {list(logits.shape)} for "
+            f"{_count(images)}; with the {wanted[1]} classes of the data set it has to return floats of shape {wanted} "
+            "(a function of yours gets their number as num_classes)."
         )
     return logits
+
+
+def _count(images: Tensor) -> str:
+    return f"{len(images)} images" if len(images) > 1 else "one image"

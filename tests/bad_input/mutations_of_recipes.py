@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +18,8 @@ _NUMBERS: tuple[str, ...] = (
     "true", '"0.1"', "1979-05-27", "[]", "{}", "[[[]]]", "''",
 )  # fmt: skip
 _NAMES: tuple[str, ...] = (
-    "../x", "../../etc/x", "/tmp/x", "a/b", "a\\b", "", ".", "..", " ", "con", "NUL.txt", "a\0b", "\x1b[31mred", "a\nb",
-    "x" * 300, "x" * 300_000, "é" * 80, "\u202ereversed", "~", "$HOME", "*", "a:b", "os:system", "a..b:c", ":", "..x:y",
+    "../x", "../../etc/x", "/root/x", "a/b", "a\\b", "", ".", "..", " ", "con", "NUL.txt", "a\0b", "\x1b[31mred",
+    "a\nb", "x" * 300, "x" * 300_000, "é" * 80, "\u202ereversed", "~", "$HOME", "*", "a:b", "os:system", "a..b:c", ":", "..x:y",
     "imagenet:/", "imagenet:", "https://example.org/x", "/dev/zero", "/proc/self/mem", "digits", "noise", "torchvision",
 )  # fmt: skip
 _TEXT_KEYS = (
@@ -73,7 +74,7 @@ def _new_number(text: str, _content: dict[str, Any], rng: np.random.Generator) -
     return f"last stage: {key} = {number[:40]}", f"{text}\n{key} = {number}\n".encode()
 
 
-def _name(text: str, content: dict[str, Any], rng: np.random.Generator) -> tuple[str, bytes]:
+def _name(text: str, _content: dict[str, Any], rng: np.random.Generator) -> tuple[str, bytes]:
     """Set a name that leads elsewhere."""
     key, name = pick(_TEXT_KEYS, rng), pick(_NAMES, rng)
     changed: dict[str, Any] = tomllib.loads(text)
@@ -142,7 +143,7 @@ def _value(value: object) -> str:
         return "{" + ", ".join(f"{_key(key)} = {_value(child)}" for key, child in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(child) for child in value) + "]"
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         return "nan"
     return "null" if value is None else json.dumps(value, ensure_ascii=False).replace("Infinity", "inf")
 
