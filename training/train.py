@@ -136,9 +136,10 @@ def _start_from_weights(run: Run, model: nn.Module) -> None:
     section = run.recipe.model
     if section.weights is None:
         return
-    fresh = load_initial_weights(model, section.weights, name=section.name, reset_head=section.reset_head)
+    tell = run.progress.console.print
+    fresh = load_initial_weights(model, section.weights, name=section.name, reset_head=section.reset_head, tell=tell)
     if fresh:
-        run.progress.console.print(f"Started anew, for {section.weights} has another head: {', '.join(fresh)}.")
+        tell(f"Started anew, for {section.weights} has another head: {', '.join(fresh)}.")
 
 
 def _prepared(run: Run, stage: StageSection) -> fx.GraphModule:

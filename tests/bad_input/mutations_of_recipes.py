@@ -19,8 +19,9 @@ _NUMBERS: tuple[str, ...] = (
 )  # fmt: skip
 _NAMES: tuple[str, ...] = (
     "../x", "../../etc/x", "/root/x", "a/b", "a\\b", "", ".", "..", " ", "con", "NUL.txt", "a\0b", "\x1b[31mred",
-    "a\nb", "x" * 300, "x" * 300_000, "é" * 80, "\u202ereversed", "~", "$HOME", "*", "a:b", "os:system", "a..b:c", ":", "..x:y",
-    "imagenet:/", "imagenet:", "https://example.org/x", "/dev/zero", "/proc/self/mem", "digits", "noise", "torchvision",
+    "a\nb", "x" * 300, "x" * 300_000, "é" * 80, "\u202ereversed", "~", "$HOME", "*", "a:b", "os:system",
+    "a..b:c", ":", "..x:y", "imagenet:/", "imagenet:", "https://example.org/x", "/dev/zero", "/proc/self/mem",
+    "digits", "noise", "torchvision",
 )  # fmt: skip
 _TEXT_KEYS = (
     "name",
