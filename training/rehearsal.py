@@ -21,16 +21,21 @@ from qil_deploy.calibration import calibrate
 from qil_deploy.callers_state import nothing_left_behind
 from qil_deploy.errors import DataError, QilDeployError, TrainingError
 from qil_deploy.freezing import freeze
+from qil_deploy.network_size import measure_network
+from qil_deploy.untrusted_text import excerpt
 
 from .data import check_batch_size
 from .divergence import describe_divergence
+from .initial_weights import load_initial_weights
 from .loop import training_mode
+from .memory import require_memory
 from .models import memory_format_for
 from .recipe import OptimizerSection, StageSection
 from .run import Run
 from .user_errors import describe_error
 
 IMAGES = 8
+_BYTES_TRAINED = 12  # of a parameter: its value, gradient and momentum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +56,13 @@ def rehearse(run: Run) -> None:
         TrainingError: the network does not run on the images, does not return one finite logit per class, or nothing in
             it learns.
         DataError: labels that are none of the classes, or images that intervals cannot be set from.
-        ConfigError: a batch larger than the training set, or one that the processes cannot share evenly.
+        ConfigError: a batch larger than the training set, one that the processes cannot share evenly, or a network that
+            this machine's memory cannot hold.
+        CheckpointError: the weights to start from cannot be read, or do not fit.
         UnsupportedModelError: the network cannot be quantized, or a stage not be frozen.
     """
     _check_labels(run)
+    _check_memory(run)
     stages = [stage for stage in run.recipe.stages if not _is_done(run, stage)]
     sections: list[OptimizerSection] = list(stages)
     if run.data.teacher is None and not run.done("float"):
@@ -70,8 +78,11 @@ def rehearse(run: Run) -> None:
             trial = _Trial(phase="float", model=_network(run), section=section, images=images[few], labels=labels[few])
             if isinstance(section, StageSection):
                 _try_stage(run, trial, section)
-            else:
-                _try(run, trial)
+                continue
+            start = run.recipe.model
+            if start.weights is not None:
+                load_initial_weights(trial.model, start.weights, name=start.name, reset_head=start.reset_head)
+            _try(run, trial)
 
 
 def _try_stage(run: Run, trial: _Trial, stage: StageSection) -> None:
@@ -98,6 +109,18 @@ def _check_labels(run: Run) -> None:
                 f"the labels of the {split} images go from {int(labels.min())} to {int(labels.max())}, but there are "
                 f"{classes} classes, 0 to {classes - 1}."
             )
+
+
+def _check_memory(run: Run) -> None:
+    """Refuse a network that this machine cannot hold, with its gradients and what an optimizer keeps of it."""
+    name = run.recipe.model.name
+    size = measure_network(lambda: run.builder(name, run.model_arguments), run.preprocessing.shape)
+    if size is not None:
+        require_memory(
+            size.values * _BYTES_TRAINED,
+            f"training {excerpt(name, 60)} with {excerpt(run.model_arguments)}",
+            "choose a narrower network",
+        )
 
 
 def _network(run: Run) -> nn.Module:

@@ -164,7 +164,7 @@ def _digested(tensors: dict[str, Tensor], metadata: dict[str, str], rng: np.rand
     if digest == "right":
         return file_content(tensors, {key: text for key, text in metadata.items() if key != "sha256"})
     kept = {key: text for key, text in metadata.items() if key != "sha256" or digest == "old"}
-    content: bytes = save(tensors, metadata=kept)
+    content: bytes = save({name: tensor.clone() for name, tensor in tensors.items()}, metadata=kept)
     return content
 
 
