@@ -6,8 +6,10 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from .errors import ConfigError
+from .untrusted_text import excerpt
 
 Placement = Literal["paper", "integer"]
 OutputScales = Literal["without_batchnorm", "all"]
@@ -17,6 +19,9 @@ OutputScales = Literal["without_batchnorm", "all"]
 EDGE_ACTIVATION_BITS = 8
 EDGE_WEIGHT_BITS = 7
 INT16_MAX = 32767
+
+_PROBLEMS_SHOWN = 4
+_LAYERS_SHOWN = 20
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
 
@@ -123,17 +128,35 @@ class QuantConfig(BaseModel):
         """Raise ConfigError if an override matches none of `layers`: most likely a misspelt name."""
         for pattern in self.overrides:
             if not any(fnmatchcase(layer, pattern) for layer in layers):
-                raise ConfigError(f"override {pattern!r} matches no layer; the layers are {', '.join(layers)}.")
+                names = ", ".join(layers[:_LAYERS_SHOWN])
+                more = f" and {len(layers) - _LAYERS_SHOWN} more" if len(layers) > _LAYERS_SHOWN else ""
+                raise ConfigError(f"override {excerpt(repr(pattern))} matches no layer; the layers are {names}{more}.")
 
 
 def validation_sentences(what: str, error: ValidationError) -> str:
-    """Return the problems of `what` in one line: which field, what is allowed, what was found."""
-    problems = []
-    for item in error.errors():
-        message = item["msg"].removeprefix("Value error, ").removesuffix(".")
-        if item["loc"]:
-            message = f"{'.'.join(map(str, item['loc']))}: {message}"
-        if isinstance(item["input"], int | float | str):
-            message = f"{message} (found {item['input']!r})"
-        problems.append(message)
+    """Return the problems of `what` in one line: which field, what is allowed, what was found; the first few of many.
+
+    Whatever comes from outside is escaped and cut.
+    """
+    found = error.errors()
+    problems = [_problem_clause(item) for item in found[:_PROBLEMS_SHOWN]]
+    if len(found) > _PROBLEMS_SHOWN:
+        problems.append(f"and {len(found) - _PROBLEMS_SHOWN} more")
     return f"{what}: " + "; ".join(problems) + "."
+
+
+def _problem_clause(item: ErrorDetails) -> str:
+    clause = excerpt(item["msg"].removeprefix("Value error, ").removesuffix("."), 300)
+    if item["loc"]:
+        clause = f"{excerpt('.'.join(map(str, item['loc'])), 60)}: {clause}"
+    if isinstance(item["input"], int | float | str):
+        clause = f"{clause} (found {excerpt(_shown(item['input']), 40)})"
+    return clause
+
+
+def _shown(value: float | str) -> str:
+    """Return a value as Python writes it; integers of thousands of digits it refuses to write."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "an integer of thousands of digits"

@@ -1,18 +1,25 @@
 """Write files whole or not at all.
 
 A file is written beside its destination under a temporary name and renamed over it, so that a reader (or the
-next start after a crash) sees the old content or the new, never a half.
+next start after a crash) sees the old content or the new, never a half. Its writer holds the temporary file locked:
+what lies about unlocked was left by a process that was killed, and `remove_unfinished` removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import OutputError
+from .file_locks import LockedFile, open_locked
+
+_MARK = "-unfinished-"
+_UNFINISHED = re.compile(rf"\..*{_MARK}[a-z0-9_]{{8}}(\.[^.]*)?", re.DOTALL)
+_LONGEST_STEM = 100  # of a temporary name, which has to leave room for its mark
 
 
 def ensure_writable(path: Path) -> None:
@@ -51,11 +58,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     ensure_writable(path)
     path = Path(os.path.realpath(path))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        temporary, held = _make_temporary(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb+") as stream:
@@ -69,6 +74,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+        held.close()
+
+
+def _make_temporary(path: Path) -> tuple[Path, LockedFile]:
+    """Make a temporary file beside `path`, and lock it."""
+    prefix = f".{path.stem[:_LONGEST_STEM]}{_MARK}"
+    while True:
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        with contextlib.suppress(FileNotFoundError):
+            held = open_locked(Path(name))
+            if held is not None:
+                return Path(name), held
+        # `remove_unfinished` of another process came between, and removes it.
+
+
+def remove_unfinished(folder: Path) -> list[Path]:
+    """Remove the temporary files in a folder whose writers were killed, and return their paths.
+
+    Files that somebody still writes stay, and so does everything that `atomic_path` did not name.
+    """
+    removed = []
+    for path in sorted(folder.glob(f".*{_MARK}*")) if folder.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name) is None or path.is_symlink() or not path.is_file():
+            continue
+        with contextlib.suppress(OSError):
+            held = open_locked(path)
+            if held is not None:
+                with held:
+                    if held.locked:
+                        path.unlink()
+                        removed.append(path)
+    return removed
 
 
 def write_bytes(path: Path, content: bytes) -> None:

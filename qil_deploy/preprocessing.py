@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from .errors import DataError
 
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # float32, and so are its products with steps and multipliers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -24,7 +26,8 @@ class Preprocessing:
 
     Attributes:
         channels, height, width: shape of one image.
-        scale: step of one grey level in the network's input; float32-representable, positive.
+        scale: step of one grey level in the network's input; float32-representable, from `SMALLEST_SCALE` to
+            `LARGEST_SCALE`.
         zero_point: the grey level that maps to 0, in [0, 255].
     """
 
@@ -41,8 +44,11 @@ class Preprocessing:
                 raise DataError(f"preprocessing {name} is {getattr(self, name)!r}; it must be a whole number.")
         if min(self.channels, self.height, self.width) < 1:
             raise DataError(f"an image of shape {self.shape} has no pixels; every dimension must be at least 1.")
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise DataError(f"preprocessing scale is {self.scale}; it must be positive and finite.")
+        if not SMALLEST_SCALE <= self.scale <= LARGEST_SCALE:
+            raise DataError(
+                f"preprocessing scale is {self.scale}; it must be positive and finite, from {SMALLEST_SCALE:g} to "
+                f"{LARGEST_SCALE:g}."
+            )
         if not 0 <= self.zero_point <= 255:
             raise DataError(f"preprocessing zero point is {self.zero_point}; it must be in 0..255.")
         object.__setattr__(self, "scale", float(np.float32(self.scale)))

@@ -34,6 +34,18 @@ class Share:
         return values[self.rank :: self.of]
 
 
+def check_batch_size(batch_size: int, images: int, share: Share) -> None:
+    """Check that there are so many images, and that every process gets as many.
+
+    Raises:
+        ConfigError: there are fewer, or the processes cannot share them evenly.
+    """
+    if batch_size > images:
+        raise ConfigError(f"batch_size is {batch_size}, but the training set has only {images} images.")
+    if batch_size % share.of:
+        raise ConfigError(f"batch_size is {batch_size}, which {share.of} processes cannot share evenly.")
+
+
 class Batches(Protocol):
     """What training takes its batches from.
 
@@ -108,10 +120,7 @@ class ArrayBatches:
         seed: int,
         share: Share = Share(),
     ) -> None:
-        if batch_size > len(data):
-            raise ConfigError(f"batch_size is {batch_size}, but the training set has only {len(data)} images.")
-        if batch_size % share.of:
-            raise ConfigError(f"batch_size is {batch_size}, which {share.of} processes cannot share evenly.")
+        check_batch_size(batch_size, len(data), share)
         self.images = torch.tensor(data.images)
         self.labels = torch.tensor(data.labels)
         self.preprocessing = preprocessing

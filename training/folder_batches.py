@@ -17,10 +17,10 @@ from torchvision.transforms import v2
 
 from qil_deploy.datasets import ImageFolder
 from qil_deploy.datasets.image_folder import to_array
-from qil_deploy.errors import ConfigError, DataError
+from qil_deploy.errors import DataError
 from qil_deploy.preprocessing import Preprocessing
 
-from .data import Share, seeded, to_input
+from .data import Share, check_batch_size, seeded, to_input
 
 # An error is handed over, for a worker that raises one gives the main process a traceback in place of a sentence.
 Sample = tuple[Tensor, int] | DataError
@@ -55,11 +55,8 @@ class FolderBatches:
         workers: int = 4,
         share: Share | None = None,
     ) -> None:
-        if batch_size > len(folder):
-            raise ConfigError(f"batch_size is {batch_size}, but the training set has only {len(folder)} images.")
         self.share = share or Share()
-        if batch_size % self.share.of:
-            raise ConfigError(f"batch_size is {batch_size}, which {self.share.of} processes cannot share evenly.")
+        check_batch_size(batch_size, len(folder), self.share)
         self.folder = folder
         self.preprocessing = preprocessing
         self.batch_size = batch_size

@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element
 import torch
 
 from qil_deploy.accuracy import top1_percent
-from qil_deploy.checkpoint import Builder, load_model, read_checkpoint
+from qil_deploy.checkpoint import Builder, load_model, read_info
 from qil_deploy.datasets import load_batches
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
@@ -26,6 +26,7 @@ from qil_deploy.reports import write_report
 from qil_deploy.terminal.progress import Progress
 
 from .interval_shares import QuantizedValues, input_quantizers
+from .metrics_file import read_epochs
 from .models import model_builder
 from .plots import histogram_figure, interval_activations, png
 from .recipe import Recipe, recipe_from_dict
@@ -35,7 +36,6 @@ from .run_report import (
     describe_versions,
     find_confusions,
     layer_shares,
-    read_epochs,
     read_prepared,
     spread_images,
     stage_report,
@@ -119,7 +119,7 @@ def _examine(
         data=info.data,
         test_images=len(images),
         activation_images=len(few),
-        float_accuracy=read_checkpoint(floating)[0].metrics["accuracy"] if floating.is_file() else None,
+        float_accuracy=read_info(floating).metrics["accuracy"] if floating.is_file() else None,
         network=last,
         accuracy=top1_percent(sum(each.images for each in confusions if each.label == each.predicted), len(images)),
         class_names=info.class_names,

@@ -148,7 +148,7 @@ def train_phase(
     saved = time.monotonic()
     while position.epoch < phase.section.epochs:
         began = time.perf_counter()
-        _training_mode(model, norms_stay=phase.norms_stay)
+        training_mode(model, norms_stay=phase.norms_stay)
         for x, labels in phase.batches.epoch(position.epoch, position.batch):
             step, factor = position.step, rate_factor(position.step, steps, phase.section)
             _set_rates(learner.optimizers, rates, factor)
@@ -183,7 +183,8 @@ def _wrap(learner: Learner, accelerator: Accelerator) -> tuple[nn.Module, list[t
     return accelerator.prepare_model(learner.model), optimizers
 
 
-def _training_mode(model: nn.Module, *, norms_stay: bool) -> None:
+def training_mode(model: nn.Module, *, norms_stay: bool) -> None:
+    """Put a model into training mode, but BatchNorm into evaluation mode where its statistics stay."""
     model.train()
     if norms_stay:
         for module in model.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from qil_deploy.checkpoint import Builder
 from qil_deploy.errors import ConfigError
+from qil_deploy.untrusted_text import excerpt
 
 from .cifar_resnets import cifar_resnet
 from .torchvision_models import alexnet_bn, torchvision_model
@@ -72,7 +74,9 @@ def model_builder(trusted: str | None) -> Builder:
         ConfigError: `trusted` is neither.
     """
     if trusted is not None and trusted not in MODELS and not is_user_model(trusted):
-        raise ConfigError(f"unknown model {trusted!r}; known are {', '.join(MODELS)}, and MODULE:FUNCTION of yours.")
+        raise ConfigError(
+            f"unknown model {excerpt(repr(trusted))}; known are {', '.join(MODELS)}, and MODULE:FUNCTION of yours."
+        )
 
     def build(name: str, arguments: dict[str, Any]) -> nn.Module:
         if name == trusted and is_user_model(name):
@@ -94,12 +98,29 @@ def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     """
     if is_user_model(name):
         raise ConfigError(
-            f"the network is built by {name!r}, which is code outside this project; if you trust it, name it yourself: "
-            f"--model {name}."
+            f"the network is built by {excerpt(repr(name))}, which is code outside this project; if you trust it, name "
+            f"it yourself: --model {excerpt(name)}."
         )
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; known are {', '.join(MODELS)}.")
+        raise ConfigError(f"unknown model {excerpt(repr(name))}; known are {', '.join(MODELS)}.")
+    reason = _reason_against(name, arguments)
+    if reason:
+        raise ConfigError(f"model {name!r} cannot be built with {excerpt(arguments)}: {reason}.")
     try:
         return MODELS[name](**arguments)
-    except TypeError as error:
-        raise ConfigError(f"model {name!r} cannot be built with {arguments}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"model {name!r} cannot be built with {excerpt(arguments)}: {excerpt(str(error))}."
+        ) from error
+
+
+def _reason_against(name: str, arguments: dict[str, Any]) -> str:
+    """Return why a builder of `MODELS` cannot be called with these arguments, or nothing."""
+    taken = inspect.signature(MODELS[name]).parameters
+    for argument, value in arguments.items():
+        if argument not in taken:
+            return f"it takes {', '.join(taken)}, and no argument '{excerpt(argument, 40)}'"
+        if type(value) is not int or value < 1:
+            return f"{argument} is {excerpt(repr(value), 40)}, not a whole number from 1"
+    missing = [argument for argument, rule in taken.items() if rule.default is rule.empty and argument not in arguments]
+    return f"{', '.join(missing)} is missing" if missing else ""

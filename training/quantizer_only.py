@@ -13,6 +13,7 @@ quantized network, `g`, the loss is one of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,11 @@ from qil_deploy.layers import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 
+from .memory import require_memory
 from .models import model_builder
 from .recipe import NOISE, OptimizerSection, QuantizerOnlySection, Recipe
+
+_NOISE_BYTES = 12  # per value, while noise is drawn and smoothed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,8 @@ def unlabelled_images(section: QuantizerOnlySection, teacher: Teacher, seed: int
     """
     preprocessing = teacher.info.preprocessing
     if section.images == NOISE:
+        size = float(section.noise_images) * math.prod(preprocessing.shape) * _NOISE_BYTES
+        require_memory(size, f"{section.noise_images:,} images of noise", "lower noise_images")
         images = noise_images(section.noise_images, preprocessing, blur=section.noise_blur, seed=seed)
     else:
         images = load_images(section.images, "train", shape=preprocessing.shape).images[: section.limit]

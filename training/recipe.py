@@ -12,10 +12,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qil_deploy.config import Placement, QuantConfig, validation_sentences
+from qil_deploy.config import Bits, Placement, QuantConfig, validation_sentences
 from qil_deploy.errors import ConfigError
+from qil_deploy.untrusted_text import excerpt
 
 NOISE = "noise"
 
@@ -24,9 +25,47 @@ STAGE_LEARNING_RATE = 0.02
 STAGE_WEIGHT_DECAY = 1e-4
 INTERVAL_LEARNING_RATE = 2e-3
 
-Epochs = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+RECIPE_LIMIT = 1 << 20  # bytes of a file
+LARGEST_IMAGE_SIDE = 8192
+_DEEPEST_KEY = 8
+
+# Rates become float32, and so do their products with weights.
+_LARGEST = 1e30
+_RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
+
+Epochs = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
+Images = Annotated[int, Field(ge=1, le=2**40, strict=True)]
+Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it holds a NUL character, which no name of a file can")
+    return text
+
+
+def _names_a_folder(text: str) -> str:
+    if (
+        not text.isprintable()
+        or set(text) & set('/\\:*?"<>|')
+        or text != text.strip(" .")
+        or len(text.encode("utf-8", "replace")) > 100
+        or text.partition(".")[0].lower() in _RESERVED_NAMES
+    ):
+        raise ValueError(
+            "it is the name of the run's folder: at most 100 printable characters, no slash and none of \\:*?\"<>|, "
+            "no dot or blank at either end, and none of the names that Windows reserves"
+        )
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=600), AfterValidator(_without_nul)]
+"""Of a file, a folder, a data set or a network."""
+
+Overrides = Annotated[dict[Annotated[str, Field(max_length=1000)], dict[str, int]], Field(max_length=10_000)]
 
 
 class _Section(BaseModel):
@@ -43,10 +82,10 @@ class ModelSection(_Section):
         reset_head: start the last layer anew where `weights` has another number of classes.
     """
 
-    name: str
-    width: Annotated[int, Field(ge=1)] | None = None
-    weights: str | None = None
-    reset_head: bool = False
+    name: Name
+    width: Annotated[int, Field(ge=1, le=65_536, strict=True)] | None = None
+    weights: Name | None = None
+    reset_head: Switch = False
 
 
 class AugmentationSection(_Section):
@@ -58,9 +97,9 @@ class AugmentationSection(_Section):
         crop: cut out and resize, as is usual for ImageNet; for folders.
     """
 
-    flip: bool = False
-    shift: Annotated[int, Field(ge=0)] = 0
-    crop: bool = False
+    flip: Switch = False
+    shift: Annotated[int, Field(ge=0, le=LARGEST_IMAGE_SIDE, strict=True)] = 0
+    crop: Switch = False
 
 
 class OptimizerSection(_Section):
@@ -80,25 +119,25 @@ class OptimizerSection(_Section):
     """
 
     epochs: Epochs
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Images = 128
     learning_rate: Positive = 0.1
     weight_decay: NotNegative = 5e-4
     interval_learning_rate: NotNegative = INTERVAL_LEARNING_RATE
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    warmup: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    milestones: Annotated[tuple[Share, ...], Field(max_length=1000)] = ()
+    decay: Annotated[float, Field(gt=0, le=1, strict=True)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     gradient_norm: Positive | None = None
-    average: Annotated[float, Field(gt=0, lt=1)] | None = None
-    batchnorm_batches: Annotated[int, Field(ge=0)] = 0
+    average: Share | None = None
+    batchnorm_batches: Annotated[int, Field(ge=0, le=1_000_000, strict=True)] = 0
 
     @model_validator(mode="after")
     def _check_milestones(self) -> Self:
         if bool(self.milestones) != (self.schedule == "step") or list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(
-                f"milestones {list(self.milestones)} with schedule {self.schedule!r}: schedule 'step' needs rising "
-                "milestones between 0 and 1, 'cosine' none"
+                f"milestones {excerpt(list(self.milestones))} with schedule {self.schedule!r}: schedule 'step' needs "
+                "rising milestones between 0 and 1, 'cosine' none"
             )
         return self
 
@@ -113,10 +152,10 @@ class StageSection(OptimizerSection):
             the outputs of a layer together when its weights move, and one long step can end the training.
     """
 
-    weight_bits: int
-    activation_bits: int
-    overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
-    from_float: bool = False
+    weight_bits: Bits
+    activation_bits: Bits
+    overrides: Overrides = Field(default_factory=dict)
+    from_float: Switch = False
     learning_rate: Positive = STAGE_LEARNING_RATE
     weight_decay: NotNegative = STAGE_WEIGHT_DECAY
     frozen_epochs: Epochs = 0
@@ -127,6 +166,32 @@ class StageSection(OptimizerSection):
     def name(self) -> str:
         """Name of the stage in files and metrics, for example `w4a4`."""
         return f"w{self.weight_bits}a{self.activation_bits}"
+
+    @model_validator(mode="after")
+    def _check_frozen_rate(self) -> Self:
+        if self.frozen_epochs and self.frozen_interval_learning_rate > _LARGEST:
+            raise ValueError(
+                f"frozen epochs would have the interval_learning_rate {self.frozen_interval_learning_rate:g}: "
+                "interval_learning_rate times frozen_learning_rate by learning_rate"
+            )
+        return self
+
+    @property
+    def frozen_interval_learning_rate(self) -> float:
+        """Rate of interval parameters in frozen epochs: as far below that of the stage as the rate of weights is."""
+        return self.interval_learning_rate * self.frozen_learning_rate / self.learning_rate
+
+    def frozen_section(self) -> OptimizerSection:
+        """Return how the frozen epochs are optimized."""
+        return OptimizerSection(
+            epochs=self.frozen_epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.frozen_learning_rate,
+            weight_decay=self.weight_decay,
+            interval_learning_rate=self.frozen_interval_learning_rate,
+            label_smoothing=self.label_smoothing,
+            gradient_norm=self.frozen_gradient_norm,
+        )
 
 
 class QuantizerOnlySection(_Section):
@@ -141,19 +206,20 @@ class QuantizerOnlySection(_Section):
         loss: `squared_error` of the logits, or `divergence` of the softened predictions, at `temperature`.
     """
 
-    weights: str
-    images: str
-    limit: Annotated[int, Field(ge=1)] | None = None
-    noise_images: Annotated[int, Field(ge=1)] = 1536
-    noise_blur: NotNegative = 0.0
+    weights: Name
+    images: Name
+    limit: Images | None = None
+    noise_images: Images = 1536
+    noise_blur: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, strict=True)] = 0.0
     loss: Literal["squared_error", "divergence"] = "squared_error"
-    temperature: Positive = 2.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)] = 2.0
 
 
 class Recipe(_Section):
     """A whole run. See the files under `training/recipes/`.
 
     Attributes:
+        name: of the run, and of its folder in `runs/` where no other is given.
         image_size: height and width to which images are brought; None keeps those of the data set.
         train_images: train on the first so many images only; None takes all. For data sets in memory.
         seed: of weights, order, augmentation and dropout.
@@ -164,15 +230,15 @@ class Recipe(_Section):
         quantizer_only: keep the weights of a float checkpoint and learn intervals and output scales without labels.
     """
 
-    name: str
-    data: str
-    image_size: Annotated[int, Field(ge=1)] | None = None
-    train_images: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Annotated[str, Field(min_length=1), AfterValidator(_names_a_folder)]
+    data: Name
+    image_size: Annotated[int, Field(ge=1, le=LARGEST_IMAGE_SIDE, strict=True)] | None = None
+    train_images: Images | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     placement: Placement = "integer"
-    train_gamma: bool = False
-    allow_float: bool = False
-    overrides: dict[str, dict[str, int]] = Field(default_factory=dict)
+    train_gamma: Switch = False
+    allow_float: Switch = False
+    overrides: Overrides = Field(default_factory=dict)
     model: ModelSection
     augmentation: AugmentationSection = AugmentationSection()
     float_training: OptimizerSection = OptimizerSection(epochs=0)
@@ -183,7 +249,7 @@ class Recipe(_Section):
     def _check_stages(self) -> Self:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages {names} repeat; give each stage other bits than the ones before")
+            raise ValueError(f"stages {excerpt(names)} repeat; give each stage other bits than the ones before")
         for stage in self.stages:
             self.quant_config(stage)
             if stage.frozen_epochs and self.placement != "integer":
@@ -204,7 +270,7 @@ class Recipe(_Section):
         useless += [f"batchnorm_batches of {stage.name}" for stage in self.stages if stage.batchnorm_batches]
         if useless:
             raise ValueError(
-                f"{', '.join(useless)} with quantizer_only, which keeps the weights and BatchNorm of "
+                f"{excerpt(', '.join(useless))} with quantizer_only, which keeps the weights and BatchNorm of "
                 "quantizer_only.weights as they are; leave it out"
             )
         return self
@@ -237,14 +303,12 @@ def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
     shipped = folder / f"{path}.toml"
     chosen = shipped if not path.exists() and shipped.exists() else path
     try:
-        if chosen.exists() and not (chosen.is_file() or chosen.is_dir()):
-            raise ConfigError(f"recipe {path} is a device or a pipe, which may never end; name a TOML file.")
-        content: dict[str, Any] = tomllib.loads(chosen.read_text())
+        content = _parse_toml(_read_text(chosen))
     except OSError as error:
         known = ", ".join(sorted(entry.stem for entry in folder.glob("*.toml")))
         raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); shipped recipes: {known}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not valid TOML: {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {excerpt(str(error), 240)}.") from error
     for change in changes:
         _apply_change(content, change)
     return recipe_from_dict(content, str(path))
@@ -258,23 +322,66 @@ def recipe_from_dict(content: dict[str, Any], source: str) -> Recipe:
         raise ConfigError(validation_sentences(f"recipe {source}", error)) from error
 
 
+def _read_text(path: Path) -> str:
+    """Read a file of moderate size as UTF-8; the mark that some editors put in front is no part of it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8, or too large to be a recipe.
+        ConfigError: it is no file.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"recipe {path} is a device or a pipe, which may never end; name a TOML file.")
+    with path.open("rb") as stream:
+        content = stream.read(RECIPE_LIMIT + 1)
+    if len(content) > RECIPE_LIMIT:
+        raise ValueError(f"it has more than {RECIPE_LIMIT:,} bytes")
+    return content.decode("utf-8-sig")
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        ValueError: it is no TOML, nested too deep, or holds an integer of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def _apply_change(content: dict[str, Any], change: str) -> None:
     """Set one dotted key of a nested dictionary (integers index lists) to a TOML value."""
     key, separator, text = change.partition("=")
     if not separator:
-        raise ConfigError(f"--set {change!r} must be key=value, for example seed=1.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        raise ConfigError(f"--set {excerpt(repr(change))} must be key=value, for example seed=1.")
     *parents, last = key.strip().split(".")
+    if len(parents) >= _DEEPEST_KEY:
+        raise ConfigError(f"--set {excerpt(repr(change))}: the recipe has no {excerpt(repr(key.strip()), 60)}.")
+    value = _parse_value(change, text)
     node: Any = content
     try:
         for parent in parents:
-            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        if isinstance(node, list):
-            node[int(last)] = value
-        else:
-            node[last] = value
+            node = node[_index(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+        node[_index(last) if isinstance(node, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--set {change!r}: the recipe has no {key!r}.") from error
+        raise ConfigError(
+            f"--set {excerpt(repr(change))}: the recipe has no {excerpt(repr(key.strip()), 60)}."
+        ) from error
+
+
+def _parse_value(change: str, text: str) -> Any:  # noqa: ANN401 - whatever TOML holds
+    """Return a TOML value, or the text itself where it is none, as a name without quotes is."""
+    try:
+        return _parse_toml(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    except ValueError as error:
+        raise ConfigError(f"--set {excerpt(repr(change))}: {excerpt(str(error), 240)}.") from error
+
+
+def _index(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{text!r} is no place in a list")
+    return int(text)

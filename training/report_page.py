@@ -9,8 +9,9 @@ from xml.etree.ElementTree import Element
 
 from qil_deploy.html_elements import Child, element, page, picture, table
 
+from .metrics_file import EpochLine
 from .plots import PhaseCurve, confusion_figure, curves_figure, png
-from .run_report import EpochLine, LayerShares, RunReport, StageReport
+from .run_report import LayerShares, RunReport, StageReport
 
 _LARGEST_TABLE = 20  # classes whose confusions fit into a table
 _LISTED = 10  # confused pairs, and of many classes the worst

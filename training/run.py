@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,20 +14,20 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qil_deploy.calibration import estimate_batchnorm
-from qil_deploy.checkpoint import CheckpointInfo, read_checkpoint, save_checkpoint
-from qil_deploy.files import write_text
+from qil_deploy.checkpoint import CheckpointInfo, read_info, save_checkpoint
 from qil_deploy.preparation import prepare
 from qil_deploy.terminal.progress import Progress
 
 from .curves import Curves
 from .data import Batches, Share
 from .loop import EpochMetrics, Loss, Phase, Reports, StepMetrics, make_optimizers, train_phase
+from .metrics_file import append_epoch, drop_epochs
 from .models import memory_format_for, model_builder
 from .quantizer_only import TeacherLoss, quantizer_optimizers
 from .recipe import OptimizerSection, Recipe, StageSection
 from .run_data import RunData, load_run_data
-from .run_report import METRICS_NAME
-from .run_state import Learner, Position, load_state, remove_state, save_state
+from .run_folder import BEST_NAME, check_finished
+from .run_state import Extent, Learner, Position, load_state, remove_state, save_state
 
 CURVE_STEPS, INTERVAL_STEPS = 10, 50
 
@@ -79,10 +78,10 @@ class Run:
             self.model_arguments = self.data.teacher.info.model_arguments
 
     def build(self) -> nn.Module:
-        """Return the float network of the recipe, its weights seeded."""
+        """Return the float network of the recipe, its weights seeded, in training mode."""
         torch.manual_seed(self.recipe.seed)
         model = self.builder(self.recipe.model.name, self.model_arguments)
-        return model.to(memory_format=memory_format_for(model))
+        return model.to(memory_format=memory_format_for(model)).train()
 
     def prepare(self, model: nn.Module, stage: StageSection, example: Tensor) -> fx.GraphModule:
         """Return a float network with the quantizers of a stage in it."""
@@ -132,16 +131,18 @@ class Run:
         model.to(self.accelerator.device)
         averaging = None if section.average is None else get_ema_multi_avg_fn(section.average)
         average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
-        learner = Learner(model=model, optimizers=self._optimizers(model, section), average=average)
-        position = (load_state(self.folder, name, learner) if self.resume else None) or Position()
+        learner = Learner(model=model, optimizers=self.optimizers(model, section), average=average)
+        batches = self.batches(section.batch_size, phase)
+        extent = Extent(epochs=section.epochs, batches=len(batches), batch_size=section.batch_size)
+        position = (load_state(self.folder, name, learner, extent) if self.resume else None) or Position()
         with PhaseRecord(self, name, learner, checkpoint, position) as record:
             train_phase(
                 Phase(
                     name=name,
-                    batches=self.batches(section.batch_size, phase),
+                    batches=batches,
                     section=section,
                     seed=self.recipe.seed * 1000 + phase,
-                    loss=loss or self._loss(section),
+                    loss=loss or self.loss(section),
                     norms_stay=self.recipe.quantizer_only is not None,
                 ),
                 learner,
@@ -162,11 +163,11 @@ class Run:
             estimate_batchnorm(model, self.whole_batches(section.batchnorm_batches, section.batch_size, phase))
         return self.accuracy(model)
 
-    def _optimizers(self, model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
+    def optimizers(self, model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
         """Return the optimizers of what the recipe trains: everything, or quantizers only."""
         return (make_optimizers if self.recipe.quantizer_only is None else quantizer_optimizers)(model, section)
 
-    def _loss(self, section: OptimizerSection) -> Loss:
+    def loss(self, section: OptimizerSection) -> Loss:
         """Return the loss of the recipe: cross-entropy, or distance from the float network."""
         if self.data.teacher is None or self.recipe.quantizer_only is None:
             return partial(_cross_entropy, smoothing=section.label_smoothing)
@@ -193,9 +194,16 @@ class Run:
             remove_state(self.folder)
         self.accelerator.wait_for_everyone()
 
-    def metrics(self, name: str) -> dict[str, float]:
-        """Return the metrics of a finished phase."""
-        return read_checkpoint(self.path(name))[0].metrics
+    def metrics(self, name: str, kind: Kind, stage: StageSection | None) -> dict[str, float]:
+        """Return the metrics of a finished phase.
+
+        Raises:
+            CheckpointError: its checkpoint is damaged, or not of this run.
+        """
+        found = read_info(self.path(name))
+        needed = ("accuracy", "accuracy_frozen_at_once") if kind == "frozen" else ("accuracy",)
+        check_finished(self.path(name), found, self.info(kind, stage), needed)
+        return found.metrics
 
 
 class PhaseRecord:
@@ -206,7 +214,7 @@ class PhaseRecord:
         self.curves: Curves | None = None
         self.last_step = 0
         if run.accelerator.is_main_process:
-            drop_metrics(run.folder / METRICS_NAME, name, position.epoch)
+            drop_epochs(run.folder, name, position.epoch)
             self.curves = Curves(run.folder / "curves" / name, position.step)
 
     def __enter__(self) -> PhaseRecord:
@@ -236,38 +244,20 @@ class PhaseRecord:
             self.last_step,
             {"loss": metrics.loss, "train_accuracy": metrics.train_accuracy, "test_accuracy": metrics.test_accuracy},
         )
-        with (self.run.folder / METRICS_NAME).open("a") as stream:
-            stream.write(json.dumps({"phase": self.name, **asdict(metrics)}) + "\n")
+        append_epoch(self.run.folder, {"phase": self.name, **asdict(metrics)})
         self.run.progress.console.print(
             f"{self.name} epoch {metrics.epoch}: loss {metrics.loss:.4f}, train {metrics.train_accuracy:.2f} %, "
             f"test {metrics.test_accuracy:.2f} %, {metrics.seconds:.0f} s"
         )
         if metrics.test_accuracy > position.best:
             info = self.checkpoint.model_copy(update={"metrics": {"accuracy": metrics.test_accuracy}})
-            save_checkpoint(self.run.folder / "best" / f"{self.name}.safetensors", info, self.learner.model)
+            save_checkpoint(self.run.folder / BEST_NAME / f"{self.name}.safetensors", info, self.learner.model)
 
     def save(self, position: Position) -> None:
         """Keep a position to go on from."""
         if self.curves is not None:
             self.curves.flush()  # before the state: a later start draws again only what comes behind it
             save_state(self.run.folder, self.name, position, self.learner)
-
-
-def drop_metrics(path: Path, phase: str, epoch: int) -> None:
-    """Remove the lines of a phase from `epoch` on: they come again."""
-    if not path.is_file():
-        return
-    lines = path.read_text().splitlines()
-    kept = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # cut off when an earlier start was killed
-            continue
-        if entry["phase"] != phase or entry["epoch"] < epoch:
-            kept.append(line)
-    if len(kept) < len(lines):
-        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _cross_entropy(logits: Tensor, _x: Tensor, labels: Tensor, smoothing: float) -> Tensor:

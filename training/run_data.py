@@ -28,6 +28,7 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .data import ArrayBatches, Batches, Share
 from .folder_batches import FolderBatches
+from .memory import require_memory
 from .quantizer_only import Teacher, load_teacher, unlabelled_images
 from .recipe import QuantizerOnlySection, Recipe
 
@@ -122,6 +123,11 @@ def load_run_data(recipe: Recipe, workers: int) -> RunData:
         if recipe.train_images is not None:
             train = train.first(recipe.train_images)
         if size is not None:
+            require_memory(
+                float(len(train)) * train.images.shape[1] * size**2,
+                f"{len(train):,} training images of image_size {size}",
+                "give a smaller one, or train_images",
+            )
             train = replace(train, images=resize_images(train.images, (train.images.shape[1], size, size)))
         channels, height, width = train.images.shape[1:]
     else:
@@ -129,6 +135,11 @@ def load_run_data(recipe: Recipe, workers: int) -> RunData:
         _refuse(recipe, "train_images", recipe.train_images, "data sets in memory")
         train = folder
         channels, height, width = folder.default_shape() if size is None else (3, size, size)
+    if recipe.augmentation.shift >= max(height, width):
+        raise ConfigError(
+            f"recipe {recipe.name} sets augmentation.shift to {recipe.augmentation.shift}, which moves images of "
+            f"{height}x{width} pixels out of sight; give less."
+        )
     test = load_batches(recipe.data, "test", shape=(channels, height, width), batch_size=EVALUATION_BATCH)
     _check_classes(train.class_names, test.class_names)
     return RunData(

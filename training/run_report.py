@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,26 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from qil_deploy.checkpoint import Builder, CheckpointInfo, load_model, read_checkpoint
+from qil_deploy.checkpoint import Builder, CheckpointInfo, load_model, read_info
 from qil_deploy.datasets import ImageBatches
 from qil_deploy.errors import DataError
 from qil_deploy.freezing_report import predictions
 from qil_deploy.preprocessing import Preprocessing
 
 from .interval_shares import QuantizedValues, activation_values, input_quantizers, weight_values
-
-METRICS_NAME = "metrics.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochLine:
-    """One line of `metrics.jsonl`; accuracies in percent, None where there is no finite figure."""
-
-    phase: str
-    epoch: int
-    loss: float | None
-    train_accuracy: float | None
-    test_accuracy: float | None
+from .metrics_file import EpochLine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,27 +139,6 @@ class RunReport:
         return matrix
 
 
-def read_epochs(folder: Path) -> tuple[EpochLine, ...]:
-    """Read the epochs of a run.
-
-    Raises:
-        DataError: a line is damaged.
-    """
-    path = folder / METRICS_NAME
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return tuple(_epoch_line(path, number, line) for number, line in enumerate(lines, 1))
-
-
-def _epoch_line(path: Path, number: int, line: str) -> EpochLine:
-    try:
-        entry = json.loads(line)
-        figures = {name: float(entry[name]) for name in ("loss", "train_accuracy", "test_accuracy")}
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        return EpochLine(phase=str(entry["phase"]), epoch=int(entry["epoch"]), **finite)
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"line {number} of {path} is damaged ({error!r}); remove it.") from error
-
-
 def read_prepared(path: Path, build: Builder, device: torch.device) -> tuple[CheckpointInfo, fx.GraphModule]:
     """Read the checkpoint of a quantized stage.
 
@@ -191,7 +156,7 @@ def read_prepared(path: Path, build: Builder, device: torch.device) -> tuple[Che
 def stage_report(folder: Path, name: str, accuracy: float, layers: tuple[LayerShares, ...]) -> StageReport:
     """Put together what the checkpoints of a stage say."""
     frozen = folder / f"{name}_frozen.safetensors"
-    metrics = read_checkpoint(frozen)[0].metrics if frozen.is_file() else {}
+    metrics = read_info(frozen).metrics if frozen.is_file() else {}
     changed = [metrics.get(key) for key in ("changed_predictions_at_once", "changed_predictions")]
     return StageReport(
         name=name,

@@ -4,31 +4,40 @@
     average.NAME               their moving average, where the recipe asks for one
     optimizer.I.P.KEY          what optimizer I keeps of its parameter P (momentum, moments, step)
 
-The header says which phase, where in it, and what its epoch has summed up so far. Learning rates, order of the images,
-augmentation and dropout are functions of that position (`data`, `loop`), so nothing else has to be kept. The file is
-written whole or not at all: an interrupted write leaves the one before.
+The header says which phase, where in it, and what its epoch has summed up so far, and carries the digest of all this.
+Learning rates, order of the images, augmentation and dropout are functions of that position (`data`, `loop`), so
+nothing else has to be kept. The file is written whole or not at all: an interrupted write leaves the one before.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from qil_deploy.checkpoint import load_tensors
 from qil_deploy.errors import CheckpointError
 from qil_deploy.files import write_bytes
+from qil_deploy.safetensors_file import DamagedFileError, file_content, has_digest, read_contents, read_tensors
+from qil_deploy.strict_json import parse_json
+from qil_deploy.untrusted_text import excerpt
 
 STATE_NAME = "state.safetensors"
-_SCHEMA = "1"
+_SCHEMA = "2"
+_LARGEST_COUNT = 2**53
+
+# What an optimizer keeps of each parameter that it has moved.
+_KEPT: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+    torch.optim.Adam: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+}
 
 
 @dataclass(kw_only=True)
@@ -48,6 +57,15 @@ class Position:
     loss_sum: float = 0.0
     right: int = 0
     best: float = -1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How long a phase is: epochs, batches of each, images of each batch over all processes."""
+
+    epochs: int
+    batches: int
+    batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,36 +95,46 @@ def save_state(folder: Path, phase: str, position: Position, learner: Learner) -
     for index, optimizer in enumerate(learner.optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{parameter}.{key}": value for key, value in values.items()}
-    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = {"schema": _SCHEMA, "phase": phase, "position": json.dumps(asdict(position))}
-    write_bytes(folder / STATE_NAME, save(kept, metadata=header))
+    write_bytes(folder / STATE_NAME, file_content(tensors, header))
 
 
-def load_state(folder: Path, phase: str, learner: Learner) -> Position | None:
+def load_state(folder: Path, phase: str, learner: Learner, extent: Extent | None = None) -> Position | None:
     """Restore the state of a phase, in place; None if the folder holds none of that phase.
 
+    Args:
+        folder: of the run.
+        phase: its name.
+        learner: a fresh one.
+        extent: of the phase; None where it is not known, and every position counts as one of it.
+
     Raises:
-        CheckpointError: the file is damaged, or does not fit the network.
+        CheckpointError: the file is damaged, or does not fit the network, its optimizers or the length of the phase.
     """
     path = folder / STATE_NAME
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            header: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-        found, position = header["phase"], Position(**json.loads(header["position"]))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        contents = read_contents(path)
+        if not has_digest(contents) or contents.metadata.get("schema") != _SCHEMA:
+            raise DamagedFileError(f"it has no digest, or is not of schema {_SCHEMA}, which this version writes")
+        tensors = read_tensors(path)
+        if contents.metadata["phase"] != phase:
+            return None
+        position = _read_position(contents.metadata["position"], extent)
+        states = [
+            _optimizer_state(optimizer, index, tensors, position) for index, optimizer in enumerate(learner.optimizers)
+        ]
+    except (DamagedFileError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"run state {path} is damaged ({error}); remove it to go on after the last finished phase."
+            f"run state {path} is damaged ({excerpt(str(error), 240)}); remove it to go on after the last finished "
+            "phase."
         ) from error
-    if found != phase:
-        return None
     load_tensors(learner.model, _under(tensors, "model."), str(path))
     if learner.average is not None:
         load_tensors(learner.average, _under(tensors, "average."), str(path))
-    for index, optimizer in enumerate(learner.optimizers):
-        _load_optimizer(optimizer, _under(tensors, f"optimizer.{index}."))
+    for optimizer, state in zip(learner.optimizers, states, strict=True):
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return position
 
 
@@ -115,13 +143,70 @@ def remove_state(folder: Path) -> None:
     (folder / STATE_NAME).unlink(missing_ok=True)
 
 
+def _read_position(text: str, extent: Extent | None) -> Position:
+    """Read a position, and check that a phase of this length has it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    entries = parse_json(text)
+    if not isinstance(entries, dict) or entries.keys() != {field.name for field in fields(Position)}:
+        raise ValueError("its position is no object of the entries of one")
+    for name, value in entries.items():
+        if name in ("loss_sum", "best"):
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {excerpt(repr(value), 40)}, no finite number")
+        elif type(value) is not int or not 0 <= value < _LARGEST_COUNT:
+            raise ValueError(f"{name} is {excerpt(repr(value), 40)}, no count")
+    position = Position(**entries)
+    if not -1.0 <= position.best <= 100.0:
+        raise ValueError(f"its best accuracy is {position.best} %")
+    if extent is not None:
+        _check_extent(position, extent)
+    return position
+
+
+def _check_extent(position: Position, extent: Extent) -> None:
+    in_epoch = position.epoch < extent.epochs and position.batch < extent.batches
+    at_end = position.epoch == extent.epochs and position.batch == 0
+    if not (in_epoch or at_end) or position.step != position.epoch * extent.batches + position.batch:
+        raise ValueError(
+            f"it stands at step {position.step}, batch {position.batch} of epoch {position.epoch}, and the phase has "
+            f"{extent.epochs} epochs of {extent.batches} batches: has the data set changed?"
+        )
+    if position.right > position.batch * extent.batch_size:
+        raise ValueError(f"{position.right} of {position.batch * extent.batch_size} images are right")
+
+
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, index: int, tensors: Mapping[str, Tensor], position: Position
+) -> dict[int, dict[str, Any]]:
+    """Return what an optimizer keeps, by the number of the parameter.
+
+    Raises:
+        ValueError: it is not what an optimizer of its kind keeps of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {str(number): number for number in range(len(parameters))}
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.partition(".")
-        state.setdefault(int(parameter), {})[key] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    for name, tensor in _under(tensors, f"optimizer.{index}.").items():
+        digits, _, key = name.partition(".")
+        if digits not in numbers:
+            raise ValueError(f"optimizer {index} has no parameter {excerpt(digits, 20)}")
+        shape = () if key == "step" else tuple(parameters[numbers[digits]].shape)
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise ValueError(
+                f"'{excerpt(name, 60)}' of optimizer {index} has shape {list(tensor.shape)} and type {tensor.dtype}"
+            )
+        state.setdefault(numbers[digits], {})[key] = tensor
+    kept = next((keys for kind, keys in _KEPT.items() if isinstance(optimizer, kind)), None)
+    for number, values in state.items():
+        if kept is not None and values.keys() != kept:
+            raise ValueError(f"optimizer {index} keeps {', '.join(sorted(values))} of its parameter {number}")
+    if position.step > 0 and parameters and not state:
+        raise ValueError(f"it keeps nothing of optimizer {index}")
+    return state

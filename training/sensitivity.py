@@ -36,10 +36,12 @@ from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.graph import trace
 from qil_deploy.placement import edge_layers, isolate
 from qil_deploy.preparation import prepare
+from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.terminal.progress import Progress
 from qil_deploy.weight_storage import stored_bytes
 
 from .data import seeded, to_input
+from .memory import require_memory
 from .models import model_builder
 
 What = Literal["weights", "activations", "both"]
@@ -47,6 +49,7 @@ What = Literal["weights", "activations", "both"]
 FLOAT_WEIGHT_BITS, FLOAT_ACTIVATION_BITS = 7, 8
 WIDTHS = range(2, 9)
 _BATCH_SIZE = 128
+_BATCH_VALUES = 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +150,11 @@ class Probe:
             )
         images, calibration = _draw_images(self.info, plan)
         self.images = images
-        self.batches = list(to_input(torch.from_numpy(calibration.images), self.info.preprocessing).split(_BATCH_SIZE))
+        self.batches = list(
+            to_input(torch.from_numpy(calibration.images), self.info.preprocessing).tensor_split(
+                math.ceil(len(calibration) / _batch_size(self.info.preprocessing))
+            )
+        )
         self.network = build(self.info.model_name, self.info.model_arguments)
         self.config, self.base = self._unchanged(model)
         layers = quantized_layers(self.base)
@@ -208,7 +215,7 @@ class Probe:
     @torch.no_grad()
     def _answers(self, model: nn.Module) -> Tensor:
         """Return the logarithms of the class probabilities, float64 [images, classes]."""
-        parts = torch.from_numpy(self.images.images).split(_BATCH_SIZE)
+        parts = torch.from_numpy(self.images.images).split(_batch_size(self.info.preprocessing))
         logits = torch.cat([model(to_input(part, self.info.preprocessing)) for part in parts])
         return F.log_softmax(logits.double(), 1)
 
@@ -257,6 +264,8 @@ def _check(plan: Plan) -> None:
     wrong = [width for width in plan.widths if width not in WIDTHS]
     if wrong or not plan.widths:
         raise ConfigError(f"bits are {list(plan.widths)}; give whole numbers from {WIDTHS[0]} to {WIDTHS[-1]}.")
+    if plan.seed < 0:
+        raise ConfigError(f"the seed is {plan.seed}; give 0 or more.")
     if plan.images < 2 or plan.calibration_images < 1:
         raise ConfigError(
             f"{plan.images} images and {plan.calibration_images} for calibration are too few; give at least 2 and 1."
@@ -272,9 +281,20 @@ def _draw_images(info: CheckpointInfo, plan: Plan) -> tuple[ImageSet, ImageSet]:
             f"{plan.images} images and {plan.calibration_images} others for calibration are wanted, but the training "
             f"split of {info.data} has {len(batches)}; lower --limit or --calibration-images."
         )
+    values = math.prod(info.preprocessing.shape)
+    require_memory(
+        count * values + 4.0 * plan.calibration_images * values,
+        f"{count:,} images of shape {list(info.preprocessing.shape)}",
+        "lower --limit or --calibration-images",
+    )
     order = torch.randperm(len(batches), generator=seeded(plan.seed))[:count].tolist()
     chosen = [batches.read(index, index + 1) for index in order]
     return _joined(chosen[: plan.images]), _joined(chosen[plan.images :])
+
+
+def _batch_size(preprocessing: Preprocessing) -> int:
+    """Return how many images pass through a network at once: fewer where they are large."""
+    return max(1, min(_BATCH_SIZE, _BATCH_VALUES // math.prod(preprocessing.shape)))
 
 
 def _joined(images: Sequence[ImageSet]) -> ImageSet:

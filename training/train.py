@@ -8,13 +8,16 @@
     RUN/metrics.jsonl              one line per epoch
     RUN/curves/                    TensorBoard: loss, accuracy, every interval
     RUN/recipe.json                the recipe
+    RUN/.lock                      who writes here, as long as somebody does
 
-`resume` skips the phases whose checkpoint is there, and goes on in the middle of the one whose state is. In several
-processes (`accelerate launch`, `torchrun`) each takes its rows of every batch; the first one writes.
+Before anything is written, every phase is tried on a few images (`rehearsal`). `resume` skips the phases whose
+checkpoint is there, and goes on in the middle of the one whose state is. In several processes (`accelerate launch`,
+`torchrun`) each takes its rows of every batch; the first one writes.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,15 +29,15 @@ from qil_deploy.accuracy import top1_percent
 from qil_deploy.bit_widths import change_bits
 from qil_deploy.calibration import calibrate
 from qil_deploy.checkpoint import load_model, load_tensors, read_checkpoint
-from qil_deploy.errors import ConfigError
-from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.freezing import freeze
 from qil_deploy.terminal.progress import Progress
 
 from .data import to_input
 from .initial_weights import load_initial_weights
-from .recipe import OptimizerSection, Recipe, StageSection
+from .recipe import Recipe, StageSection
+from .rehearsal import rehearse
 from .run import Run, Settings
+from .run_folder import check_folder, claimed_folder
 
 CALIBRATION_BATCHES = 8
 
@@ -82,11 +85,11 @@ def train(
     Raises:
         ConfigError: an unknown network, an override that matches no layer, a folder that holds a run (and `resume` is
             false) or a run of another recipe.
-        TrainingError: training diverged.
-        CheckpointError: what is to be resumed is damaged.
+        TrainingError: training diverged, or the network cannot be trained at all (`rehearsal`).
+        CheckpointError: what is to be resumed is damaged, or not of this run.
         DataError: the data set is unknown or missing.
         UnsupportedModelError: the network cannot be quantized.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or another process writes there.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     if progress is None:
@@ -97,34 +100,21 @@ def train(
 
 def carry_out(run: Run) -> RunResult:
     """Train all phases of a run; arguments and errors as in `train`."""
-    run.build()
-    for stage in run.recipe.stages:  # a stage that cannot be prepared should not wait for the float network
-        _prepared(run, stage)
-    if run.accelerator.is_main_process:
-        _claim_folder(run.recipe, run.folder, resume=run.resume)
-    run.accelerator.wait_for_everyone()
-    float_result = _float_phase(run)
-    stages = []
-    previous = float_result
-    for index, stage in enumerate(run.recipe.stages):
-        result = _quantized_phase(run, stage, index, float_result if stage.from_float else previous)
-        if stage.frozen_epochs:
-            result = _frozen_phase(run, stage, index, result)
-        stages.append(result)
-        previous = result
-    return RunResult(float_result=float_result, stages=tuple(stages))
-
-
-def _claim_folder(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    """Write the recipe into the run's folder, or check that the folder's run has the same one."""
-    kept = folder / "recipe.json"
-    ensure_writable(kept)
-    content = recipe.model_dump_json(indent=2) + "\n"
-    if resume and kept.is_file() and kept.read_text() != content:
-        raise ConfigError(f"{folder} holds a run of another recipe (see {kept.name}); choose another --out.")
-    if not resume and any(folder.glob("*.safetensors")):
-        raise ConfigError(f"{folder} already holds a run; continue it with --resume or choose another --out.")
-    write_text(kept, content)
+    check_folder(run.recipe, run.folder, resume=run.resume)
+    rehearse(run)
+    writes = run.accelerator.is_main_process
+    with claimed_folder(run.recipe, run.folder, resume=run.resume) if writes else contextlib.nullcontext():
+        run.accelerator.wait_for_everyone()
+        float_result = _float_phase(run)
+        stages = []
+        previous = float_result
+        for index, stage in enumerate(run.recipe.stages):
+            result = _quantized_phase(run, stage, index, float_result if stage.from_float else previous)
+            if stage.frozen_epochs:
+                result = _frozen_phase(run, stage, index, result)
+            stages.append(result)
+            previous = result
+        return RunResult(float_result=float_result, stages=tuple(stages))
 
 
 def _float_phase(run: Run) -> StageResult:
@@ -137,7 +127,9 @@ def _float_phase(run: Run) -> StageResult:
             _start_from_weights(run, model)
             accuracy = run.fit(model, run.recipe.float_training, "float", 0, run.info("float", None))
         run.save("float", run.info("float", None, accuracy=accuracy), model)
-    return StageResult(name="float", checkpoint=run.path("float"), accuracy=run.metrics("float")["accuracy"])
+    return StageResult(
+        name="float", checkpoint=run.path("float"), accuracy=run.metrics("float", "float", None)["accuracy"]
+    )
 
 
 def _start_from_weights(run: Run, model: nn.Module) -> None:
@@ -145,9 +137,10 @@ def _start_from_weights(run: Run, model: nn.Module) -> None:
     section = run.recipe.model
     if section.weights is None:
         return
-    fresh = load_initial_weights(model, section.weights, name=section.name, reset_head=section.reset_head)
+    tell = run.progress.console.print
+    fresh = load_initial_weights(model, section.weights, name=section.name, reset_head=section.reset_head, tell=tell)
     if fresh:
-        run.progress.console.print(f"Started anew, for {section.weights} has another head: {', '.join(fresh)}.")
+        tell(f"Started anew, for {section.weights} has another head: {', '.join(fresh)}.")
 
 
 def _prepared(run: Run, stage: StageSection) -> fx.GraphModule:
@@ -162,7 +155,8 @@ def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageR
         metrics = {} if run.data.teacher is None else {"accuracy_at_start": run.accuracy(model)}
         metrics["accuracy"] = run.fit(model, stage, stage.name, 200 + index, run.info("quantized", stage))
         run.save(stage.name, run.info("quantized", stage, **metrics), model)
-    return StageResult(name=stage.name, checkpoint=run.path(stage.name), accuracy=run.metrics(stage.name)["accuracy"])
+    accuracy = run.metrics(stage.name, "quantized", stage)["accuracy"]
+    return StageResult(name=stage.name, checkpoint=run.path(stage.name), accuracy=accuracy)
 
 
 def _starting_point(run: Run, stage: StageSection, index: int, previous: StageResult) -> fx.GraphModule:
@@ -205,16 +199,7 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
             raise TypeError(f"{result.checkpoint} holds no prepared model")
         model = freeze(prepared)
         before, at_once = run.data.predictions(prepared), run.data.predictions(model)
-        section = OptimizerSection(
-            epochs=stage.frozen_epochs,
-            batch_size=stage.batch_size,
-            learning_rate=stage.frozen_learning_rate,
-            weight_decay=stage.weight_decay,
-            interval_learning_rate=stage.interval_learning_rate * stage.frozen_learning_rate / stage.learning_rate,
-            label_smoothing=stage.label_smoothing,
-            gradient_norm=stage.frozen_gradient_norm,
-        )
-        accuracy = run.fit(model, section, name, 300 + index, run.info("frozen", stage))
+        accuracy = run.fit(model, stage.frozen_section(), name, 300 + index, run.info("frozen", stage))
         info = run.info(
             "frozen",
             stage,
@@ -226,7 +211,7 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
             changed_predictions=float((before != run.data.predictions(model)).sum()),
         )
         run.save(name, info, model)
-    metrics = run.metrics(name)
+    metrics = run.metrics(name, "frozen", stage)
     return replace(
         result,
         frozen=run.path(name),

@@ -11,7 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from qil_deploy.errors import ConfigError
+from qil_deploy.errors import ConfigError, QilDeployError
+from qil_deploy.untrusted_text import excerpt
+
+from .user_errors import describe_error
 
 
 def is_user_model(name: str) -> bool:
@@ -28,25 +31,32 @@ def build_user_model(name: str, arguments: dict[str, Any]) -> nn.Module:
         arguments: keyword arguments of the function.
 
     Raises:
-        ConfigError: no such module or function, arguments that it does not take, or no network returned.
+        ConfigError: no such module or function, an error in either, or no network returned.
     """
     module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise ConfigError(f"model {name!r} must be MODULE:FUNCTION, for example my_networks:small_cnn.")
+    shown = excerpt(repr(name), 200)
+    if not all(module_name.split(".")) or not function_name.isidentifier():
+        raise ConfigError(f"model {shown} must be MODULE:FUNCTION, for example my_networks:small_cnn.")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"model {name!r} cannot be imported ({error}); install its module, or start python -m qil_deploy in the "
-            "folder where it lies."
+            f"model {shown} cannot be imported ({excerpt(str(error), 240)}); install its module, or start "
+            "python -m qil_deploy in the folder where it lies."
         ) from error
+    except (Exception, SystemExit) as error:  # the module is the user's: a script may even end the program
+        raise ConfigError(f"model {shown} cannot be imported: {describe_error(error)}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise ConfigError(f"model {name!r}: {module_name} has no function {function_name!r}.")
+        raise ConfigError(f"model {shown}: its module has no function {excerpt(repr(function_name))}.")
     try:
         model = function(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"model {name!r} cannot be built with {arguments}: {error}.") from error
+    except QilDeployError:
+        raise
+    except (Exception, SystemExit) as error:  # as above
+        raise ConfigError(
+            f"model {shown} cannot be built with {excerpt(arguments)}: {describe_error(error)}."
+        ) from error
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"model {name!r} returned {type(model).__name__!r}; it must return a torch.nn.Module.")
+        raise ConfigError(f"model {shown} returned {type(model).__name__!r}; it must return a torch.nn.Module.")
     return model

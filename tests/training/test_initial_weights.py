@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from qil_deploy.checkpoint import CheckpointInfo, save_checkpoint
+from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CheckpointError, ConfigError
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.initial_weights import load_initial_weights
@@ -38,7 +39,7 @@ def save_ours(model: nn.Module, path: Path, kind: Any = "float") -> Path:  # noq
         kind=kind,
         model_name="resnet8",
         model_arguments={"in_channels": 3, "num_classes": 5},
-        config=None,
+        config=None if kind == "float" else QuantConfig(),
         preprocessing=Preprocessing(channels=3, height=8, width=8, scale=0.01, zero_point=0),
         data="digits",
         class_names=tuple("abcde"),
@@ -136,7 +137,7 @@ def test_a_file_that_would_run_code_is_not_read(tmp_path: Path) -> None:
     [
         (torch.zeros(3), "hold a Tensor, not a state_dict; save that alone"),
         ({}, "hold nothing; save the state_dict alone"),
-        ({"model": {"weight": torch.zeros(1)}, "epoch": 3}, "hold model, epoch, which are no tensors"),
+        ({"model": {"epochs": 9}, "epoch": 3}, r"hold model \(dict\), epoch \(int\), which are no tensors"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(content: object, message: str, tmp_path: Path) -> None:
