@@ -47,7 +47,7 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .capture_float import MIN_FLOAT_OPSET, capture_float, trace_parts
 from .capture_moves import concat, flatten, max_pool, upsample
-from .emitter import QIL_DOMAIN, Emitter
+from .emitter import QIL_DOMAIN, Emitter, free_name
 
 InputKind = Literal["uint8", "float"]
 
@@ -92,7 +92,7 @@ def capture(
     logits = values[model.graph.output_node().all_input_nodes[0]]
     logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])
     logits.type = ir.TensorType(ir.DataType.FLOAT)
-    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10)
+    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10, named=set(values.values()))
 
 
 def number_of_logits(model: fx.GraphModule) -> int:
@@ -101,10 +101,22 @@ def number_of_logits(model: fx.GraphModule) -> int:
 
 
 def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return the name of every module call in the exported graph: the module's own, unless it is called repeatedly."""
+    """Return the name of every module call in the exported graph, no two of which are the same.
+
+    It is the module's own, unless that is called repeatedly. A number stands behind a name that another call has, or
+    that is the name of the graph's input or output.
+    """
     calls = [node for node in model.graph.nodes if node.op == "call_module"]
     counts = Counter(node.target for node in calls)
-    return {node: str(node.target) if counts[node.target] == 1 else node.name for node in calls}
+    last = model.graph.output_node().all_input_nodes[0]
+    reserved, taken = {INPUT_NAME, OUTPUT_NAME}, set[str]()
+    names: dict[fx.Node, str] = {}
+    for node in sorted(calls, key=lambda node: counts[node.target] > 1):
+        own = str(node.target) if counts[node.target] == 1 else node.name
+        # The result of the last call is called `logits` in any case; how the call itself is called matters to nobody.
+        names[node] = free_name(own, taken if node is last else taken | reserved)
+        taken.add(names[node])
+    return {node: names[node] for node in calls}
 
 
 def _capture_module(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:

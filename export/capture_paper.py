@@ -67,7 +67,7 @@ def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kin
     logits = values[model.graph.output_node().all_input_nodes[0]]
     logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])
     logits.type = ir.TensorType(ir.DataType.FLOAT)
-    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10)
+    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10, named=set(values.values()))
 
 
 def paper_codes(model: fx.GraphModule) -> dict[str, NDArray[np.int8]]:

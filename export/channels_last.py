@@ -33,9 +33,9 @@ def channels_last(model: ir.Model) -> tuple[ir.Model, list[str]]:
         if node not in maps:
             return copy_node(emitter, node, inputs)
         rewritten.append(str(node.name))
-        name = str(node.outputs[0].name)
+        name = str(node.name)
         moved = emitter.op("Transpose", inputs, f"{name}_channels_last", attributes={"perm": [0, 2, 3, 1]})
-        return emitter.op("Flatten", [moved], f"{name}_rows", node_name=name, attributes={"axis": 1})
+        return emitter.op("Flatten", [moved], name, attributes={"axis": 1})
 
     def gemm(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
         source = node.inputs[0]
@@ -48,7 +48,8 @@ def channels_last(model: ir.Model) -> tuple[ir.Model, list[str]]:
         weights = emitter.constant(np.ascontiguousarray(arranged), f"{node.name}_codes_channels_last")
         return copy_node(emitter, node, [inputs[0], weights, *inputs[2:]])
 
-    return rewrite(model, {("", "Flatten"): flatten, (QIL_DOMAIN, "Gemm"): gemm}), rewritten
+    renamed = {node.outputs[0]: f"{node.outputs[0].name}_rows" for node in maps}
+    return rewrite(model, {("", "Flatten"): flatten, (QIL_DOMAIN, "Gemm"): gemm}, renamed), rewritten
 
 
 def _flattened_map(node: ir.Node) -> tuple[int, int, int] | None:

@@ -1,8 +1,14 @@
-"""Build an ONNX graph node by node: constants become initializers, equal scalars are stored once."""
+"""Build an ONNX graph node by node: constants become initializers, equal scalars are stored once.
+
+A tensor's name says which codes it holds. Metadata, golden vectors and comparisons find tensors by the names of the
+network's modules, so these names are never left to chance: `rewrite` keeps them, a pass that changes the codes of a
+tensor names it anew (`renamed`), and whatever else a graph needs takes a name that is free.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +28,19 @@ class Emitter:
         self._shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
-        """Return an initializer; scalars, and vectors of zeros, that are equal share one, named after the value."""
+        """Return an initializer; scalars, and vectors of zeros, share one where every bit is equal.
+
+        A shared one is named after its value, and has a number behind it where another has that name: 0.0 and -0.0, or
+        NaNs of different bits.
+        """
         array = np.asarray(array)
         if array.ndim > 0 and array.any():
             return self.tensor(ir.tensor(array, name=name))
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._shared:
             value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
-            self._shared[key] = self.tensor(ir.tensor(array, name=f"{array.dtype}_{value}"))
+            shared = free_name(f"{array.dtype}_{value}", self.initializers)
+            self._shared[key] = self.tensor(ir.tensor(array, name=shared))
         return self._shared[key]
 
     def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:
@@ -62,10 +73,24 @@ class Emitter:
         return output
 
     def model(
-        self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], opsets: Mapping[str, int], ir_version: int
+        self,
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        opsets: Mapping[str, int],
+        ir_version: int,
+        named: Collection[ir.Value] = (),
     ) -> ir.Model:
-        """Return the model of everything emitted, without initializers that no node reads."""
-        used = {value for node in self.nodes for value in node.inputs}
+        """Return the model of everything emitted, without initializers that no node reads.
+
+        Args:
+            inputs, outputs: of the graph.
+            opsets: version by domain.
+            ir_version: of the file format.
+            named: tensors that keep their names, beside inputs and outputs; any other that has one of these names, or
+                that of another, gets a number behind it.
+        """
+        used = {value for node in self.nodes for value in node.inputs if value is not None}
+        self._tell_apart({*inputs, *outputs, *named}, used)
         graph = ir.Graph(
             inputs,
             outputs,
@@ -75,6 +100,21 @@ class Emitter:
             name="qil_deploy",
         )
         return ir.Model(graph, ir_version=ir_version, producer_name="qil_deploy")
+
+    def _tell_apart(self, named: set[ir.Value], used: set[ir.Value]) -> None:
+        """Give every tensor a name of its own, first those that have to keep theirs."""
+        taken = {str(value.name) for value in named}
+        made = [output for node in self.nodes for output in node.outputs]
+        for value in (*made, *(value for value in self.initializers.values() if value in used)):
+            if value not in named:
+                value.name = free_name(str(value.name), taken)
+                taken.add(value.name)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return `name`, or with a number behind it the first name like it that is not taken."""
+    candidates = (f"{name}_{number}" for number in itertools.count(2))
+    return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
 
 
 def copy_node(emitter: Emitter, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:
@@ -92,16 +132,22 @@ def copy_node(emitter: Emitter, node: ir.Node, inputs: Sequence[ir.Value | None]
 Rule = Callable[[Emitter, ir.Node, list[ir.Value]], ir.Value]
 
 
-def rewrite(model: ir.Model, rules: Mapping[tuple[str, str], Rule]) -> ir.Model:
+def rewrite(
+    model: ir.Model, rules: Mapping[tuple[str, str], Rule], renamed: Mapping[ir.Value, str] | None = None
+) -> ir.Model:
     """Return `model` with each node that has a rule replaced by what the rule emits, and all others kept.
+
+    What a rule returns takes the name of the old node's output, whatever the rule calls it: it holds the same codes.
 
     Args:
         model: left unchanged.
         rules: by (domain, op type); a rule gets the emitter, the old node and its new inputs, and returns the new
             value of the node's output.
+        renamed: new names for outputs of old nodes whose codes this rewrite changes.
     """
-    emitter = Emitter()
+    emitter, renamed = Emitter(), renamed or {}
     values: dict[ir.Value, ir.Value] = {}
+    named: set[ir.Value] = set()
     inputs = [ir.Value(name=value.name, shape=value.shape, type=value.type) for value in model.graph.inputs]
     values.update(zip(model.graph.inputs, inputs, strict=True))
 
@@ -118,15 +164,19 @@ def rewrite(model: ir.Model, rules: Mapping[tuple[str, str], Rule]) -> ir.Model:
         sources = [None if value is None else translate(value) for value in node.inputs]
         rule = rules.get((node.domain, node.op_type))
         if rule is not None:
-            values[node.outputs[0]] = rule(emitter, node, [source for source in sources if source is not None])
+            new = rule(emitter, node, [source for source in sources if source is not None])
         else:
-            values[node.outputs[0]] = copy_node(emitter, node, sources)
+            new = copy_node(emitter, node, sources)
+        if new not in named and new not in inputs:  # else the rule let another tensor take this one's place
+            new.name = renamed.get(node.outputs[0], node.outputs[0].name)
+            named.add(new)
+        values[node.outputs[0]] = new
     outputs = []
     for old in model.graph.outputs:
         new = values[old]
         new.name, new.shape, new.type = old.name, old.shape, old.type
         outputs.append(new)
-    return emitter.model(inputs, outputs, model.graph.opset_imports, model.ir_version)
+    return emitter.model(inputs, outputs, model.graph.opset_imports, model.ir_version, named)
 
 
 def integer(node: ir.Node, name: str) -> int:

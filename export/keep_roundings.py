@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .emitter import QIL_DOMAIN, Emitter, rewrite
+from .emitter import QIL_DOMAIN, Emitter, copy_node, rewrite
 
 
 def keep_roundings(model: ir.Model) -> ir.Model:
@@ -26,8 +26,7 @@ def _add(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
         else new
         for old, new in zip(node.inputs, inputs, strict=True)
     ]
-    attributes = dict(node.attributes)
-    return emitter.op(node.op_type, operands, str(node.name), domain=node.domain, attributes=attributes)
+    return copy_node(emitter, node, operands)
 
 
 def _is_convolution_for(value: ir.Value) -> bool:

@@ -58,11 +58,8 @@ def _clip_behind_pools(model: ir.Model) -> tuple[ir.Model, list[str]]:
 
     def unclipped(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
         copy = copy_node(emitter, node, inputs)
-        if node in layers:
-            copy.name = f"{copy.name}_unclipped"
-            made = copy.producer()
-            if made is None:
-                raise ValueError(f"nothing computes {copy.name!r}")
+        made = copy.producer()
+        if node in layers and made is not None:
             for limit in ("low", "high"):
                 made.attributes.pop(limit)
         return copy
@@ -77,7 +74,8 @@ def _clip_behind_pools(model: ir.Model) -> tuple[ir.Model, list[str]]:
         return emitter.op("Clip", [result, *limits], name, node_name=f"{name}_clip")
 
     rules: dict[tuple[str, str], Rule] = dict.fromkeys(((QIL_DOMAIN, name) for name in _CLIPPED), unclipped)
-    return rewrite(model, rules | {("", "MaxPool"): pool}), [str(layer.name) for layer in pools.values()]
+    renamed = {layer.outputs[0]: f"{layer.outputs[0].name}_unclipped" for layer in layers}
+    return rewrite(model, rules | {("", "MaxPool"): pool}, renamed), [str(layer.name) for layer in pools.values()]
 
 
 def _clipped_source(node: ir.Node) -> ir.Node | None:

@@ -55,7 +55,8 @@ class ExecutedGraph:
             file's where only the file can say (`paper` placement).
         codes: the tensors of these nodes that the file has, too; in `paper` placement those that QuantizeLinear makes.
         layers: names of the network's layers, from the metadata.
-        rearranged: tensors with the name, but not the order of elements that they have in PyTorch.
+        rearranged: tensors that in PyTorch hold other codes than a tensor of their name in the file, if it has one:
+            passes merged them with others, clip them later or have their elements in another order.
     """
 
     nodes: tuple[Node, ...]
@@ -79,12 +80,15 @@ class ExecutedGraph:
             codes = [n.outputs[0] for n in nodes if n.outputs[0] in in_file]
         metadata = read_metadata(model.graph)
         layers = frozenset(layer.get("name", "") for layer in metadata.get("layers", ()))
-        moved = frozenset(map(str, metadata.get("passes", {}).get("channels_last", ())))
+        passes = metadata.get("passes", {})
+        moved = frozenset(map(str, passes.get("channels_last", ())))
+        # Files of earlier versions may have a tensor of such a name, whose codes are not clipped yet.
+        merged = frozenset(map(str, passes.get("simplify", ())))
         return cls(
             nodes=nodes,
             codes=tuple(sorted(codes, key=lambda name: name == OUTPUT_NAME)),
             layers=layers,
-            rearranged=moved - layers,
+            rearranged=(moved - layers) | merged,
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qil_deploy.export.emitter import Emitter, integer, real, rewrite
+from qil_deploy.export.emitter import Emitter, copy_node, integer, real, rewrite
 
 
 def image() -> ir.Value:
@@ -48,6 +48,29 @@ def test_constants_of_other_type_shape_or_value_are_not_shared() -> None:
     for value, array in zip(values, arrays, strict=True):
         assert value.const_value is not None
         np.testing.assert_array_equal(value.const_value.numpy(), array, strict=True)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        [np.float32(0.0), np.float32(-0.0)],
+        [np.zeros(4, np.float32), -np.zeros(4, np.float32), np.array([0.0, -0.0, 0.0, 0.0], np.float32)],
+        [np.array(bits, np.uint32).view(np.float32)[()] for bits in (0x7FC00000, 0x7FC00001, 0xFFC00000)],
+        [np.int64(2**53), np.int64(2**53 + 1), np.int64(2**60), np.int64(2**60 + 1)],
+        [np.float64(0.1), np.nextafter(np.float64(0.1), np.float64(1))],
+        [np.bool_(True), np.int8(1), np.float16(1)],
+    ],
+    ids=["signed zeros", "vectors of signed zeros", "NaNs", "large integers", "doubles", "types"],
+)
+def test_constants_that_look_alike_keep_their_bits(arrays: list[np.ndarray | np.generic]) -> None:
+    emitter = Emitter()
+    values = [emitter.constant(array, "") for array in arrays]
+    assert len(emitter.initializers) == len(arrays)
+    for value, array in zip(values, arrays, strict=True):
+        assert emitter.constant(array, "") is value
+        assert value.const_value is not None
+        stored = value.const_value.numpy()
+        assert (stored.dtype, stored.shape, stored.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
 def test_arrays_keep_their_own_name_even_where_they_are_equal() -> None:
@@ -105,6 +128,33 @@ def test_a_rule_of_another_domain_does_not_apply() -> None:
         raise AssertionError
 
     assert ir.to_proto(rewrite(model, {("qil", "Add"): fail})) == ir.to_proto(model)
+
+
+def test_what_a_rule_returns_takes_the_name_of_what_it_replaces() -> None:
+    def negate(emitter: Emitter, _node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+        return emitter.op("Neg", [inputs[0]], "of no account")
+
+    result = rewrite(small_model(), {("", "Add"): negate})
+    assert [node.outputs[0].name for node in result.graph] == ["sum", "factor", "product"]
+
+
+def test_a_rewrite_says_which_tensors_hold_something_else() -> None:
+    model = small_model()
+    total = next(iter(model.graph)).outputs[0]
+    result = rewrite(model, {}, {total: "sum_unclipped"})
+    assert [node.outputs[0].name for node in result.graph] == ["sum_unclipped", "factor", "product"]
+
+
+def test_tensors_that_a_rule_adds_take_names_that_are_free() -> None:
+    def twice(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+        for name in ("factor", "product", "packed", "other", "other"):
+            inputs = [emitter.op("Neg", inputs[:1], name), inputs[1]]
+        return copy_node(emitter, node, inputs)
+
+    result = rewrite(small_model(), {("", "Add"): twice})
+    names = [node.outputs[0].name for node in result.graph]
+    assert names == ["factor_2", "product_2", "packed", "other", "other_2", "sum", "factor", "product"]
+    assert sorted(result.graph.initializers) == ["float32_1", "packed_2"]
 
 
 def test_attributes_are_read_by_type() -> None:
