@@ -140,7 +140,10 @@ def fold(
         bias_unspread = constant * q_w / (x_step * gain.abs())
         room = torch.where(bias_unspread == 0, float(spread), BIAS_LIMIT / bias_unspread.abs())
         # The smallest normal float32 scales that a runtime may flush to zero count as zero gain too.
-        tiny = x_step * gain.abs() / (q_w * spread) < torch.finfo(torch.float32).tiny * 2**24
+        smallest = gain.abs() / (q_w * spread)
+        tiny = (x_step * smallest < torch.finfo(torch.float32).tiny * 2**24) | (
+            smallest < torch.finfo(torch.float32).tiny
+        )
         dead = ~(room >= 1.0) | tiny
         spreads = torch.where(dead, 1.0, room.clamp(1.0, float(spread)).floor())
         dead_step = _dead_step(constant, output)

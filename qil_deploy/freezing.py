@@ -11,6 +11,9 @@
 Every rescale ratio is snapped to `p/q` with `q` odd (`ratios`). A rescale has its ratios to itself: what it takes an
 operand's step to be need not be what the operand's producer rounded to, so no scale has to follow from
 another. Snapping moves a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`.
+
+What a runtime's kernels do not take is left to none of them: a pool's ratio stays below 256 (`ratios.pool_ratio`), and
+steps and multipliers from which float32 could overflow or go below its normal numbers are refused.
 """
 
 from __future__ import annotations
@@ -38,8 +41,12 @@ from .graph import add_module, input_of, module_of, shape_of, users_of
 from .layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear
 from .prepared_model import FrozenModel, PreparedModel
 from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
-from .ratios import choose_denominator, nearest_numerator, shrink_factor
+from .ratios import choose_denominator, nearest_numerator, pool_ratio, shrink_factor
 from .unwrap import prepared_model
+
+# Of steps and their reciprocals, and of multipliers: products and quotients of them are normal numbers in float32.
+_LARGEST_SCALE = 2.0**60
+_LARGEST_WINDOW = 2**24 - 1  # pixels of a map that ONNX Runtime averages
 
 
 def freeze(model: nn.Module) -> FrozenModel:
@@ -50,7 +57,8 @@ def freeze(model: nn.Module) -> FrozenModel:
 
     Raises:
         UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen; a model that
-            is not from `prepare`, is frozen already or was never calibrated; NaN or infinity in a tensor.
+            is not from `prepare`, is frozen already or was never calibrated; NaN or infinity in a tensor; a step or
+            multiplier that float32 cannot calculate with.
     """
     prepared = prepared_model(model, "freeze", may_be_frozen=False)
     _require_integer_placement(prepared)
@@ -137,12 +145,15 @@ class _Freezer:
 
     def _freeze_input(self, node: fx.Node, quantizer: InputQuantizer) -> None:
         scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
+        _check_step(node, scale)
         frozen = FrozenInput(scale, zero_point)
         self._replace([node], str(node.target), frozen, Grid(scale, zero_point, 0, 255))
 
     def _freeze_site(self, node: fx.Node, quantizer: ActivationQuantizer | RangeQuantizer) -> None:
         chain = [node, *self._chain(input_of(node))] if input_of(node) not in self.grids else [node]
         producer = module_of(self.model, chain[-1])
+        is_interval = isinstance(quantizer, ActivationQuantizer)
+        _check_step(node, _interval_grid(quantizer)[0] if is_interval else float(quantizer.step.detach()))
         if len(chain) == 1 and isinstance(quantizer, ActivationQuantizer):
             self._freeze_rescale(node, quantizer)
         elif isinstance(producer, QuantConv2d | QuantLinear) and isinstance(quantizer, ActivationQuantizer):
@@ -192,6 +203,7 @@ class _Freezer:
         if not isinstance(layer, QuantConv2d | QuantLinear):
             raise TypeError(f"{producer.target!r} is no quantized layer")
         frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
+        _check_multipliers(str(producer.target), frozen)
         norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), BatchNorm)]
         self._replace(chain, str(producer.target), frozen, y)
         for name in norm_names:
@@ -221,7 +233,12 @@ class _Freezer:
 
     def _freeze_pool(self, chain: list[fx.Node], y: Grid, window: int) -> None:
         x = self.grids[input_of(chain[-1])]
-        ratio = float(x.scale) / (window * float(y.scale))
+        if window > _LARGEST_WINDOW:
+            raise UnsupportedModelError(
+                f"{chain[-1].target!r} averages maps of {window:,} pixels; ONNX Runtime averages {_LARGEST_WINDOW:,} at "
+                "most. Pool them in two steps."
+            )
+        ratio = pool_ratio(float(x.scale) / (window * float(y.scale)))
         ratio *= shrink_factor([255 * window * ratio])
         q = choose_denominator([255 * window * ratio, float(y.zero_point)])
         frozen = FrozenGlobalAveragePool(x, y, window, nearest_numerator(ratio, q), q)
@@ -241,6 +258,26 @@ class _Freezer:
             self.model.graph.erase_node(node)
         if grid is not None:
             self.grids[new] = grid
+
+
+def _check_step(node: fx.Node, step: float) -> None:
+    if not 1 / _LARGEST_SCALE <= step <= _LARGEST_SCALE:
+        raise UnsupportedModelError(
+            f"one code of quantizer {node.target!r} stands for {step:.3g}; steps from {1 / _LARGEST_SCALE:.1g} to "
+            f"{_LARGEST_SCALE:.1g} can be frozen. Calibrate the model again, or train it with a lower rate."
+        )
+
+
+def _check_multipliers(name: str, layer: FrozenLayer) -> None:
+    """Require what an accumulator is multiplied with to be a number that float32 can calculate with."""
+    scale = layer.x.scale * layer.w_scale
+    multipliers = scale if layer.y is None else scale / layer.y_step
+    largest = float(multipliers.max())  # NaN, if there is one
+    if not largest <= _LARGEST_SCALE:
+        raise UnsupportedModelError(
+            f"layer {name!r} multiplies by {largest:.3g} what it sums up; {_LARGEST_SCALE:.1g} at most can be frozen. "
+            "Look for a BatchNorm or output scale that has grown beyond bounds, and train with a lower rate."
+        )
 
 
 def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:

@@ -10,6 +10,10 @@ than that as long as `q` is small enough for the size of the terms:
 so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound. Ratios so large that not even `q = 1`
 is safe, where one step of the input is thousands of steps of the output, are first shrunk together with the offset:
 which codes saturate at which end stays the same, but for the one in between.
+
+ONNX Runtime's average pooling takes ratios below 256 only (and from 2**-32, which no `p/q` comes near). Where sums of
+codes are multiplied by 255 or more, any but a sum of zero saturates: the ratio 255 gives every code that a larger one
+would (`pool_ratio`).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from collections.abc import Sequence
 MAX_DENOMINATOR = 4095
 _FLOAT32_ERROR = 5 * 2.0**-24
 _LARGEST_TERMS = 2.0**19
+_SATURATING_RATIO = 255.0
 
 
 def rounding_error_bound(largest_terms: Sequence[float]) -> float:
@@ -38,6 +43,15 @@ def shrink_factor(largest_terms: Sequence[float]) -> float:
     """
     total = sum(abs(term) for term in largest_terms)
     return min(1.0, _LARGEST_TERMS / total) if total else 1.0
+
+
+def pool_ratio(ratio: float) -> float:
+    """Return the ratio of an average pooling, output codes per unit of a sum, that gives the same codes below 256.
+
+    Args:
+        ratio: `x_scale / (window * y_scale)`, positive.
+    """
+    return min(ratio, _SATURATING_RATIO)
 
 
 def choose_denominator(largest_terms: Sequence[float]) -> int:
