@@ -7,12 +7,17 @@ what the exporter meant to write. Lines:
     int16        2 * max(X) * max|W| <= 32767              no vpmaddubsw saturates on x86 without VNNI
     matmul       sum(U_k * X) < 2**24                      MatMulNBits sums integers exactly in float32
     ties         every result of an addition or pooling keeps more distance from a tie than float32 can err
+    pooling      max(r, 2**-24 / r) < 256                  ONNX Runtime averages with a ratio r from 2**-32 to 256 only
+    scales       numbers that float32 cannot work with (zero, infinite, below the normal ones) among scales, products
+                 of scales, and multipliers: none
     float        no operator that ONNX Runtime executes between input and logits computes in float, but for those of the
                  parts that the network keeps in float: the bound is their number, `worst` counts those that ONNX
                  Runtime executes, and `where` names them all
     weights      the weight codes in the file equal those of the model, whatever layout a pass gave them
+    runs         ONNX Runtime loads the file and runs it, with its optimizer and without: logits of an image of noise
+                 that differ from the integer reference where they have to equal it (`trial_run`)
 
-`max(X)` is the largest code that the producer of a tensor can make; behind a part that is kept in float it is 255. Line
+`r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; behind a part that is kept in float it is 255. Line
 `matmul` holds for the codes `U` as MatMulNBits stores them, with an offset; it also wants the constant 127 in every
 block, no larger code, and scales of 1.
 """
@@ -20,7 +25,7 @@ block, no larger code, and scales of 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +43,24 @@ from qil_deploy.ratios import rounding_error_bound
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.matmul_nbits import SUM_LIMIT
 
-from .integer_graph import IntegerGraph
+from .integer_graph import IntegerGraph, Layer
+from .trial_run import differing_logits
 from .weight_layout import fewest_differences
 
 INT32_LIMIT = 2**31
+_BELOW_256 = float(np.nextafter(np.float32(256), np.float32(0)))
+_SMALLEST_POOL_RATIO = 2.0**-32
+_SATURATED = 512.0  # codes; beyond, zero point and all, every result is the first or the last code
+_SUMS_AT_ONCE = 1 << 20
+# Inputs of operators that are scales.
+_SCALES = {
+    "QLinearConv": (1, 4, 6),
+    "QGemm": (1, 4, 7),
+    "QLinearAdd": (1, 4, 6),
+    "QLinearGlobalAveragePool": (1, 3),
+    "QuantizeLinear": (1,),
+    "DequantizeLinear": (1,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +89,21 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
     # Before the others: they need the integer reference, which has no float operators.
     float_line = _float_line(path)
     try:
-        graph = IntegerGraph(IntegerReference(read_model(path)))
-        return [
-            _hold("int32", INT32_LIMIT - 1, _accumulators(graph)),
-            _hold("int16", INT16_MAX, _products(graph)),
+        model = read_model(path)
+        reference = IntegerReference(model)
+        graph = IntegerGraph(reference)
+        facts = [_measure(layer, expected_codes.get(layer.node.name)) for layer in graph.layers]
+        lines = [
+            _hold("int32", INT32_LIMIT - 1, [*((fact.accumulator, fact.name) for fact in facts), *_sums(graph)]),
+            _hold("int16", INT16_MAX, ((float(2 * fact.product), fact.name) for fact in facts)),
             _hold("matmul", SUM_LIMIT - 1, _partial_sums(graph)),
             _hold("ties", 1.0, _tie_risks(graph)),
+            _hold("pooling", _BELOW_256, _pool_ratios(graph)),
+            _hold("scales", 0, _unusable_scales(graph)),
             float_line,
-            _hold("weights", 0, _different_codes(graph, expected_codes)),
+            _hold("weights", 0, _different_codes(facts, expected_codes)),
         ]
+        return [*lines, _hold("runs", 0, [differing_logits(path, model, None if kept_parts(model) else reference)])]
     except QilDeployError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -86,14 +111,14 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
 
 
 def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
-    """Check the line `weights` on a file of `paper` placement, whose float parts have no bounds to check.
+    """Check the lines `weights` and `runs` on a file of `paper` placement, whose float parts have no bounds to check.
 
     Args:
         path: the exported ONNX file.
         expected_codes: by layer (node) name, the weight codes with their signs.
 
     Raises:
-        CertificateError: the line fails, naming the node and by how much.
+        CertificateError: a line fails, naming the node and by how much.
     """
     graph = read_model(path)
     layers = {node.name: node for node in graph.nodes if node.op_type in ("Conv", "Gemm")}
@@ -104,7 +129,8 @@ def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) 
             return float(expected.size)
         return float(np.count_nonzero(stored != expected))
 
-    return [_hold("weights", 0, ((different(name, codes), name) for name, codes in expected_codes.items()))]
+    weights = _hold("weights", 0, ((different(name, codes), name) for name, codes in expected_codes.items()))
+    return [weights, _hold("runs", 0, [differing_logits(path, graph, None)])]
 
 
 def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> CertificateLine:
@@ -115,21 +141,49 @@ def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> Certi
     return CertificateLine(name=name, worst=float(worst), bound=float(bound), where=where if worst else "")
 
 
-def _accumulators(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
-    """Yield the largest accumulator of every layer and every sum over positions."""
-    for layer in graph.layers:
-        sums = np.abs(layer.weights).reshape(len(layer.weights), -1).sum(1) * layer.largest_input + np.abs(layer.bias)
-        yield float(sums.max()), layer.node.name
+@dataclass(frozen=True, kw_only=True)
+class _LayerFacts:
+    """What the lines of the certificate need of one layer.
+
+    Attributes:
+        name: of its node.
+        accumulator: largest magnitude.
+        product: largest magnitude of one product in the kernel.
+        different: weights that are not those of the model; all, where it has no such layer.
+    """
+
+    name: str
+    accumulator: float
+    product: int
+    different: int
+
+
+def _measure(layer: Layer, expected: NDArray[np.int8] | None) -> _LayerFacts:
+    """Go over the weights of a layer once."""
+    accumulator, factor, different = 0, 0, 0
+    same_shape = expected is not None and expected.shape == layer.shape
+    for rows, weights in layer.blocks():
+        magnitudes = np.abs(weights).reshape(len(weights), -1)
+        sums = magnitudes.sum(1) * layer.largest_input + np.abs(layer.bias[rows])
+        accumulator, factor = max(accumulator, int(sums.max())), max(factor, int(magnitudes.max(initial=0)))
+        if expected is not None and same_shape:
+            different += int(np.count_nonzero(weights != expected[rows]))
+    if expected is not None and not same_shape:
+        different = fewest_differences(layer.weights_of(slice(None)), expected.astype(np.int64))
+    return _LayerFacts(
+        name=layer.node.name,
+        accumulator=float(accumulator),
+        product=layer.kernel_product or layer.largest_input * factor,
+        different=different,
+    )
+
+
+def _sums(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
+    """Yield the largest sum over positions, of every ReduceSum."""
     for node in graph.nodes:
         if node.op_type == "ReduceSum":
             window = math.prod(graph.shapes[node.inputs[0]]) // math.prod(graph.shapes[node.outputs[0]])
             yield float(window * graph.largest[node.inputs[0]]), node.name
-
-
-def _products(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
-    """Yield the largest sum of two products of every layer."""
-    for layer in graph.layers:
-        yield float(2 * layer.largest_product), layer.node.name
 
 
 def _partial_sums(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
@@ -162,20 +216,73 @@ def _addition_risk(constants: Mapping[str, NDArray[Any]], node: Node) -> float:
 
 
 def _pool_risk(graph: IntegerGraph, node: Node) -> float:
-    x_scale, x_zero, y_scale, y_zero = (float(graph.constants[node.inputs[index]]) for index in range(1, 5))
-    window = math.prod(graph.shapes[node.inputs[0]][2:])
-    sums = np.arange(-window * x_zero, window * (255 - x_zero) + 1, dtype=np.float64)
-    ratio = x_scale / (window * y_scale)
-    return _risk(sums * ratio, [255 * window * ratio, y_zero])
+    _, x_zero, _, y_zero = (float(graph.constants[node.inputs[index]]) for index in range(1, 5))
+    window, ratio = _window(graph, node), _pool_ratio(graph, node)
+    # Of the sums, those whose result does not saturate anyway; of a large map there are too many to list them at once.
+    first, last = (
+        int(np.clip(code / ratio, -window * x_zero, window * (255 - x_zero))) for code in (-_SATURATED, _SATURATED)
+    )
+    terms = [255 * window * ratio, y_zero]
+    return max(
+        _risk(np.arange(start, min(start + _SUMS_AT_ONCE, last + 1), dtype=np.float64) * ratio, terms)
+        for start in range(first, last + 1, _SUMS_AT_ONCE)
+    )
 
 
-def _different_codes(graph: IntegerGraph, expected: Mapping[str, NDArray[np.int8]]) -> Iterable[tuple[float, str]]:
+def _window(graph: IntegerGraph, node: Node) -> int:
+    """Return how many pixels a QLinearGlobalAveragePool averages."""
+    return math.prod(graph.shapes[node.inputs[0]][2:])
+
+
+def _pool_ratio(graph: IntegerGraph, node: Node) -> float:
+    """Return `x_scale / (y_scale * pixels)`."""
+    x_scale, y_scale = (float(graph.constants[node.inputs[index]]) for index in (1, 3))
+    return x_scale / (_window(graph, node) * y_scale)
+
+
+def _pool_ratios(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
+    """Yield the ratio of every global average pooling, or where it is too small a number that is too large."""
+    for node in graph.nodes:
+        if node.op_type == "QLinearGlobalAveragePool":
+            ratio = _pool_ratio(graph, node)
+            yield max(ratio, _SMALLEST_POOL_RATIO / ratio * 256), node.name
+
+
+def _unusable_scales(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
+    """Yield, for every operator, how many numbers float32 cannot work with it is given or makes of what it is given."""
+    for node in graph.nodes:
+        scales = [
+            graph.constants[node.inputs[index]]
+            for index in _SCALES.get(node.op_type, ())
+            if index < len(node.inputs) and node.inputs[index]
+        ]
+        factors = graph.constants.get(node.inputs[1]) if node.op_type == "Mul" else None
+        if factors is not None and factors.dtype == np.float32:
+            scales = [factors]
+        numbers = [scale.ravel() for scale in scales]
+        if node.op_type in ("QLinearConv", "QGemm"):
+            with np.errstate(all="ignore"):  # what comes of it is looked at
+                product = numbers[0] * numbers[1]
+                multipliers = product / numbers[2] if len(numbers) > 2 else product
+            # Multipliers near zero do no harm: whatever they multiply, the code is that of zero.
+            numbers += [product, np.where(np.isfinite(multipliers), np.float32(1), multipliers)]
+        yield float(sum(np.count_nonzero(~_is_normal(number)) for number in numbers)), node.name
+
+
+def _is_normal(numbers: NDArray[Any]) -> NDArray[np.bool_]:
+    magnitudes = np.abs(numbers.astype(np.float32))
+    normal: NDArray[np.bool_] = (magnitudes >= np.finfo(np.float32).tiny) & np.isfinite(magnitudes)
+    return normal
+
+
+def _different_codes(
+    facts: Sequence[_LayerFacts], expected: Mapping[str, NDArray[np.int8]]
+) -> Iterable[tuple[float, str]]:
     """Yield, for every layer, how many weights differ from the model's."""
-    found = {layer.node.name: layer.weights for layer in graph.layers}
-    for name in sorted(found.keys() ^ expected.keys()):
+    for name in sorted({fact.name for fact in facts} ^ expected.keys()):
         yield 1.0, f"{name} (a layer of the file or of the model only)"
-    for name in found.keys() & expected.keys():
-        yield float(fewest_differences(found[name], expected[name].astype(np.int64))), name
+    for fact in facts:
+        yield float(fact.different), fact.name
 
 
 def _float_line(path: Path) -> CertificateLine:

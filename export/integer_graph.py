@@ -7,9 +7,10 @@ one node each, whose codes reach 255 and whose shape ONNX Runtime tells.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,8 @@ from qil_deploy.float_parts import PART_OPERATOR, part_shapes
 from qil_deploy.onnx_file import Node
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.arguments import integer
-from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, check_zero_points, unpack_blocks
+from qil_deploy.reference.kernels import row_blocks
+from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, check_packed, check_zero_points, unpack_blocks
 from qil_deploy.reference.operators import find_operator
 
 from .weight_layout import MovedInput, follow_moves, undo_convolution, undo_linear
@@ -35,19 +37,30 @@ _KEEPS_CODES = ("MaxPool", "Resize", "Concat", "Flatten", "Reshape", "Transpose"
 class Layer:
     """One convolution or linear layer, as that of the tensor its moves start from.
 
+    Its weights are codes times spread. Of large layers they are made a few output channels at a time, since as int64
+    they would take twice the memory of the float network.
+
     Attributes:
         node: the operator that multiplies.
-        weights: [C_out, ...], codes times spread.
+        shape: of the weights, [C_out, ...].
+        weights_of: returns the weights of some of the output channels.
         bias: [C_out].
         largest_input: largest magnitude that a code contributes, its zero point taken off or not.
-        largest_product: largest magnitude of one product in the kernel.
+        kernel_product: largest product in the kernel, where it multiplies something else than codes and weights; 0
+            elsewhere.
     """
 
     node: Node
-    weights: Integers
+    shape: tuple[int, ...]
+    weights_of: Callable[[slice], Integers]
     bias: Integers
     largest_input: int
-    largest_product: int
+    kernel_product: int = 0
+
+    def blocks(self) -> Iterator[tuple[slice, Integers]]:
+        """Yield output channels and their weights, until all of them had their turn."""
+        for rows in row_blocks(self.shape[0], math.prod(self.shape[1:])):
+            yield rows, self.weights_of(rows)
 
 
 class IntegerGraph:
@@ -124,29 +137,34 @@ class IntegerGraph:
     def _moved(self, node: Node) -> MovedInput:
         return follow_moves(node.inputs[0], self._producers, self.constants, self.shapes)
 
-    def _layer(self, node: Node, weights: Integers, bias: str) -> Layer:
+    def _layer(self, node: Node, weights: NDArray[Any], bias: str) -> Layer:
         zero_point = int(self.constants[node.inputs[2]])
-        largest = max(self.largest.get(node.inputs[0], 255), zero_point)
         return Layer(
             node=node,
-            weights=weights,
+            shape=weights.shape,
+            weights_of=lambda rows: weights[rows].astype(np.int64),
             bias=self.constants[bias].astype(np.int64),
-            largest_input=largest,
-            largest_product=largest * int(np.abs(weights).max(initial=0)),
+            largest_input=max(self.largest.get(node.inputs[0], 255), zero_point),
         )
 
     def _convolution(self, node: Node) -> Layer:
-        weights, moved = self.constants[node.inputs[3]].astype(np.int64), self._moved(node)
+        weights, moved = self.constants[node.inputs[3]], self._moved(node)
         if not moved.is_source:
-            weights = undo_convolution(node, weights, moved, int(self.constants[node.inputs[2]]))
+            zero_point = int(self.constants[node.inputs[2]])
+            weights = undo_convolution(node, weights.astype(np.int64), moved, zero_point)
         return self._layer(node, weights, node.inputs[8])
 
     def _linear(self, node: Node) -> Layer:
-        weights, moved = self.constants[node.inputs[3]].astype(np.int64), self._moved(node)
+        weights, moved = self.constants[node.inputs[3]], self._moved(node)
         weights = weights if node.attributes.get("transB", 0) else weights.T
-        if not moved.is_source:
-            weights = undo_linear(node, weights, moved)
-        return self._layer(node, weights, node.inputs[6])
+        layer = self._layer(node, weights, node.inputs[6])
+        if moved.is_source:
+            return layer
+        return replace(
+            layer,
+            shape=(len(weights), math.prod(moved.shape)),
+            weights_of=lambda rows: undo_linear(node, layer.weights_of(rows), moved),
+        )
 
     def matmul(self, node: Node) -> MatMul:
         """Return what a MatMulNBits and the operators behind it compute.
@@ -154,30 +172,36 @@ class IntegerGraph:
         Raises:
             CertificateError: they are not those of a linear layer on integers.
         """
+        shape = (integer(node, "N", 0), integer(node, "K", 0))
         bits, block = integer(node, "bits", 0), integer(node, "block_size", 0)
-        stored = unpack_blocks(
-            self.constants[node.inputs[1]], (integer(node, "N", 0), integer(node, "K", 0)), bits, block
-        ).astype(np.int64)
+        packed = self.constants[node.inputs[1]]
+        check_packed(packed, shape, bits, block)
+        blocks = shape[1] // block
         zero_points = self.constants.get(node.inputs[3]) if len(node.inputs) > 3 else None
         try:
-            check_zero_points(zero_points, stored.shape[0], stored.shape[1], bits)
+            check_zero_points(zero_points, shape[0], blocks, bits)
         except ValueError as error:
             raise _refusal(node, str(error)) from error
         moved = self._moved(node)
-        codes = undo_linear(node, stored.reshape(len(stored), -1), moved)
-        spread, bias = self._spread_and_bias(node, len(stored))
-        largest = self.largest.get(moved.source, 255)
+        spread, bias = self._spread_and_bias(node, shape[0])
+
+        def stored(rows: slice) -> Integers:
+            part = packed[rows]
+            return unpack_blocks(part, (len(part), shape[1]), bits, block).reshape(len(part), -1).astype(np.int64)
+
+        layer = Layer(
+            node=node,
+            shape=(shape[0], math.prod(moved.shape)),
+            weights_of=lambda rows: undo_linear(node, stored(rows), moved) * spread[rows, None],
+            bias=bias,
+            largest_input=self.largest.get(moved.source, 255),
+            kernel_product=LANE_CODE * (2**bits - 1),
+        )
         return MatMul(
-            layer=Layer(
-                node=node,
-                weights=codes * spread[:, None],
-                bias=bias,
-                largest_input=largest,
-                largest_product=LANE_CODE * (2**bits - 1),
-            ),
-            stored=stored + 2 ** (bits - 1),
+            layer=layer,
+            stored=stored,
             offset=2 ** (bits - 1),
-            constants=np.where(moved.positions < 0, -1 - moved.positions, -1).reshape(stored.shape[1:]),
+            constants=np.where(moved.positions < 0, -1 - moved.positions, -1).reshape(blocks, block),
             scales=self.constants[node.inputs[2]],
             level=integer(node, "accuracy_level", 0),
         )
@@ -213,15 +237,15 @@ class MatMul:
 
     Attributes:
         layer: the layer.
-        stored: codes plus `offset`, [C_out, blocks, block], 0 to 2**bits - 1.
-        offset: 2**(bits - 1).
+        stored: returns the codes of some of the output channels, [rows, blocks * block].
+        offset: what is added to them in storage, 2**(bits - 1): there they are 0 to 2**bits - 1.
         constants: [blocks, block], the constant that stands at a place, -1 where codes do.
         scales: one per output and block.
         level: accuracy level.
     """
 
     layer: Layer
-    stored: Integers
+    stored: Callable[[slice], Integers]
     offset: int
     constants: Integers
     scales: NDArray[Any]
@@ -244,7 +268,12 @@ class MatMul:
             raise _refusal(node, f"{np.count_nonzero(self.scales != 1)} of its scales are not 1")
         if self.level != EXACT_LEVEL:
             raise _refusal(node, f"its accuracy_level is {self.level}, not {EXACT_LEVEL}")
-        return int(max((self.stored * largest).sum(axis=(1, 2)).max(), self.offset * largest.sum()))
+        inputs = largest.ravel().astype(np.float64)  # whose sums are exact, and quick
+        sums = [
+            ((self.stored(rows) + self.offset) @ inputs).max(initial=0.0)
+            for rows in row_blocks(self.layer.shape[0], largest.size)
+        ]
+        return int(max(*sums, self.offset * largest.sum()))
 
 
 def _refusal(node: Node, reason: str) -> CertificateError:

@@ -88,8 +88,12 @@ def undo_linear(node: Node, weights: NDArray[np.int64], moved: MovedInput) -> ND
     """
     places = moved.positions.ravel()
     _require_zeros(node, weights[:, places < 0])
+    targets = places[places >= 0]
     result = np.zeros((len(weights), int(np.prod(moved.shape))), np.int64)
-    np.add.at(result.T, places[places >= 0], weights[:, places >= 0].T)
+    if len(np.unique(targets)) == len(targets):
+        result[:, targets] = weights[:, places >= 0]
+    else:
+        np.add.at(result.T, targets, weights[:, places >= 0].T)
     return result
 
 

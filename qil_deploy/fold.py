@@ -37,13 +37,14 @@ from torch import Tensor
 
 from .config import INT16_MAX
 from .layers import BatchNorm, QuantLayer
-from .quantizers import round_straight_through
+from .quantizers import WeightQuantizer, round_straight_through
 
 INT8_MAX = 127
 BIAS_LIMIT = 2**30
 # A dead channel's constant is kept within so many output codes (all beyond saturates), in steps of 2**-14.
 _DEAD_CODES = 1024.0
 _DEAD_STEPS = 2.0**14
+_CODES_AT_ONCE = 1 << 20  # whole blocks of the quantizers' kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,23 @@ class OutputGrid:
 
     scale: float | None
     offset: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedChannels:
+    """What folding makes of a layer's channels.
+
+    Attributes:
+        signs: of the weight codes, -1, 1, or 0 in a dead channel; float64 [C_out].
+        spread: int64 [C_out].
+        bias: float64 integers [C_out].
+        w_scale: float32 [C_out], positive.
+    """
+
+    signs: Tensor
+    spread: Tensor
+    bias: Tensor
+    w_scale: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +130,41 @@ def largest_spread(largest_weight_code: int, largest_activation: int) -> int:
     return max(1, limit // largest_weight_code)
 
 
-def fold(
-    codes_real: Tensor,
-    q_w: int,
-    gain: Tensor,
-    shift: Tensor,
-    x_scale: Tensor,
-    output: OutputGrid,
-    spread: int,
-) -> FoldedLayer:
-    """Fold one layer (module docstring).
+def fold(codes_real: Tensor, channels: FoldedChannels) -> FoldedLayer:
+    """Round the weight codes of a layer and give them their signs.
 
     Args:
         codes_real: weight codes before rounding, `q_W * w_hat`, [C_out, ...].
+        channels: from `fold_channels`.
+
+    Returns:
+        The integers; differentiable in `codes_real`, and in what the channels were made of.
+    """
+    signs = channels.signs.to(codes_real.dtype).reshape((-1,) + (1,) * (codes_real.ndim - 1))
+    return FoldedLayer(
+        codes=round_straight_through(codes_real) * signs,
+        spread=channels.spread,
+        bias=channels.bias,
+        w_scale=channels.w_scale,
+    )
+
+
+@torch.no_grad()
+def integer_codes(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+    """Return the weight codes, int8, of the shape of `weight`; floats are made of a part of them at a time."""
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    parts = zip(codes.reshape(-1).split(_CODES_AT_ONCE), weight.reshape(-1).split(_CODES_AT_ONCE), strict=True)
+    for part, floats in parts:
+        part.copy_(quantizer.codes_real(floats).round_())
+    return codes
+
+
+def fold_channels(
+    q_w: int, gain: Tensor, shift: Tensor, x_scale: Tensor, output: OutputGrid, spread: int
+) -> FoldedChannels:
+    """Fold what stands behind the sums of one layer (module docstring).
+
+    Args:
         q_w: largest weight code.
         gain, shift: float64 [C_out].
         x_scale: float32 scalar, step of the input codes.
@@ -132,7 +172,7 @@ def fold(
         spread: from `largest_spread`.
 
     Returns:
-        The integers; differentiable in `codes_real`, `gain` and `shift`.
+        What it comes to; differentiable in `gain` and `shift`.
     """
     x_step = x_scale.double()
     constant = shift - output.offset
@@ -153,11 +193,8 @@ def fold(
         limit = _DEAD_CODES * output.scale
         constant = torch.where(dead, constant.clamp(-limit, limit), constant)
     bias = round_straight_through(constant / (x_step * w_scale.double()))
-    shape = (-1,) + (1,) * (codes_real.ndim - 1)
-    signs = torch.where(dead, 0.0, gain.sign()).to(codes_real.dtype).reshape(shape).detach()
-    return FoldedLayer(
-        codes=round_straight_through(codes_real) * signs, spread=spreads.long(), bias=bias, w_scale=w_scale
-    )
+    signs = torch.where(dead, 0.0, gain.sign()).detach()
+    return FoldedChannels(signs=signs, spread=spreads.long(), bias=bias, w_scale=w_scale)
 
 
 def _dead_step(constant: Tensor, output: OutputGrid) -> Tensor:

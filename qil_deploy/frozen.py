@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .float_island import FloatIsland
-from .fold import FoldedLayer, OutputGrid, fold, gain_and_shift, largest_spread
+from .fold import FoldedChannels, FoldedLayer, OutputGrid, fold, fold_channels, gain_and_shift, integer_codes, largest_spread
 from .layers import BatchNorm, QuantConv2d, QuantLayer
 from .quantizers import InputQuantizer, round_straight_through
 
@@ -112,23 +112,26 @@ class FrozenLayer(nn.Module):
 
     def fold(self) -> FoldedLayer:
         """Fold the present parameters."""
+        return fold(self.layer.weight_quantizer.codes_real(self.layer.weight), self._fold_channels())
+
+    def _fold_channels(self) -> FoldedChannels:
         quantizer = self.layer.weight_quantizer
         gain, shift = gain_and_shift(self.layer, self.norm)
         step = None if self.y is None else float(self.y_step)
         output = OutputGrid(scale=step, offset=float(self.y_offset))
         # Padding puts the zero point into every window, so codes count with their full uint8 value.
         spread = largest_spread(quantizer.largest_code, max(int(self.x.high), int(self.x.zero_point)))
-        codes_real = quantizer.codes_real(self.layer.weight)
-        return fold(codes_real, quantizer.largest_code, gain, shift, self.x.scale, output, spread)
+        return fold_channels(quantizer.largest_code, gain, shift, self.x.scale, output, spread)
 
     @torch.no_grad()
     def fold_to_buffers(self) -> None:
         """Fold the present parameters into the integer buffers."""
-        folded = self.fold()
-        self.weight_codes.copy_(folded.codes)
-        self.spread.copy_(folded.spread)
-        self.bias.copy_(folded.bias)
-        self.w_scale.copy_(folded.w_scale)
+        channels = self._fold_channels()
+        signs = channels.signs.to(torch.int8).reshape((-1,) + (1,) * (self.weight_codes.ndim - 1))
+        self.weight_codes.copy_(integer_codes(self.layer.weight_quantizer, self.layer.weight)).mul_(signs)
+        self.spread.copy_(channels.spread)
+        self.bias.copy_(channels.bias)
+        self.w_scale.copy_(channels.w_scale)
 
     def train(self, mode: bool = True) -> FrozenLayer:
         """Switch mode; leaving training folds into the buffers. BatchNorm's statistics never move."""

@@ -139,12 +139,17 @@ def _little_endian(name: str) -> np.dtype[Any]:
 def _unpack(stored: npt.NDArray[np.uint8], name: str, count: int) -> Array:
     """Unpack `count` 4-bit or 2-bit elements, low bits first, to int8 (sign-extended) or uint8."""
     bits = int(name[-1])
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = ((stored[:, None] >> shifts) & np.uint8(2**bits - 1)).reshape(-1)[:count]
+    codes = np.empty((stored.size, 8 // bits), np.uint8)
+    for place, shift in enumerate(range(0, 8, bits)):
+        np.right_shift(stored, np.uint8(shift), out=codes[:, place])
+    codes &= np.uint8(2**bits - 1)
+    elements = codes.reshape(-1)[:count]
     if name.startswith("u"):
-        return codes
+        return elements
     sign = np.uint8(1 << (bits - 1))
-    return (codes ^ sign).view(np.int8) - sign.view(np.int8)
+    elements ^= sign
+    elements -= sign  # a negative code wraps to the byte that int8 reads as that code
+    return elements.view(np.int8)
 
 
 def _from_typed_field(elements: Iterable[Any], name: str, bits: int, count: int, where: str) -> Array:

@@ -38,7 +38,8 @@ class IntegerReference:
     Attributes:
         model: the file that is executed.
         nodes: the operators that are executed for every batch, in order.
-        constants: initializers and what is computed from them alone, such as unpacked weights.
+        constants: what these operators read of the initializers, and of what is computed from them alone, such as
+            unpacked weights.
     """
 
     def __init__(self, model: OnnxFile) -> None:
@@ -63,6 +64,9 @@ class IntegerReference:
             raise ModelFileError(f"{model.path}: {excerpt(str(error), _LONGEST_REASON)}.") from error
         self._budget = Budget.of_file(model.bytes)
         self.nodes = self._fold_constants(nodes)
+        # Weights as they are packed in the file, and on their way to what is multiplied, are read no more.
+        needed = {*self._outputs, *(name for node in self.nodes for name in node.inputs)}
+        self.constants = {name: array for name, array in self.constants.items() if name in needed}
         self._fixed_batch = isinstance((model.inputs[0].shape or (None,))[0], int)
         self._last_uses = _last_uses(self.nodes, keep={*self.constants, self._outputs[0]})
 

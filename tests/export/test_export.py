@@ -121,7 +121,9 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
     assert metadata.pop("certificate") == [
         {"name": line.name, "worst": line.worst, "bound": line.bound, "where": line.where} for line in lines
     ]
-    assert [line.name for line in lines] == ["int32", "int16", "matmul", "ties", "float", "weights"]
+    assert [line.name for line in lines] == [
+        "int32", "int16", "matmul", "ties", "pooling", "scales", "float", "weights", "runs"
+    ]  # fmt: skip
     layers = metadata.pop("layers")
     assert [layer["name"] for layer in layers] == [
         node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")
