@@ -13,16 +13,18 @@ from such a graph is float arithmetic on low-bit values: it repeats the paper's 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
-from qil_deploy.fold import gain_and_shift
+from qil_deploy.fold import gain_and_shift, integer_codes
 from qil_deploy.graph import module_of
 from qil_deploy.layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear, Standalone, pair
 from qil_deploy.preprocessing import Preprocessing
@@ -31,6 +33,7 @@ from qil_deploy.quantizers import ActivationQuantizer
 from .capture import InputKind, node_names, number_of_logits
 from .capture_moves import concat, flatten, max_pool, symmetric_window, upsample
 from .emitter import QIL_DOMAIN, Emitter
+from .layer_codes import LayerCodes
 
 _UNCHANGED = (nn.Dropout, nn.Dropout2d, Standalone)
 
@@ -70,15 +73,17 @@ def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kin
     return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10, named=set(values.values()))
 
 
-def paper_codes(model: fx.GraphModule) -> dict[str, NDArray[np.int8]]:
+def paper_codes(model: fx.GraphModule) -> LayerCodes:
     """Return the weight codes of every low-bit layer, with their signs, by graph node name."""
     names = node_names(model)
     norms = _folded_norms(model)
-    return {
-        name: _codes_and_scale(module, _norm_of(model, norms, node))[0]
-        for node, name in names.items()
-        if isinstance(module := module_of(model, node), QuantConv2d | QuantLinear)
-    }
+    return LayerCodes(
+        {
+            name: partial(_codes, module, _norm_of(model, norms, node))
+            for node, name in names.items()
+            if isinstance(module := module_of(model, node), QuantConv2d | QuantLinear)
+        }
+    )
 
 
 def _folded_norms(model: fx.GraphModule) -> dict[fx.Node, fx.Node]:
@@ -97,17 +102,22 @@ def _norm_of(model: fx.GraphModule, norms: dict[fx.Node, fx.Node], node: fx.Node
     return norm if isinstance(norm, BatchNorm) else None
 
 
-def _codes_and_scale(
+def _codes(layer: QuantConv2d | QuantLinear, norm: BatchNorm | None) -> NDArray[np.int8]:
+    """Return weight codes with the sign of their channel, [C_out, ...]."""
+    gain, _ = gain_and_shift(layer, norm)
+    signs = gain.sign().to(torch.int8).reshape((-1,) + (1,) * (layer.weight.ndim - 1))
+    codes: NDArray[np.int8] = _numpy(integer_codes(layer.weight_quantizer, layer.weight).mul_(signs))
+    return codes
+
+
+def _scale_and_shift(
     layer: QuantConv2d | QuantLinear, norm: BatchNorm | None
-) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
-    """Return weight codes [C_out, ...], the value of one code step [C_out], and what is added [C_out]."""
-    gain, shift = gain_and_shift(layer, norm)
-    codes = layer.weight_quantizer.codes_real(layer.weight).round()
-    signs = gain.sign().to(codes.dtype).reshape((-1,) + (1,) * (codes.ndim - 1))
-    q_w = layer.weight_quantizer.largest_code
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the value of one code step and what is added, [C_out] each."""
+    gain, shift = (_numpy(tensor) for tensor in gain_and_shift(layer, norm))
     # A channel without gain has no weights; any scale will do.
-    scale = np.where(_numpy(gain) == 0, 1.0, np.abs(_numpy(gain)) / q_w)
-    return _numpy(codes * signs).astype(np.int8), scale.astype(np.float32), _numpy(shift).astype(np.float32)
+    scale = np.where(gain == 0, 1.0, np.abs(gain) / layer.weight_quantizer.largest_code)
+    return scale.astype(np.float32), shift.astype(np.float32)
 
 
 def _low_bit_layer(
@@ -117,7 +127,7 @@ def _low_bit_layer(
     sources: list[ir.Value],
     name: str,
 ) -> ir.Value:
-    codes, scale, shift = _codes_and_scale(layer, norm)
+    codes, (scale, shift) = _codes(layer, norm), _scale_and_shift(layer, norm)
     constants = [
         emitter.constant(codes, f"{name}_codes"),
         emitter.constant(np.ones(len(codes), np.int8), f"{name}_one"),

@@ -17,9 +17,9 @@ what the exporter meant to write. Lines:
     runs         ONNX Runtime loads the file and runs it, with its optimizer and without: logits of an image of noise
                  that differ from the integer reference where they have to equal it (`trial_run`)
 
-`r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; behind a part that is kept in float it is 255. Line
-`matmul` holds for the codes `U` as MatMulNBits stores them, with an offset; it also wants the constant 127 in every
-block, no larger code, and scales of 1.
+`r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; behind a
+part that is kept in float it is 255. Line `matmul` holds for the codes `U` as MatMulNBits stores them, with an offset; it
+also wants the constant 127 in every block, no larger code, and scales of 1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.matmul_nbits import SUM_LIMIT
 
 from .integer_graph import IntegerGraph, Layer
-from .trial_run import differing_logits
+from .trial_run import Trial, differing_logits
 from .weight_layout import fewest_differences
 
 INT32_LIMIT = 2**31
@@ -89,25 +89,31 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
     # Before the others: they need the integer reference, which has no float operators.
     float_line = _float_line(path)
     try:
-        model = read_model(path)
-        reference = IntegerReference(model)
-        graph = IntegerGraph(reference)
-        facts = [_measure(layer, expected_codes.get(layer.node.name)) for layer in graph.layers]
-        lines = [
-            _hold("int32", INT32_LIMIT - 1, [*((fact.accumulator, fact.name) for fact in facts), *_sums(graph)]),
-            _hold("int16", INT16_MAX, ((float(2 * fact.product), fact.name) for fact in facts)),
-            _hold("matmul", SUM_LIMIT - 1, _partial_sums(graph)),
-            _hold("ties", 1.0, _tie_risks(graph)),
-            _hold("pooling", _BELOW_256, _pool_ratios(graph)),
-            _hold("scales", 0, _unusable_scales(graph)),
-            float_line,
-            _hold("weights", 0, _different_codes(facts, expected_codes)),
-        ]
-        return [*lines, _hold("runs", 0, [differing_logits(path, model, None if kept_parts(model) else reference)])]
+        lines, trial = _integer_lines(path, expected_codes)
     except QilDeployError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise CertificateError(f"{path} holds what no export writes: {error}. Export the model again.") from error
+    runs = _hold("runs", 0, [differing_logits(path, trial)])
+    return [*lines[:-1], float_line, lines[-1], runs]
+
+
+def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> tuple[list[CertificateLine], Trial]:
+    """Return the lines that integers of the file are bounded by, and what ONNX Runtime is to make of it."""
+    model = read_model(path)
+    reference = IntegerReference(model)
+    graph = IntegerGraph(reference)
+    facts = [_measure(layer, expected_codes.get(layer.node.name)) for layer in graph.layers]
+    lines = [
+        _hold("int32", INT32_LIMIT - 1, [*((fact.accumulator, fact.name) for fact in facts), *_sums(graph)]),
+        _hold("int16", INT16_MAX, ((float(2 * fact.product), fact.name) for fact in facts)),
+        _hold("matmul", SUM_LIMIT - 1, _partial_sums(graph)),
+        _hold("ties", 1.0, _tie_risks(graph)),
+        _hold("pooling", _BELOW_256, _pool_ratios(graph)),
+        _hold("scales", 0, _unusable_scales(graph)),
+        _hold("weights", 0, _different_codes(facts, expected_codes)),
+    ]
+    return lines, Trial.of(model, None if kept_parts(model) else reference)
 
 
 def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
@@ -130,7 +136,7 @@ def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) 
         return float(np.count_nonzero(stored != expected))
 
     weights = _hold("weights", 0, ((different(name, codes), name) for name, codes in expected_codes.items()))
-    return [weights, _hold("runs", 0, [differing_logits(path, graph, None)])]
+    return [weights, _hold("runs", 0, [differing_logits(path, Trial.of(graph, None))])]
 
 
 def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> CertificateLine:

@@ -179,6 +179,16 @@ def rewrite(
     return emitter.model(inputs, outputs, model.graph.opset_imports, model.ir_version, named)
 
 
+def release(model: ir.Model) -> None:
+    """Let go of the constants of a model that nobody reads any more.
+
+    Its nodes and tensors refer to each other: left alone, they keep all weights in memory until Python looks for such
+    circles, which may be long after.
+    """
+    for value in model.graph.initializers.values():
+        value.const_value = None
+
+
 def integer(node: ir.Node, name: str) -> int:
     """Return an integer attribute."""
     return node.attributes[name].as_int()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from torch import fx
+from torch import fx, nn
 
-from qil_deploy.errors import CertificateError, ConfigError
+from qil_deploy.errors import CertificateError
 from qil_deploy.executed_kernels import float_kernels
 from qil_deploy.exported_names import METADATA_KEY, METADATA_SCHEMA
 from qil_deploy.files import atomic_path
@@ -23,14 +25,19 @@ from qil_deploy.freezing_report import FreezingReport
 from qil_deploy.frozen import FrozenFloat, FrozenInput, FrozenLayer
 from qil_deploy.graph import input_of, module_of
 from qil_deploy.layers import QuantConv2d, QuantLinear
+from qil_deploy.prepared_model import FrozenModel
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
+from qil_deploy.unwrap import prepared_model
 
+from .arguments import check_details, check_same_input, checked_names, checked_path, checked_preprocessing
 from .capture import node_names, number_of_logits
 from .capture_paper import paper_codes
 from .certify import CertificateLine, certify, certify_weights
+from .emitter import release
+from .layer_codes import LayerCodes
 from .lowering import lower
-from .options import ExportOptions
+from .options import ExportOptions, checked_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +56,8 @@ class ExportResult:
 
 
 def export_onnx(
-    model: fx.GraphModule,
-    path: Path,
+    model: nn.Module,
+    path: str | PathLike[str],
     *,
     preprocessing: Preprocessing,
     class_names: Sequence[str],
@@ -61,62 +68,71 @@ def export_onnx(
     """Write a prepared or frozen model as ONNX.
 
     A prepared model is frozen on the way, except in `paper` placement, whose float layers cannot be. The file appears
-    under its name only when ONNX's checker and every line of the certificate have passed.
+    under its name only when ONNX's checker and every line of the certificate have passed. Beside the model, at most
+    about as much memory is taken as its float weights do.
 
     Args:
-        model: from `prepare` or `freeze`.
+        model: from `prepare` or `freeze`; may be wrapped, as for training in several processes or compiled.
         path: the file to write.
-        preprocessing: shape of an image and the map from its pixels to the network's input.
+        preprocessing: shape of an image and the map from its pixels to the network's input, as `prepare` was given it.
         class_names: one per logit.
         data: name of the data set the model was trained on.
         options: format, storage, input and opset.
         freezing: what freezing cost, for the metadata; None if it was not measured.
 
     Raises:
-        ConfigError: an opset that the storage does not allow, `qlinear` for `paper` placement, or another number of
-            class names than of logits.
-        UnsupportedModelError: a model that cannot be frozen.
-        CertificateError: the graph breaks a bound.
+        ConfigError: an argument of the wrong kind, an opset that the storage does not allow, `qlinear` for `paper`
+            placement, another preprocessing than that of `prepare`, or another number of class names than of logits.
+        UnsupportedModelError: a model that is not from `prepare` or `freeze`, or cannot be frozen.
+        CertificateError: the graph breaks a bound, or ONNX Runtime cannot run it.
         OutputError: `path` cannot be written.
     """
-    options = options or ExportOptions()
-    paper = keeps_float(model)
-    if not paper and not any(isinstance(module, FrozenLayer) for module in model.modules()):
-        model = freeze(model)
-    classes = number_of_logits(model)
-    if len(class_names) != classes:
-        raise ConfigError(f"class_names has {len(class_names)} names, but the model has {classes} logits.")
-    lowered = lower(model, preprocessing, options)
-    metadata = (_paper_metadata(model) if paper else _integer_metadata(model)) | {
+    output, preprocessing = checked_path(path), checked_preprocessing(preprocessing)
+    check_details(data, freezing)
+    options = checked_options(options)
+    graph_module = prepared_model(model, "export_onnx")
+    names = checked_names(class_names, number_of_logits(graph_module))
+    check_same_input(graph_module, preprocessing)
+    paper = keeps_float(graph_module)
+    if not paper and not isinstance(graph_module, FrozenModel):
+        graph_module = freeze(graph_module, share_parameters=True)
+    metadata = (_paper_metadata(graph_module) if paper else _integer_metadata(graph_module)) | {
         "schema": METADATA_SCHEMA,
         "format": options.format,
         "weights": options.weights,
         "input": options.input,
         "batch": options.batch,
-        "passes": lowered.passes,
+        "passes": {},
         "preprocessing": asdict(preprocessing),
-        "class_names": list(class_names),
+        "class_names": list(names),
         "data": data,
         "freezing": None if freezing is None else asdict(freezing),
     }
-    with atomic_path(path) as temporary:
-        save_model(lowered.model, temporary, metadata)
+    lowered = lower(graph_module, preprocessing, options)
+    metadata["passes"] = lowered.passes
+    with atomic_path(output) as temporary:
+        size = write_graph(lowered.model, temporary)
+        release(lowered.model)  # the file holds all weights now
+        set_metadata(temporary, size, metadata)
         if paper:
-            lines = certify_weights(temporary, paper_codes(model))
+            lines = certify_weights(temporary, paper_codes(graph_module))
             metadata["float_parts"] = [name for _, name in float_kernels(temporary)]
         else:
-            lines = certify(temporary, expected_codes(model))
-        save_model(lowered.model, temporary, metadata | {"certificate": [asdict(line) for line in lines]})
-    return ExportResult(path=path, size=path.stat().st_size, certificate=tuple(lines))
+            lines = certify(temporary, expected_codes(graph_module))
+        set_metadata(temporary, size, metadata | {"certificate": [asdict(line) for line in lines]})
+    return ExportResult(path=output, size=output.stat().st_size, certificate=tuple(lines))
 
 
-def expected_codes(model: fx.GraphModule) -> dict[str, NDArray[np.int8]]:
+def expected_codes(model: fx.GraphModule) -> LayerCodes:
     """Return `codes * spread` of every layer of a frozen model, by graph node name."""
-    result = {}
-    for name, layer in _layers(model):
-        spread = layer.spread.reshape((-1,) + (1,) * (layer.weight_codes.ndim - 1))
-        result[name] = (layer.weight_codes * spread).numpy()
-    return result
+    return LayerCodes({name: partial(_spread_codes, layer) for name, layer in _layers(model)})
+
+
+def _spread_codes(layer: FrozenLayer) -> NDArray[np.int8]:
+    codes: NDArray[np.int8] = (
+        layer.weight_codes * layer.spread.reshape((-1,) + (1,) * (layer.weight_codes.ndim - 1))
+    ).numpy()
+    return codes
 
 
 def _layers(model: fx.GraphModule) -> list[tuple[str, FrozenLayer]]:
@@ -170,15 +186,27 @@ def _paper_metadata(model: fx.GraphModule) -> dict[str, Any]:
     return {"placement": "paper", "layers": layers}
 
 
-def save_model(graph: ir.Model, path: Path, metadata: dict[str, Any]) -> None:
-    """Write a model with its metadata and let ONNX's checker read it back.
+def write_graph(graph: ir.Model, path: Path) -> int:
+    """Write a graph without metadata, let ONNX's checker read it back, and return its size in bytes.
 
     Raises:
         CertificateError: the checker refuses the graph.
     """
-    graph.metadata_props[METADATA_KEY] = json.dumps(metadata, separators=(",", ":"))
     ir.save(graph, path, format="protobuf")
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CertificateError(f"ONNX's checker refuses the graph: {error}") from error
+    return path.stat().st_size
+
+
+def set_metadata(path: Path, graph_size: int, metadata: dict[str, Any]) -> None:
+    """Put metadata behind a graph of `graph_size` bytes, in the place of any that stand there.
+
+    Protobuf merges what stands behind a message into it: weights need not be written again, nor held for that.
+    """
+    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(metadata, separators=(",", ":")))
+    with path.open("r+b") as file:
+        file.truncate(graph_size)
+        file.seek(graph_size)
+        file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())

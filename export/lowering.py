@@ -20,7 +20,7 @@ from .capture import capture
 from .capture_float import MIN_FLOAT_OPSET, has_float
 from .capture_paper import capture_paper
 from .channels_last import channels_last
-from .emitter import MICROSOFT_DOMAIN
+from .emitter import MICROSOFT_DOMAIN, release
 from .keep_roundings import keep_roundings
 from .lower_to_qdq import lower_to_qdq
 from .lower_to_qlinear import lower_to_qlinear
@@ -67,7 +67,7 @@ def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOp
     else:
         float_opset = _choose_float_opset(model, options) if has_float(model) else None
         graph = _lower_integers(model, preprocessing, options, passes, float_opset)
-    graph = store_weights(graph, options.weights)
+    graph = _instead_of(graph, store_weights(graph, options.weights))
     _set_versions(graph, choose_opset(graph, options, float_opset))
     if options.batch is not None:
         _fix_batch(graph, options.batch)
@@ -83,17 +83,26 @@ def _lower_integers(
 ) -> ir.Model:
     """Return the graph of a frozen model, weights not stored yet; note in `passes` what was rewritten."""
     graph = capture(model, preprocessing, options.input, float_opset or MIN_FLOAT_OPSET)
-    if options.channels_last and options.format == "qlinear":
-        graph, passes["channels_last"] = channels_last(graph)
-    if options.simplify:
-        graph, passes["simplify"] = simplify(graph)
-    if options.space_to_depth:
-        graph, passes["space_to_depth"] = space_to_depth(graph)
-    if options.matmul_nbits and options.format == "qlinear" and options.weights == "packed":
-        graph, passes["matmul_nbits"] = matmul_nbits(graph)
-    if options.format == "qdq" and options.weights == "int8":
-        graph = keep_roundings(graph)
-    return lower_to_qlinear(graph) if options.format == "qlinear" else lower_to_qdq(graph)
+    is_qlinear = options.format == "qlinear"
+    optional = {
+        "channels_last": (channels_last, options.channels_last and is_qlinear),
+        "simplify": (simplify, options.simplify),
+        "space_to_depth": (space_to_depth, options.space_to_depth),
+        "matmul_nbits": (matmul_nbits, options.matmul_nbits and is_qlinear and options.weights == "packed"),
+    }
+    for name, (rewritten_by, wanted) in optional.items():
+        if wanted:
+            rewritten, passes[name] = rewritten_by(graph)
+            graph = _instead_of(graph, rewritten)
+    if not is_qlinear and options.weights == "int8":
+        graph = _instead_of(graph, keep_roundings(graph))
+    return _instead_of(graph, lower_to_qlinear(graph) if is_qlinear else lower_to_qdq(graph))
+
+
+def _instead_of(graph: ir.Model, rewritten: ir.Model) -> ir.Model:
+    """Return the rewritten graph, and let go of the weights of the one before."""
+    release(graph)
+    return rewritten
 
 
 def _choose_float_opset(model: fx.GraphModule, options: ExportOptions) -> int:

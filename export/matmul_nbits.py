@@ -65,7 +65,7 @@ def pack_blocks(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
         uint8 [N, blocks, block * bits / 8].
     """
     per_byte = 8 // bits
-    stored = (codes + np.int8(2 ** (bits - 1))).astype(np.uint8).reshape(*codes.shape[:2], -1, per_byte)
+    stored = (codes + np.int8(2 ** (bits - 1))).view(np.uint8).reshape(*codes.shape[:2], -1, per_byte)
     packed = np.zeros(stored.shape[:3], np.uint8)
     for place in range(per_byte):
         packed |= stored[..., place] << np.uint8(place * bits)
@@ -121,8 +121,9 @@ def _multiply(emitter: Emitter, node: ir.Node, x: ir.Value, codes: NDArray[np.in
     blocks, per_block = _split(inputs)
     bits = _stored_bits(integer(node, "weight_bits"))
     arranged = np.zeros((outputs, blocks, BLOCK), np.int8)
-    filled = np.pad(codes, ((0, 0), (0, blocks * per_block - inputs)))
-    arranged[:, :, :per_block] = filled.reshape(outputs, blocks, per_block)
+    whole = (blocks - 1) * per_block
+    arranged[:, :-1, :per_block] = codes[:, :whole].reshape(outputs, blocks - 1, per_block)
+    arranged[:, -1, : inputs - whole] = codes[:, whole:]
 
     def filled_with(value: np.generic, columns: int, what: str) -> ir.Value:
         shape = emitter.constant(np.array([outputs, columns]), f"{name}_{what}_shape")

@@ -11,6 +11,7 @@ from .capture import InputKind
 from .store_weights import Storage
 
 Format = Literal["qlinear", "qdq"]
+_LARGEST_BATCH = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +54,27 @@ class ExportOptions:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}.")
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"batch is {self.batch}; it must be at least 1, or None for any number of images.")
+        for name in ("space_to_depth", "channels_last", "matmul_nbits", "simplify"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are True and False.")
+        for name, meaning in (("opset", "the oldest that works"), ("batch", "any number of images")):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number, or None for {meaning}.")
+        if self.batch is not None and not 1 <= self.batch <= _LARGEST_BATCH:
+            raise ConfigError(
+                f"batch is {self.batch}; it must be from 1 to {_LARGEST_BATCH:,}, or None for any number of images."
+            )
+
+
+def checked_options(options: object) -> ExportOptions:
+    """Return the options that were given, or the defaults for None.
+
+    Raises:
+        ConfigError: they are something else.
+    """
+    if options is None:
+        return ExportOptions()
+    if not isinstance(options, ExportOptions):
+        raise ConfigError(f"options is a {type(options).__name__}; give ExportOptions(...), or None for the defaults.")
+    return options

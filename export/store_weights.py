@@ -9,12 +9,14 @@ INT2 (-2..1) up to 2 bits, INT4 (-8..7) up to 4, int8 beyond. A Mul by 1 is left
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qil_deploy.weight_storage import stored_bits
 
@@ -39,12 +41,21 @@ def _store(emitter: Emitter, node: ir.Node, inputs: list[ir.Value], storage: Sto
     dtype = packed_dtype(integer(node, "bits"))
     if storage == "int8" or dtype is ir.DataType.INT8:
         # Not emitter.constant: it shares zeros, and weights are looked up by name even where all are zero.
-        return emitter.tensor(ir.tensor(codes * factors, name=str(node.name)))
-    narrow = codes.astype(ml_dtypes.int2 if dtype is ir.DataType.INT2 else ml_dtypes.int4)
-    stored = emitter.tensor(ir.Tensor(narrow, dtype=dtype, name=f"{node.name}_packed"))
+        return emitter.tensor(_when_written(lambda: codes * factors, ir.DataType.INT8, codes.shape, str(node.name)))
+    narrow = ml_dtypes.int2 if dtype is ir.DataType.INT2 else ml_dtypes.int4
+    stored = emitter.tensor(_when_written(lambda: codes.astype(narrow), dtype, codes.shape, f"{node.name}_packed"))
     uniform = bool(np.all(spread == spread[0]))
     if uniform and spread[0] == 1:
         return emitter.op("Cast", [stored], str(node.name), attributes={"to": ir.DataType.INT8})
     cast = emitter.op("Cast", [stored], f"{node.name}_codes", attributes={"to": ir.DataType.INT8})
     factor = emitter.constant(spread[0], "") if uniform else emitter.constant(factors, f"{node.name}_spread")
     return emitter.op("Mul", [cast, factor], str(node.name))
+
+
+def _when_written(
+    compute: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...], name: str
+) -> ir.TensorProtocol:
+    """Return a tensor that is computed when it is written: otherwise all weights would be in memory once more."""
+    return ir.LazyTensor(
+        lambda: ir.Tensor(compute(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
+    )

@@ -7,6 +7,7 @@ the kernel: there the file has to run, and nothing more.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,57 @@ _LEVELS = {
 _FATAL = 4
 
 
-def differing_logits(path: Path, model: OnnxFile, reference: IntegerReference | None) -> tuple[float, str]:
-    """Return how many logits of a run differ from the reference's at the worst optimization level, and the level.
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a file is run on, and what has to come out.
 
-    Args:
-        path: the file.
-        model: its content.
-        reference: executes it; None where only ONNX Runtime does.
+    Attributes:
+        input, output: names of the graph's.
+        images: as many as one run of the file takes.
+        logits: of the integer reference; None where only ONNX Runtime computes the file.
+        exact: optimization levels at which ONNX Runtime has to return these.
+    """
+
+    input: str
+    output: str
+    images: NDArray[Any]
+    logits: NDArray[Any] | None
+    exact: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: OnnxFile, reference: IntegerReference | None) -> Trial:
+        """Return the trial of a file.
+
+        Args:
+            model: the file.
+            reference: executes it; None where only ONNX Runtime does.
+        """
+        images = _noise(model)
+        is_qdq = read_metadata(model).get("format") == "qdq"
+        return cls(
+            input=model.inputs[0].name,
+            output=model.outputs[0].name,
+            images=images,
+            logits=None if reference is None else reference.run(images),
+            exact=("all",) if is_qdq else tuple(_LEVELS),
+        )
+
+
+def differing_logits(path: Path, trial: Trial) -> tuple[float, str]:
+    """Return how many logits differ from the reference's at the worst optimization level, and the level.
 
     Raises:
-        CertificateError: ONNX Runtime cannot load or run the file, or returns no logits.
+        CertificateError: ONNX Runtime cannot load or run the file.
     """
-    images = _noise(model)
-    found = {level: _run(path, model, images, level) for level in _LEVELS}
-    if reference is None:
-        return 0.0, ""
-    expected = reference.run(images)
-    exact = [level for level in found if level == "all" or read_metadata(model).get("format") != "qdq"]
-    differing = {level: _differing(found[level], expected) for level in exact}
-    worst = max(exact, key=lambda level: differing[level])
+    expected, differing = trial.logits, dict.fromkeys(_LEVELS, 0)
+    for level in _LEVELS:
+        found = _run(path, trial, level)
+        if expected is not None and level in trial.exact:
+            same_kind = found.shape == expected.shape and found.dtype == expected.dtype
+            # NaN differs from everything, itself included.
+            differing[level] = int(np.count_nonzero(found != expected)) if same_kind else expected.size
+    worst = max(differing, key=lambda level: differing[level])
     return float(differing[worst]), f"ONNX Runtime at optimization level {worst!r}"
-
-
-def _differing(found: NDArray[Any], expected: NDArray[Any]) -> int:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return expected.size
-    return int(np.count_nonzero(found != expected))  # NaN differs from everything, itself included
 
 
 def _noise(model: OnnxFile) -> NDArray[Any]:
@@ -65,7 +91,7 @@ def _noise(model: OnnxFile) -> NDArray[Any]:
     return (pixels.astype(np.float32) - np.float32(grid["zero_point"])) * np.float32(grid["scale"])
 
 
-def _run(path: Path, model: OnnxFile, images: NDArray[Any], level: str) -> NDArray[Any]:
+def _run(path: Path, trial: Trial, level: str) -> NDArray[Any]:
     """Return the logits."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[level]
@@ -77,11 +103,11 @@ def _run(path: Path, model: OnnxFile, images: NDArray[Any], level: str) -> NDArr
         session = onnxruntime.InferenceSession(
             loadable(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-        (logits,) = session.run([model.outputs[0].name], {model.inputs[0].name: images})
+        (logits,) = session.run([trial.output], {trial.input: trial.images})
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         reason = " ".join(str(error).split()).rstrip(".")
         raise CertificateError(
-            f"certificate line 'runs' fails: ONNX Runtime {onnxruntime.__version__} cannot run the file at optimization "
-            f"level {level!r}: {reason}."
+            f"certificate line 'runs' fails: ONNX Runtime {onnxruntime.__version__} cannot run the file at "
+            f"optimization level {level!r}: {reason}."
         ) from error
     return np.asarray(logits)

@@ -50,11 +50,13 @@ _LARGEST_SCALE = 2.0**100
 _LARGEST_WINDOW = 2**24 - 1  # pixels of a map that ONNX Runtime averages
 
 
-def freeze(model: nn.Module) -> FrozenModel:
+def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
     """Return the frozen copy of a prepared model, in evaluation mode; `model` stays as it is.
 
     Args:
         model: from `prepare` with `integer` placement, calibrated or trained.
+        share_parameters: whether both models have the same parameters, of which no copy is made then; for a frozen
+            model that nobody trains.
 
     Raises:
         UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen; a model that
@@ -64,7 +66,10 @@ def freeze(model: nn.Module) -> FrozenModel:
     prepared = prepared_model(model, "freeze", may_be_frozen=False)
     _require_integer_placement(prepared)
     with nothing_left_behind():
-        return _frozen(copy.deepcopy(prepared))
+        shared = {id(parameter): parameter for parameter in prepared.parameters()} if share_parameters else {}
+        frozen = _frozen(copy.deepcopy(prepared, shared))
+    _require_usable_multipliers(frozen)
+    return frozen
 
 
 def freeze_structure(prepared: PreparedModel) -> FrozenModel:
@@ -268,8 +273,8 @@ class _Freezer:
         x = self.grids[input_of(chain[-1])]
         if window > _LARGEST_WINDOW:
             raise UnsupportedModelError(
-                f"{chain[-1].target!r} averages maps of {window:,} pixels; ONNX Runtime averages {_LARGEST_WINDOW:,} at "
-                "most. Pool them in two steps."
+                f"{chain[-1].target!r} averages maps of {window:,} pixels; ONNX Runtime averages {_LARGEST_WINDOW:,} "
+                "at most. Pool them in two steps."
             )
         ratio = pool_ratio(float(x.scale) / (window * float(y.scale)))
         ratio *= shrink_factor([255 * window * ratio])

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .float_island import FloatIsland
-from .fold import FoldedChannels, FoldedLayer, OutputGrid, fold, fold_channels, gain_and_shift, integer_codes, largest_spread
+from .fold import (
+    FoldedChannels,
+    FoldedLayer,
+    OutputGrid,
+    fold,
+    fold_channels,
+    gain_and_shift,
+    integer_codes,
+    largest_spread,
+)
 from .layers import BatchNorm, QuantConv2d, QuantLayer
 from .quantizers import InputQuantizer, round_straight_through
 
@@ -164,7 +173,8 @@ class FrozenLayer(nn.Module):
         folded = self._folded()
         spread = folded.spread.reshape((-1,) + (1,) * (folded.codes.ndim - 1))
         weight = folded.codes * spread
-        sums = weight.detach().abs().sum(tuple(range(1, weight.ndim))) * self.x.largest_difference()
+        magnitudes = torch.linalg.vector_norm(weight.detach(), 1, dim=tuple(range(1, weight.ndim)))  # makes no copy
+        sums = magnitudes * self.x.largest_difference()
         accumulator = self._accumulate(x - self.x.zero_point, weight, folded.bias, sums)
         y_step = None if self.y is None else self.y_step
         scaled = accumulator * _per_channel(folded.multiplier(self.x.scale, y_step), x.ndim)

@@ -31,7 +31,7 @@ class Patch:
     def __init__(self, case: Case, path: Path, **options: Any) -> None:  # noqa: ANN401 - ExportOptions'
         self.path = case.export(path, **options)
         self.model = onnx.load(self.path)
-        self.codes = expected_codes(case.frozen)
+        self.codes = dict(expected_codes(case.frozen))
 
     def node(self, name: str) -> onnx.NodeProto:
         node: onnx.NodeProto

@@ -273,7 +273,7 @@ def test_a_failed_certificate_leaves_an_older_file_as_it_was(
     case = exports.resnet()
     path = case.export(tmp_path / "model.onnx")
     before = path.read_bytes()
-    codes = export_module.expected_codes(case.frozen)
+    codes = dict(export_module.expected_codes(case.frozen))
     codes["layer1.0.conv2"][0, 0, 0, 0] ^= 1
     monkeypatch.setattr(export_module, "expected_codes", lambda _model: codes)
     with pytest.raises(CertificateError, match=r"'weights' fails at layer1\.0\.conv2: 1 is above 0"):

@@ -146,9 +146,7 @@ def case_for(exports: Exports, network: nn.Module) -> Case:
     return exports.case(network, QuantConfig(), images, PIXELS)
 
 
-def test_an_addition_that_is_clipped_and_pooled_keeps_no_name_of_other_codes(
-    exports: Exports, tmp_path: Path
-) -> None:
+def test_an_addition_that_is_clipped_and_pooled_keeps_no_name_of_other_codes(exports: Exports, tmp_path: Path) -> None:
     """Two passes meet here: the clip moves behind the pool, and the addition's operands get pools of one pixel."""
     case = case_for(exports, ClippedSum())
     with torch.no_grad():
@@ -191,9 +189,7 @@ def test_files_of_earlier_versions_have_no_difference_where_there_is_none(export
     ],
     ids=lambda names: "-".join(names.values()),
 )
-def test_modules_may_have_the_names_of_other_tensors(
-    exports: Exports, names: dict[str, str], tmp_path: Path
-) -> None:
+def test_modules_may_have_the_names_of_other_tensors(exports: Exports, names: dict[str, str], tmp_path: Path) -> None:
     layers = nn.Sequential(
         nn.Conv2d(3, 6, 4, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 5)
     )

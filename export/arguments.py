@@ -1,0 +1,116 @@
+"""What a caller hands to an export, checked before any work starts: every mistake is a sentence, not a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+from torch import fx, nn
+
+from qil_deploy.errors import ConfigError
+from qil_deploy.files import ensure_writable
+from qil_deploy.freezing_report import FreezingReport
+from qil_deploy.graph import shape_of
+from qil_deploy.prepared_model import INPUT_GRID
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.quantizers import InputQuantizer
+from qil_deploy.untrusted_text import excerpt
+
+
+def checked_path(path: object) -> Path:
+    """Return where to write.
+
+    Raises:
+        ConfigError: no path.
+        OutputError: nothing can be written there.
+    """
+    if not isinstance(path, str | PathLike) or isinstance(path, bytes) or not str(path):
+        raise ConfigError(f"path is {path!r}; name the file to write, for example Path('model.onnx').")
+    output = Path(path)
+    ensure_writable(output)
+    return output
+
+
+def checked_preprocessing(preprocessing: object) -> Preprocessing:
+    """Return it, or raise ConfigError for anything else."""
+    if not isinstance(preprocessing, Preprocessing):
+        raise ConfigError(
+            f"preprocessing is {_kind(preprocessing)}; give the qil_deploy.Preprocessing that makes the network's "
+            "input from uint8 images, which the model was trained with."
+        )
+    return preprocessing
+
+
+def checked_names(class_names: object, logits: int) -> tuple[str, ...]:
+    """Return the names of the classes.
+
+    Raises:
+        ConfigError: no names, names that are no text, or another number of them than of logits.
+    """
+    if isinstance(class_names, str | bytes) or not isinstance(class_names, Iterable):
+        raise ConfigError(f"class_names is {_kind(class_names)}; give a list of {logits} names, one for each logit.")
+    names = tuple(class_names)
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ConfigError(f"class_names[{index}] is {_kind(name)}; names are text.")
+    if len(names) != logits:
+        raise ConfigError(f"class_names has {len(names)} names, but the model has {logits} logits.")
+    return tuple(map(str, names))
+
+
+def check_details(data: object, freezing: object) -> None:
+    """Raise ConfigError unless these are what metadata may hold about a data set and about freezing."""
+    if data is not None and not isinstance(data, str):
+        raise ConfigError(f"data is {_kind(data)}; give the name of the data set as text, or None.")
+    if freezing is not None and not isinstance(freezing, FreezingReport):
+        raise ConfigError(
+            f"freezing is {_kind(freezing)}; give the FreezingReport that compare_freezing returns, or None."
+        )
+
+
+def check_same_input(model: fx.GraphModule, preprocessing: Preprocessing) -> None:
+    """Require a model to take what `preprocessing` makes of images: metadata would say something else than is true.
+
+    Of a model in `paper` placement only its own memory can tell (`prepared_model.INPUT_GRID`).
+
+    Args:
+        model: from `prepare` or `freeze`.
+        preprocessing: that the caller wants to write down.
+
+    Raises:
+        ConfigError: another shape of images, scale or zero point than the model was prepared with; both are named.
+    """
+    image = next(node for node in model.graph.nodes if node.op == "placeholder")
+    known = model.meta.get(INPUT_GRID)
+    quantizer = next((module for module in model.modules() if isinstance(module, InputQuantizer)), None)
+    grid = (preprocessing.scale, preprocessing.zero_point)
+    if quantizer is not None:
+        prepared = (float(quantizer.scale), int(quantizer.zero_point))
+    elif isinstance(known, Preprocessing):
+        prepared = (known.scale, known.zero_point)
+    else:
+        prepared = grid
+    shape = shape_of(image)[1:]
+    if (preprocessing.shape, grid) != (shape, prepared):
+        raise ConfigError(
+            f"preprocessing says images of {_describe(preprocessing.shape, grid)}, but the model was prepared for "
+            f"{_describe(shape, prepared)}; export it with the Preprocessing that prepare was given, or prepare the "
+            "network anew."
+        )
+
+
+def _describe(shape: tuple[int, ...], grid: tuple[float, int]) -> str:
+    scale, zero_point = grid
+    return f"shape {'x'.join(map(str, shape))} with scale {scale:.9g} and zero point {zero_point}"
+
+
+def _kind(value: object) -> str:
+    """Say what was given, in a few words."""
+    if value is None or isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return f"the text '{excerpt(value)}'"
+    if isinstance(value, nn.Module):
+        return f"a network ({type(value).__name__})"
+    return f"a {type(value).__name__}"
