@@ -18,8 +18,8 @@ what the exporter meant to write. Lines:
                  that differ from the integer reference where they have to equal it (`trial_run`)
 
 `r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; behind a
-part that is kept in float it is 255. Line `matmul` holds for the codes `U` as MatMulNBits stores them, with an offset; it
-also wants the constant 127 in every block, no larger code, and scales of 1.
+part that is kept in float it is 255. Line `matmul` holds for the codes `U` as MatMulNBits stores them, with an offset;
+it also wants the constant 127 in every block, no larger code, and scales of 1.
 """
 
 from __future__ import annotations

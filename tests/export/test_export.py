@@ -263,7 +263,7 @@ def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> N
 def test_another_number_of_class_names_is_refused(exports: Exports, tmp_path: Path) -> None:
     case = exports.resnet()
     with pytest.raises(ConfigError, match=r"class_names has 9 names, but the model has 10 logits\."):
-        export_onnx(case.frozen, tmp_path / "m.onnx", preprocessing=case.preprocessing, class_names="012345678")
+        export_onnx(case.frozen, tmp_path / "m.onnx", preprocessing=case.preprocessing, class_names=list("012345678"))
     assert not list(tmp_path.iterdir())
 
 
