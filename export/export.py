@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from qil_deploy.errors import CertificateError
 from qil_deploy.executed_kernels import float_kernels
-from qil_deploy.exported_names import METADATA_KEY, METADATA_SCHEMA
+from qil_deploy.exported_names import METADATA_SCHEMA
 from qil_deploy.files import atomic_path
 from qil_deploy.freezing import freeze, keeps_float
 from qil_deploy.freezing_report import FreezingReport
@@ -38,6 +34,7 @@ from .emitter import release
 from .layer_codes import LayerCodes
 from .lowering import lower
 from .options import ExportOptions, checked_options
+from .write_model import set_metadata, write_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,29 +181,3 @@ def _paper_metadata(model: fx.GraphModule) -> dict[str, Any]:
         and isinstance(quantizer := module_of(model, input_of(node)), ActivationQuantizer)
     ]
     return {"placement": "paper", "layers": layers}
-
-
-def write_graph(graph: ir.Model, path: Path) -> int:
-    """Write a graph without metadata, let ONNX's checker read it back, and return its size in bytes.
-
-    Raises:
-        CertificateError: the checker refuses the graph.
-    """
-    ir.save(graph, path, format="protobuf")
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CertificateError(f"ONNX's checker refuses the graph: {error}") from error
-    return path.stat().st_size
-
-
-def set_metadata(path: Path, graph_size: int, metadata: dict[str, Any]) -> None:
-    """Put metadata behind a graph of `graph_size` bytes, in the place of any that stand there.
-
-    Protobuf merges what stands behind a message into it: weights need not be written again, nor held for that.
-    """
-    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(metadata, separators=(",", ":")))
-    with path.open("r+b") as file:
-        file.truncate(graph_size)
-        file.seek(graph_size)
-        file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())

@@ -17,8 +17,9 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.unwrap import float_network
 
 from .arguments import check_details, checked_names, checked_path, checked_preprocessing
-from .export import ExportResult, set_metadata, write_graph
+from .export import ExportResult
 from .trace_float import trace_float
+from .write_model import set_metadata, write_graph
 
 FLOAT_OPSET = 21
 

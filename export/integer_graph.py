@@ -22,8 +22,8 @@ from qil_deploy.float_parts import PART_OPERATOR, part_shapes
 from qil_deploy.onnx_file import Node
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.arguments import integer
-from qil_deploy.reference.kernels import row_blocks
-from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, check_packed, check_zero_points, unpack_blocks
+from qil_deploy.reference.kernels import blocks
+from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, check_blocks, check_zero_points, unpack_blocks
 from qil_deploy.reference.operators import find_operator
 
 from .weight_layout import MovedInput, follow_moves, undo_convolution, undo_linear
@@ -59,7 +59,7 @@ class Layer:
 
     def blocks(self) -> Iterator[tuple[slice, Integers]]:
         """Yield output channels and their weights, until all of them had their turn."""
-        for rows in row_blocks(self.shape[0], math.prod(self.shape[1:])):
+        for rows in blocks(self.shape[0], math.prod(self.shape[1:])):
             yield rows, self.weights_of(rows)
 
 
@@ -175,7 +175,7 @@ class IntegerGraph:
         shape = (integer(node, "N", 0), integer(node, "K", 0))
         bits, block = integer(node, "bits", 0), integer(node, "block_size", 0)
         packed = self.constants[node.inputs[1]]
-        check_packed(packed, shape, bits, block)
+        check_blocks(packed, shape, bits, block)
         blocks = shape[1] // block
         zero_points = self.constants.get(node.inputs[3]) if len(node.inputs) > 3 else None
         try:
@@ -271,7 +271,7 @@ class MatMul:
         inputs = largest.ravel().astype(np.float64)  # whose sums are exact, and quick
         sums = [
             ((self.stored(rows) + self.offset) @ inputs).max(initial=0.0)
-            for rows in row_blocks(self.layer.shape[0], largest.size)
+            for rows in blocks(self.layer.shape[0], largest.size)
         ]
         return int(max(*sums, self.offset * largest.sum()))
 

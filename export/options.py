@@ -63,7 +63,8 @@ class ExportOptions:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number, or None for {meaning}.")
         if self.batch is not None and not 1 <= self.batch <= _LARGEST_BATCH:
             raise ConfigError(
-                f"batch is {self.batch}; it must be from 1 to {_LARGEST_BATCH:,}, or None for any number of images."
+                f"batch is {self.batch}; it must be at least 1 and at most {_LARGEST_BATCH:,}, or None for any number "
+                "of images."
             )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import OutputError
@@ -43,6 +43,31 @@ def ensure_writable(path: Path) -> None:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}. Choose a folder that you may write to."
         ) from error
+
+
+def ensure_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
+    """Raise if a file to be written is one that is read, or is to be written for something else, too.
+
+    Args:
+        outputs: by what each is, in the words of a sentence.
+        inputs: likewise.
+
+    Raises:
+        OutputError: two of them are the same file, under whatever names and links; both are named.
+    """
+    known = list(inputs.items())
+    for what, path in outputs.items():
+        for other, taken in known:
+            if _same_file(path, taken):
+                raise OutputError(f"{what} is {path}, which is {other} already; name another file to write.")
+        known.append((what, path))
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:  # one of them does not exist yet
+        return os.path.realpath(a) == os.path.realpath(b)
 
 
 @contextlib.contextmanager

@@ -65,6 +65,7 @@ def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
     """
     prepared = prepared_model(model, "freeze", may_be_frozen=False)
     _require_integer_placement(prepared)
+    _require_usable_steps(prepared)
     with nothing_left_behind():
         shared = {id(parameter): parameter for parameter in prepared.parameters()} if share_parameters else {}
         frozen = _frozen(copy.deepcopy(prepared, shared))
@@ -129,7 +130,7 @@ def _require_usable_multipliers(frozen: fx.GraphModule) -> None:
                 )
 
 
-def keeps_float(model: fx.GraphModule) -> bool:
+def keeps_float(model: nn.Module) -> bool:
     """Tell whether a model from `prepare` is in `paper` placement: its image is not quantized."""
     return not any(isinstance(module, InputQuantizer | FrozenInput) for module in model.modules())
 
@@ -183,15 +184,12 @@ class _Freezer:
 
     def _freeze_input(self, node: fx.Node, quantizer: InputQuantizer) -> None:
         scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
-        _check_step(node, scale)
         frozen = FrozenInput(scale, zero_point)
         self._replace([node], str(node.target), frozen, Grid(scale, zero_point, 0, 255))
 
     def _freeze_site(self, node: fx.Node, quantizer: ActivationQuantizer | RangeQuantizer) -> None:
         chain = [node, *self._chain(input_of(node))] if input_of(node) not in self.grids else [node]
         producer = module_of(self.model, chain[-1])
-        is_interval = isinstance(quantizer, ActivationQuantizer)
-        _check_step(node, _interval_grid(quantizer)[0] if is_interval else float(quantizer.step.detach()))
         if len(chain) == 1 and isinstance(quantizer, ActivationQuantizer):
             self._freeze_rescale(node, quantizer)
         elif isinstance(producer, QuantConv2d | QuantLinear) and isinstance(quantizer, ActivationQuantizer):
@@ -241,7 +239,6 @@ class _Freezer:
         if not isinstance(layer, QuantConv2d | QuantLinear):
             raise TypeError(f"{producer.target!r} is no quantized layer")
         frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
-        _check_multipliers(str(producer.target), frozen)
         norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), BatchNorm)]
         self._replace(chain, str(producer.target), frozen, y)
         for name in norm_names:
@@ -296,26 +293,6 @@ class _Freezer:
             self.model.graph.erase_node(node)
         if grid is not None:
             self.grids[new] = grid
-
-
-def _check_step(node: fx.Node, step: float) -> None:
-    if not 1 / _LARGEST_SCALE <= step <= _LARGEST_SCALE:
-        raise UnsupportedModelError(
-            f"one code of quantizer {node.target!r} stands for {step:.3g}; steps from {1 / _LARGEST_SCALE:.1g} to "
-            f"{_LARGEST_SCALE:.1g} can be frozen. Calibrate the model again, or train it with a lower rate."
-        )
-
-
-def _check_multipliers(name: str, layer: FrozenLayer) -> None:
-    """Require what an accumulator is multiplied with to be a number that float32 can calculate with."""
-    scale = layer.x.scale * layer.w_scale
-    multipliers = scale if layer.y is None else scale / layer.y_step
-    largest = float(multipliers.max())  # NaN, if there is one
-    if not largest <= _LARGEST_SCALE:
-        raise UnsupportedModelError(
-            f"layer {name!r} multiplies by {largest:.3g} what it sums up; {_LARGEST_SCALE:.1g} at most can be frozen. "
-            "Look for a BatchNorm or output scale that has grown beyond bounds, and train with a lower rate."
-        )
 
 
 def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:

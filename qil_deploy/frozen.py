@@ -199,6 +199,16 @@ def fold_into_buffers(model: nn.Module) -> None:
             module.fold_to_buffers()
 
 
+def drop_float_weights(model: nn.Module) -> None:
+    """Let go of the float weights of a frozen model, which has its integers; it can be run and exported, not trained.
+
+    Four of five bytes that such a model holds are these. A model without frozen layers stays as it is.
+    """
+    for module in model.modules():
+        if isinstance(module, FrozenLayer):
+            module.layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
 class FrozenRescale(nn.Module):
     """8-bit codes to low-bit codes: `clip(rint(((X - x_zero_point) * p - k) / q), low, high)`, `q` odd."""
 

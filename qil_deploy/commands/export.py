@@ -12,13 +12,15 @@ import typer
 
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.terminal.loading import loading
+from qil_deploy.untrusted_text import excerpt
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from qil_deploy.checkpoint import CheckpointInfo
     from qil_deploy.freezing_report import FreezingReport
-    from qil_deploy.preprocessing import Preprocessing
     from qil_deploy.terminal.console import Console
 
 
@@ -91,12 +93,12 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     A quantized checkpoint is frozen on the way; a float one is written as the float32 baseline.
     """
     with loading("PyTorch and ONNX"):
-        from torch import fx
-
         from qil_deploy.checkpoint import load_model
         from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
-        from qil_deploy.files import ensure_writable
+        from qil_deploy.files import ensure_apart, ensure_writable
         from qil_deploy.freezing import freeze, keeps_float
+        from qil_deploy.frozen import drop_float_weights
+        from qil_deploy.runtime_tests.golden import golden_path
         from qil_deploy.terminal.console import Console
         from qil_deploy.training.models import model_builder
 
@@ -105,71 +107,95 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     for name, value in (("golden", golden), ("limit", limit)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; it must be at least 1.")
-    ensure_writable(output)
+    outputs = {"--output": output} | ({} if golden is None else {"the golden vectors of --output": golden_path(output)})
+    ensure_apart(outputs, {"the checkpoint": checkpoint})
+    for path in outputs.values():
+        ensure_writable(path)
     left_out = {name.value.replace("-", "_"): False for name in without or ()}
     options = ExportOptions(
         format=format.value, weights=weights.value, input=input.value, opset=opset, batch=batch, **left_out
     )
     info, model = load_model(checkpoint, model_builder(trusted_model))
     console = Console()
-    if isinstance(model, fx.GraphModule):
-        if golden is not None and keeps_float(model):
-            raise ConfigError(
-                f"checkpoint {checkpoint} has float parts, whose values depend on the kernel; --golden is for integer "
-                "placement."
-            )
-        report = None
-        if info.kind == "quantized" and not keeps_float(model):
-            prepared, model = model, freeze(model)
-            if freezing_report:
-                report = _freezing_report(prepared, model, data or info.data, info.preprocessing, limit, console)
-            console.print(
-                report.sentence() if report is not None else "Freezing was not measured; `verify --checkpoint` can."
-            )
-        result = export_onnx(
-            model,
-            output,
-            preprocessing=info.preprocessing,
-            class_names=info.class_names,
-            data=info.data,
-            options=options,
-            freezing=report or _recorded_freezing(info),
-        )
-        console.print(certificate_table([asdict(line) for line in result.certificate]))
-    else:
+    if info.kind == "float":
         if options != ExportOptions() or golden is not None:
             raise ConfigError(
                 f"checkpoint {checkpoint} holds a float network, which is written as it is; "
                 "--format, --weights, --input, --opset, --batch, --without and --golden are for quantized ones."
             )
-        result = export_float_onnx(
+        written = export_float_onnx(
             model, output, preprocessing=info.preprocessing, class_names=info.class_names, data=info.data
         )
-    console.print(f"Wrote {result.path}, {result.size:,} bytes.")
+        console.print(f"Wrote {written.path}, {written.size:,} bytes.")
+        return
     if golden is not None:
-        console.print(_write_golden(result.path, golden, data or info.data))
+        _require_integers(checkpoint, model)
+    images = None if golden is None else _golden_images(golden, data, info)
+    report = _recorded_freezing(info)
+    if info.kind == "quantized" and not keeps_float(model):
+        prepared, model = model, freeze(model, share_parameters=True)
+        report = _freezing_report(prepared, model, data, info, limit, console) if freezing_report else None
+        console.print(
+            report.sentence() if report is not None else "Freezing was not measured; `verify --checkpoint` can."
+        )
+        del prepared
+    drop_float_weights(model)  # nobody trains this model, and they are most of what it holds
+    result = export_onnx(
+        model,
+        output,
+        preprocessing=info.preprocessing,
+        class_names=info.class_names,
+        data=info.data,
+        options=options,
+        freezing=report,
+    )
+    console.print(certificate_table([asdict(line) for line in result.certificate]))
+    console.print(f"Wrote {result.path}, {result.size:,} bytes.")
+    if images is not None:
+        console.print(_write_golden(result.path, *images))
+
+
+def _require_integers(checkpoint: Path, model: nn.Module) -> None:
+    """Refuse a model whose float parts make golden vectors impossible, before anything is written."""
+    from qil_deploy.float_island import FloatIsland
+    from qil_deploy.freezing import keeps_float
+
+    kept = [name for name, module in model.named_modules() if isinstance(module, FloatIsland)]
+    if keeps_float(model) or kept:
+        found = "has float parts" if not kept else f"keeps {excerpt(', '.join(kept))} in float"
+        raise ConfigError(
+            f"checkpoint {checkpoint} {found}, whose values depend on the kernel; --golden is for networks that are "
+            "integers from the image to the logits: export it without."
+        )
 
 
 def _freezing_report(
     prepared: nn.Module,
     frozen: nn.Module,
-    data: str,
-    preprocessing: Preprocessing,
+    data: str | None,
+    info: CheckpointInfo,
     limit: int | None,
     console: Console,
 ) -> FreezingReport | None:
-    """Compare both models on the first test images of `data`; say so and return None where there are none."""
+    """Compare both models on the first test images; where there are none, say so and return None.
+
+    Raises:
+        DataError: the data set that was asked for cannot be read.
+    """
     from qil_deploy.datasets import load_batches
     from qil_deploy.freezing_report import compare_freezing
 
-    count = limit or max(1, FREEZING_PIXELS // math.prod(preprocessing.shape))
+    shape, name = info.preprocessing.shape, data or info.data
+    count = limit or max(1, FREEZING_PIXELS // math.prod(shape))
     try:
-        images = load_batches(data, "test", shape=preprocessing.shape, batch_size=count).load(count)
+        images = load_batches(name, "test", shape=shape, batch_size=count).load(count)
     except DataError as error:
+        if data is not None:
+            raise
         console.print(f"What freezing costs could not be measured: {error}")
         return None
     with console.status(f"Measuring on {len(images):,} images what freezing costs ..."):
-        return compare_freezing(prepared, frozen, data, images, preprocessing)
+        return compare_freezing(prepared, frozen, name, images, info.preprocessing)
 
 
 def _recorded_freezing(info: CheckpointInfo) -> FreezingReport | None:
@@ -188,21 +214,31 @@ def _recorded_freezing(info: CheckpointInfo) -> FreezingReport | None:
     )
 
 
-def _write_golden(model: Path, count: int, data: str) -> str:
-    """Write golden vectors of the first images of a data set, or of noise where it is missing; say which."""
+def _golden_images(count: int, data: str | None, info: CheckpointInfo) -> tuple[NDArray[np.uint8], str]:
+    """Return the first test images, or noise where the training data set is missing, and what they are.
+
+    Raises:
+        DataError: the data set that was asked for cannot be read.
+    """
     import numpy as np
 
     from qil_deploy.datasets import load_batches
-    from qil_deploy.runtime_tests.exported_model import read_exported_model
+
+    shape, name = info.preprocessing.shape, data or info.data
+    try:
+        images = load_batches(name, "test", shape=shape, batch_size=count).load(count).images
+    except DataError:
+        if data is not None:
+            raise
+        noise = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+        return noise, f"noise, for data set {name!r} is not here"
+    return images, f"{name}, test images"
+
+
+def _write_golden(model: Path, images: NDArray[np.uint8], source: str) -> str:
+    """Write golden vectors beside a model; say what they are of."""
     from qil_deploy.runtime_tests.golden import golden_path, write_golden
 
-    shape = read_exported_model(model).preprocessing.shape
-    try:
-        images = load_batches(data, "test", shape=shape, batch_size=count).load(count).images
-        source = f"{data}, test images"
-    except DataError:
-        images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
-        source = f"noise, for data set {data!r} is not here"
     path = golden_path(model)
     write_golden(model, images, source, path)
     return f"Wrote {path}, {path.stat().st_size:,} bytes: {len(images)} images ({source})."

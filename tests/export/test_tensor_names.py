@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,8 @@ from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.backends import FROZEN, REFERENCE, ExecutedGraph
 from qil_deploy.runtime_tests.differences import compare_codes
 from qil_deploy.runtime_tests.exported_model import read_exported_model
-from qil_deploy.runtime_tests.golden import read_golden, write_golden
+from qil_deploy.runtime_tests.golden import write_golden
+from qil_deploy.runtime_tests.golden_file import read_vectors
 
 from .conftest import gone
 from .random_networks import Step
@@ -56,7 +58,9 @@ def spec(plan: tuple[Step, ...], seed: int = 0) -> Spec:
 def golden_tensors(case: Case, path: Path) -> Codes:
     golden = path.with_suffix(".npz")
     write_golden(path, case.images, "noise", golden)
-    return read_golden(golden, read_exported_model(path))[2]
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = read_vectors(golden, read_exported_model(path), Path(folder)).tensors
+        return {name: np.array(codes) for name, codes in tensors.items()}
 
 
 def check_metadata(path: Path) -> None:
