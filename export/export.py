@@ -181,6 +181,15 @@ def save_model(graph: ir.Model, path: Path, metadata: dict[str, Any]) -> None:
     graph.metadata_props[METADATA_KEY] = json.dumps(metadata, separators=(",", ":"))
     ir.save(graph, path, format="protobuf")
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(path if _is_unicode(path) else path.read_bytes(), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CertificateError(f"ONNX's checker refuses the graph: {error}") from error
+
+
+def _is_unicode(path: Path) -> bool:
+    """Return whether the checker can open a path: file names need not be UTF-8, and it takes no others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

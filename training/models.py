@@ -91,4 +91,4 @@ def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         return MODELS[name](**arguments)
     except TypeError as error:
-        raise ConfigError(f"model {name!r} cannot be built with {arguments}: {error}") from error
+        raise ConfigError(f"model {name!r} cannot be built with {arguments}: {error}.") from error
