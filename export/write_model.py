@@ -32,10 +32,19 @@ def write_graph(model: ir.Model, path: Path) -> int:
     with path.open("wb") as file:
         _write(model, file)
     try:
-        onnx.checker.check_model(path, full_check=True)
+        onnx.checker.check_model(path if _is_unicode(path) else path.read_bytes(), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CertificateError(f"ONNX's checker refuses the graph: {error}") from error
     return path.stat().st_size
+
+
+def _is_unicode(path: Path) -> bool:
+    """Return whether the checker can open a path: file names need not be UTF-8, and it takes no others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def set_metadata(path: Path, graph_size: int, metadata: dict[str, Any]) -> None:

@@ -20,6 +20,12 @@ def start(program: str | None = None) -> None:
         with loading():
             from qil_deploy.commands import main
         main(program=program)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("qil_deploy"):
+            raise
+        package = error.name.partition(".")[0]
+        sys.stderr.write(f"Error: the package {package!r} is missing; install it with: pip install qil-deploy.\n")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     finally:

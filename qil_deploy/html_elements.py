@@ -12,7 +12,7 @@ from .untrusted_text import excerpt, printable
 Child = Element | str
 TEXT_LENGTH: Final = 10_000
 """Of one piece of text, in characters: more than what processors can do fills, and less than what buries a page."""
-_UNCUT: Final = ("pre", "style")
+_WITH_LINES: Final = ("pre", "style")
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d8dc; --soft: #f3f4f6; --faint: #5b6470; }
@@ -43,17 +43,16 @@ def element(tag: str, *children: Child, **attributes: str) -> Element:
     """Return an element; attributes as `class_` for `class`, `aria_label` for `aria-label`.
 
     Whatever text and attributes hold is shown as text: markup is escaped when the page is written, and here characters
-    that do not print, those that turn the direction of writing among them. Text is cut after `TEXT_LENGTH` characters,
-    except in a `pre`.
+    that do not print, those that turn the direction of writing among them. Text is cut after `TEXT_LENGTH` characters.
+    In a `pre`, lines stay lines, and text is whole.
     """
-    shown = {name.rstrip("_").replace("_", "-"): _printable_lines(value) for name, value in attributes.items()}
+    shown = {name.rstrip("_").replace("_", "-"): printable(value) for name, value in attributes.items()}
     result = Element(tag, shown)
     for child in children:
         if isinstance(child, Element):
             result.append(child)
             continue
-        whole = tag in _UNCUT or len(child) <= TEXT_LENGTH
-        text = _printable_lines(child) if whole else excerpt(child, TEXT_LENGTH)
+        text = _printable_lines(child) if tag in _WITH_LINES else excerpt(child, TEXT_LENGTH)
         if len(result):
             result[-1].tail = (result[-1].tail or "") + text
         else:
@@ -62,8 +61,6 @@ def element(tag: str, *children: Child, **attributes: str) -> Element:
 
 
 def _printable_lines(text: str) -> str:
-    if text.isprintable():
-        return text
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 

@@ -382,7 +382,9 @@ def main(arguments: list[str] | None = None) -> int:
         levels = [run_level(model, level, images, golden, batch) for level in options.levels]
         latency = measure(model, images[:1], options.repeats)
     except RunError as error:
-        sys.stderr.write(f"Error: {error}\n")
+        # What a file says is shown as characters; a terminal would obey some of them.
+        sentence = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(error))
+        sys.stderr.write(f"Error: {sentence}\n")
         return 2
     report = {
         "schema": SCHEMA,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qil_deploy.files import write_bytes
+from qil_deploy.untrusted_text import excerpt
 from qil_deploy.unwrap import prepared_model
 
 from .interval_shares import QuantizedValues, activation_values, weight_values
@@ -82,7 +83,9 @@ def intervals_figure(weights: Sequence[QuantizedValues], activations: Sequence[Q
             _draw(axis, values)
             axis.set_title(_panel_title(values), fontsize=8)
             axis.tick_params(labelsize=7)
-    figure.suptitle(f"{title}: values inside the learned interval are kept (blue), others pruned or clipped (grey)")
+    figure.suptitle(
+        f"{plain(title)}: values inside the learned interval are kept (blue), others pruned or clipped (grey)"
+    )
     return figure
 
 
@@ -115,7 +118,9 @@ def curves_figure(phases: Sequence[PhaseCurve]) -> Figure:
             if index % 2:
                 axis.axvspan(start + 0.5, start + len(epochs) + 0.5, color="#f0f1f3", zorder=0)
         middle = start + (len(epochs) + 1) / 2
-        loss.annotate(phase.name, (middle, 1.02), xycoords=("data", "axes fraction"), rotation=90, ha="center", size=9)
+        loss.annotate(
+            plain(phase.name), (middle, 1.02), xycoords=("data", "axes fraction"), rotation=90, ha="center", size=9
+        )
         start += len(epochs)
     loss.set_ylabel("loss")
     accuracy.set_ylabel("accuracy, %")
@@ -143,7 +148,12 @@ def confusion_figure(matrix: NDArray[np.int64]) -> Figure:
 
 def _panel_title(values: QuantizedValues) -> str:
     name = values.name if values.mirrored else f"into {values.name.removeprefix(INTERVALS_FOLDER)}"
-    return f"{name}\n{values.bits} bits"
+    return f"{plain(name)}\n{values.bits} bits"
+
+
+def plain(text: str) -> str:
+    """Return a name for a picture, where text between dollars would be a formula."""
+    return excerpt(text).replace("$", r"\$")
 
 
 def _draw(axis: Axes, values: QuantizedValues) -> None:

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from qil_deploy.files import atomic_path
 
 from .mixed_precision import Proposal
+from .plots import plain
 from .sensitivity import LayerSensitivity, Sensitivity
 
 _LEAST = 1e-6  # smaller KL is drawn like this one
@@ -53,11 +54,11 @@ def plot_sensitivity(sensitivity: Sensitivity, proposal: Proposal | None, path: 
                     corner = (widths.index(trial.width) - 0.47, row - 0.44)
                     axis.add_patch(Rectangle(corner, 0.94, 0.88, fill=False, edgecolor="#1f4e8c", linewidth=2))
     figure.colorbar(image, ax=axis, label="KL to the unchanged network, nats per image")
-    figure.suptitle(title + ("" if proposal is None else "\nframed: proposed"), fontsize=10)
+    figure.suptitle(plain(title) + ("" if proposal is None else "\nframed: proposed"), fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def _label(layer: LayerSensitivity, proposal: Proposal | None) -> str:
     kept = proposal is not None and proposal.bits[layer.name] == layer.bits
-    return f"{layer.name} ({layer.weights:,})" + (f", kept at {layer.bits.weight_bits}" if kept else "")
+    return f"{plain(layer.name)} ({layer.weights:,})" + (f", kept at {layer.bits.weight_bits}" if kept else "")

@@ -105,9 +105,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("qil_deploy"):
             raise
-        _fail(
-            f"this command needs the package {error.name!r}; install it with: pip install 'qil-deploy[train,export]'."
-        )
+        package = error.name.partition(".")[0]
+        _fail(f"this command needs the package {package!r}; install it with: pip install 'qil-deploy[train,export]'.")
 
 
 def _run(arguments: Sequence[str] | None, program: str | None) -> int:
@@ -127,7 +126,8 @@ def _refuse_use(error: Any) -> NoReturn:  # noqa: ANN401 - the class is click's 
     if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
         sys.exit(error.exit_code)
     message = " ".join(error.format_message().split()).rstrip(".")
-    _fail(f"{message}. See: {error.ctx.command_path} --help.")
+    program = "" if error.ctx is None else f"{error.ctx.command_path} "
+    _fail(f"{message}. See: {program}--help.")
 
 
 def _print_any_name() -> None:

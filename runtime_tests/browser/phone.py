@@ -58,6 +58,10 @@ def choose_address(*, host: str | None, lan: bool, port: int) -> Address:
         raise ConfigError(f"--port is {port}; ports go from 0 (any that is free) to {2**16 - 1}.")
     if host is None and not lan:
         return Address(port=port)
+    try:
+        (host or "").encode("idna")
+    except UnicodeError as error:
+        raise ConfigError(f"--host is {host!r}, which is no address and no name of one.") from error
     if host is not None and host != "0.0.0.0":  # noqa: S104 - compared with, and only used where the user names it
         return Address(host=host, name=host, port=port)
     name = network_address()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from qil_deploy import __version__
 from qil_deploy.commands import main
 
 if TYPE_CHECKING:
@@ -48,6 +50,110 @@ def test_a_process_ends_with_one_sentence_and_exit_code_2(module: str, tmp_path:
     assert done.stderr.startswith("Error: checkpoint ")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("door", [("qil_deploy", "export"), ("qil_deploy.export",)])
+def test_the_usage_is_what_has_to_be_typed(door: tuple[str, ...]) -> None:
+    done = shell("-m", *door, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    usage = next(line for line in done.stdout.splitlines() if "Usage:" in line)
+    assert usage.split()[:5] == ["Usage:", "python", "-m", *door[:1], *(door[1:] or ["[OPTIONS]"])]
+    assert "[OPTIONS]" in usage
+    assert "CHECKPOINT" in usage
+    for wrong in ("--bogus", "a"):
+        done = shell("-m", *door, wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("Error: ")
+        assert done.stderr.endswith(f" See: python -m {' '.join(door)} --help.\n")
+
+
+@pytest.mark.parametrize("door", ["qil_deploy", "qil_deploy.export"])
+def test_the_version(door: str) -> None:
+    done = shell("-m", door, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"qil-deploy {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--bogus",),
+        ("bogus",),
+        ("verify",),
+        ("verify", "a", "b"),
+        ("verify", "a", "--threads", "b"),
+        ("verify", "--between"),
+        ("export", "a", "-o", "b", "--format", "c"),
+        ("target", "bogus"),
+        ("target", "setup"),
+    ],
+)
+def test_wrong_use_is_one_sentence(call: Call, arguments: tuple[str, ...]) -> None:
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    if arguments:
+        assert outcome.out == ""
+        assert outcome.error.startswith("Error: ")
+        assert outcome.error.endswith(" --help.\n")
+        assert outcome.error.count("\n") == 1
+
+
+# Runs `python -m MODULE ARGUMENTS` where some packages are not installed.
+RUN_WITHOUT = """
+import json, runpy, sys
+missing, module, *arguments = sys.argv[1:]
+sys.modules.update(dict.fromkeys(json.loads(missing)))  # None makes an import of that name fail
+sys.argv = [module, *arguments]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+EXTRAS = (
+    "accelerate",
+    "matplotlib",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "pydantic",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+
+
+def without(packages: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return shell("-c", RUN_WITHOUT, json.dumps(packages), *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("qil_deploy.export", "c.safetensors", "-o", "m.onnx"),
+        ("qil_deploy", "export", "c.safetensors", "-o", "m.onnx"),
+        ("qil_deploy", "train", "digits_resnet14"),
+        ("qil_deploy", "sensitivity", "c.safetensors"),
+        ("qil_deploy", "demo"),
+    ],
+)
+def test_what_extras_bring_is_named_where_it_is_missing(arguments: tuple[str, ...]) -> None:
+    """As on a device; whichever command is started, and whichever way."""
+    done = without(EXTRAS, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: this command needs the package '")
+    assert done.stderr.endswith("'; install it with: pip install 'qil-deploy[train,export]'.\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("door", ["qil_deploy", "qil_deploy.export"])
+def test_help_and_version_need_no_extras(door: str) -> None:
+    for option in ("--help", "--version"):
+        done = without(EXTRAS, door, option)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_a_package_that_everything_needs(package: str) -> None:
+    done = without([package], "qil_deploy", "inspect", "m.onnx")
+    sentence = f"Error: the package '{package}' is missing; install it with: pip install qil-deploy.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
 
 
 def test_brackets_in_an_error_are_printed_as_they_are(refused: Callable[..., str]) -> None:

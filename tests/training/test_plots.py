@@ -17,7 +17,15 @@ from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.interval_shares import activation_values, weight_values
 from qil_deploy.training.models import build_model
-from qil_deploy.training.plots import PhaseCurve, curves_figure, interval_activations, intervals_figure, plot_intervals
+from qil_deploy.training.plots import (
+    PhaseCurve,
+    curves_figure,
+    interval_activations,
+    intervals_figure,
+    plain,
+    plot_intervals,
+    png,
+)
 
 
 @pytest.fixture
@@ -58,3 +66,13 @@ def test_phases_follow_one_another() -> None:
     assert [np.asarray(line.get_xdata()).tolist() for line in loss.lines] == [[1, 2], [3, 4], [5, 6]]
     assert len(accuracy.lines) == 6
     assert [text.get_text() for text in loss.texts] == ["float", "w4a4", "w2a2"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["a$x_{$", "$a$", "\x1b[2J\n"])
+def test_names_are_no_formulas_and_have_only_characters_that_are_drawn(name: str) -> None:
+    """Of checkpoints and recipes: a dollar in one of them was the beginning of TeX."""
+    phase = PhaseCurve(name=name, losses=[1.0], train_accuracies=[10.0], test_accuracies=[20.0])
+    figure = curves_figure([phase])
+    assert png(figure).startswith(b"\x89PNG")
+    assert [text.get_text() for text in figure.axes[0].texts] == [plain(name)]
