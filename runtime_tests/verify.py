@@ -329,9 +329,10 @@ def _warnings(
         )
     if reference.not_finite:
         warnings.append(
-            f"{reference.not_finite} logits of {reference.name} are NaN or infinite, and NaN equals nothing: a scale "
+            f"{reference.not_finite} logits of {reference.name} are NaN or infinite, and NaN equals nothing: a number "
             "in the file is damaged; export the model again."
         )
     if constant and images[0] > 1:
-        warnings.append(f"{reference.name} returns the same logits for every image: equality proves little.")
+        little = "the accuracy says" if model.format == FLOAT else "equality proves"
+        warnings.append(f"{reference.name} returns the same logits for every image: {little} little.")
     return tuple(warnings)

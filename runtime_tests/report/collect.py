@@ -93,7 +93,7 @@ def collect(paths: Sequence[Path], *, now: datetime | None = None) -> Deployment
     return DeploymentReport(
         schema=DeploymentReport.SCHEMA,
         written=(now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
-        verdict=judge(runs),
+        verdict=judge(runs, left_out),
         runs=tuple(runs),
         changes=changes,
         remarks=(*left_out, *remarks),

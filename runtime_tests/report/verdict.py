@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .deployment import ModelVerdict, Verdict
-from .figures import Exactness, Model, Run
+from .figures import Exactness, Model, Remark, Run
 from .match import place
 from .text import plural
 
@@ -13,8 +13,8 @@ EQUAL, DIFFERS, INCOMPLETE, NOT_COMPARED = "equal", "differs", "incomplete", "no
 _SHOWN = 3
 
 
-def judge(runs: Sequence[Run]) -> Verdict:
-    """Return the verdict on every model of every run, and on all of them."""
+def judge(runs: Sequence[Run], remarks: Sequence[Remark] = ()) -> Verdict:
+    """Return the verdict on every model of every run, and on all of them; `remarks` are about the runs as a whole."""
     models = [_judge(run, model) for run in runs for model in run.models]
     compared = [each for each in models if each.status != NOT_COMPARED]
     count = sum(each.compared for each in models)
@@ -33,7 +33,7 @@ def judge(runs: Sequence[Run]) -> Verdict:
         f"{count:,} numbers of {plural(files, 'model')} on {plural(targets, 'target')} were compared with the "
         "integer reference, and none differs"
     )
-    gaps = _gaps(runs, models)
+    gaps = _gaps(models, [*remarks, *(remark for run in runs for remark in run.remarks)])
     if not count:
         sentence = "Nothing was compared with the integer reference, so nothing can be said about exactness."
         return Verdict(status=NOT_COMPARED, sentence=" ".join([sentence, *gaps]), models=tuple(models))
@@ -49,10 +49,10 @@ def _wrong_targets(runs: Sequence[Run], verdict: ModelVerdict) -> Iterable[str]:
     return dict.fromkeys(row.target for row in rows if row.must_equal and row.differing)
 
 
-def _gaps(runs: Sequence[Run], models: Sequence[ModelVerdict]) -> list[str]:
+def _gaps(models: Sequence[ModelVerdict], remarks: Sequence[Remark]) -> list[str]:
     """Return sentences about what may hide a difference."""
     broken = [each.name for each in models if each.status == INCOMPLETE]
-    grave = sum(remark.grave for run in runs for remark in run.remarks)
+    grave = sum(remark.grave for remark in remarks)
     sentences = [f"A target failed for {', '.join(dict.fromkeys(broken))}."] if broken else []
     if grave:
         sentences.append(f"Read the {plural(grave, 'remark')} below first.")

@@ -106,17 +106,7 @@ sys.modules.update(dict.fromkeys(json.loads(missing)))  # None makes an import o
 sys.argv = [module, *arguments]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
-EXTRAS = (
-    "accelerate",
-    "matplotlib",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "pydantic",
-    "safetensors",
-    "torch",
-    "torchvision",
-)
+EXTRAS = ("accelerate", "matplotlib", "onnx", "onnx_ir", "onnxscript", "pydantic", "safetensors", "torch")
 
 
 def without(packages: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:

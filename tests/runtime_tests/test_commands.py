@@ -72,6 +72,27 @@ def test_the_data_set_is_by_default_the_one_in_the_metadata(
     assert (report.images, report.batch_size, report.threads) == (7, 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--golden", "g.npz"), "has no codes to compare; verify it without --target and --golden"),
+        (("--target", "native"), "has no codes to compare; verify it without --target and --golden"),
+        (("--first-difference",), "without a search for differences"),
+        (("--between", "basic", "all"), "without a search for differences"),
+    ],
+)
+def test_a_float_baseline_is_measured_and_compared_with_nothing(
+    write_model: WriteModel, folder: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    path = write_model(format="float", input="float", metadata={"data": str(folder)})
+    result = call(verify_command, path, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    report = read_report(tmp_path / "r.json", VerifyReport)
+    assert (report.format, report.exact, report.images) == ("float", None, 15)
+    with pytest.raises(ConfigError, match=f"is a float32 baseline.*{message}"):
+        call(verify_command, path, *options)
+
+
 def test_verify_exits_with_1_after_writing_the_report_of_a_difference(
     write_model: WriteModel, folder: Path, tmp_path: Path
 ) -> None:

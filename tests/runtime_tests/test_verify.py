@@ -18,6 +18,7 @@ from qil_deploy.runtime_tests import (
     write_report,
 )
 from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN
+from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 
 from .verified_images import SCALE, ZERO_POINT, Images, Labels, Logits, WriteModel, verify
@@ -57,6 +58,24 @@ def test_accuracy_is_the_share_of_right_first_choices(write_model: WriteModel, i
     report = verify(path, images, labels)
     assert report.reference_accuracy == 45 / 60
     assert {backend.accuracy for backend in report.backends} == {45 / 60}
+
+
+@pytest.mark.parametrize("batch_size", [7, 250])
+def test_of_a_float_baseline_the_accuracy_is_measured_and_nothing_compared(
+    write_model: WriteModel, images: Images, tmp_path: Path, batch_size: int
+) -> None:
+    path = write_model(format="float", input="float")
+    logits = read_exported_model(path).onnx_predictor()(images)
+    labels = logits.argmax(axis=1)
+    assert len(set(labels.tolist())) > 1
+    labels[:15] = (labels[:15] + 1) % 5
+    report = verify(path, images, labels, batch_size=batch_size, threads=2)
+    assert (report.format, report.reference, report.reference_accuracy) == ("float", "ONNX Runtime (all)", 45 / 60)
+    assert (report.exact, report.backends, report.comparisons, report.warnings) == (None, (), (), ())
+    write_report(tmp_path / "report.json", report)
+    assert read_report(tmp_path / "report.json", VerifyReport) == report
+    same = verify(path, np.repeat(images[:1], 60, axis=0), labels)
+    assert same.warnings == ("ONNX Runtime (all) returns the same logits for every image: the accuracy says little.",)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 60, 1000])
