@@ -64,7 +64,7 @@ def report(make_bench: Callable[..., BenchReport]) -> ExportersReport:
 
 def test_the_table_has_a_row_per_model_and_ratios_for_each_number_of_threads(report: ExportersReport) -> None:
     rows = latency_rows(report.bench)
-    assert rows.headings == ("model", "MB", "1 thread\nms", "x float", "x int8", "2 threads\nms", "x float", "x int8")
+    assert rows.headings == ("model", "MB", "1 thread ms", "x float", "x int8", "2 threads ms", "x float", "x int8")
     assert rows.cells == [
         ["float", "40.00", "12.00", "1.00", "0.33", "8.00", "1.00", "0.38"],
         ["onnxruntime_int8", "20.00", "4.00", "3.00", "1.00", "3.00", "2.67", "1.00"],
