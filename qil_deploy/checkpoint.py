@@ -78,9 +78,7 @@ class CheckpointInfo(BaseModel):
     def _check_kind(self) -> Self:
         if (self.config is None) != (self.kind == "float"):
             having = "none" if self.config is None else "one"
-            raise ValueError(
-                f"kind {self.kind!r} with {having} as config: a float checkpoint has none, others have one"
-            )
+            raise ValueError(f"kind {self.kind!r} with {having} as config; float checkpoints have none, others one")
         if self.kind == "frozen" and self.config is not None and self.config.placement != "integer":
             raise ValueError(f"kind 'frozen' with placement {self.config.placement!r}, which cannot be frozen")
         return self
@@ -240,13 +238,17 @@ def _check_size(path: Path, info: CheckpointInfo, contents: Contents, build: Bui
     if size.values > 2 * contents.values + SPARE_VALUES:
         raise CheckpointError(
             f"checkpoint {path} holds {contents.values:,} values, but its network {excerpt(info.model_name, 60)} with "
-            f"{excerpt(info.model_arguments)} would have {size.values:,}; it was damaged or changed."
+            f"{excerpt(info.model_arguments)} would have {_count(size.values)}; it was damaged or changed."
         )
     if size.largest_result is not None and size.largest_result > LARGEST_RESULT:
         raise CheckpointError(
-            f"the network of checkpoint {path} makes a tensor of {size.largest_result:,} values from one image of "
-            f"shape {list(info.preprocessing.shape)}; at most {LARGEST_RESULT:,} are possible."
+            f"the network of checkpoint {path} makes a tensor of {_count(size.largest_result)} values from one image "
+            f"of shape {list(info.preprocessing.shape)}; at most {LARGEST_RESULT:,} are possible."
         )
+
+
+def _count(values: float) -> str:
+    return f"{values:,}" if math.isfinite(values) else "countless"
 
 
 def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:

@@ -29,7 +29,7 @@ def measure_network(build: Callable[[], nn.Module], image: tuple[int, int, int])
     """Return the size of the network that `build` returns, for one image [C, H, W]; None where it cannot be told.
 
     It cannot be told where `build` or `forward` needs values, which tensors on the meta device do not have, or fails.
-    Draws no random number.
+    Draws none of torch's random numbers.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whatever is to be warned of is warned of when the network is really built

@@ -62,27 +62,30 @@ def rehearse(run: Run) -> None:
         UnsupportedModelError: the network cannot be quantized, or a stage not be frozen.
     """
     _check_labels(run)
-    _check_memory(run)
     stages = [stage for stage in run.recipe.stages if not _is_done(run, stage)]
     sections: list[OptimizerSection] = list(stages)
     if run.data.teacher is None and not run.done("float"):
         sections.insert(0, run.recipe.float_training)
     for section in sections:
         check_batch_size(section.batch_size, len(run.data.train), run.share)
-    if not sections:
-        return
-    with _random_numbers_put_back():
-        images, labels = _first_images(run, sections)
-        for section in sections:
-            few = slice(section.batch_size // run.share.of)
-            trial = _Trial(phase="float", model=_network(run), section=section, images=images[few], labels=labels[few])
-            if isinstance(section, StageSection):
-                _try_stage(run, trial, section)
-                continue
-            start = run.recipe.model
-            if start.weights is not None:
-                load_initial_weights(trial.model, start.weights, name=start.name, reset_head=start.reset_head)
-            _try(run, trial)
+    if sections:
+        with _random_numbers_put_back():
+            _check_memory(run)
+            _try_all(run, sections)
+
+
+def _try_all(run: Run, sections: Sequence[OptimizerSection]) -> None:
+    images, labels = _first_images(run, sections)
+    for section in sections:
+        few = slice(section.batch_size // run.share.of)
+        trial = _Trial(phase="float", model=_network(run), section=section, images=images[few], labels=labels[few])
+        if isinstance(section, StageSection):
+            _try_stage(run, trial, section)
+            continue
+        start = run.recipe.model
+        if start.weights is not None:
+            load_initial_weights(trial.model, start.weights, name=start.name, reset_head=start.reset_head)
+        _try(run, trial)
 
 
 def _try_stage(run: Run, trial: _Trial, stage: StageSection) -> None:

@@ -12,7 +12,6 @@ nothing else has to be kept. The file is written whole or not at all: an interru
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,15 +22,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from qil_deploy.checkpoint import load_tensors
+from qil_deploy.checkpoint_values import check_values, scalars_of
 from qil_deploy.errors import CheckpointError
 from qil_deploy.files import write_bytes
+from qil_deploy.finite import require_finite
 from qil_deploy.safetensors_file import DamagedFileError, file_content, has_digest, read_contents, read_tensors
 from qil_deploy.strict_json import parse_json
 from qil_deploy.untrusted_text import excerpt
 
 STATE_NAME = "state.safetensors"
 _SCHEMA = "2"
-_LARGEST_COUNT = 2**53
+_LARGEST_COUNT, _LARGEST_SUM = 2**53, 1e300
 
 # What an optimizer keeps of each parameter that it has moved.
 _KEPT: dict[type[torch.optim.Optimizer], frozenset[str]] = {
@@ -130,7 +131,10 @@ def load_state(folder: Path, phase: str, learner: Learner, extent: Extent | None
             f"run state {path} is damaged ({excerpt(str(error), 240)}); remove it to go on after the last finished "
             "phase."
         ) from error
+    require_finite(tensors.items(), f"run state {path}", error=CheckpointError)
+    rebuilt = scalars_of(learner.model)
     load_tensors(learner.model, _under(tensors, "model."), str(path))
+    check_values(learner.model, rebuilt, f"run state {path}")
     if learner.average is not None:
         load_tensors(learner.average, _under(tensors, "average."), str(path))
     for optimizer, state in zip(learner.optimizers, states, strict=True):
@@ -154,7 +158,7 @@ def _read_position(text: str, extent: Extent | None) -> Position:
         raise ValueError("its position is no object of the entries of one")
     for name, value in entries.items():
         if name in ("loss_sum", "best"):
-            if type(value) not in (int, float) or not math.isfinite(value):
+            if type(value) not in (int, float) or not abs(value) < _LARGEST_SUM:
                 raise ValueError(f"{name} is {excerpt(repr(value), 40)}, no finite number")
         elif type(value) is not int or not 0 <= value < _LARGEST_COUNT:
             raise ValueError(f"{name} is {excerpt(repr(value), 40)}, no count")

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from qil_deploy.calibration import calibrate
-from qil_deploy.checkpoint import CheckpointInfo, load_model, load_tensors, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint import CheckpointInfo, load_model, load_tensors, read_checkpoint, read_info, save_checkpoint
 from qil_deploy.config import LayerOverride, QuantConfig
-from qil_deploy.errors import CheckpointError, OutputError
+from qil_deploy.errors import CheckpointError, OutputError, QilDeployError
 from qil_deploy.freezing import freeze
 from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.training.models import build_model
+
+ZOO = Path(__file__).parents[2] / "zoo" / "fashion_mnist"
+Kind = Literal["float", "quantized", "frozen"]
 
 PREPROCESSING = Preprocessing(channels=3, height=8, width=8, scale=0.0123, zero_point=77)
 CONFIG = QuantConfig(weight_bits=3, overrides={"2": LayerOverride(weight_bits=2)}, train_gamma=True)
@@ -41,7 +49,7 @@ def build(name: str, arguments: dict[str, Any]) -> nn.Module:
     )
 
 
-def information(kind: Literal["float", "quantized", "frozen"], width: int = 4) -> CheckpointInfo:
+def information(kind: Kind, width: int = 4) -> CheckpointInfo:
     return CheckpointInfo(
         kind=kind,
         model_name="small",
@@ -80,14 +88,12 @@ def trained(kind: str) -> nn.Module:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A good checkpoint, of a frozen model."""
-    save_checkpoint(tmp_path / "model.safetensors", information("frozen"), trained("frozen"))
+    (tmp_path / "model.safetensors").write_bytes(saved("frozen"))
     return tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize("kind", ["float", "quantized", "frozen"])
-def test_round_trip_gives_the_same_logits_to_the_bit(
-    tmp_path: Path, kind: Literal["float", "quantized", "frozen"]
-) -> None:
+def test_round_trip_gives_the_same_logits_to_the_bit(tmp_path: Path, kind: Kind) -> None:
     model, x = trained(kind), images()
     save_checkpoint(tmp_path / "a.safetensors", information(kind), model)
     info, loaded = load_model(tmp_path / "a.safetensors", build)
@@ -218,6 +224,213 @@ def test_tensors_that_do_not_fit(path: Path) -> None:
     rewrite(path, info.model_dump(mode="json") | {"model_arguments": {"width": 5}})
     with pytest.raises(CheckpointError, match=r"the tensors of .*model\.safetensors do not fit its model"):
         load_model(path, build)
+
+
+def test_tensors_of_another_type_do_not_fit() -> None:
+    model = trained("float")
+    for convert in (Tensor.long, Tensor.half, Tensor.double):
+        tensors = {name: convert(tensor) for name, tensor in model.state_dict().items()}
+        with pytest.raises(CheckpointError, match=r"'0.weight', for one, has dtype .* and float32 in the model"):
+            load_tensors(model, tensors, "here")
+
+
+@cache
+def saved(kind: Kind) -> bytes:
+    """The content of a good checkpoint of a kind."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.safetensors"
+        save_checkpoint(path, information(kind), trained(kind))
+        return path.read_bytes()
+
+
+def written_with(tmp_path: Path, kind: Kind, changes: dict[str, Any]) -> Path:
+    """Write a checkpoint of a kind, without its digest, with other tensors or entries of the header."""
+    path = tmp_path / f"{kind}.safetensors"
+    path.write_bytes(saved(kind))
+    header = header_of(path)
+    tensors = load_file(path)
+    for name, value in changes.items():
+        if name in header:
+            header[name] = value
+        else:
+            tensors[name] = value(tensors[name].clone())
+    save_file(tensors, path, metadata={"qil_deploy": json.dumps(header)})
+    return path
+
+
+def filled(number: float) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: torch.full_like(tensor, number)
+
+
+def first(number: float) -> Callable[[Tensor], Tensor]:
+    def change(tensor: Tensor) -> Tensor:
+        tensor.view(-1)[0] = number
+        return tensor
+
+    return change
+
+
+PIXELS = {"channels": 3, "height": 8, "width": 8, "scale": 0.0123, "zero_point": 77}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (
+            "quantized",
+            {"input_quantizer.scale": filled(0.5)},
+            r"input_quantizer\.scale is 0\.5, but its config",
+        ),
+        ("quantized", {"input_quantizer.zero_point": filled(3)}, r"input_quantizer\.zero_point is 3, but"),
+        ("quantized", {"preprocessing": PIXELS | {"zero_point": 78}}, r"zero_point is 77, but .* ask for 78"),
+        ("quantized", {"calibrated": filled(False)}, r"its intervals were never set"),
+        ("quantized", {"0.weight_quantizer.log_distance": filled(100)}, r"log_distance is 100, beyond -80 to 80"),
+        ("quantized", {"0.weight_quantizer.log_distance": filled(math.nan)}, r"log_distance' has NaN or infinity"),
+        ("quantized", {"2.weight_quantizer.center_ratio": filled(-1e7)}, r"center_ratio is -1e\+07: its thresholds"),
+        ("quantized", {"2.weight_quantizer.gamma_raw": filled(math.inf)}, r"gamma_raw' has NaN or infinity"),
+        ("quantized", {"2.log_output_scale": filled(-90)}, r"log_output_scale is -90, beyond"),
+        ("quantized", {"0.weight": first(math.nan)}, r"'0\.weight' has NaN or infinity in 1 of 108 values"),
+        ("float", {"1.running_var": first(-1)}, r"1\.running_var holds a negative variance, -1"),
+        ("float", {"1.num_batches_tracked": filled(-1)}, r"num_batches_tracked is -1, a count"),
+        ("frozen", {"input_quantizer.scale": filled(0.5)}, r"input_quantizer\.scale is 0\.5, but"),
+        (
+            "frozen",
+            {"2.weight_codes": first(3)},
+            r"2\.weight_codes has the code 3, but 2 bits, as its config says",
+        ),
+        ("frozen", {"2.spread": filled(0)}, r"2\.spread goes from 0 to 0, not from 1 to"),
+        ("frozen", {"2.spread": first(-1)}, r"2\.spread goes from -1 to"),
+        ("frozen", {"2.bias": first(2**31 - 1)}, r"2\.bias holds 2,147,483,647, beyond"),
+        ("frozen", {"2.w_scale": first(0)}, r"2\.w_scale is 0, where a scale has to be positive"),
+        ("frozen", {"2.w_scale": first(-1)}, r"2\.w_scale is -1, where a scale"),
+        ("frozen", {"2.y_step": filled(1e-40)}, r"2\.y_step is .*, where a scale"),
+        ("frozen", {"2.y_offset": filled(1e300)}, r"2\.y_offset is 1e\+300"),
+        ("frozen", {"0.y.zero_point": filled(7), "2.x.zero_point": filled(7)}, r"0\.y\.zero_point is 7, but"),
+        (
+            "frozen",
+            {"0.y.high": filled(16), "2.x.high": filled(16)},
+            r"codes of 0\.y go from 0 to 16, not between",
+        ),
+        (
+            "frozen",
+            {"0.y.low": filled(9), "2.x.low": filled(9), "0.y.high": filled(3), "2.x.high": filled(3)},
+            "from 9 to 3",
+        ),
+        ("frozen", {"0.y.scale": filled(0.5), "2.x.scale": filled(0.5)}, r"0\.y\.scale is 0\.5, but"),
+        (
+            "frozen",
+            {"2.x.scale": filled(0.5)},
+            r"0\.y\.scale and 2\.x\.scale are one tensor in its model",
+        ),
+        ("frozen", {"0.x.scale": filled(0.5)}, r"0 reads codes on the grid \(0\.5, .* written on \(0\.01"),
+        ("frozen", {"4.denominator": filled(4)}, r"4\.denominator is 4, not an odd number up to 4095"),
+        ("frozen", {"4.numerator": filled(0)}, r"numerator of 4 is 0, not between 1 and"),
+        (
+            "frozen",
+            {"4.numerator": filled(4000)},
+            r"4 rescales by 4000/\d+, but the steps before",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path: Path, kind: Kind, changes: dict[str, Any], message: str) -> None:
+    path = written_with(tmp_path, kind, changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(path, build)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (
+            "float",
+            {"kind": "quantized"},
+            "kind 'quantized' with none as config; float",
+        ),
+        ("quantized", {"kind": "float"}, "kind 'float' with one as config"),
+        ("frozen", {"kind": "float", "config": None}, "do not fit its model"),
+        ("quantized", {"kind": "frozen"}, "do not fit its model"),
+        ("frozen", {"kind": "quantized"}, "do not fit its model"),
+        ("frozen", {"config": {"placement": "paper"}}, "kind 'frozen' with placement 'paper'"),
+        ("quantized", {"class_names": ["cat"]}, r"1 class names, but its network returns a tensor of shape \[1, 2\]"),
+        ("frozen", {"class_names": list("abc")}, r"3 class names, but its network returns .* one logit per class"),
+        ("float", {"class_names": list("abc")}, r"3 class names, but its network returns a tensor of shape \[1, 2\]"),
+        ("float", {"class_names": []}, "class_names: .*at least 1 item"),
+        ("float", {"preprocessing": PIXELS | {"channels": 4}}, "does not run on an image of shape .* channels"),
+        ("quantized", {"preprocessing": PIXELS | {"channels": 4}}, "does not run on an input of shape"),
+        (
+            "float",
+            {"preprocessing": PIXELS | {"height": 10**9}},
+            "an image of shape .* at most 16,777,216",
+        ),
+        ("float", {"preprocessing": PIXELS | {"height": 5000, "width": 5000}}, "preprocessing: an image of shape"),
+        ("float", {"preprocessing": PIXELS | {"scale": 1e300}}, "scale is 1e.300; it must be positive and finite"),
+        ("float", {"preprocessing": PIXELS | {"scale": "1"}}, r"preprocessing\.scale: .*valid number .found '1'"),
+        ("float", {"model_arguments": {"width": 10**5}}, "holds 283 values, but its network small with .* would have"),
+        ("float", {"model_arguments": {"width": 2**62}}, "holds 283 values, but its network small"),
+        ("float", {"model_arguments": {"width": -4}}, "network small cannot be built with {'width': -4}: RuntimeError"),
+        ("float", {"model_arguments": {}}, "network small cannot be built with {}: KeyError: 'width'"),
+        ("float", {"model_arguments": {"width": 4, "in_channels": 1}}, "in_channels is 1, but there are 3 channels"),
+        ("float", {"model_arguments": {"width": 4, "num_classes": True}}, "num_classes is True, but there are 2 class"),
+        ("float", {"metrics": {"accuracy": 101}}, "metrics: accuracy is 101, not a percentage"),
+        ("float", {"metrics": {"accuracy": "9"}}, r"metrics\.accuracy: .*valid number .found '9'"),
+        ("float", {"metrics": {"test_images": 1.5}}, "metrics: test_images is 1.5, not a count"),
+        ("float", {"metrics": {"changed_predictions": 1e300}}, "changed_predictions is 1e.300, not a count"),
+        ("float", {"metrics": {"loss": math.nan}}, "is damaged: NaN is no number"),
+        ("float", {"data": "x" * 10**6}, r"data: .*at most 600 characters .found 'x*\.\.\. "),
+    ],
+)
+def test_headers_that_contradict_themselves_or_the_tensors(
+    tmp_path: Path, kind: Kind, changes: dict[str, Any], message: str
+) -> None:
+    path = written_with(tmp_path, kind, changes)
+    with pytest.raises(QilDeployError, match=message) as caught:
+        load_model(path, build)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"schema_version": 1, "schema_version": 1}', "9" * 5000, "\ud800"])
+def test_headers_that_no_parser_should_choke_on(path: Path, text: str) -> None:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    outer = json.loads(content[8 : 8 + length])
+    outer["__metadata__"] = {"qil_deploy": text}
+    header = json.dumps(outer).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    with pytest.raises(CheckpointError, match=r"the header of checkpoint .* is damaged") as caught:
+        read_checkpoint(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_one_flipped_bit_of_any_tensor_is_noticed(path: Path) -> None:
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for position in range(start, len(content), 101):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="its bytes are not those that were written"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["float", *(f"w{bits}a{bits}{end}" for bits in (2, 3, 4) for end in ("", "_frozen"))])
+def test_checkpoints_of_earlier_versions_are_read(name: str) -> None:
+    path = ZOO / f"{name}.safetensors"
+    info, model = load_model(path, build_model)
+    assert info == read_info(path)
+    found, expected = model.state_dict(), load_file(path)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+
+
+def test_information_is_read_without_the_tensors(path: Path) -> None:
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes(content[:start] + bytes(len(content) - start))
+    assert read_info(path) == information("frozen")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("existing", [False, True])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qil_deploy.errors import OutputError
-from qil_deploy.files import atomic_path, ensure_writable, write_bytes, write_text
+from qil_deploy.files import atomic_path, ensure_writable, remove_unfinished, write_bytes, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -93,3 +95,59 @@ def test_results_have_the_permissions_of_any_other_file(tmp_path: Path) -> None:
 def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
     ensure_writable(tmp_path / "a.txt")
     assert names(tmp_path) == []
+
+
+def killed_writer(folder: Path, name: str) -> Path:
+    """Return what a writer of a file leaves that is killed in the middle."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from qil_deploy.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder / name)], check=False)
+    (left,) = (path for path in folder.iterdir() if path.read_text() == "half")
+    return left
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    left = killed_writer(tmp_path, "model.safetensors")
+    assert left.suffix == ".safetensors"
+    assert remove_unfinished(tmp_path) == [left]
+    assert names(tmp_path) == []
+
+
+def test_what_a_living_writer_writes_stays(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        assert remove_unfinished(tmp_path) == []
+        command = "import sys; from pathlib import Path; from qil_deploy.files import remove_unfinished as remove;"
+        command += "print(len(remove(Path(sys.argv[1]))))"
+        other = subprocess.run(
+            [sys.executable, "-c", command, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        assert other.stdout == "0\n"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_files_of_the_user_stay(tmp_path: Path) -> None:
+    own = [
+        ".a-unfinished-notes.txt",
+        ".a-12345678.txt",
+        "a-unfinished-12345678.txt",
+        ".a-unfinished-1234567.txt",
+        ".hidden",
+    ]
+    for name in own:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".a-unfinished-12345678.txt").mkdir()
+    (tmp_path / ".b-unfinished-12345678.txt").symlink_to(tmp_path / ".hidden.txt")
+    before = names(tmp_path)
+    assert remove_unfinished(tmp_path) == []
+    assert names(tmp_path) == before
+    assert remove_unfinished(tmp_path / "absent") == []
+
+
+def test_a_long_name_is_written_as_well(tmp_path: Path) -> None:
+    name = "x" * 240 + ".json"
+    write_text(tmp_path / name, "a")
+    assert names(tmp_path) == [name]
