@@ -182,3 +182,143 @@ def test_a_recipe_without_data(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('name = "a"')
     with pytest.raises(ConfigError, match="data: Field required; model: Field required"):
         load_recipe(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"float_training": {"epochs": 1, "learning_rate": 1e300}}, "learning_rate: .*less than or equal to"),
+        ({"float_training": {"epochs": 1, "weight_decay": 1e300}}, "weight_decay: .*less than or equal to"),
+        ({"float_training": {"epochs": 1, "gradient_norm": 1e300}}, "gradient_norm: .*less than or equal to"),
+        ({"float_training": {"epochs": 10**9}}, "epochs: .*less than or equal to 1000000"),
+        ({"float_training": {"epochs": True}}, "epochs: .*valid integer"),
+        ({"float_training": {"epochs": 1.0}}, "epochs: .*valid integer"),
+        ({"float_training": {"epochs": 1, "warmup": "0.1"}}, "warmup: .*valid number"),
+        ({"float_training": {"epochs": 1, "batch_size": 2**70}}, "batch_size: .*less than or equal to"),
+        ({"float_training": {"epochs": 1, "milestones": [0.5] * 2000}}, "milestones: .*at most 1000 items"),
+        ({"seed": 2**63}, "seed: .*less than 9223372036854775808"),
+        ({"seed": True}, "seed: .*valid integer"),
+        ({"image_size": 10**9}, "image_size: .*less than or equal to 8192"),
+        ({"model": {"name": "resnet8", "width": 10**9}}, "width: .*less than or equal to 65536"),
+        ({"model": {"name": "a\0b"}}, r"model\.name: it holds a NUL character, .*found 'a\\x00b'"),
+        ({"model": {"name": "resnet8", "weights": "a\0b"}}, r"model\.weights: it holds a NUL character"),
+        ({"data": "a\0b"}, "data: it holds a NUL character"),
+        ({"data": ""}, "data: .*at least 1 character"),
+        ({"data": "x" * 10**6}, r"data: .*at most 600 characters .found 'x+\.\.\. \(1,000,002 characters\)"),
+        ({"augmentation": {"shift": 10**9}}, "shift: .*less than or equal to 8192"),
+        ({"allow_float": 1}, "allow_float: .*valid boolean"),
+        ({"overrides": {"x" * 5000: {"weight_bits": 2}}}, "at most 1000 characters"),
+        ({"stages": [{"weight_bits": 2.0, "activation_bits": 2, "epochs": 1}]}, "weight_bits: .*valid integer"),
+        (
+            {
+                "stages": [
+                    {"weight_bits": 2, "activation_bits": 2, "epochs": 1, "learning_rate": 5e-324, "frozen_epochs": 1}
+                ]
+            },
+            "frozen epochs would have the interval_learning_rate inf",
+        ),
+        ({f"key{number}": number for number in range(1000)}, "key3: Extra inputs .*; and 996 more"),
+        ({"\x1b[31m" + "x" * 10**5: 1}, r"\\x1b\[31mx+\.\.\. "),
+    ],
+)
+def test_content_that_no_run_could_carry_out(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        recipe_from_dict(content() | change, "here")
+    assert len(str(caught.value)) < 1000
+    assert "\x1b" not in str(caught.value)
+
+
+FOREIGN = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "/root",
+    "a/b",
+    "a\\b",
+    "a:b",
+    "a*",
+    " a",
+    "a ",
+    "a.",
+    "con",
+    "NUL.txt",
+    "LPT1",
+    "x" * 101,
+)
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "a\0b", "a\nb", "\x1b[31m", "\u202eabc"])
+def test_names_that_are_no_folder_of_runs(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name: .*(the name of the run's folder|at least 1 character)"):
+        recipe_from_dict(content() | {"name": name}, "here")
+
+
+@pytest.mark.parametrize("name", ["tiny", "a b", "v1.2", "a_b-c", "é", "console", "x" * 100, "w4 (2)"])
+def test_names_that_are_a_folder(name: str) -> None:
+    assert recipe_from_dict(content() | {"name": name}, "here").name == name
+
+
+def test_frozen_epochs_have_rates_of_their_own() -> None:
+    stage = {
+        "weight_bits": 4,
+        "activation_bits": 4,
+        "epochs": 3,
+        "batch_size": 32,
+        "frozen_epochs": 2,
+        "weight_decay": 0.5,
+    }
+    rates = {"learning_rate": 0.02, "interval_learning_rate": 0.003, "frozen_learning_rate": 0.002}
+    recipe = recipe_from_dict(content() | {"stages": [stage | rates]}, "here")
+    section = recipe.stages[0].frozen_section()
+    assert (section.epochs, section.batch_size, section.weight_decay) == (2, 32, 0.5)
+    assert (section.learning_rate, section.gradient_norm, section.warmup) == (0.002, 1.0, 0.05)
+    assert section.interval_learning_rate == 0.003 * 0.002 / 0.02
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"x = " + b"[" * 10**5, "it is nested too deep"),
+        (b"x = " + b"{a=" * 10**4, "it is nested too deep"),
+        (b"seed = " + b"9" * 5000, "Exceeds the limit"),
+        (TEXT.encode("utf-16"), "'utf-8' codec can't decode"),
+        (TEXT.encode() + b"#" * 2**20, "it has more than 1,048,576 bytes"),
+        (b'name = "a"\nname = "b"', "Cannot overwrite a value"),
+        (b"\0", "is not valid TOML"),
+    ],
+)
+def test_files_that_no_parser_should_choke_on(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "a.toml").write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"recipe .*a\.toml is not valid TOML: .*{message}|{message}") as caught:
+        load_recipe(tmp_path / "a.toml")
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_mark_of_an_editor_in_front_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(TEXT.encode("utf-8-sig"))
+    assert load_recipe(tmp_path / "a.toml").name == "test"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed=" + "9" * 5000, "Exceeds the limit"),
+        ("x=" + "[" * 10**5, "it is nested too deep"),
+        (".".join("a" * 10**4) + "=1", "the recipe has no 'a"),
+        ("stages.-1.epochs=1", "the recipe has no 'stages.-1.epochs'"),
+        ("stages.٣.epochs=1", "the recipe has no"),
+        ("stages." + "9" * 5000 + ".epochs=1", "the recipe has no"),
+        ("seed=nan", "seed: .*valid integer"),
+        ("float_training.learning_rate=inf", "learning_rate: .*finite"),
+        ("float_training.learning_rate=1e300", "learning_rate: .*less than"),
+        ("name=../x", "name: it is the name of the run's folder"),
+        ("\x1b[31m=1", r"\\x1b\[31m: Extra inputs"),
+        ("\x1b[31m", r"--set '\\x1b\[31m' must be key=value"),
+    ],
+)
+def test_changes_that_no_run_could_carry_out(path: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(path, (change,))
+    assert len(str(caught.value)) < 1000
+    assert "\x1b" not in str(caught.value)
