@@ -15,7 +15,7 @@ from typing import Final
 from qil_deploy.onnx_file import Node
 
 from .findings import Finding, found, quoted
-from .fusion_inputs import input_reasons
+from .fusion_inputs import float_parameters, input_reasons
 from .fusion_reason import CASTS, Reason, dequantizes, overridable, readers
 from .fusion_results import result_reasons
 from .graphs import Graph
@@ -67,6 +67,7 @@ def _why_unfused(graph: Graph, node: Node, machine: str) -> Reason | None:
     reasons = chain(
         input_reasons(graph, node, sources),
         result_reasons(graph, node, data, machine),
+        float_parameters(graph, node),
         [_replaceable(graph, [*data, *readers(graph, node.outputs[0])])],
     )
     return next((reason for reason in reasons if reason is not None), _UNKNOWN)

@@ -83,9 +83,10 @@ def diagnose(path: Path, limits: Limits | None = None) -> Diagnosis:
 
 
 def _tried(path: Path, folder: Path, written: Sequence[Graph], limits: Limits) -> RuntimeTrial:
+    values = {id(value): value for graph in written for value in graph.file.initializers.values()}
+    beside = sum(value.nbytes for value in values.values() if isinstance(value, np.memmap))
     hints = Hints(
-        bytes=path.stat().st_size
-        + sum(value.nbytes for graph in written for value in graph.file.initializers.values()),
+        bytes=path.stat().st_size + beside,
         ranges=_input_ranges(written[0]),
         output_steps=_output_steps(written[0]),
     )
@@ -137,8 +138,12 @@ def _executed(path: Path, trial: RuntimeTrial, unread: Unread) -> list[Graph]:
         unread.parts.append(
             f"the graph that is executed, whose types are not known ({trial.failures['types'].reason})."
         )
-    # What cannot be read of the file cannot be read of this, either, and has been said.
-    return read_graphs(trial.optimized, Unread(), folder=path.parent, types=trial.types, shapes=trial.shapes)
+    try:
+        # What cannot be read of the file cannot be read of this, either, and has been said.
+        return read_graphs(trial.optimized, Unread(), folder=path.parent, types=trial.types, shapes=trial.shapes)
+    except ModelFileError as error:
+        unread.parts.append(f"the graph that is executed ({error})")
+        return []
 
 
 def _findings(
@@ -172,7 +177,7 @@ def _findings(
 
 
 def _is_quantized(node: Node) -> bool:
-    return node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
+    return node.op_type in _QUANTIZED or node.op_type.startswith(("QLinear", "QOrdered"))
 
 
 def _not_quantized(*, quantized: bool) -> list[Finding]:

@@ -39,40 +39,18 @@ class ComparedOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """Everything that `diagnose` found, the worst first.
+class FirstDiagnosis:
+    """A diagnosis as it was written before results were compared, and what is not known was told from notes.
 
     Attributes:
         schema: name and version of this format, `SCHEMA`.
         model: the file.
         environment: where ONNX Runtime optimized it.
-        loads: whether ONNX Runtime loads it.
+        loads: whether ONNX Runtime loads it; False where it was not given the file.
         quantized: whether anything in it is quantized, be it simulated.
         kernels: what ONNX Runtime executes; empty if the file does not load.
         findings: what holds it back, and what is not known.
-        compared: results with and without the optimizer, for one input; empty where they could not be compared.
     """
-
-    SCHEMA: ClassVar[str] = "qil_deploy.doctor/2"
-
-    schema: str
-    model: ModelFile
-    environment: Environment
-    loads: bool
-    quantized: bool
-    kernels: tuple[KernelCount, ...]
-    findings: tuple[Finding, ...]
-    compared: tuple[ComparedOutput, ...]
-
-    @property
-    def healthy(self) -> bool:
-        """Whether there are notes at most."""
-        return all(finding.severity == "note" for finding in self.findings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis1:
-    """A diagnosis as it was written before results were compared and what is not known was told from notes."""
 
     SCHEMA: ClassVar[str] = "qil_deploy.doctor/1"
 
@@ -83,3 +61,22 @@ class Diagnosis1:
     quantized: bool
     kernels: tuple[KernelCount, ...]
     findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis(FirstDiagnosis):
+    """Everything that `diagnose` found, the worst first.
+
+    Attributes:
+        compared: results with and without the optimizer, for one input; empty where they could not be compared. All
+            others are those of the first version.
+    """
+
+    SCHEMA: ClassVar[str] = "qil_deploy.doctor/2"
+
+    compared: tuple[ComparedOutput, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there are notes at most."""
+        return all(finding.severity == "note" for finding in self.findings)

@@ -17,6 +17,7 @@ from .graphs import FLOAT_TYPES, Graph
 _WEIGHTED: Final = frozenset({"Conv", "FusedConv", "FusedGemm", "Gemm", "MatMul"})
 _CONVOLUTIONS: Final = frozenset({"Conv", "FusedConv"})
 _ALL_DEQUANTIZED: Final = frozenset({"Add", "Concat", "Mul"})
+_ADDED: Final = 3  # of FusedConv's inputs
 _BIAS_REMEDY: Final = (
     "Store the bias as int32 with the scale (scale of the input) * (scale of the weights), as many as the weights "
     "have, and no zero point: sums have no other scale. A bias that layers with different inputs share must be stored "
@@ -41,10 +42,31 @@ def input_reasons(graph: Graph, node: Node, sources: dict[str, Node | None]) -> 
         yield from _weights(graph, node, data[0])
 
 
+def float_parameters(graph: Graph, node: Node) -> Iterator[Reason | None]:
+    """Yield weights and bias that are float: ONNX Runtime quantizes them itself where all else is as it should be."""
+    for index, what in ((1, "weights"), (2, "bias")):
+        if node.op_type not in _WEIGHTED or len(node.inputs) <= index or not node.inputs[index]:
+            continue
+        source = graph.source(node.inputs[index], CASTS)
+        if dequantizes(source):
+            continue
+        if node.inputs[index] in graph.overridable:
+            yield overridable(f"its {what} {quoted(node.inputs[index])}")
+        come = f"come{'s' if what == 'bias' else ''} from {label(source)}" if source is not None else ""
+        yield Reason(
+            f"its {what} {come or ('is float' if what == 'bias' else 'are float')}",
+            _BIAS_REMEDY
+            if what == "bias"
+            else "Quantize weights to int8 with QuantizeLinear and DequantizeLinear, or store their codes.",
+        )
+
+
 def _float_input(graph: Graph, node: Node, sources: dict[str, Node | None]) -> Reason | None:
     remedy = "Quantize every input of these operators: each must come from DequantizeLinear."
-    for source in sources.values():
-        if not dequantizes(source):
+    for name, source in sources.items():
+        # What is added to a fused convolution stands behind it in the file (fusion_results.py).
+        is_added = node.op_type == "FusedConv" and name in node.inputs[_ADDED:]
+        if not dequantizes(source) and not is_added:
             return Reason(f"its input from {'outside' if source is None else label(source)} is float", remedy)
     for name in node.inputs if node.op_type in _ALL_DEQUANTIZED else ():
         if name in graph.constants and not dequantizes(graph.source(name, CASTS)):
@@ -74,10 +96,6 @@ def _weights(graph: Graph, node: Node, data: Node) -> Iterator[Reason | None]:
     """Yield what is wrong with the weights or the bias of a layer."""
     weights = graph.source(node.inputs[1], CASTS)
     if weights is None or not dequantizes(weights):
-        yield Reason(
-            "its weights are float" if weights is None else f"its weights come from {label(weights)}",
-            "Quantize weights to int8 with QuantizeLinear and DequantizeLinear, or store their codes.",
-        )
         return
     yield _codes(graph, weights, "its weights are")
     if graph.type_of(data.inputs[0]) == "int8" and graph.type_of(weights.inputs[0]) == "uint8":
@@ -103,9 +121,6 @@ def _bias(graph: Graph, node: Node, data: Node, weights: Node) -> Iterator[Reaso
             )
     bias = graph.source(node.inputs[2], CASTS)
     if bias is None or not dequantizes(bias):
-        if node.inputs[2] in graph.overridable:
-            yield overridable(f"its bias {quoted(node.inputs[2])}")
-        yield Reason("its bias is float", _BIAS_REMEDY)
         return
     if (kind := graph.type_of(bias.inputs[0])) != "int32":
         yield Reason(f"its bias is {kind}, where sums are int32", _BIAS_REMEDY)

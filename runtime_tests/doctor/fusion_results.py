@@ -21,6 +21,7 @@ _SAME_SCALE: Final = frozenset({"MaxPool", "ReduceMax", "ReduceMin", "Resize"})
 # Whose integer kernels take no int8 codes on x86.
 _UNSIGNED: Final = frozenset({"Conv", "FusedConv", "MatMul"})
 _RANGES: Final = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
+_ADDED: Final = 3  # of FusedConv's inputs, what its result is added to
 _PLACE_PAIR: Final = (
     "Put QuantizeLinear right behind these operators, before anything else reads the result (DequantizeLinear behind "
     "it serves those readers)."
@@ -37,6 +38,8 @@ def result_reasons(graph: Graph, node: Node, data: Sequence[Node], machine: str)
         machine: instruction set, as Python names it.
     """
     quantizer = None
+    if node.op_type == "FusedConv" and len(node.inputs) > _ADDED and node.inputs[_ADDED]:
+        yield Reason(f"its result is added to {quoted(node.inputs[_ADDED])} in float, not quantized first", _PLACE_PAIR)
     activation = node.attributes.get("activation")
     if isinstance(activation, str) and activation not in ("Relu", "Clip"):
         yield Reason(

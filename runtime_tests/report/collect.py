@@ -15,7 +15,7 @@ from typing import Final
 from qil_deploy.errors import DataError, OtherSchemaError
 from qil_deploy.reports import read_report_of
 from qil_deploy.runtime_tests.bench import BenchReport
-from qil_deploy.runtime_tests.doctor.diagnosis import Diagnosis, Diagnosis1
+from qil_deploy.runtime_tests.doctor.diagnosis import Diagnosis, FirstDiagnosis
 from qil_deploy.runtime_tests.instructions import InstructionsReport
 from qil_deploy.runtime_tests.targets.check_report import check_consistency
 from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetsReport
@@ -37,7 +37,7 @@ Readable = (
     | BenchReport
     | InstructionsReport
     | Diagnosis
-    | Diagnosis1
+    | FirstDiagnosis
     | DeploymentReport
 )
 
@@ -48,7 +48,7 @@ _CLASSES: Final[tuple[type[Readable], ...]] = (
     BenchReport,
     InstructionsReport,
     Diagnosis,
-    Diagnosis1,
+    FirstDiagnosis,
     DeploymentReport,
 )
 # What else this project writes as JSON, and by which command.
@@ -228,7 +228,7 @@ def _figures(path: Path, report: Readable) -> Figures:
         figures = of_bench(report)
     elif isinstance(report, InstructionsReport):
         figures = of_instructions(report)
-    elif isinstance(report, Diagnosis | Diagnosis1):
+    elif isinstance(report, FirstDiagnosis):
         figures = of_diagnosis(report)
     else:
         raise TypeError(f"{type(report).__name__} has no figures of its own")

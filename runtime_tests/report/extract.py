@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.differences import describe_difference
-from qil_deploy.runtime_tests.doctor.diagnosis import Diagnosis, Diagnosis1
+from qil_deploy.runtime_tests.doctor.diagnosis import FirstDiagnosis
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, TargetResult, TargetsReport
 from qil_deploy.runtime_tests.verify import VerifyReport
@@ -79,8 +79,8 @@ def of_device(report: DeviceReport, target: str) -> Figures:
     return _of_device(file, target, report)
 
 
-def of_diagnosis(report: Diagnosis | Diagnosis1) -> Figures:
-    """Return what `doctor` found."""
+def of_diagnosis(report: FirstDiagnosis) -> Figures:
+    """Return what `doctor` found, today or when it wrote its first version."""
     file = MeasuredFile.of(report.model)
     return Figures(
         files=(file,),

@@ -533,6 +533,21 @@ _RESULTS: dict[str, Case] = {
         ),
         **FEATURES,
     ),
+    "a sum behind a convolution": Case(
+        behind_convolution("s = Add(sum, other)\n r = Relu(s)", "r"),
+        constants(),
+        (
+            island("Conv 'sum', Add 's'"),
+            unfused("Conv 'sum': its result goes to Add 's', not to QuantizeLinear"),
+        ),
+        x=f"{X}, float[1,3,6,6] other",
+    ),
+    "float weights and bias before a tanh": Case(
+        behind_linear("t = Tanh(sum)", "t").replace("(x_value, w_value)", "(x_value, f, b)"),
+        {**LINEAR_VALUES, "f": np.ones((4, 4), F32), "b": np.ones(4, F32)},
+        floating("Tanh stands between it and QuantizeLinear, and was fused into it in float", "FusedGemm 't'"),
+        **FEATURES,
+    ),
     "two quantizers read one result": Case(
         CONVOLUTION + "y2 = QuantizeLinear(sum, x_scale, y_zero)",
         constants(),
