@@ -84,10 +84,8 @@ def _figure(title: str, marks: Sequence[Mark], pictures: Sequence[Sequence[Eleme
     for mark, shapes in zip(marks, pictures, strict=True):
         figure.append(element("p", element("span", mark.label), element("span", mark.text)))
         track = _box(0.0, 1.0, "track")
-        size = {"height": str(_HEIGHT), "role": "img", "aria-label": f"{mark.label}: {mark.text}"}
-        picture = Element("svg", size)
-        picture.extend([track, *shapes])
-        figure.append(picture)
+        label = f"{mark.label}: {mark.text}"
+        figure.append(element("svg", track, *shapes, height=str(_HEIGHT), role="img", aria_label=label))
     figure.append(_axis(end, unit))
     return figure
 
