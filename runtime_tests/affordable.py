@@ -17,10 +17,13 @@ from .bench.trial import TrialOptions, try_model
 from .exported_model import FLOAT, ExportedModel
 
 _SECONDS: Final = 120.0
+_FLOAT_BYTES: Final = 4  # where ONNX Runtime does not fuse a QDQ file, what could be codes are floats
 
 
-def require_affordable(model: ExportedModel) -> None:
-    """Refuse a model that takes more than there is.
+def require_affordable(model: ExportedModel) -> int | None:
+    """Refuse a model that takes more than there is; return how many images ONNX Runtime may be given at a time.
+
+    That is in whole batches of the model; None for any number.
 
     Raises:
         ModelFileError: it does, or cannot be run.
@@ -28,6 +31,6 @@ def require_affordable(model: ExportedModel) -> None:
     if model.float_parts or model.format == FLOAT:
         options = TrialOptions(threads=1, batch=model.batch or 1, seed=0, processes=1, timeout=_SECONDS)
         try_model(model.path, options)
-        return
+        return None
     blank = np.zeros((model.batch or 1, *model.preprocessing.shape), np.uint8)
-    IntegerReference(model.graph).shapes(model.prepare_input(blank))
+    return IntegerReference(model.graph).images_at_once(model.prepare_input(blank), _FLOAT_BYTES)

@@ -232,7 +232,10 @@ def load_data(path: Path) -> tuple[dict[str, Any] | None, NDArray[Any], dict[str
     with np.load(path, allow_pickle=False) as loaded:
         about = json.loads(str(loaded["about"]))
         names = [str(name) for name in about.get("tensors", [])] if about.get("schema") == GOLDEN_SCHEMA else []
-        return about, loaded["images"], {name: loaded[name] for name in names}
+        arrays = {name: loaded[name] for name in ["images", *names]}
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError("an entry is no array")
+    return about, arrays.pop("images"), arrays
 
 
 def check_golden(path: Path, about: dict[str, Any], model: Model) -> None:

@@ -92,19 +92,20 @@ def check_golden(
     graph = ExecutedGraph.of(exported)
     with tempfile.TemporaryDirectory() as folder:
         golden = read_vectors(path, exported, Path(folder))
-        require_affordable(exported)
+        at_once = require_affordable(exported)
         read = code_reader(exported, graph, against, threads=threads, others=others or {})
         comparison = CodeComparison(graph, (GOLDEN, against))
-        for images in _portions(len(golden.images), exported):
+        for images in _portions(len(golden.images), exported, at_once):
             expected = {name: tensor[images.start : images.stop] for name, tensor in golden.tensors.items()}
             comparison.add(expected, read(np.array(golden.images[images.start : images.stop])), images)
         return comparison.result()
 
 
-def _portions(images: int, model: ExportedModel) -> Iterator[range]:
+def _portions(images: int, model: ExportedModel, at_once: int | None) -> Iterator[range]:
     """Yield the indices of images, as many at a time as may have all their codes in memory, in whole batches."""
     batch = model.batch or 1
     size = max(_PIXELS_AT_ONCE // (model.preprocessing.height * model.preprocessing.width * batch), 1) * batch
+    size = size if at_once is None else min(size, at_once)
     for start in range(0, images, size):
         yield range(start, min(start + size, images))
 

@@ -145,8 +145,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
             "could be compared with. Verify it without a checkpoint and without a search for differences."
         )
     _check_data(model, data)
-    require_affordable(model)
-    predictors = _onnx_predictors(model, levels, threads) | _check_others(others or {}, levels)
+    at_once = require_affordable(model)
+    predictors = _onnx_predictors(model, levels, threads, at_once) | _check_others(others or {}, levels)
     required = _required(model, predictors, others or {}, must_equal)
     pivot, reference = _reference(model, threads)
     predictors.pop(pivot, None)
@@ -249,10 +249,27 @@ def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
     return REFERENCE, lambda images: model.in_batches(lambda x: {OUTPUT_NAME: reference.run(x)}, images)[OUTPUT_NAME]
 
 
-def _onnx_predictors(model: ExportedModel, levels: Sequence[str], threads: int) -> dict[str, Predictor]:
+def _onnx_predictors(
+    model: ExportedModel, levels: Sequence[str], threads: int, at_once: int | None
+) -> dict[str, Predictor]:
     if model.format == FLOAT:
         return {}
-    return {onnx_backend_name(level): model.onnx_predictor(threads=threads, level=level) for level in levels}
+    return {
+        onnx_backend_name(level): _in_portions(model.onnx_predictor(threads=threads, level=level), at_once)
+        for level in levels
+    }
+
+
+def _in_portions(predict: Predictor, at_once: int | None) -> Predictor:
+    """Let a predictor have so many images at a time."""
+    if at_once is None:
+        return predict
+
+    def predict_portions(images: NDArray[np.uint8]) -> NDArray[Any]:
+        starts = range(0, max(len(images), 1), at_once)
+        return np.concatenate([predict(images[start : start + at_once]) for start in starts])
+
+    return predict_portions
 
 
 def _check_others(others: Mapping[str, Predictor], levels: Sequence[str]) -> dict[str, Predictor]:

@@ -101,9 +101,26 @@ class IntegerReference:
             ModelFileError: as `run`.
         """
         self._check_images(images)
+        self._check_batch(images)
         found: dict[str, tuple[int, ...]] = {}
         self._execute(images, free=True, note=lambda name, tensor: found.update({name: tensor.shape}))
         return found
+
+    def images_at_once(self, image: Array, bytes_per_code: int) -> int:
+        """Return how many images another runtime may compute at a time within the budget; one at least.
+
+        Args:
+            image: one image, or the batch that the graph has; it is computed.
+            bytes_per_code: what that runtime takes for what is one byte here.
+
+        Raises:
+            DataError: as `run`.
+            ModelFileError: as `run`.
+        """
+        self._check_images(image)
+        self._check_batch(image)
+        _, taken = self._execute(image, free=True)
+        return max(1, self._budget.left // max(1, taken.peak * bytes_per_code)) * len(image)
 
     def _in_blocks(self, images: Array, keep: Callable[[Tensors], Tensors], *, free: bool) -> Tensors:
         """Compute as many images at a time as are fast, or fewer where these take more than there is.
@@ -133,8 +150,7 @@ class IntegerReference:
         self, images: Array, most: int, keep: Callable[[Tensors], Tensors], *, free: bool
     ) -> tuple[int, int, Tensors]:
         """Compute the first `most` images, or fewer; return how many, the bytes that took, and what is wanted of it."""
-        if self._fixed_batch and len(images) > 1:
-            self._check_batch(images)
+        self._check_batch(images)
         try:
             tensors, budget = self._execute(images[:most], free=free)
         except ModelFileError as error:
@@ -150,6 +166,8 @@ class IntegerReference:
         Raises:
             ModelFileError: it does.
         """
+        if not self._fixed_batch or len(images) <= 1:
+            return
         try:
             _, one = self._execute(images[:1], free=True)
         except ModelFileError:  # it computes with the number of images
@@ -268,11 +286,8 @@ def _one_blas_thread() -> AbstractContextManager[object]:
 
 
 def _last_uses(nodes: tuple[Node, ...], keep: set[str]) -> list[list[str]]:
-    """List, per node, the tensors that no later node reads."""
-    last: dict[str, int] = {}
-    for index, node in enumerate(nodes):
-        for name in (*node.outputs, *node.inputs):
-            last[name] = index
+    """List, per node, the tensors that it is the last to read; what nothing reads stays, as it does in ONNX Runtime."""
+    last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
     finished: list[list[str]] = [[] for _ in nodes]
     for name, index in last.items():
         if name and name not in keep:
