@@ -6,6 +6,8 @@ channels of unequal scale, negative BatchNorm slopes and images instead of noise
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -68,7 +70,9 @@ def random_network(name: str, batches: list[Tensor], *, seed: int) -> nn.Module:
 
 def quantized_network(model: nn.Module, config: QuantConfig, batches: list[Tensor]) -> fx.GraphModule:
     """Return a quantized copy of a network, its intervals set from `batches`, in evaluation mode."""
-    prepared = prepare(model, config, batches[0], input_grid=PREPROCESSING)
+    height, width = batches[0].shape[2:]
+    grid = replace(PREPROCESSING, height=height, width=width)
+    prepared = prepare(model, config, batches[0], input_grid=grid)
     calibrate(prepared, batches)
     prepared.eval()
     return prepared

@@ -30,6 +30,7 @@ from .errors import UnsupportedModelError
 from .float_island import FloatIsland, island_of, island_sources
 from .known_modules import modules_for_function, modules_for_module
 from .layers import Add, Concat, GlobalAveragePool, Standalone
+from .untrusted_text import excerpt
 
 Kind = Literal[
     "input", "output", "conv", "linear", "bn", "relu", "add", "pool", "average", "concat", "standalone", "pass", "float"
@@ -295,7 +296,7 @@ def _note_results(graph_module: fx.GraphModule, example_input: Tensor) -> None:
         interpreter.run(example_input.to(parameter.device, parameter.dtype))
     except (RuntimeError, ValueError) as error:
         raise UnsupportedModelError(
-            f"the network does not run on an input of shape {list(example_input.shape)}: {error}"
+            f"the network does not run on an input of shape {list(example_input.shape)}: {excerpt(str(error))}."
         ) from error
     graph_module.train(training)
 

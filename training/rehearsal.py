@@ -163,12 +163,12 @@ def _try(run: Run, trial: _Trial) -> None:
                 "computed in half precision --mixed-precision says."
             )
     if trial.section.epochs > 0:
-        optimizers = run.optimizers(trial.model, trial.section)
-        if not optimizers:
+        if not any(parameter.requires_grad for parameter in trial.model.parameters()):
             raise TrainingError(
                 f"{trial.phase}: every parameter of the network is frozen (requires_grad is false), so nothing would "
                 "be trained; train at least its head, or set epochs to 0, which takes the network as it is."
             )
+        optimizers = run.optimizers(trial.model, trial.section)
         training_mode(trial.model, norms_stay=run.recipe.quantizer_only is not None)
         _step(
             run,

@@ -131,7 +131,8 @@ class Run:
         model.to(self.accelerator.device)
         averaging = None if section.average is None else get_ema_multi_avg_fn(section.average)
         average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
-        learner = Learner(model=model, optimizers=self.optimizers(model, section), average=average)
+        optimizers = self.optimizers(model, section) if section.epochs > 0 else []
+        learner = Learner(model=model, optimizers=optimizers, average=average)
         batches = self.batches(section.batch_size, phase)
         extent = Extent(epochs=section.epochs, batches=len(batches), batch_size=section.batch_size)
         position = (load_state(self.folder, name, learner, extent) if self.resume else None) or Position()

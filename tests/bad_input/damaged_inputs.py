@@ -10,6 +10,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,10 @@ def _of_files(
     path: Path, content: bytes, damaged: Iterator[tuple[str, bytes]], commands: list[list[str]]
 ) -> Iterator[Case]:
     """Yield the whole file first, then the damaged ones, each with the next of `commands` in turn."""
-    yield Case(name="undamaged", place=lambda: path.write_bytes(content), commands=commands)
+    yield Case(name="undamaged", place=partial(path.write_bytes, content), commands=commands)
     turns = itertools.cycle(commands)
     for name, changed in damaged:
-        yield Case(name=name, place=lambda changed=changed: path.write_bytes(changed), commands=[next(turns)])
+        yield Case(name=name, place=partial(path.write_bytes, changed), commands=[next(turns)])
 
 
 def _model(folder: Path) -> Path:
@@ -97,7 +98,7 @@ def checkpoints(folder: Path, count: int, seed: int) -> Iterator[Case]:
     commands = [
         ["export", str(path), "-o", str(folder / "out.onnx"), "--no-freezing-report"],
         ["verify", str(model), "--checkpoint", str(path), "--data", str(images), "--limit", "2"],
-        ["sensitivity", str(path), "--data", str(images), "--limit", "2", "--calibration-images", "2", "--bits", "2"],
+        ["sensitivity", str(path), "--limit", "4", "--calibration-images", "4", "--bits", "2"],
     ]
     return _of_files(path, content, mutations_of_checkpoints.mutations(content, count, seed), commands)
 
@@ -167,9 +168,9 @@ def run_folders(folder: Path, count: int, seed: int) -> Iterator[Case]:
         damage(run)
 
     commands = [["train", str(recipe), "--out", str(run), "--resume", "--no-report"]]
-    yield Case(name="undamaged", place=lambda: place(lambda _: None), commands=commands)
+    yield Case(name="undamaged", place=partial(place, lambda _: None), commands=commands)
     for name, damage in mutations_of_run_folders.mutations(whole, count, seed):
-        yield Case(name=name, place=lambda damage=damage: place(damage), commands=commands)
+        yield Case(name=name, place=partial(place, damage), commands=commands)
 
 
 KINDS: dict[str, Callable[[Path, int, int], Iterator[Case]]] = {

@@ -202,13 +202,13 @@ def test_names_are_escaped(run: tuple[Path, RunReport], tmp_path: Path) -> None:
     folder, _ = run
     info, model = load_model(folder / "w4a4.safetensors", build_model)
     save_checkpoint(tmp_path / "w4a4.safetensors", info.model_copy(update={"class_names": NAMES}), model)
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe(name="<i>&amp;")))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe(name="a & b &lt;i&gt;")))
     write_html_report(tmp_path)
     page = Page(tmp_path / "report.html")
     assert not {"b", "i"} & set(page.tags)
     joined = "".join(page.texts)
     assert all(name in joined for name in NAMES)
-    assert "<i>&amp;" in page.texts
+    assert "a & b &lt;i&gt;" in page.texts
 
 
 def test_an_unfinished_run_is_reported_as_far_as_it_went(run: tuple[Path, RunReport], tmp_path: Path) -> None:

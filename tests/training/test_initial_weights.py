@@ -14,6 +14,7 @@ from torchvision import models
 from qil_deploy.checkpoint import CheckpointInfo, save_checkpoint
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CheckpointError, ConfigError
+from qil_deploy.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.initial_weights import load_initial_weights
 from qil_deploy.training.models import FROM_TORCHVISION, build_model
@@ -34,13 +35,16 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
+PREPROCESSING = Preprocessing(channels=3, height=8, width=8, scale=0.01, zero_point=0)
+
+
 def save_ours(model: nn.Module, path: Path, kind: Any = "float") -> Path:  # noqa: ANN401 - a Literal
     info = CheckpointInfo(
         kind=kind,
         model_name="resnet8",
         model_arguments={"in_channels": 3, "num_classes": 5},
         config=None if kind == "float" else QuantConfig(),
-        preprocessing=Preprocessing(channels=3, height=8, width=8, scale=0.01, zero_point=0),
+        preprocessing=PREPROCESSING,
         data="digits",
         class_names=tuple("abcde"),
         metrics={},
@@ -158,7 +162,9 @@ def test_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
-    quantized = save_ours(network(), tmp_path / "w4a4.safetensors", "quantized")
+    prepared = prepare(network(), QuantConfig(), torch.zeros(1, 3, 8, 8), input_grid=PREPROCESSING)
+    prepared.get_buffer("calibrated").fill_(True)
+    quantized = save_ours(prepared, tmp_path / "w4a4.safetensors", "quantized")
     with pytest.raises(CheckpointError, match="is a quantized checkpoint; a float network starts from a float one"):
         load_initial_weights(network(), str(quantized), name="resnet8")
     with pytest.raises(CheckpointError, match=r"none\.pth do not exist; name 'torchvision' or a \.safetensors"):
