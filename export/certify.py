@@ -17,6 +17,9 @@ what the exporter meant to write. Lines:
     runs         ONNX Runtime loads the file and runs it, with its optimizer and without: logits of an image of noise
                  that differ from the integer reference where they have to equal it (`trial_run`)
 
+Lines `pooling`, `scales` and `runs` say that ONNX Runtime can run the file, which whoever has it can try; the
+others, which say that every machine gets the same integers, are stored in the file (`stored_lines`).
+
 `r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; behind a
 part that is kept in float it is 255. Line `matmul` holds for the codes `U` as MatMulNBits stores them, with an offset;
 it also wants the constant 127 in every block, no larger code, and scales of 1.
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,11 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
         raise CertificateError(f"{path} holds what no export writes: {error}. Export the model again.") from error
     runs = _hold("runs", 0, [differing_logits(path, trial)])
     return [*lines[:-1], float_line, lines[-1], runs]
+
+
+def stored_lines(lines: Sequence[CertificateLine]) -> list[dict[str, Any]]:
+    """Return the lines that a file's metadata holds."""
+    return [asdict(line) for line in lines if line.name not in ("pooling", "scales", "runs")]
 
 
 def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> tuple[list[CertificateLine], Trial]:

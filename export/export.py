@@ -29,7 +29,7 @@ from qil_deploy.unwrap import prepared_model
 from .arguments import check_details, check_same_input, checked_names, checked_path, checked_preprocessing
 from .capture import node_names, number_of_logits
 from .capture_paper import paper_codes
-from .certify import CertificateLine, certify, certify_weights
+from .certify import CertificateLine, certify, certify_weights, stored_lines
 from .emitter import release
 from .layer_codes import LayerCodes
 from .lowering import lower
@@ -116,7 +116,7 @@ def export_onnx(
             metadata["float_parts"] = [name for _, name in float_kernels(temporary)]
         else:
             lines = certify(temporary, expected_codes(graph_module))
-        set_metadata(temporary, size, metadata | {"certificate": [asdict(line) for line in lines]})
+        set_metadata(temporary, size, metadata | {"certificate": stored_lines(lines)})
     return ExportResult(path=output, size=output.stat().st_size, certificate=tuple(lines))
 
 

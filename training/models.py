@@ -117,10 +117,13 @@ def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
 def _reason_against(name: str, arguments: dict[str, Any]) -> str:
     """Return why a builder of `MODELS` cannot be called with these arguments, or nothing."""
     taken = inspect.signature(MODELS[name]).parameters
+    takes_any = any(rule.kind is inspect.Parameter.VAR_KEYWORD for rule in taken.values())
     for argument, value in arguments.items():
-        if argument not in taken:
+        if argument not in taken and not takes_any:
             return f"it takes {', '.join(taken)}, and no argument '{excerpt(argument, 40)}'"
         if type(value) is not int or value < 1:
             return f"{argument} is {excerpt(repr(value), 40)}, not a whole number from 1"
-    missing = [argument for argument, rule in taken.items() if rule.default is rule.empty and argument not in arguments]
+    collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [name for name, rule in taken.items() if rule.default is rule.empty and rule.kind not in collecting]
+    missing = [argument for argument in needed if argument not in arguments]
     return f"{', '.join(missing)} is missing" if missing else ""

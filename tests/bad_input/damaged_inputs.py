@@ -93,7 +93,7 @@ def _images(folder: Path) -> Path:
 
 def checkpoints(folder: Path, count: int, seed: int) -> Iterator[Case]:
     """Quantized checkpoints, given to every command that reads one."""
-    content = (ZOO / "w2a2.safetensors").read_bytes()
+    content = (ZOO / "w4a4.safetensors").read_bytes()
     path, model, images = folder / "damaged.safetensors", _model(folder), _images(folder)
     commands = [
         ["export", str(path), "-o", str(folder / "out.onnx"), "--no-freezing-report"],

