@@ -50,14 +50,14 @@ def _without_nul(text: str) -> str:
 def _names_a_folder(text: str) -> str:
     if (
         not text.isprintable()
-        or set(text) & set('/\\:*?"<>|')
+        or set(text) & set("/\\:")
         or text != text.strip(" .")
         or len(text.encode("utf-8", "replace")) > 100
         or text.partition(".")[0].lower() in _RESERVED_NAMES
     ):
         raise ValueError(
-            "it is the name of the run's folder: at most 100 printable characters, no slash and none of \\:*?\"<>|, "
-            "no dot or blank at either end, and none of the names that Windows reserves"
+            "it is the name of the run's folder: at most 100 printable characters, no slash, backslash or colon, no "
+            "dot or blank at either end, and none of the names that Windows reserves"
         )
     return text
 

@@ -237,7 +237,6 @@ FOREIGN = (
     "a/b",
     "a\\b",
     "a:b",
-    "a*",
     " a",
     "a ",
     "a.",
@@ -254,7 +253,7 @@ def test_names_that_are_no_folder_of_runs(name: str) -> None:
         recipe_from_dict(content() | {"name": name}, "here")
 
 
-@pytest.mark.parametrize("name", ["tiny", "a b", "v1.2", "a_b-c", "é", "console", "x" * 100, "w4 (2)"])
+@pytest.mark.parametrize("name", ["tiny", "a b", "v1.2", "a_b-c", "é", "console", "<i>&amp;", "x" * 100, "w4 (2)"])
 def test_names_that_are_a_folder(name: str) -> None:
     assert recipe_from_dict(content() | {"name": name}, "here").name == name
 
