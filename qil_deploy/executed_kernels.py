@@ -57,7 +57,13 @@ _INTEGER_KERNELS = frozenset(
     }
 )
 _FATAL = 4
-_MOVES = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Pad", "Identity"})
+_MOVES = frozenset(
+    {
+        *("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Pad", "Identity"),
+        # Of what is kept in float: ONNX Runtime lets them move codes where nothing but moves is left of a part.
+        *("Slice", "Gather", "Split", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
+    }
+)
 _CODES = frozenset({Content.CODES})
 
 

@@ -236,3 +236,41 @@ def test_what_the_tracer_cannot_write_is_named(exports: Exports, tmp_path: Path)
     with pytest.raises(UnsupportedModelError, match=r"'special_i0', kept in float, cannot be written as ONNX: "):
         case.export(tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+class Sliced(nn.Module):
+    """Takes a part of a map, in one step or two."""
+
+    def __init__(self, *parts: tuple[slice, ...]) -> None:
+        super().__init__()
+        self.parts = parts
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.LazyLinear(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 1, 8, 8] to [N, 10]."""
+        x = self.body(x)
+        for part in self.parts:
+            x = x[part]
+        return self.fc(self.pool(x).flatten(1))  # type: ignore[no-any-return] # modules return Any
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(slice(None), slice(0, 2))],
+        [(slice(None), slice(None, -1))],
+        [(slice(None), slice(None), slice(None, None, 2))],
+        [(slice(None), slice(1, 3), slice(1, -1), slice(2, None, 2))],
+        [(slice(None), slice(0, 3)), (slice(None), slice(1, None))],
+    ],
+    ids=str,
+)
+def test_slices_are_kept(exports: Exports, parts: list[tuple[slice, ...]], tmp_path: Path) -> None:
+    """ONNX Runtime lets some of them move codes, and executes no float at all."""
+    torch.manual_seed(0)
+    data, network = load_images("digits", "test"), Sliced(*parts)
+    network(torch.zeros(1, 1, 8, 8))
+    case = exports.case(network, CONFIG, data.images[:32], preprocessing_for("digits", data))
+    for form in FORMS.values():
+        check(case, tmp_path / "model.onnx", **form)
