@@ -6,10 +6,10 @@ what the exporter meant to write. Lines:
     int32        max_k sum(|W_k|) * max(X) + |bias_k| < 2**31     no accumulator overflows
     int16        2 * max(X) * max|W| <= 32767              no vpmaddubsw saturates on x86 without VNNI
     matmul       sum(U_k * X) < 2**24                      MatMulNBits sums integers exactly in float32
-    ties         every result of an addition or pooling keeps more distance from a tie than float32 can err
-    pooling      max(r, 2**-24 / r) < 256                  ONNX Runtime averages with a ratio r from 2**-32 to 256 only
     scales       numbers that float32 cannot work with (zero, infinite, below the normal ones) among scales, products
                  of scales, and multipliers: none
+    pooling      max(r, 2**-24 / r) < 256                  ONNX Runtime averages with a ratio r from 2**-32 to 256 only
+    ties         every result of an addition or pooling keeps more distance from a tie than float32 can err
     float        no operator that ONNX Runtime executes between input and logits computes in float, but for those of the
                  parts that the network keeps in float: the bound is their number, `worst` counts those that ONNX
                  Runtime executes, and `where` names them all
@@ -116,9 +116,9 @@ def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -
         _hold("int32", INT32_LIMIT - 1, [*((fact.accumulator, fact.name) for fact in facts), *_sums(graph)]),
         _hold("int16", INT16_MAX, ((float(2 * fact.product), fact.name) for fact in facts)),
         _hold("matmul", SUM_LIMIT - 1, _partial_sums(graph)),
-        _hold("ties", 1.0, _tie_risks(graph)),
-        _hold("pooling", _BELOW_256, _pool_ratios(graph)),
         _hold("scales", 0, _unusable_scales(graph)),
+        _hold("pooling", _BELOW_256, _pool_ratios(graph)),
+        _hold("ties", 1.0, _tie_risks(graph)),
         _hold("weights", 0, _different_codes(facts, expected_codes)),
     ]
     return lines, Trial.of(model, None if kept_parts(model) else reference)
@@ -258,7 +258,10 @@ def _pool_ratios(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
     """Yield the ratio of every global average pooling, or where it is too small a number that is too large."""
     for node in graph.nodes:
         if node.op_type == "QLinearGlobalAveragePool":
-            ratio = _pool_ratio(graph, node)
+            x_scale, y_scale = (graph.constants[node.inputs[index]].astype(np.float32) for index in (1, 3))
+            ratio = float(
+                x_scale / (y_scale * np.float32(_window(graph, node)))
+            )  # in float32, as ONNX Runtime checks it
             yield max(ratio, _SMALLEST_POOL_RATIO / ratio * 256), node.name
 
 

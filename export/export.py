@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from qil_deploy.errors import QilDeployError
 from qil_deploy.executed_kernels import float_kernels
 from qil_deploy.exported_names import METADATA_SCHEMA
 from qil_deploy.files import atomic_path
@@ -107,7 +109,7 @@ def export_onnx(
     }
     lowered = lower(graph_module, preprocessing, options)
     metadata["passes"] = lowered.passes
-    with atomic_path(output) as temporary:
+    with atomic_path(output) as temporary, _named(temporary, output):
         size = write_graph(lowered.model, temporary)
         release(lowered.model)  # the file holds all weights now
         set_metadata(temporary, size, metadata)
@@ -118,6 +120,15 @@ def export_onnx(
             lines = certify(temporary, expected_codes(graph_module))
         set_metadata(temporary, size, metadata | {"certificate": stored_lines(lines)})
     return ExportResult(path=output, size=output.stat().st_size, certificate=tuple(lines))
+
+
+@contextmanager
+def _named(temporary: Path, output: Path) -> Iterator[None]:
+    """Let refusals speak of the file that was wanted, not of the one that is thrown away."""
+    try:
+        yield
+    except QilDeployError as error:
+        raise type(error)(str(error).replace(str(temporary), str(output))) from error
 
 
 def expected_codes(model: fx.GraphModule) -> LayerCodes:

@@ -13,6 +13,7 @@ from qil_deploy.ratios import (
     MAX_DENOMINATOR,
     choose_denominator,
     nearest_numerator,
+    pool_ratio,
     rounding_error_bound,
     shrink_factor,
 )
@@ -50,6 +51,16 @@ def test_extreme_ratios_shrink_to_what_float32_rounds_and_saturate_as_before(rat
         expected = np.clip(np.rint((CODES - threshold) * ratio), 0, 255)
         # One step of the input is more than the whole output: at most the code next to the threshold can differ.
         assert np.count_nonzero(found != expected) <= 1
+
+
+@given(ratio=st.floats(1e-6, 1e12), zero_point=st.integers(0, 255))
+def test_pools_saturate_as_with_the_ratio_that_a_runtime_does_not_take(ratio: float, zero_point: int) -> None:
+    bounded = pool_ratio(ratio)
+    assert bounded < 256
+    assert bounded == ratio or ratio >= 255
+    sums = np.arange(-70_000, 70_000)
+    codes = [np.clip(np.rint(sums * factor) + zero_point, 0, 255) for factor in (bounded, ratio)]
+    np.testing.assert_array_equal(*codes)
 
 
 @given(ratio=st.floats(1e-9, 1e3), half=st.integers(0, 2047))

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,14 +27,14 @@ PIXELS = Preprocessing(channels=2, height=6, width=7, scale=0.02, zero_point=100
 NAMES = ["a", "b", "c"]
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
 
 
-def model_of(placement: str = "integer", pixels: Preprocessing = PIXELS) -> fx.GraphModule:
+def model_of(placement: Literal["integer", "paper"] = "integer", pixels: Preprocessing = PIXELS) -> fx.GraphModule:
     x = torch.from_numpy(pixels.normalize(np.random.default_rng(0).integers(0, 256, (4, *pixels.shape), np.uint8)))
-    model = prepare(network(), QuantConfig(placement=placement), x[:1], input_grid=pixels)  # type: ignore[arg-type] # literal
+    model = prepare(network(), QuantConfig(placement=placement), x[:1], input_grid=pixels)
     calibrate(model, [x])
     return model.eval()
 
@@ -45,7 +45,14 @@ def model() -> fx.GraphModule:
 
 
 def export(model: Any, path: Any, **changes: Any) -> None:  # noqa: ANN401 - wrong types, too
-    export_onnx(model, path, **({"preprocessing": PIXELS, "class_names": NAMES} | changes))
+    arguments: dict[str, Any] = {"preprocessing": PIXELS, "class_names": NAMES} | changes
+    export_onnx(model, path, **arguments)
+
+
+def compiled(model: fx.GraphModule) -> nn.Module:
+    result = torch.compile(model, backend="eager")
+    assert isinstance(result, nn.Module)
+    return result
 
 
 WRAPPED: dict[str, Callable[[fx.GraphModule], nn.Module]] = {
@@ -55,7 +62,7 @@ WRAPPED: dict[str, Callable[[fx.GraphModule], nn.Module]] = {
     "Sequential": nn.Sequential,
     "DataParallel": DataParallel,
     "AveragedModel": AveragedModel,
-    "torch.compile": lambda model: torch.compile(model, backend="eager"),  # type: ignore[return-value] # an nn.Module
+    "torch.compile": compiled,
     "wrapped twice": lambda model: DataParallel(nn.Sequential(freeze(model))),
 }
 
@@ -85,8 +92,9 @@ def test_what_is_no_prepared_model_is_refused(given: Callable[[], object], messa
 
 def test_a_model_that_was_never_calibrated_is_refused(tmp_path: Path) -> None:
     x = torch.zeros(1, *PIXELS.shape)
-    for placement in ("integer", "paper"):
-        prepared = prepare(network(), QuantConfig(placement=placement), x, input_grid=PIXELS)  # type: ignore[arg-type] # literal
+    placements: tuple[Literal["integer", "paper"], ...] = ("integer", "paper")
+    for placement in placements:
+        prepared = prepare(network(), QuantConfig(placement=placement), x, input_grid=PIXELS)
         with pytest.raises(UnsupportedModelError, match="intervals were never set"):
             export(prepared, tmp_path / "model.onnx", options=ExportOptions(format="qdq"))
     assert not list(tmp_path.iterdir())

@@ -124,7 +124,7 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
         if line.name not in ("pooling", "scales", "runs")
     ]
     assert [line.name for line in lines] == [
-        "int32", "int16", "matmul", "ties", "pooling", "scales", "float", "weights", "runs"
+        "int32", "int16", "matmul", "scales", "pooling", "ties", "float", "weights", "runs"
     ]  # fmt: skip
     layers = metadata.pop("layers")
     assert [layer["name"] for layer in layers] == [

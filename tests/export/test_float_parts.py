@@ -178,7 +178,7 @@ def test_the_file_names_its_parts(exports: Exports, tmp_path: Path) -> None:
     parts = ("second.2", "squeeze.4", "mul")
     lines = {line.name: line for line in result.certificate}
     assert (lines["float"].worst, lines["float"].bound, lines["float"].where) == (3, 3, ", ".join(parts))
-    assert list(lines) == ["int32", "int16", "matmul", "ties", "pooling", "scales", "float", "weights", "runs"]
+    assert list(lines) == ["int32", "int16", "matmul", "scales", "pooling", "ties", "float", "weights", "runs"]
     assert lines["int32"].worst > 0
     model = read_exported_model(path)
     assert model.float_parts == parts
