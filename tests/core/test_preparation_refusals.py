@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "wrong size": (
         network(nn.Flatten(), last=nn.Linear(5, 2)),
-        r"does not run on an input of shape \[1, 3, 8, 8\]: .*shapes cannot be multiplied \(1x256 and 5x2\)$",
+        r"does not run on an input of shape \[1, 3, 8, 8\]: .*shapes cannot be multiplied \(1x256 and 5x2\)\.$",
     ),
 }
 

@@ -206,17 +206,6 @@ def test_another_preprocessing_than_that_of_prepare(state: str, other: str, tmp_
     export(given, tmp_path / "model.onnx", preprocessing=replace(PIXELS), options=options)
 
 
-def test_the_images_may_be_of_another_size_than_the_input_grid_said(tmp_path: Path) -> None:
-    """The shape that counts is that of the example: pools were prepared for it."""
-    larger = replace(PIXELS, height=12, width=14)
-    x = torch.from_numpy(PIXELS.normalize(np.random.default_rng(0).integers(0, 256, (4, *PIXELS.shape), np.uint8)))
-    given = prepare(network(), QuantConfig(), x[:1], input_grid=larger)
-    calibrate(given, [x])
-    with pytest.raises(ConfigError, match=r"shape 2x12x14 .* prepared for shape 2x6x7"):
-        export(given, tmp_path / "model.onnx", preprocessing=larger)
-    export(given, tmp_path / "model.onnx")
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
