@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 # Two test runs on one machine should not fight over its cores. Must be set before numpy or torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# torch.compile finds kernels again that were compiled for other vector instructions, and computes something else by them.
+# torch.compile finds kernels again that were compiled for other vector instructions, and they compute something else.
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
     str(Path(tempfile.gettempdir()) / f"qil_deploy_inductor_{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"),
