@@ -19,8 +19,8 @@ _GIB: Final = 2**30
 _DEFAULT_GIB: Final = 0.75
 # For each byte of the file: weights of 2 bits become int8, and are kept before and after each operator on their way.
 _PER_FILE_BYTE: Final = 32
-# For each GiB; some 23 times VGG-16 on an image of 224x224.
-_OPERATIONS: Final = 2**38 * 4 / 3
+# For each GiB; some 12 times VGG-16 on an image of 224x224.
+_OPERATIONS: Final = 2**37 * 4 / 3
 
 
 class BudgetError(ValueError):
