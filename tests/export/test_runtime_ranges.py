@@ -118,19 +118,23 @@ def test_the_certificate_refuses_pools_that_the_kernel_does_not_take(
         differing_logits(planted.path, trial)
 
 
+NO_MULTIPLIER = "its three scales make a multiplier that is no finite number"
+
+
 @pytest.mark.parametrize("value", [1e-39, 1e-45])
 @pytest.mark.parametrize(("node", "index"), [("0", 6), ("0", 4), ("4", 1)])
 def test_the_certificate_refuses_scales_below_the_normal_numbers(
     planted: Planted, node: str, index: int, value: float
 ) -> None:
     planted.change(node, index, np.full_like(planted.scale(node, index), value))
-    assert f"'scales' fails at {node}: " in planted.refusal()
+    overflows = (node, index, value) == ("0", 6, 1e-45)  # which the reader refuses before the certificate can
+    assert (NO_MULTIPLIER if overflows else f"'scales' fails at {node}: ") in planted.refusal()
 
 
 def test_the_certificate_refuses_multipliers_that_overflow(planted: Planted) -> None:
     planted.change("0", 4, np.full_like(planted.scale("0", 4), 1e30))
     planted.change("0", 6, np.full_like(planted.scale("0", 6), 1e-30))
-    assert "'scales' fails at 0: " in planted.refusal()
+    assert NO_MULTIPLIER in planted.refusal()
 
 
 def test_a_file_that_computes_something_else_gets_no_name(
