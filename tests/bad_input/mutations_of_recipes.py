@@ -18,7 +18,7 @@ _NUMBERS: tuple[str, ...] = (
     "true", '"0.1"', "1979-05-27", "[]", "{}", "[[[]]]", "''",
 )  # fmt: skip
 _NAMES: tuple[str, ...] = (
-    "../x", "../../etc/x", "/root/x", "a/b", "a\\b", "", ".", "..", " ", "con", "NUL.txt", "a\0b", "\x1b[31mred",
+    "../x", "../../etc/x", "/etc/x", "a/b", "a\\b", "", ".", "..", " ", "con", "NUL.txt", "a\0b", "\x1b[31mred",
     "a\nb", "x" * 300, "x" * 300_000, "é" * 80, "\u202ereversed", "~", "$HOME", "*", "a:b", "os:system",
     "a..b:c", ":", "..x:y", "imagenet:/", "imagenet:", "https://example.org/x", "/dev/zero", "/proc/self/mem",
     "digits", "noise", "torchvision",
