@@ -395,7 +395,7 @@ def _metadata(model: Model) -> Any:  # noqa: ANN401 - whatever JSON holds
         if entry.key == "qil_deploy":
             try:
                 return json.loads(entry.value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
     return {}
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from .conftest import edit_metadata
+from .conftest import CLASSES, ZOO, edit_metadata
 
 if TYPE_CHECKING:
     from tests.command_line import Outcome
@@ -89,6 +89,42 @@ def _expand(model: onnx.ModelProto) -> None:
     model.graph.node.insert(0, helper.make_node("Expand", ["value", "size"], ["expanded"], name="expand"))
 
 
+def _doubled(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1024), np.int8), "d0"))
+    for index in range(40):
+        node = helper.make_node("Concat", [f"d{index}"] * 2, [f"d{index + 1}"], name=f"double_{index}", axis=0)
+        model.graph.node.insert(index, node)
+
+
+def _many_constants(model: onnx.ModelProto) -> None:
+    """A hundred constants of 32 MiB, each well within any limit for one."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2**12, 2**13]), "size"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.int8), "value"))
+    for index in range(100):
+        node = helper.make_node("Expand", ["value", "size"], [f"expanded_{index}"], name=f"expand_{index}")
+        model.graph.node.insert(0, node)
+
+
+def _many_images(model: onnx.ModelProto) -> None:
+    """The image a million times, one below the other, in front of the network."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2**20, 1, 1, 1]), "million"))
+    model.graph.node.insert(0, helper.make_node("Expand", ["image", "million"], ["images"], name="expand"))
+    _convolution(model).input[0] = "images"
+
+
+def _without_standard_operators(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+    model.opset_import.add(domain="com.microsoft", version=1)
+
+
+def _schema(schema: object) -> Damage:
+    return lambda model: edit_metadata(model, schema=schema)
+
+
+def _long_name(model: onnx.ModelProto) -> None:
+    model.graph.node[0].name = model.graph.node[0].input[0] = "\x1b[2J" * 100_000
+
+
 def _cycle(model: onnx.ModelProto) -> None:
     for source, target in (("a", "b"), ("b", "a")):
         model.graph.node.append(helper.make_node("Identity", [source], [target], name=f"to_{target}"))
@@ -156,6 +192,13 @@ MODELS: dict[str, tuple[Damage, str]] = {
         _expand,
         "(Expand): it takes 1.1e+12 bytes, and with what is there already more",
     ),
+    "constant doubled forty times": (_doubled, "(Concat): it takes"),
+    "constants of gigabytes together": (_many_constants, "(Expand): it takes"),
+    "images of gigabytes": (_many_images, "it takes"),
+    "no standard operator set": (_without_standard_operators, "names no version of the standard operator set"),
+    "schema of the future": (_schema(2), "has schema 2; this version of qil_deploy reads 1"),
+    "schema that is no number": (_schema("1"), "has schema '1'; this version of qil_deploy reads 1"),
+    "endless name": (_long_name, "(700,002 characters)"),
     "cycle beside the network": (_cycle, "nothing before it produces its input|not acyclic"),
     "cycle through the network": (_cycle_through_the_network, "nothing before it produces its input|not acyclic"),
     "two nodes make one tensor": (_twice, "exists already|Duplicate definition"),
@@ -198,6 +241,7 @@ def test_inspect_and_verify_say_what_is_wrong(
         sentence = refused(*command)
         assert str(path) in sentence
         assert any(part in sentence for part in parts), sentence
+        assert len(sentence) <= 1000
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -213,6 +257,17 @@ def test_golden_vectors_do_not_make_a_hostile_model_run(
     damaged: Callable[[str], Path], golden: Path, refused: Callable[..., str]
 ) -> None:
     assert "of another file" in refused("verify", damaged("wide padding"), "--golden", golden)
+
+
+def test_float_baselines_are_tried_apart(tmp_path: Path, images: Path, refused: Callable[..., str]) -> None:
+    """No reference computes them: ONNX Runtime does so in a process of its own, whose memory is bounded."""
+    model = onnx.load(ZOO / "float.onnx")
+    edit_metadata(model, class_names=list(CLASSES), data=None)
+    _doubled(model)
+    path = tmp_path / "hostile.onnx"
+    path.write_bytes(model.SerializeToString())
+    for command in (["inspect", path], ["verify", path, "--data", images]):
+        assert f"{path} takes more memory than a file and an input of their sizes may" in refused(*command)
 
 
 def test_weights_behind_a_long_chain_and_behind_many_ways(
