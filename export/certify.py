@@ -17,7 +17,7 @@ what the exporter meant to write. Lines:
     runs         ONNX Runtime loads the file and runs it, with its optimizer and without: logits of an image of noise
                  that differ from the integer reference where they have to equal it (`trial_run`)
 
-Lines `pooling`, `scales` and `runs` say that ONNX Runtime can run the file, which whoever has it can try; the
+Lines `scales`, `pooling` and `runs` say that ONNX Runtime can run the file, which whoever has it can try; the
 others, which say that every machine gets the same integers, are stored in the file (`stored_lines`).
 
 `r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; behind a
@@ -103,7 +103,7 @@ def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[
 
 def stored_lines(lines: Sequence[CertificateLine]) -> list[dict[str, Any]]:
     """Return the lines that a file's metadata holds."""
-    return [asdict(line) for line in lines if line.name not in ("pooling", "scales", "runs")]
+    return [asdict(line) for line in lines if line.name not in ("scales", "pooling", "runs")]
 
 
 def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> tuple[list[CertificateLine], Trial]:
@@ -258,10 +258,9 @@ def _pool_ratios(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
     """Yield the ratio of every global average pooling, or where it is too small a number that is too large."""
     for node in graph.nodes:
         if node.op_type == "QLinearGlobalAveragePool":
+            # In float32, as ONNX Runtime checks it.
             x_scale, y_scale = (graph.constants[node.inputs[index]].astype(np.float32) for index in (1, 3))
-            ratio = float(
-                x_scale / (y_scale * np.float32(_window(graph, node)))
-            )  # in float32, as ONNX Runtime checks it
+            ratio = float(x_scale / (y_scale * np.float32(_window(graph, node))))
             yield max(ratio, _SMALLEST_POOL_RATIO / ratio * 256), node.name
 
 

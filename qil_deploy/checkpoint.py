@@ -26,7 +26,16 @@ from .network_size import measure_network
 from .preparation import prepare_structure
 from .prepared_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel
 from .preprocessing import Preprocessing
-from .safetensors_file import Contents, DamagedFileError, TensorEntry, file_content, read_contents, read_tensors
+from .safetensors_file import (
+    Contents,
+    DamagedFileError,
+    TensorEntry,
+    file_content,
+    matches_digest,
+    read_contents,
+    read_into,
+    read_tensors,
+)
 from .strict_json import parse_json
 from .untrusted_text import excerpt
 from .unwrap import unwrapped
@@ -225,7 +234,7 @@ def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
     _check_entries(model, contents.tensors, str(path))
     _check_logits(path, info, model)
     rebuilt = scalars_of(model)
-    load_tensors(model, _read_tensors(path), str(path))
+    _read_into(model, path, contents)
     check_values(model, rebuilt, f"checkpoint {path}")
     return info, model.eval()
 
@@ -272,6 +281,38 @@ def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
     return freeze_structure(prepared) if info.kind == "frozen" else prepared
 
 
+def _read_into(model: nn.Module, path: Path, contents: Contents) -> None:
+    """Read the tensors of a checkpoint, whose entries fit, into its model: beside it, they take no memory."""
+    tensors, own, second = model.state_dict(), dict[str, Tensor](), dict[str, str]()
+    first_names: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in tensors.items():
+        first = first_names.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        if first == name:
+            own[name] = tensor
+        else:
+            second[name] = first
+    try:
+        read_into(path, contents, own)
+        for name, first in second.items():
+            again = torch.empty_like(own[first])
+            read_into(path, contents, {name: again})
+            _require_same(str(path), {first: own[first], name: again})
+        if not matches_digest(contents, tensors):
+            raise DamagedFileError("its bytes are not those that were written")
+    except (DamagedFileError, OSError) as error:
+        _refuse_damaged(path, error)
+
+
+def _require_same(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse two tensors of a file that are one in its model and have other values."""
+    (first, one), (name, other) = tensors.items()
+    if not torch.equal(one, other):
+        raise CheckpointError(
+            f"the tensors of {source} contradict each other: {first} and {name} are one tensor in its model, but not "
+            "in the file."
+        )
+
+
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load `tensors` into `model`; every name, dtype and shape has to fit.
 
@@ -283,11 +324,8 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     first_names: dict[tuple[int, torch.Size], str] = {}
     for name, tensor in model.state_dict().items():
         first = first_names.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
-        if first != name and not torch.equal(tensors[name], tensors[first]):
-            raise CheckpointError(
-                f"the tensors of {source} contradict each other: {first} and {name} are one tensor in its model, but "
-                "not in the file."
-            )
+        if first != name:
+            _require_same(source, {first: tensors[first], name: tensors[name]})
     model.load_state_dict(dict(tensors))
 
 

@@ -161,7 +161,7 @@ def _check_grid(name: str, grid: Grid, low_bit: bool, rebuilt: Mapping[str, Tens
 
 def _check_layer(name: str, layer: FrozenLayer, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
     largest = layer.layer.weight_quantizer.largest_code
-    found = int(layer.weight_codes.int().abs().max())
+    found = max(abs(int(end)) for end in layer.weight_codes.aminmax())  # as int32, codes would be four times as large
     if found > largest:
         bits = layer.layer.weight_quantizer.bits
         problem(f"{name}.weight_codes has the code {found}, but {bits} bits, as its config says, end at {largest}")

@@ -59,7 +59,7 @@ def ensure_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> Non
     for what, path in outputs.items():
         for other, taken in known:
             if _same_file(path, taken):
-                raise OutputError(f"{what} is {path}, which is {other} already; name another file to write.")
+                raise OutputError(f"{path} cannot be {what}: it is {other}; name another file to write.")
         known.append((what, path))
 
 

@@ -202,11 +202,12 @@ def fold_into_buffers(model: nn.Module) -> None:
 def drop_float_weights(model: nn.Module) -> None:
     """Let go of the float weights of a frozen model, which has its integers; it can be run and exported, not trained.
 
-    Four of five bytes that such a model holds are these. A model without frozen layers stays as it is.
+    Four of five bytes that such a model holds are these. A prepared model that shares them (`freeze`) has none either
+    from then on. A model without frozen layers stays as it is.
     """
     for module in model.modules():
         if isinstance(module, FrozenLayer):
-            module.layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+            module.layer.weight.data = torch.empty(0)
 
 
 class FrozenRescale(nn.Module):

@@ -69,10 +69,17 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a file says about itself: its metadata, and every tensor by name."""
+    """What a file says about itself.
+
+    Attributes:
+        metadata: texts by name.
+        tensors: every tensor by name.
+        begins: where the bytes of each begin.
+    """
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorEntry]
+    begins: Mapping[str, int]
 
     @property
     def values(self) -> int:
@@ -99,7 +106,9 @@ def read_contents(path: Path) -> Contents:
     metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise DamagedFileError("its metadata is no table of texts")
-    return Contents(metadata=metadata, tensors=_entries(header, size - _LENGTH_BYTES - length))
+    tensors = _entries(header, size - _LENGTH_BYTES - length)
+    begins = {name: _LENGTH_BYTES + length + entry["data_offsets"][0] for name, entry in header.items()}
+    return Contents(metadata=metadata, tensors=tensors, begins=begins)
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -168,6 +177,39 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if _DIGEST in metadata and metadata[_DIGEST] != digest(tensors, metadata):
         raise DamagedFileError("its bytes are not those that were written")
     return tensors
+
+
+def read_into(path: Path, contents: Contents, tensors: Mapping[str, Tensor]) -> None:
+    """Read tensors of a file into those that are there, of the same dtypes and shapes, on the CPU.
+
+    Unlike `read_tensors`, whose tensors are the file itself in memory, this takes no memory beside them. The digest is
+    for the caller to compare (`matches_digest`).
+
+    Args:
+        path: the file.
+        contents: from `read_contents`.
+        tensors: by their names in the file.
+
+    Raises:
+        DamagedFileError: the file has become shorter.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        for name, tensor in tensors.items():
+            there = tensor.detach()
+            target = there if there.is_contiguous() else torch.empty_like(there, memory_format=torch.contiguous_format)
+            if target.numel():
+                stream.seek(contents.begins[name])
+                view = target.reshape(-1).view(torch.uint8).numpy().data
+                if stream.readinto(view) != len(view):
+                    raise DamagedFileError(f"it ends within tensor '{excerpt(name)}'")
+            if target is not there:
+                there.copy_(target)
+
+
+def matches_digest(contents: Contents, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these, all tensors of a file, are what was written; True where the file has no digest."""
+    return not has_digest(contents) or contents.metadata[_DIGEST] == digest(tensors, contents.metadata)
 
 
 def file_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -107,8 +107,8 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     for name, value in (("golden", golden), ("limit", limit)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; it must be at least 1.")
-    outputs = {"--output": output} | ({} if golden is None else {"the golden vectors of --output": golden_path(output)})
-    ensure_apart(outputs, {"the checkpoint": checkpoint})
+    outputs = {"the exported model": output} | ({} if golden is None else {"its golden vectors": golden_path(output)})
+    ensure_apart(outputs, {"the checkpoint that is read": checkpoint})
     for path in outputs.values():
         ensure_writable(path)
     left_out = {name.value.replace("-", "_"): False for name in without or ()}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .functional import quantize_activation, quantize_range, quantize_weight, weight_codes_real
-from .thresholds import best_threshold
+from .thresholds import best_threshold, strided_sample
 
 GAMMA_LOG_BOUND = 2.0
 
@@ -102,7 +102,7 @@ class WeightQuantizer(IntervalQuantizer):
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
         """Set the interval to `[0, u]` with the `u` of least squared error for these weights."""
-        self.set_thresholds(0.0, best_threshold(weight.abs(), self.largest_code))
+        self.set_thresholds(0.0, best_threshold(strided_sample(weight).abs(), self.largest_code))
 
 
 class ActivationQuantizer(IntervalQuantizer):
@@ -125,8 +125,8 @@ class ActivationQuantizer(IntervalQuantizer):
     def initialize(self, x: Tensor) -> float:
         """Return the largest value of the interval of least squared error for these activations."""
         if self.signed:
-            return best_threshold(x.abs(), (self.largest_code + 1) // 2)
-        return best_threshold(x.clamp_min(0), self.largest_code)
+            return best_threshold(strided_sample(x).abs(), (self.largest_code + 1) // 2)
+        return best_threshold(strided_sample(x).clamp_min(0), self.largest_code)
 
     def set_largest(self, largest: float) -> None:
         """Set the interval to `[0, largest]`, or `[-largest, largest]` where activations can be negative."""
@@ -163,7 +163,8 @@ class RangeQuantizer(nn.Module):
     @torch.no_grad()
     def initialize(self, x: Tensor) -> float:
         """Return the largest value whose range has the least squared error for these activations."""
-        return best_threshold(x.abs() if self.signed else x.clamp_min(0), self.high)
+        sample = strided_sample(x)
+        return best_threshold(sample.abs() if self.signed else sample.clamp_min(0), self.high)
 
     @torch.no_grad()
     def set_largest(self, largest: float) -> None:

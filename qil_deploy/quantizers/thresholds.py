@@ -14,6 +14,15 @@ _SAMPLE = 65536
 _SMALLEST = 2.0**-100
 
 
+def strided_sample(values: Tensor) -> Tensor:
+    """Return about 65,536 of the values, flat, or all where there are not twice as many.
+
+    What is computed of these takes no memory of the tensor's size.
+    """
+    flat = values.reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLE)]
+
+
 @torch.no_grad()
 def best_threshold(magnitudes: Tensor, largest_code: int) -> float:
     """Return the `u > 0` that minimises `sum((m - u * rint(q * clip(m / u, 0, 1)) / q)**2)`.
@@ -28,8 +37,7 @@ def best_threshold(magnitudes: Tensor, largest_code: int) -> float:
         The threshold; 1.0 where all magnitudes are zero or below 2**-100 (a dead tensor needs some interval); NaN or
         infinity where the largest magnitude is.
     """
-    flat = magnitudes.detach().reshape(-1).to(torch.float32)
-    flat = flat[:: max(1, flat.numel() // _SAMPLE)]
+    flat = strided_sample(magnitudes.detach()).to(torch.float32)
     largest = float(flat.max())
     if largest < _SMALLEST:
         return 1.0

@@ -48,6 +48,10 @@ def test_export_needs_no_option_and_inspect_names_the_float_kernels(
     call: Callable[..., Outcome], refused: Callable[..., str], tmp_path: Path
 ) -> None:
     path, model, report = checkpoint(tmp_path), tmp_path / "model.onnx", tmp_path / "report.json"
+    sentence = refused("export", path, "-o", model, "--golden", 3)
+    assert f"checkpoint {path} keeps features.0.2" in sentence
+    assert "--golden is for networks that are integers from the image to the logits" in sentence
+    assert not model.exists()
     outcome = call("export", path, "-o", model, "--limit", 50)
     assert outcome.code == 0, outcome.error
     assert call("inspect", model, "--json", report).code == 0

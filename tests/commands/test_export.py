@@ -226,3 +226,44 @@ def test_options_of_quantized_models_are_refused_for_a_float_network(
     path = tmp_path / "float.onnx"
     assert "are for quantized ones" in refused("export", run.float, "-o", path, "--format", "qdq")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_may_not_be_the_checkpoint(
+    run: Run, refused: Refused, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    checkpoint = copy_of(run.frozen)
+    before, (linked, hard) = checkpoint.read_bytes(), (tmp_path / "link.onnx", tmp_path / "hard.onnx")
+    linked.symlink_to(checkpoint)
+    hard.hardlink_to(checkpoint)
+    for output in (checkpoint, linked, hard, checkpoint.parent / ".." / checkpoint.parent.name / checkpoint.name):
+        sentence = refused("export", checkpoint, "-o", output)
+        assert sentence == (
+            f"{output} cannot be the exported model: it is the checkpoint that is read; name another file to write."
+        )
+    assert checkpoint.read_bytes() == before
+
+
+def test_golden_vectors_may_not_be_the_checkpoint(
+    run: Run, refused: Refused, copy_of: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    checkpoint = copy_of(run.frozen)
+    renamed = checkpoint.rename(tmp_path / "model.golden.npz")
+    sentence = refused("export", renamed, "-o", tmp_path / "model.onnx", "--golden", 2)
+    assert sentence == (
+        f"{renamed} cannot be its golden vectors: it is the checkpoint that is read; name another file to write."
+    )
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_whatever_golden_vectors_need_is_looked_at_before_anything_is_written(
+    run: Run, refused: Refused, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "model.onnx", tmp_path / "model.golden.npz"
+    folder.mkdir()
+    assert f"{folder} is a folder; name a file to write." in refused("export", run.frozen, "-o", path, "--golden", 2)
+    folder.rmdir()
+    for checkpoint in (run.frozen, run.quantized):
+        sentence = refused("export", checkpoint, "-o", path, "--golden", 2, "--data", tmp_path / "none")
+        assert "none" in sentence
+    assert "none" in refused("export", run.quantized, "-o", path, "--data", tmp_path / "none")
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,14 @@ from torch import Tensor, fx, nn
 from qil_deploy.calibration import calibrate
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.freezing import freeze
-from qil_deploy.frozen import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale, Grid
+from qil_deploy.frozen import (
+    FrozenAdd,
+    FrozenGlobalAveragePool,
+    FrozenLayer,
+    FrozenRescale,
+    Grid,
+    drop_float_weights,
+)
 from qil_deploy.quantizers import RangeQuantizer
 
 if TYPE_CHECKING:
@@ -291,3 +298,15 @@ def test_paper_placement_is_refused(digits: Digits) -> None:
 def test_a_frozen_model_is_refused(frozen: fx.GraphModule) -> None:
     with pytest.raises(UnsupportedModelError, match="the model is frozen already; give freeze the prepared model"):
         freeze(frozen)
+
+
+def test_without_its_float_weights_a_model_computes_the_same(digits: Digits, calibrated: fx.GraphModule) -> None:
+    prepared = copy.deepcopy(calibrated)
+    kept, frozen = freeze(prepared), freeze(prepared, share_parameters=True)
+    shared = {id(parameter) for parameter in prepared.parameters()}
+    assert {id(parameter) for parameter in frozen.parameters()} <= shared
+    assert not {id(parameter) for parameter in kept.parameters()} & shared
+    drop_float_weights(frozen)
+    assert all(layer.layer.weight.numel() == 0 for layer in modules_of(frozen, FrozenLayer).values())
+    images = digits.fresh()[:32]
+    assert torch.equal(logits_of(frozen, images), logits_of(kept, images))

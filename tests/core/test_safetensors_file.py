@@ -18,7 +18,9 @@ from qil_deploy.safetensors_file import (
     TensorEntry,
     file_content,
     has_digest,
+    matches_digest,
     read_contents,
+    read_into,
     read_tensors,
 )
 
@@ -155,3 +157,36 @@ def test_shared_and_strided_tensors_are_written_out(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(file_content(tensors, {}))
     found = read_tensors(tmp_path / "a")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_tensors_are_read_into_those_that_are_there(tmp_path: Path) -> None:
+    kept: dict[str, Tensor] = {
+        "a": torch.randn(3, 4),
+        "b": torch.arange(6, dtype=torch.int64).reshape(2, 3),
+        "scalar": torch.tensor(True),
+        "empty": torch.zeros(0, 3),
+        "half": torch.randn(5).bfloat16(),
+        "strided": torch.randn(2, 3, 4, 5),
+    }
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(file_content(kept, {"key": "value"}))
+    found = {name: torch.zeros_like(tensor) for name, tensor in kept.items()}
+    found["strided"] = found["strided"].contiguous(memory_format=torch.channels_last)
+    storages = {name: tensor.data_ptr() for name, tensor in found.items()}
+    contents = read_contents(path)
+    assert not matches_digest(contents, found)
+    read_into(path, contents, found)
+    for name, tensor in kept.items():
+        assert torch.equal(found[name], tensor), name
+        assert found[name].data_ptr() == storages[name], name
+    assert matches_digest(contents, found)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(path: Path) -> None:
+    contents = read_contents(path)
+    tensors = read_tensors(path)
+    targets = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    del tensors
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DamagedFileError, match="it ends within tensor"):
+        read_into(path, contents, targets)
