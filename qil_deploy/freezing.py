@@ -45,8 +45,8 @@ from .quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 from .ratios import choose_denominator, nearest_numerator, pool_ratio, shrink_factor
 from .unwrap import prepared_model
 
-# Of steps, their reciprocals and multipliers. Whatever is made of them for the file is a normal number in float32.
-_LARGEST_SCALE = 2.0**100
+# With steps from 2**-100 to 2**100 (`unwrap.prepared_model`), whatever is made for the file is a normal float32 number.
+_LARGEST_MULTIPLIER = 2.0**100
 _LARGEST_WINDOW = 2**24 - 1  # pixels of a map that ONNX Runtime averages
 
 
@@ -65,7 +65,6 @@ def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
     """
     prepared = prepared_model(model, "freeze", may_be_frozen=False)
     _require_integer_placement(prepared)
-    _require_usable_steps(prepared)
     with nothing_left_behind():
         shared = {id(parameter): parameter for parameter in prepared.parameters()} if share_parameters else {}
         frozen = _frozen(copy.deepcopy(prepared, shared))
@@ -98,23 +97,6 @@ def _frozen(prepared: fx.GraphModule) -> FrozenModel:
     return frozen
 
 
-def _require_usable_steps(prepared: fx.GraphModule) -> None:
-    for name, module in prepared.named_modules():
-        if isinstance(module, InputQuantizer):
-            step = float(module.scale)
-        elif isinstance(module, RangeQuantizer):
-            step = float(module.step.detach())
-        elif isinstance(module, ActivationQuantizer):
-            step, _ = _interval_grid(module)
-        else:
-            continue
-        if not 1 / _LARGEST_SCALE <= step <= _LARGEST_SCALE:
-            raise UnsupportedModelError(
-                f"one code of quantizer {name!r} stands for {step:.3g}; steps from {1 / _LARGEST_SCALE:.1g} to "
-                f"{_LARGEST_SCALE:.1g} can be frozen. Calibrate the model again, or train it with a lower rate."
-            )
-
-
 def _require_usable_multipliers(frozen: fx.GraphModule) -> None:
     """Require what accumulators are multiplied with, and what it is made of, to be numbers float32 can work with."""
     for name, layer in frozen.named_modules():
@@ -122,7 +104,7 @@ def _require_usable_multipliers(frozen: fx.GraphModule) -> None:
             scale = layer.x.scale * layer.w_scale
             largest = float((scale if layer.y is None else scale / layer.y_step).max())
             smallest = float(torch.minimum(scale, layer.w_scale).min())
-            if not (largest <= _LARGEST_SCALE and smallest >= torch.finfo(torch.float32).tiny):
+            if not (largest <= _LARGEST_MULTIPLIER and smallest >= torch.finfo(torch.float32).tiny):
                 found = f"{largest:.3g}" if smallest >= torch.finfo(torch.float32).tiny else f"{smallest:.3g}"
                 raise UnsupportedModelError(
                     f"layer {name!r} multiplies what it sums up by {found}, which float32 cannot work with. Look for a "
