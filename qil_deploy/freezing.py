@@ -10,7 +10,8 @@
 
 Every rescale ratio is snapped to `p/q` with `q` odd (`ratios`). A rescale has its ratios to itself: what it takes an
 operand's step to be need not be what the operand's producer rounded to, so no scale has to follow from
-another. Snapping moves a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`.
+another. Snapping moves a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`, in a pool times the
+pixels of its window, whose sum is its operand.
 
 What a runtime's kernels do not take is left to none of them: a pool's ratio stays below 256 (`ratios.pool_ratio`), and
 steps and multipliers from which float32 could overflow or go below its normal numbers are refused.

@@ -5,18 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Two test runs on one machine should not fight over its cores. Must be set before numpy or torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# torch.compile finds kernels again that were compiled for other vector instructions, and they compute something else.
-os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR",
-    str(Path(tempfile.gettempdir()) / f"qil_deploy_inductor_{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"),
-)
 
 import numpy as np
 import pytest

@@ -125,9 +125,15 @@ class _Compilation:
     enabled = False
 
 
+_VECTOR_BITS = {"DEFAULT": 1, "AVX2": 256, "AVX512": 512}  # by what torch calls the instructions it runs on
+
+
 @cache
 def _compiled(kernel: _Kernel) -> _Kernel:
-    return torch.compile(kernel, dynamic=True)
+    # The key of torch.compile's cache on disk holds its options, but not the vector instructions that it chooses: a
+    # kernel made for others would be loaded, and compute something else.
+    width = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
+    return torch.compile(kernel, dynamic=True, options={} if width is None else {"cpp.simdlen": width})
 
 
 def compile_quantizers(enabled: bool = True) -> None:

@@ -59,29 +59,19 @@ def test_what_is_no_model_is_refused() -> None:
         model_predictor("model", None)
 
 
-NETWORKS = """
-from qil_deploy.training.models import build_model
-
-def mine(**arguments):
-    return build_model("resnet8", arguments)
-"""
-
-
 def test_networks_of_the_user_are_run_only_where_the_user_names_them(
     run: Run,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    user_network: str,
     call: Callable[..., Outcome],
     refused: Callable[..., str],
 ) -> None:
-    (tmp_path / "my_networks.py").write_text(NETWORKS)
-    monkeypatch.syspath_prepend(tmp_path)
     info, model = load_model(run.frozen, build_model)
     checkpoint, exported = tmp_path / "mine.safetensors", tmp_path / "mine.onnx"
-    save_checkpoint(checkpoint, info.model_copy(update={"model_name": "my_networks:mine"}), model)
-    trusting = ("--model", "my_networks:mine")
+    save_checkpoint(checkpoint, info.model_copy(update={"model_name": user_network}), model)
+    trusting = ("--model", user_network)
 
-    assert refused("export", checkpoint, "-o", exported).endswith("name it yourself: --model my_networks:mine.")
+    assert refused("export", checkpoint, "-o", exported).endswith(f"name it yourself: --model {user_network}.")
     assert not exported.exists()
     assert call("export", checkpoint, "-o", exported, *trusting).code == 0
     verifying = ("verify", exported, "--checkpoint", checkpoint, "--limit", 20)

@@ -112,17 +112,12 @@ def test_an_output_below_a_file_is_refused_before_work(run: Run, refused: Refuse
 
 
 def test_a_network_of_the_user_is_run_only_where_the_user_names_it(
-    run: Run, call: Call, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, call: Call, refused: Refused, tmp_path: Path, user_network: str
 ) -> None:
-    (tmp_path / "their_networks.py").write_text(
-        "from qil_deploy.training.models import build_model\n\n"
-        "def small(**arguments):\n    return build_model('resnet8', arguments)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
     info, model = load_model(run.float, build_model)
     path, recipe = tmp_path / "theirs.safetensors", tmp_path / "mixed.toml"
-    save_checkpoint(path, info.model_copy(update={"model_name": "their_networks:small"}), model)
-    assert "name it yourself: --model their_networks:small." in refused("sensitivity", path)
+    save_checkpoint(path, info.model_copy(update={"model_name": user_network}), model)
+    assert f"name it yourself: --model {user_network}." in refused("sensitivity", path)
     arguments = ("--limit", "20", "--calibration-images", "20", "--bits", "2", "--budget-bits", "4", "--recipe", recipe)
-    assert call("sensitivity", path, "--model", "their_networks:small", *arguments).code == 0
-    assert load_recipe(recipe).model.name == "their_networks:small"
+    assert call("sensitivity", path, "--model", user_network, *arguments).code == 0
+    assert load_recipe(recipe).model.name == user_network

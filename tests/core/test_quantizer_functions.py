@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -271,3 +275,22 @@ def test_blocks_layouts_and_compilation_change_nothing_but_last_bits(
         compile_quantizers(False)
         for whole, blocks in zip(*results, strict=True):
             torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-12)
+
+
+COMPILED = """
+import torch
+from qil_deploy.quantizers import compile_quantizers, quantize_range
+
+torch.manual_seed(0)
+x, s = torch.randn(4097, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
+expected = quantize_range(x, s, -7, 7)
+compile_quantizers()
+torch.testing.assert_close(quantize_range(x, s, -7, 7), expected, rtol=1e-12, atol=1e-12)
+"""
+
+
+def test_kernels_compiled_for_other_vector_instructions_are_not_loaded(tmp_path: Path) -> None:
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    for capability in ("avx512", "avx2", "default"):  # a processor that lacks the first runs on the best it has
+        program = [sys.executable, "-c", COMPILED]
+        subprocess.run(program, check=True, env=environment | {"ATEN_CPU_CAPABILITY": capability})
