@@ -29,11 +29,11 @@ from qil_deploy.checkpoint import CheckpointInfo, save_checkpoint
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import QilDeployError
 from qil_deploy.files import ensure_writable
-from qil_deploy.freezing import freeze
+from qil_deploy.integers import freeze
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.runtime_tests.process_cost import ProcessCost, measure
-from qil_deploy.terminal.console import Console
+from qil_deploy.terminal import Console
 from tables import Rows, console_table, describe
 
 CALIBRATION_IMAGES = 8

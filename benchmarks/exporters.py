@@ -35,7 +35,7 @@ from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import BenchOptions, BenchReport, Latency, benchmark, write_report
 from qil_deploy.runtime_tests.bench.report import WARM
 from qil_deploy.runtime_tests.bench.statistics import ratio_interval
-from qil_deploy.terminal.console import Console
+from qil_deploy.terminal import Console
 from qil_deploy.training.models import MODELS
 from tables import Rows, console_table, describe
 

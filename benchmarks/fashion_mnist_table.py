@@ -34,10 +34,9 @@ from torch import fx
 from lsq import LsqRun
 from qil_deploy.checkpoint import load_model
 from qil_deploy.files import ensure_writable, write_text
-from qil_deploy.freezing import freeze
+from qil_deploy.integers import freeze
 from qil_deploy.quantizers import compile_quantizers
-from qil_deploy.terminal.console import Console
-from qil_deploy.terminal.progress import Progress
+from qil_deploy.terminal import Console, Progress
 from qil_deploy.training.recipe import Recipe, load_recipe
 from qil_deploy.training.run import Run, Settings
 from qil_deploy.training.train import StageResult, carry_out

@@ -26,16 +26,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.files import atomic_path, ensure_writable
-from qil_deploy.preparation import prepare
+from qil_deploy.network import calibrate, prepare
 from qil_deploy.quantizers import ActivationQuantizer, IntervalQuantizer, WeightQuantizer, round_straight_through
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
-from qil_deploy.terminal.console import Console
-from qil_deploy.training.loop import make_optimizers
+from qil_deploy.terminal import Console
+from qil_deploy.training.fit import make_optimizers
 from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import OptimizerSection
 from tables import Rows, console_table

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qil_deploy.runtime_tests.process_cost import ProcessCost, measure
-from qil_deploy.terminal.console import Console
+from qil_deploy.terminal import Console
 from tables import Rows, markdown_table
 
 STARTS: dict[str, tuple[str, ...]] = {

@@ -21,7 +21,7 @@ from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import BenchOptions, write_report
 from qil_deploy.runtime_tests.bench.report import WARM
 from qil_deploy.runtime_tests.browser.bench import benchmark_in_browser
-from qil_deploy.terminal.console import Console
+from qil_deploy.terminal import Console
 from tables import console_table, describe
 
 MODELS = ("float", "onnxruntime_int8", "w4a4_qlinear", "w2a2_qlinear")

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import fx
 
-from qil_deploy.layers import QuantConv2d, QuantLinear
+from qil_deploy.network import QuantConv2d, QuantLinear
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
 from qil_deploy.training.recipe import StageSection
 from qil_deploy.training.run import Run

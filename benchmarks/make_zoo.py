@@ -20,8 +20,7 @@ from qil_deploy.checkpoint import read_checkpoint
 from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_cells, delivery_table
 from qil_deploy.files import write_text
 from qil_deploy.quantizers import compile_quantizers
-from qil_deploy.terminal.console import Console
-from qil_deploy.terminal.progress import Progress
+from qil_deploy.terminal import Console, Progress
 from qil_deploy.training.recipe import Recipe, load_recipe
 from qil_deploy.training.train import RunResult, StageResult, train
 

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images
-from qil_deploy.preparation import prepare
+from qil_deploy.network import calibrate, prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models import build_model
 

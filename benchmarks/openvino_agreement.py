@@ -26,7 +26,7 @@ from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.runtime_tests.exported_model import ExportedModel, Predictor, read_exported_model
-from qil_deploy.terminal.console import Console
+from qil_deploy.terminal import Console
 from qil_deploy.training.models import build_model
 from tables import Rows, console_table, describe
 

@@ -20,7 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
-from qil_deploy.exported_names import INPUT_NAME
+from qil_deploy.onnx_io import INPUT_NAME
 
 BITS = 4
 EDGE_BITS = 8

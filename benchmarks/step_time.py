@@ -28,20 +28,18 @@ from torch.nn import functional as F
 from exporters import Skipped, goal_rows, skipped_lines
 from goals import Verdict
 from peers import use_brevitas_layers
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import Placement, QuantConfig
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable
-from qil_deploy.freezing import freeze
-from qil_deploy.preparation import prepare
+from qil_deploy.integers import freeze
+from qil_deploy.network import calibrate, prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.bench import Clock
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
-from qil_deploy.terminal.console import Console
-from qil_deploy.terminal.progress import Progress
-from qil_deploy.training.loop import make_optimizers
+from qil_deploy.terminal import Console, Progress
+from qil_deploy.training.fit import make_optimizers
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.recipe import OptimizerSection
 from tables import Rows, console_table

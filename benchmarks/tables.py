@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qil_deploy.runtime_tests.environment import Environment
-from qil_deploy.terminal.table import Table
+from qil_deploy.terminal import Table
 
 
 @dataclass(frozen=True, kw_only=True)

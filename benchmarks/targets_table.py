@@ -50,7 +50,7 @@ from qil_deploy.runtime_tests.targets import (
     verify_targets,
     write_golden_logits,
 )
-from qil_deploy.terminal.console import Console
+from qil_deploy.terminal import Console
 from tables import Rows, console_table, markdown_table
 from write_tables import with_tables
 

@@ -20,7 +20,7 @@ import step_time
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
 from qil_deploy.runtime_tests import BenchReport, read_report
-from qil_deploy.terminal.console import Console
+from qil_deploy.terminal import Console
 from tables import describe, markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"

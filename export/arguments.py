@@ -10,9 +10,8 @@ from torch import fx, nn
 
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable
-from qil_deploy.freezing_report import FreezingReport
-from qil_deploy.graph import shape_of
-from qil_deploy.prepared_model import INPUT_GRID
+from qil_deploy.integers import FreezingReport
+from qil_deploy.network import INPUT_GRID, shape_of
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import InputQuantizer
 from qil_deploy.untrusted_text import excerpt

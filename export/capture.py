@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
-from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
-from qil_deploy.frozen import (
+from qil_deploy.integers import (
     FrozenAdd,
     FrozenDequantize,
     FrozenFloat,
@@ -41,8 +40,8 @@ from qil_deploy.frozen import (
     FrozenRescale,
     Grid,
 )
-from qil_deploy.graph import shape_of
-from qil_deploy.layers import Concat, QuantConv2d
+from qil_deploy.network import Concat, QuantConv2d, shape_of
+from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.preprocessing import Preprocessing
 
 from .capture_float import MIN_FLOAT_OPSET, capture_float, trace_parts

@@ -5,7 +5,8 @@
                           name = QuantizeLinear(...) [-> Clip]
 
 These are operators of ONNX already, the same in both formats, and no pass rewrites them. Every node, and every tensor
-but the codes that come out, is called `name/...`, by which a reader of the file finds them (`qil_deploy.float_parts`).
+but the codes that come out, is called `name/...`, by which a reader of the file finds them
+(`qil_deploy.onnx_io.float_parts`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import onnx_ir as ir
 from torch import fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
-from qil_deploy.float_parts import inner_name
-from qil_deploy.frozen import FrozenFloat, Grid
-from qil_deploy.graph import module_of
+from qil_deploy.integers import FrozenFloat, Grid
+from qil_deploy.network import module_of
+from qil_deploy.onnx_io import inner_name
 
 from .emitter import Emitter, array_of
 from .trace_float import trace_float

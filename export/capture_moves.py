@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from qil_deploy.layers import Concat, pair
+from qil_deploy.network import Concat, pair
 
 from .emitter import Emitter
 

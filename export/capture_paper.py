@@ -6,8 +6,8 @@
     anything else               its float operator
 
 `step = 2d / q`, `l = c - d`. `W` are the weight codes, with the sign of their channel's gain, which is BatchNorm's or
-the output scale (`qil_deploy.fold`); BatchNorm never touches the weight grid here either. What ONNX Runtime computes
-from such a graph is float arithmetic on low-bit values: it repeats the paper's numbers, not their last bits.
+the output scale (`qil_deploy.integers.fold`); BatchNorm never touches the weight grid here either. What ONNX Runtime
+computes from such a graph is float arithmetic on low-bit values: it repeats the paper's numbers, not their last bits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,19 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
-from qil_deploy.exported_names import INPUT_NAME, OUTPUT_NAME
-from qil_deploy.fold import gain_and_shift, integer_codes
-from qil_deploy.graph import module_of
-from qil_deploy.layers import Add, BatchNorm, Concat, GlobalAveragePool, QuantConv2d, QuantLinear, Standalone, pair
+from qil_deploy.integers import gain_and_shift, integer_codes
+from qil_deploy.network import (
+    Add,
+    BatchNorm,
+    Concat,
+    GlobalAveragePool,
+    QuantConv2d,
+    QuantLinear,
+    Standalone,
+    module_of,
+    pair,
+)
+from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 

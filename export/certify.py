@@ -37,14 +37,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.config import INT16_MAX
-from qil_deploy.dequantized_weights import dequantized_codes
 from qil_deploy.errors import CertificateError, QilDeployError
-from qil_deploy.executed_kernels import float_nodes, optimized_model
-from qil_deploy.float_parts import kept_parts, parts_of_executed
-from qil_deploy.onnx_file import Node, read_model
-from qil_deploy.ratios import rounding_error_bound
-from qil_deploy.reference import IntegerReference
-from qil_deploy.reference.matmul_nbits import SUM_LIMIT
+from qil_deploy.integers import rounding_error_bound
+from qil_deploy.onnx_io import (
+    Node,
+    dequantized_codes,
+    float_nodes,
+    kept_parts,
+    optimized_model,
+    parts_of_executed,
+    read_model,
+)
+from qil_deploy.reference import SUM_LIMIT, IntegerReference
 
 from .integer_graph import IntegerGraph, Layer
 from .trial_run import Trial, differing_logits

@@ -15,18 +15,12 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from qil_deploy.errors import QilDeployError
-from qil_deploy.executed_kernels import float_kernels
-from qil_deploy.exported_names import METADATA_SCHEMA
 from qil_deploy.files import atomic_path
-from qil_deploy.freezing import freeze, keeps_float
-from qil_deploy.freezing_report import FreezingReport
-from qil_deploy.frozen import FrozenFloat, FrozenInput, FrozenLayer
-from qil_deploy.graph import input_of, module_of
-from qil_deploy.layers import QuantConv2d, QuantLinear
-from qil_deploy.prepared_model import FrozenModel
+from qil_deploy.integers import FreezingReport, FrozenFloat, FrozenInput, FrozenLayer, freeze
+from qil_deploy.network import FrozenModel, QuantConv2d, QuantLinear, input_of, keeps_float, module_of, prepared_model
+from qil_deploy.onnx_io import METADATA_SCHEMA, float_kernels
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
-from qil_deploy.unwrap import prepared_model
 
 from .arguments import check_details, check_same_input, checked_names, checked_path, checked_preprocessing
 from .capture import node_names, number_of_logits

@@ -9,12 +9,11 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from qil_deploy.callers_state import evaluation_mode
 from qil_deploy.errors import UnsupportedModelError
-from qil_deploy.exported_names import INPUT_NAME, METADATA_SCHEMA, OUTPUT_NAME
 from qil_deploy.files import atomic_path
+from qil_deploy.network import evaluation_mode, float_network
+from qil_deploy.onnx_io import INPUT_NAME, METADATA_SCHEMA, OUTPUT_NAME
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.unwrap import float_network
 
 from .arguments import check_details, checked_names, checked_path, checked_preprocessing
 from .export import ExportResult

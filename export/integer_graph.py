@@ -18,13 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
-from qil_deploy.float_parts import PART_OPERATOR, part_shapes
-from qil_deploy.onnx_file import Node
-from qil_deploy.reference import IntegerReference
-from qil_deploy.reference.arguments import integer
-from qil_deploy.reference.kernels import blocks
-from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, check_blocks, check_zero_points, unpack_blocks
-from qil_deploy.reference.operators import find_operator
+from qil_deploy.onnx_io import PART_OPERATOR, Node, part_shapes
+from qil_deploy.reference import (
+    EXACT_LEVEL,
+    LANE_CODE,
+    IntegerReference,
+    blocks,
+    check_blocks,
+    check_zero_points,
+    find_operator,
+    integer,
+    unpack_blocks,
+)
 
 from .weight_layout import MovedInput, follow_moves, undo_convolution, undo_linear
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from torch import fx
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.freezing import keeps_float
-from qil_deploy.frozen import FrozenLayer
+from qil_deploy.integers import FrozenLayer
+from qil_deploy.network import keeps_float
 from qil_deploy.preprocessing import Preprocessing
 
 from .capture import capture

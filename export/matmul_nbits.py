@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qil_deploy.reference.matmul_nbits import EXACT_LEVEL, LANE_CODE, SUM_LIMIT, zero_point_byte
+from qil_deploy.reference import EXACT_LEVEL, LANE_CODE, SUM_LIMIT, zero_point_byte
 
 from .emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, Emitter, array_of, copy_node, integer, real, rewrite
 from .lower_to_qlinear import clip

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qil_deploy.weight_storage import stored_bits
+from qil_deploy.onnx_io import stored_bits
 
 from .emitter import QIL_DOMAIN, Emitter, array_of, integer, rewrite
 

@@ -16,8 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
-from qil_deploy.exported_metadata import read_metadata
-from qil_deploy.onnx_file import OnnxFile, loadable
+from qil_deploy.onnx_io import OnnxFile, loadable, read_metadata
 from qil_deploy.reference import IntegerReference
 
 _LEVELS = {

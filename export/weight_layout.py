@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
-from qil_deploy.onnx_file import Node
-from qil_deploy.reference.arguments import window_of
-from qil_deploy.reference.operators import find_operator
-from qil_deploy.reference.windows import pad_images, window_views
+from qil_deploy.onnx_io import Node
+from qil_deploy.reference import find_operator, pad_images, window_of, window_views
 
 Positions = NDArray[np.int64]
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from google.protobuf.message import Message
 
 from qil_deploy.errors import CertificateError
-from qil_deploy.exported_names import METADATA_KEY
+from qil_deploy.onnx_io import METADATA_KEY
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # numbers of ModelProto.graph, GraphProto.initializer, TensorProto.raw_data
 _MOST_BYTES = 2**31 - 1  # of one protobuf message

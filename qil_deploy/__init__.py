@@ -9,12 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .bit_widths import change_bits
-    from .calibration import calibrate, estimate_batchnorm
     from .checkpoint import CheckpointInfo, load_model, save_checkpoint
     from .config import LayerOverride, QuantConfig
-    from .freezing import freeze
-    from .preparation import prepare
+    from .integers import freeze
+    from .network import calibrate, change_bits, estimate_batchnorm, prepare
     from .preprocessing import Preprocessing
 
 __version__ = "0.1.0"
@@ -38,12 +36,12 @@ _HOMES = {
     "LayerOverride": "config",
     "Preprocessing": "preprocessing",
     "QuantConfig": "config",
-    "calibrate": "calibration",
-    "change_bits": "bit_widths",
-    "estimate_batchnorm": "calibration",
-    "freeze": "freezing",
+    "calibrate": "network",
+    "change_bits": "network",
+    "estimate_batchnorm": "network",
+    "freeze": "integers",
     "load_model": "checkpoint",
-    "prepare": "preparation",
+    "prepare": "network",
     "save_checkpoint": "checkpoint",
 }
 

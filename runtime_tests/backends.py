@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.exported_metadata import read_metadata
-from qil_deploy.exported_names import OUTPUT_NAME
-from qil_deploy.float_parts import kept_parts
-from qil_deploy.onnx_file import Node
-from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.onnx_io import OUTPUT_NAME, Node, kept_parts, read_metadata, with_outputs
 from qil_deploy.reference import IntegerReference
 
 from .exported_model import ExportedModel

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .backends import ExecutedGraph
 

@@ -16,9 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.exported_metadata import read_metadata
-from qil_deploy.exported_names import INPUT_NAME, METADATA_KEY, OUTPUT_NAME
-from qil_deploy.onnx_file import OnnxFile, TensorInfo, read_model
+from qil_deploy.onnx_io import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, OnnxFile, TensorInfo, read_metadata, read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.untrusted_text import excerpt
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, DataError, ModelFileError
-from qil_deploy.exported_names import OUTPUT_NAME
+from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.exported_names import OUTPUT_NAME
+from qil_deploy.onnx_io import OUTPUT_NAME
 
 from .affordable import require_affordable
 from .device_runner import content_of

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError, QilDeployError
-from qil_deploy.exported_names import OUTPUT_NAME
 from qil_deploy.files import atomic_path
+from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.untrusted_text import excerpt
 
 from .exported_model import ExportedModel

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.dequantized_weights import dequantized_codes
 from qil_deploy.errors import ModelFileError
-from qil_deploy.exported_metadata import read_metadata
-from qil_deploy.float_parts import kept_parts, part_shapes
-from qil_deploy.onnx_file import Node, OnnxFile
-from qil_deploy.onnx_schema import with_outputs
-from qil_deploy.onnx_tensors import bits_of_type
-from qil_deploy.reference import IntegerReference
-from qil_deploy.reference.arguments import integer
-from qil_deploy.reference.kernels import blocks
-from qil_deploy.reference.matmul_nbits import check_blocks, unpack_blocks
+from qil_deploy.onnx_io import (
+    Node,
+    OnnxFile,
+    bits_of_type,
+    dequantized_codes,
+    kept_parts,
+    part_shapes,
+    read_metadata,
+    with_outputs,
+)
+from qil_deploy.reference import IntegerReference, blocks, check_blocks, integer, unpack_blocks
 from qil_deploy.untrusted_text import excerpt
 
 from .exported_model import ExportedModel

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, ModelFileError
-from qil_deploy.onnx_file import loadable
+from qil_deploy.onnx_io import loadable
 
 OPTIMIZATION_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = MappingProxyType(
     {

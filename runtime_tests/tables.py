@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qil_deploy.terminal.table import Column, Table
+from qil_deploy.terminal import Column, Table
 
 from .differences import describe_difference
 from .exported_model import FLOAT

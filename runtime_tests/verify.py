@@ -25,19 +25,11 @@ from numpy.typing import NDArray
 
 from qil_deploy.datasets import ImageBatches
 from qil_deploy.errors import ConfigError, DataError
-from qil_deploy.exported_names import OUTPUT_NAME
+from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable
-from .backends import (
-    REFERENCE,
-    UNFROZEN,
-    CodeReader,
-    ExecutedGraph,
-    code_reader,
-    exact_levels,
-    onnx_backend_name,
-)
+from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reader, exact_levels, onnx_backend_name
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import FLOAT, ExportedModel, Predictor, read_exported_model

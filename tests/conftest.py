@@ -18,6 +18,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.command_line import Outcome
+    from tests.trained_digits import Digits
 
 SEED = 20190618
 
@@ -70,6 +71,14 @@ def user_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.syspath_prepend(tmp_path)
     return f"{module}:small"
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    """The digits, and a small residual network trained on them."""
+    from .trained_digits import train_digits
+
+    return train_digits()
 
 
 @pytest.fixture(scope="session", autouse=True)

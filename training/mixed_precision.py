@@ -17,7 +17,7 @@ from qil_deploy.checkpoint import CheckpointInfo, read_checkpoint
 from qil_deploy.config import LayerBits, LayerOverride, QuantConfig
 from qil_deploy.datasets import load_batches
 from qil_deploy.errors import CheckpointError, ConfigError
-from qil_deploy.weight_storage import stored_bytes
+from qil_deploy.onnx_io import stored_bytes
 
 from .bit_assignment import Choice, choose_widths
 from .recipe import Recipe, recipe_from_dict

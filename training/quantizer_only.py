@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from qil_deploy.checkpoint import CheckpointInfo, load_model
 from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.errors import CheckpointError, ConfigError
-from qil_deploy.freezing_report import predictions
-from qil_deploy.layers import AveragingConv2d, QuantConv2d, QuantLinear
+from qil_deploy.integers import predictions
+from qil_deploy.network import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 

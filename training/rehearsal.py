@@ -17,22 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qil_deploy.calibration import calibrate
-from qil_deploy.callers_state import nothing_left_behind
 from qil_deploy.errors import DataError, QilDeployError, TrainingError
-from qil_deploy.freezing import freeze
-from qil_deploy.network_size import measure_network
+from qil_deploy.integers import freeze
+from qil_deploy.network import calibrate, measure_network, nothing_left_behind
 from qil_deploy.untrusted_text import excerpt
 
 from .data import check_batch_size
 from .divergence import describe_divergence
-from .initial_weights import load_initial_weights
-from .loop import training_mode
+from .fit import training_mode
 from .memory import require_memory
-from .models import memory_format_for
+from .models import describe_error, load_initial_weights, memory_format_for
 from .recipe import OptimizerSection, StageSection
 from .run import Run
-from .user_errors import describe_error
 
 IMAGES = 8
 _BYTES_TRAINED = 12  # of a parameter: its value, gradient and momentum

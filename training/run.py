@@ -13,19 +13,17 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from qil_deploy.calibration import estimate_batchnorm
 from qil_deploy.checkpoint import CheckpointInfo, read_info, save_checkpoint
-from qil_deploy.preparation import prepare
-from qil_deploy.terminal.progress import Progress
+from qil_deploy.network import estimate_batchnorm, prepare
+from qil_deploy.terminal import Progress
 
-from .curves import Curves
-from .data import Batches, Share
-from .loop import EpochMetrics, Loss, Phase, Reports, StepMetrics, make_optimizers, train_phase
+from .data import Batches, RunData, Share, load_run_data
+from .fit import EpochMetrics, Loss, Phase, Reports, StepMetrics, make_optimizers, train_phase
 from .metrics_file import append_epoch, drop_epochs
 from .models import memory_format_for, model_builder
+from .pictures import Curves
 from .quantizer_only import TeacherLoss, quantizer_optimizers
 from .recipe import OptimizerSection, Recipe, StageSection
-from .run_data import RunData, load_run_data
 from .run_folder import BEST_NAME, check_finished
 from .run_state import Extent, Learner, Position, load_state, remove_state, save_state
 

@@ -21,12 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from qil_deploy.checkpoint import load_tensors
-from qil_deploy.checkpoint_values import check_values, scalars_of
+from qil_deploy.checkpoint import (
+    DamagedFileError,
+    check_values,
+    file_content,
+    has_digest,
+    load_tensors,
+    read_contents,
+    read_tensors,
+    scalars_of,
+)
 from qil_deploy.errors import CheckpointError
 from qil_deploy.files import write_bytes
-from qil_deploy.finite import require_finite
-from qil_deploy.safetensors_file import DamagedFileError, file_content, has_digest, read_contents, read_tensors
+from qil_deploy.network import require_finite
 from qil_deploy.strict_json import parse_json
 from qil_deploy.untrusted_text import excerpt
 

@@ -27,18 +27,24 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from qil_deploy.accuracy import top1_percent
-from qil_deploy.bit_widths import bits_read, change_bits, quantized_layers
-from qil_deploy.calibration import calibrate, estimate_batchnorm
 from qil_deploy.checkpoint import CheckpointInfo, example_input, load_model
 from qil_deploy.config import LayerBits, LayerOverride, Placement, QuantConfig
 from qil_deploy.datasets import ImageSet, load_batches
 from qil_deploy.errors import CheckpointError, ConfigError, DataError
-from qil_deploy.graph import trace
-from qil_deploy.placement import edge_layers, isolate
-from qil_deploy.preparation import prepare
+from qil_deploy.network import (
+    bits_read,
+    calibrate,
+    change_bits,
+    edge_layers,
+    estimate_batchnorm,
+    isolate,
+    prepare,
+    quantized_layers,
+    trace,
+)
+from qil_deploy.onnx_io import stored_bytes
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.terminal.progress import Progress
-from qil_deploy.weight_storage import stored_bytes
+from qil_deploy.terminal import Progress
 
 from .data import seeded, to_input
 from .memory import require_memory

@@ -26,14 +26,13 @@ from accelerate import Accelerator
 from torch import fx, nn
 
 from qil_deploy.accuracy import top1_percent
-from qil_deploy.bit_widths import change_bits
-from qil_deploy.calibration import calibrate
 from qil_deploy.checkpoint import load_model, load_tensors, read_checkpoint
-from qil_deploy.freezing import freeze
-from qil_deploy.terminal.progress import Progress
+from qil_deploy.integers import freeze
+from qil_deploy.network import calibrate, change_bits
+from qil_deploy.terminal import Progress
 
 from .data import to_input
-from .initial_weights import load_initial_weights
+from .models import load_initial_weights
 from .recipe import Recipe, StageSection
 from .rehearsal import rehearse
 from .run import Run, Settings

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from qil_deploy import __version__
 from qil_deploy.errors import QilDeployError
-from qil_deploy.terminal.console import Console, print_error
+from qil_deploy.terminal import Console, print_error
 
 from .bench import bench_command
 from .demo import demo_command

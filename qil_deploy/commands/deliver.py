@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from qil_deploy.errors import CertificateError, ModelFileError
 from qil_deploy.files import write_text
-from qil_deploy.terminal.console import Console
-from qil_deploy.terminal.table import Table
+from qil_deploy.terminal import Console, Table
 
 if TYPE_CHECKING:
     from qil_deploy.runtime_tests.backends import CodeReader

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qil_deploy.terminal.loading import loading
+from qil_deploy.terminal import loading
 
 RECIPE = Path("digits_resnet14")
 
@@ -19,8 +19,7 @@ def demo_command(
     import shutil
 
     with loading("PyTorch"):
-        from qil_deploy.terminal.console import Console
-        from qil_deploy.terminal.progress import Progress
+        from qil_deploy.terminal import Console, Progress
         from qil_deploy.training.recipe import load_recipe
         from qil_deploy.training.train import train
 
@@ -64,7 +63,7 @@ def plot_stage(checkpoint: Path, picture: Path, trusted_model: str | None = None
     from qil_deploy.checkpoint import load_model
     from qil_deploy.datasets import load_images
     from qil_deploy.training.models import model_builder
-    from qil_deploy.training.plots import plot_intervals
+    from qil_deploy.training.pictures import plot_intervals
 
     info, model = load_model(checkpoint, model_builder(trusted_model))
     if not isinstance(model, fx.GraphModule):

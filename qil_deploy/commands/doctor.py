@@ -28,7 +28,7 @@ def doctor_command(
     from qil_deploy.runtime_tests import write_report
     from qil_deploy.runtime_tests.doctor import Limits, diagnose
     from qil_deploy.runtime_tests.doctor.text import diagnosis_lines
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     limits = Limits(seconds=timeout, memory=None if memory is None else memory * 2**20)
     if json_file is not None:

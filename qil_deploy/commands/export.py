@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qil_deploy.errors import ConfigError, DataError
-from qil_deploy.terminal.loading import loading
+from qil_deploy.terminal import loading
 from qil_deploy.untrusted_text import excerpt
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qil_deploy.checkpoint import CheckpointInfo
-    from qil_deploy.freezing_report import FreezingReport
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.integers import FreezingReport
+    from qil_deploy.terminal import Console
 
 
 # All 10,000 test images of Fashion-MNIST, 53 colour images of 224x224: an export should not take minutes.
@@ -96,10 +96,10 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         from qil_deploy.checkpoint import load_model
         from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
         from qil_deploy.files import ensure_apart, ensure_writable
-        from qil_deploy.freezing import freeze, keeps_float
-        from qil_deploy.frozen import drop_float_weights
+        from qil_deploy.integers import drop_float_weights, freeze
+        from qil_deploy.network import keeps_float
         from qil_deploy.runtime_tests.golden import golden_path
-        from qil_deploy.terminal.console import Console
+        from qil_deploy.terminal import Console
         from qil_deploy.training.models import model_builder
 
         from .tables import certificate_table
@@ -157,8 +157,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
 
 def _require_integers(checkpoint: Path, model: nn.Module) -> None:
     """Refuse a model whose float parts make golden vectors impossible, before anything is written."""
-    from qil_deploy.float_island import FloatIsland
-    from qil_deploy.freezing import keeps_float
+    from qil_deploy.network import FloatIsland, keeps_float
 
     kept = [name for name, module in model.named_modules() if isinstance(module, FloatIsland)]
     if keeps_float(model) or kept:
@@ -183,7 +182,7 @@ def _freezing_report(
         DataError: the data set that was asked for cannot be read.
     """
     from qil_deploy.datasets import load_batches
-    from qil_deploy.freezing_report import compare_freezing
+    from qil_deploy.integers import compare_freezing
 
     shape, name = info.preprocessing.shape, data or info.data
     count = limit or max(1, FREEZING_PIXELS // math.prod(shape))
@@ -200,7 +199,7 @@ def _freezing_report(
 
 def _recorded_freezing(info: CheckpointInfo) -> FreezingReport | None:
     """Return what a frozen checkpoint says about its freezing; earlier ones do not say how many predictions changed."""
-    from qil_deploy.freezing_report import FreezingReport
+    from qil_deploy.integers import FreezingReport
 
     metrics = info.metrics
     if not {"accuracy", "accuracy_before_freezing", "changed_predictions", "test_images"} <= metrics.keys():

@@ -23,13 +23,12 @@ def inspect_command(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
 ) -> None:
     """Print format, input, layers and certificate of an exported model, and the kernels that ONNX Runtime runs."""
-    from qil_deploy.executed_kernels import executed_operators, float_kernels
-    from qil_deploy.exported_metadata import read_metadata
     from qil_deploy.files import ensure_writable, write_text
+    from qil_deploy.onnx_io import executed_operators, float_kernels, read_metadata
     from qil_deploy.runtime_tests.affordable import require_affordable
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     from .tables import certificate_table, kernel_table, layer_table
 

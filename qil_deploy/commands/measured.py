@@ -13,7 +13,7 @@ from qil_deploy.interrupts import INTERRUPTED
 if TYPE_CHECKING:
     from qil_deploy.runtime_tests import BenchReport
     from qil_deploy.runtime_tests.instructions.report import InstructionsReport
-    from qil_deploy.terminal.table import Table
+    from qil_deploy.terminal import Table
 
 Tell = Callable[[str, int, int], None]
 Measured = TypeVar("Measured", "BenchReport", "InstructionsReport")
@@ -38,8 +38,7 @@ def measure_and_show(
     """
     from qil_deploy.files import ensure_writable
     from qil_deploy.reports import write_report
-    from qil_deploy.terminal.console import Console
-    from qil_deploy.terminal.progress import Progress
+    from qil_deploy.terminal import Console, Progress
 
     if json is not None:
         ensure_writable(json)

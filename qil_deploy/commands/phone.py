@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from qil_deploy.runtime_tests.browser.phone import Address
     from qil_deploy.runtime_tests.targets import RunOptions, TargetsReport
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
 _LOOPBACK_HINT = (
     "Only this machine reaches it. For phones in its network, add --lan; for one on a USB cable, run",
@@ -60,7 +60,7 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.targets import RunOptions
     from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     _check_options(golden, data, threads, repeats, timeout)
     address = choose_address(host=host, lan=lan, port=port)
@@ -90,7 +90,7 @@ def _serve(
     from qil_deploy.runtime_tests.browser.phone import LOOPBACK, verify_on_phone
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import write_golden
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     status = Console(stderr=True).status("the integer reference: every code")
     with tempfile.TemporaryDirectory() as folder, status:

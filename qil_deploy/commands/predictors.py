@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.terminal.loading import loading
+from qil_deploy.terminal import loading
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -35,7 +35,8 @@ def checkpoint_predictors(path: Path, trusted_model: str | None = None) -> dict[
         CheckpointError: the checkpoint cannot be read, or holds a float network.
     """
     with loading("PyTorch"):
-        from qil_deploy.freezing import freeze, keeps_float
+        from qil_deploy.integers import freeze
+        from qil_deploy.network import keeps_float
 
     info, model = _load_quantized(path, trusted_model)
     if info.kind == "frozen":
@@ -78,7 +79,7 @@ def frozen_codes(
 
     @cache
     def load() -> tuple[CheckpointInfo, fx.GraphModule]:
-        from qil_deploy.freezing import freeze
+        from qil_deploy.integers import freeze
 
         info, model = _load_quantized(path, trusted_model)
         return info, model if info.kind == "frozen" else freeze(model)
@@ -111,8 +112,8 @@ def _record_codes(model: fx.GraphModule, x: Tensor) -> dict[str, NDArray[Any]]:
     from torch import fx
 
     from qil_deploy.export.capture import node_names
-    from qil_deploy.exported_names import OUTPUT_NAME
-    from qil_deploy.frozen import FrozenDequantize, FrozenLayer, FrozenMeanLogits
+    from qil_deploy.integers import FrozenDequantize, FrozenLayer, FrozenMeanLogits
+    from qil_deploy.onnx_io import OUTPUT_NAME
 
     names = node_names(model)
     names[model.graph.output_node().all_input_nodes[0]] = OUTPUT_NAME

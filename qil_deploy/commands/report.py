@@ -32,7 +32,7 @@ def report_command(
     from qil_deploy.runtime_tests.report import collect, render
     from qil_deploy.runtime_tests.report.figures import FILES
     from qil_deploy.runtime_tests.report.verdict import DIFFERS, INCOMPLETE
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     outputs = [path for path in (output, json_file) if path is not None]
     if len({path.resolve() for path in outputs}) < len(outputs):

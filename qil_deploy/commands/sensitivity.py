@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.terminal.loading import loading
+from qil_deploy.terminal import loading
 
 if TYPE_CHECKING:
     from qil_deploy.training.mixed_precision import Proposal
@@ -68,11 +68,10 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option
         import torch
 
         from qil_deploy.files import ensure_writable, write_text
-        from qil_deploy.terminal.console import Console
-        from qil_deploy.terminal.progress import Progress
+        from qil_deploy.terminal import Console, Progress
         from qil_deploy.training.mixed_precision import budget_in_bytes, check_budget, propose, recipe_text
+        from qil_deploy.training.pictures import plot_sensitivity
         from qil_deploy.training.sensitivity import Plan, Probe, measure_sensitivity
-        from qil_deploy.training.sensitivity_plot import plot_sensitivity
 
         from .sensitivity_tables import proposal_table, sensitivity_table
 

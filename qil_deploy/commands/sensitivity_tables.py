@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qil_deploy.terminal.table import Column, Table
-from qil_deploy.weight_storage import stored_bytes
+from qil_deploy.onnx_io import stored_bytes
+from qil_deploy.terminal import Column, Table
 
 if TYPE_CHECKING:
     from qil_deploy.config import LayerBits

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qil_deploy.terminal.table import Column, Table
+from qil_deploy.terminal import Column, Table
 
 if TYPE_CHECKING:
     from qil_deploy.runtime_tests.layers import LayerDescription

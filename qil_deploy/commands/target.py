@@ -14,8 +14,7 @@ def list_command() -> None:
     """List the targets, and what each still needs."""
     from qil_deploy.runtime_tests.instructions import counter_state
     from qil_deploy.runtime_tests.targets import DEVICE_FORMS, TARGETS, find_target, target_state
-    from qil_deploy.terminal.console import Console
-    from qil_deploy.terminal.table import Column, Table
+    from qil_deploy.terminal import Column, Console, Table
 
     table = Table("", ("target", *(Column(heading=heading, text=True) for heading in ("what it is", "state"))))
     rows = [(target.name, target) for target in TARGETS.values()]
@@ -41,7 +40,7 @@ def setup_command(
     Nothing is installed, and no root is needed.
     """
     from qil_deploy.runtime_tests.targets import set_up_target
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     console = Console(stderr=True)
     with console.status("") as status:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qil_deploy.terminal.loading import loading
+from qil_deploy.terminal import loading
 
 
 class Precision(StrEnum):
@@ -50,8 +50,8 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         from accelerate import PartialState
 
         from qil_deploy.quantizers import compile_quantizers
-        from qil_deploy.terminal.console import Console
-        from qil_deploy.training.html_report import write_html_report
+        from qil_deploy.terminal import Console
+        from qil_deploy.training.pictures import write_html_report
         from qil_deploy.training.recipe import load_recipe
         from qil_deploy.training.run import Settings
         from qil_deploy.training.train import train

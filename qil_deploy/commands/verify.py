@@ -81,8 +81,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.tables import verify_table
     from qil_deploy.runtime_tests.verify import batch_size_for
-    from qil_deploy.terminal.console import Console
-    from qil_deploy.terminal.progress import Progress
+    from qil_deploy.terminal import Console, Progress
 
     _check_options(limit, trusted_model, checkpoint)
     if target:
@@ -208,7 +207,7 @@ def _verify_golden(
     from qil_deploy.runtime_tests.differences import describe_difference
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import check_golden
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     _check_codes(model)
     if pair is not None and GOLDEN not in pair:

@@ -59,7 +59,7 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.targets import find_target, target_names
     from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     # By order of mention, each once.
     names = dict.fromkeys(name for text in request.targets for name in target_names(text))
@@ -94,7 +94,7 @@ def _run(
     """Write the golden vectors that are asked for and run the targets."""
     from qil_deploy.runtime_tests.golden import write_golden
     from qil_deploy.runtime_tests.targets import verify_targets, write_golden_logits
-    from qil_deploy.terminal.console import Console
+    from qil_deploy.terminal import Console
 
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("") as status:
         golden, logits = request.golden, None

@@ -24,7 +24,7 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .cifar import load_cifar
 from .fashion_mnist import load_fashion_mnist
-from .image_folder import ImageFolder, open_image_folder
+from .image_folder import ImageFolder, open_image_folder, to_array
 from .image_set import ImageBatches, ImageSet, Split
 from .resize import resize_images
 from .roots import imagenet_root
@@ -38,6 +38,8 @@ __all__ = [
     "load_batches",
     "load_images",
     "preprocessing_for",
+    "resize_images",
+    "to_array",
 ]
 
 # Mean and standard deviation of the pixels of the training images, in [0, 1].

@@ -1,12 +1,6 @@
 """The QIL quantizers: pure functions with hand-written gradients, thin modules around them, first thresholds."""
 
-from .functional import (
-    compile_quantizers,
-    quantize_activation,
-    quantize_range,
-    quantize_weight,
-    round_straight_through,
-)
+from .functional import compile_quantizers, quantize_activation, quantize_range, quantize_weight, round_straight_through
 from .modules import (
     ActivationQuantizer,
     InputQuantizer,

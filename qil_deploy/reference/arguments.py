@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qil_deploy.onnx_file import Node
-from qil_deploy.onnx_tensors import Array
+from qil_deploy.onnx_io import Array, Node
 
 from . import kernels
 from .windows import Window

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qil_deploy.onnx_file import Node
-from qil_deploy.onnx_tensors import Array, data_type_name
+from qil_deploy.onnx_io import Array, Node, data_type_name
 
 from .arguments import Inputs, grid_along_axis, images_of, integer, optional, required, window_of
 from .budget import Cost

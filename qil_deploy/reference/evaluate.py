@@ -11,9 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from qil_deploy.errors import DataError, ModelFileError
-from qil_deploy.float_parts import cut_out_parts
-from qil_deploy.onnx_file import Node, OnnxFile
-from qil_deploy.onnx_tensors import Array
+from qil_deploy.onnx_io import Array, Node, OnnxFile, cut_out_parts
 from qil_deploy.untrusted_text import excerpt
 
 from .budget import Budget, BudgetError, Cost

@@ -24,8 +24,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qil_deploy.onnx_file import Node
-from qil_deploy.onnx_tensors import Array
+from qil_deploy.onnx_io import Array, Node
 
 from .operators import MICROSOFT
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qil_deploy.float_parts import PART_DOMAIN, PART_OPERATOR
-from qil_deploy.onnx_file import Node
-from qil_deploy.onnx_tensors import Array, data_type_name
+from qil_deploy.onnx_io import PART_DOMAIN, PART_OPERATOR, Array, Node, data_type_name
 from qil_deploy.untrusted_text import excerpt
 
 from . import costs, kernels

@@ -3,3 +3,12 @@
 Commands import rich through here alone (a contract in pyproject.toml), so that none can print what a file says as it
 stands there.
 """
+
+from __future__ import annotations
+
+from .console import Console, line, print_error
+from .progress import Progress, TaskID
+from .slow_imports import loading
+from .table import Column, Table
+
+__all__ = ["Column", "Console", "Progress", "Table", "TaskID", "line", "loading", "print_error"]

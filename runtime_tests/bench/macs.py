@@ -17,9 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.executed_kernels import optimized_model
-from qil_deploy.onnx_file import Node, OnnxFile, read_model
-from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.onnx_io import Node, OnnxFile, optimized_model, read_model, with_outputs
 from qil_deploy.runtime_tests.sessions import create_session
 
 INT8, FLOAT32, MIXED = "int8", "float32", "mixed"

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_schema import parse_model
+from qil_deploy.onnx_io import parse_model
 from qil_deploy.runtime_tests.sessions import session_options
 
 from .macs import FLOAT32, INT8

@@ -21,17 +21,7 @@ from qil_deploy.runtime_tests.machine import Activity, Machine
 
 from .noise import control_warnings
 from .options import BenchOptions
-from .report import (
-    NATIVE,
-    WARM,
-    BenchReport,
-    Control,
-    Failure,
-    Interval,
-    Latency,
-    ModelCost,
-    Peak,
-)
+from .report import NATIVE, WARM, BenchReport, Control, Failure, Interval, Latency, ModelCost, Peak
 
 RESAMPLES = 2000
 COVERAGE = 95.0

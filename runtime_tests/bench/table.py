@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from qil_deploy.runtime_tests.tables import short_names
-from qil_deploy.terminal.table import Table
+from qil_deploy.terminal import Table
 
 from .report import NATIVE, BenchReport, Latency, Profile
 

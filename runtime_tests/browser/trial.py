@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qil_deploy.exported_names import INPUT_NAME, METADATA_KEY, METADATA_SCHEMA, OUTPUT_NAME
-from qil_deploy.onnx_schema import parse_model
+from qil_deploy.onnx_io import INPUT_NAME, METADATA_KEY, METADATA_SCHEMA, OUTPUT_NAME, parse_model
 
 _FLOAT, _UINT8, _INT = 1, 2, 2
 _SHAPE = (1, 2, 2)

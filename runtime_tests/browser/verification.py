@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qil_deploy.errors import DataError
-from qil_deploy.exported_names import INPUT_NAME
-from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.onnx_io import INPUT_NAME, with_outputs
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.exported_model import ExportedModel, read_exported_model
 from qil_deploy.runtime_tests.golden_chunks import GoldenChunks, open_golden

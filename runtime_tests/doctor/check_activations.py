@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .check_weights import INTEGER_LAYERS
 from .findings import Finding, found

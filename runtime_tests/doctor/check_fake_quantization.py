@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .findings import Finding, found
 from .graphs import Graph

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qil_deploy.executed_kernels import float_nodes
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node, float_nodes
 
 from .check_weights import LAYERS
 from .findings import Finding, found, label

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .check_scale_shapes import scale_axis
 from .check_weights import INTEGER_LAYERS, LAYERS

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .check_weights import INTEGER_LAYERS
 from .findings import Finding, found

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .findings import Finding, found
 from .graphs import Graph

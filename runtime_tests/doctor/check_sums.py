@@ -4,7 +4,7 @@
              possible where 2 * max(X) * max|W| > 32767
     int32    sums wrap: possible where max_k sum(|W_k|) * max|X - x_zero_point| + |bias_k| >= 2**31
     ties     additions and average pools rescale in float32; where a result lies closer to a tie than float32 errs,
-             the order of operations, which differs between machines, decides the code (qil_deploy/ratios.py)
+             the order of operations, which differs between machines, decides the code (qil_deploy/integers/ratios.py)
 
 `max(X)` is what the producers of a tensor can make: Clip lowers it.
 """
@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_file import Node
-from qil_deploy.onnx_tensors import Array
-from qil_deploy.ratios import rounding_error_bound
+from qil_deploy.integers import rounding_error_bound
+from qil_deploy.onnx_io import Array, Node
 
 from .findings import Finding, found
 from .graphs import MOVES, Graph

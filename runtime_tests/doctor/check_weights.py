@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .findings import Finding, found, quoted
 from .graphs import Graph

@@ -20,8 +20,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_file import loadable, parse_file
-from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.onnx_io import loadable, parse_file, with_outputs
 from qil_deploy.runtime_tests.sessions import create_session, session_options
 
 from .inputs import Inputs

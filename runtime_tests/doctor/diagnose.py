@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.untrusted_text import excerpt

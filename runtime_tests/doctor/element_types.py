@@ -10,8 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from qil_deploy.onnx_file import Node, OnnxFile
-from qil_deploy.onnx_tensors import DATA_TYPES
+from qil_deploy.onnx_io import DATA_TYPES, Node, OnnxFile
 
 # Where among the inputs the zero point of the result stands; what an operator makes has its type.
 _RESULT_ZERO_POINT: Final = {

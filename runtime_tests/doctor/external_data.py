@@ -17,8 +17,7 @@ from typing import Final
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from qil_deploy.onnx_schema import parse_message
-from qil_deploy.onnx_tensors import Array, DefectError, convert_tensor, data_type
+from qil_deploy.onnx_io import Array, DefectError, convert_tensor, data_type, parse_message
 
 from .findings import quoted
 

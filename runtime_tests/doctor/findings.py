@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 from qil_deploy.untrusted_text import excerpt
 
 SEVERITIES: Final = ("blocks", "wrong", "slow", "inexact", "unknown", "note")  # the worst first

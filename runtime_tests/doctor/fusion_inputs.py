@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .check_fused_scales import bias_scales, differing_scale, output_axis
 from .check_scale_shapes import scale_axis

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .graphs import Graph
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from qil_deploy.onnx_file import Node
+from qil_deploy.onnx_io import Node
 
 from .check_activations import is_x86
 from .findings import label, quoted

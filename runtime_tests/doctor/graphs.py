@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qil_deploy.onnx_file import Node, OnnxFile
-from qil_deploy.onnx_tensors import Array
+from qil_deploy.onnx_io import Array, Node, OnnxFile
 
 from .findings import label
 

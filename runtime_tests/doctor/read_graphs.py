@@ -13,9 +13,19 @@ from typing import Any, Final
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from qil_deploy.onnx_file import UNREAD, Node, OnnxFile, TensorInfo, convert_model, parse_file
-from qil_deploy.onnx_schema import parse_message
-from qil_deploy.onnx_tensors import DATA_TYPES, Array, DefectError, convert_tensor
+from qil_deploy.onnx_io import (
+    DATA_TYPES,
+    UNREAD,
+    Array,
+    DefectError,
+    Node,
+    OnnxFile,
+    TensorInfo,
+    convert_model,
+    convert_tensor,
+    parse_file,
+    parse_message,
+)
 
 from .element_types import infer_types
 from .external_data import OutsideError, is_external, read_external

@@ -24,9 +24,7 @@ from typing import Any, Final
 import onnxruntime
 from numpy.typing import NDArray
 
-from qil_deploy.executed_kernels import write_optimized_model
-from qil_deploy.onnx_file import read_model
-from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.onnx_io import read_model, with_outputs, write_optimized_model
 from qil_deploy.runtime_tests.memory_limit import is_out_of_memory, limit_memory
 from qil_deploy.runtime_tests.sessions import create_session
 

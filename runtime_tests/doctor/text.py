@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.padding import Padding
 from rich.text import Text
 
-from qil_deploy.terminal.console import line
+from qil_deploy.terminal import line
 
 from .diagnosis import ComparedOutput, Diagnosis
 from .findings import SEVERITIES, Finding

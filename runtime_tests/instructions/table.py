@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qil_deploy.runtime_tests.tables import short_names
-from qil_deploy.terminal.table import Table
+from qil_deploy.terminal import Table
 
 from .report import InstructionsReport
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.exported_metadata import read_metadata
+from qil_deploy.onnx_io import read_metadata
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.reports import ModelFile
 

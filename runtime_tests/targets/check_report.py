@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from qil_deploy.errors import DataError
-from qil_deploy.exported_names import OUTPUT_NAME
+from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.runtime_tests.exported_model import ExportedModel
 from qil_deploy.runtime_tests.golden_chunks import GoldenChunks
 from qil_deploy.runtime_tests.reports import ModelFile

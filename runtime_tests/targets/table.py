@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qil_deploy.terminal.table import Column, Table
+from qil_deploy.terminal import Column, Table
 
 from .report import TargetResult, TargetsReport
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError, TargetError
-from qil_deploy.exported_names import OUTPUT_NAME
+from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.backends import exact_levels
 from qil_deploy.runtime_tests.exported_model import read_exported_model

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qil_deploy.safetensors_file import file_content
+from qil_deploy.checkpoint.safetensors_file import file_content
 
 from .hostile_values import DEEP, DIGITS, change_tree, pick, to_json
 from .mutations_of_checkpoints import mutations as checkpoint_mutations

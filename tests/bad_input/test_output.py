@@ -150,7 +150,7 @@ def test_ctrl_c_ends_short_commands(
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("qil_deploy.onnx_file._read_bytes", interrupt)
+    monkeypatch.setattr("qil_deploy.onnx_io.model_file._read_bytes", interrupt)
     outcome = call(command, model)
     assert (outcome.code, outcome.out) == (130, "")
     assert "Traceback" not in outcome.error

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qil_deploy.errors import QilDeployError
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reports import write_report
 from qil_deploy.runtime_tests.backends import ExecutedGraph

@@ -21,7 +21,7 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.runtime_tests import BenchReport, read_report, write_report
 from qil_deploy.runtime_tests.sessions import create_session
 from qil_deploy.terminal.console import Console
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 
 SMALL = Preprocessing.from_statistics((3, 16, 16), mean=0.3, std=0.3)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import openvino_agreement
 from openvino_agreement import ZOO, Agreement, agreement_rows, classify, export_int8_qdq
 from qil_deploy.errors import CheckpointError
-from qil_deploy.exported_names import INPUT_NAME
+from qil_deploy.onnx_io.names import INPUT_NAME
 from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.runtime_tests.exported_model import ExportedModel, Predictor
 

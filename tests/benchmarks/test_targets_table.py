@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import targets_table
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images
 from qil_deploy.export import export_onnx
-from qil_deploy.preparation import prepare
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reports import write_report
 from qil_deploy.runtime_tests.targets import TargetResult, find_target
 from qil_deploy.terminal.console import Console
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 from targets_table import Subject, code_rows, found_on, logit_rows, merged, results_so_far
 
 PIXELS = Preprocessing.from_statistics((1, 8, 8), mean=0.3, std=0.3)

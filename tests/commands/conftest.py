@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from qil_deploy.calibration import calibrate
-from qil_deploy.checkpoint import load_model, save_checkpoint
+from qil_deploy.checkpoint.checkpoint import load_model, save_checkpoint
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images
-from qil_deploy.preparation import prepare
-from qil_deploy.training.models import build_model
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
+from qil_deploy.training.models.build import build_model
 
 if TYPE_CHECKING:
     from tests.command_line import Outcome

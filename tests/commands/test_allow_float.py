@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qil_deploy.calibration import calibrate
-from qil_deploy.checkpoint import METADATA_KEY, CheckpointInfo, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint.checkpoint import METADATA_KEY, CheckpointInfo, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint.safetensors_file import file_content
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
-from qil_deploy.preparation import prepare
-from qil_deploy.safetensors_file import file_content
-from qil_deploy.training.models import build_model
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
+from qil_deploy.training.models.build import build_model
 
 if TYPE_CHECKING:
     from tests.command_line import Outcome

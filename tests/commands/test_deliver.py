@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from qil_deploy import export
-from qil_deploy.checkpoint import load_model, save_checkpoint
+from qil_deploy.checkpoint.checkpoint import load_model, save_checkpoint
 from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_cells, delivery_table
 from qil_deploy.commands.demo import plot_stage
 from qil_deploy.commands.predictors import checkpoint_predictors
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import CertificateError, ConfigError
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import BenchReport, VerifyReport, read_report
 from qil_deploy.terminal.console import Console
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.train import RunResult, StageResult, train
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from qil_deploy.commands.demo import plot_stage
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.runtime_tests import VerifyReport, read_report
 
 if TYPE_CHECKING:

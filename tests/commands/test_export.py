@@ -15,7 +15,7 @@ import pytest
 
 from qil_deploy.commands.predictors import checkpoint_predictors
 from qil_deploy.datasets import load_images
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import VerifyReport, read_report
 from qil_deploy.runtime_tests.exported_model import read_exported_model

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from qil_deploy.checkpoint import load_model
-from qil_deploy.frozen import FrozenLayer
-from qil_deploy.training.models import build_model
+from qil_deploy.checkpoint.checkpoint import load_model
+from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.training.models.build import build_model
 
 from .conftest import paper_checkpoint
 

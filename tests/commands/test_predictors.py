@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from qil_deploy.checkpoint import load_model, save_checkpoint
+from qil_deploy.checkpoint.checkpoint import load_model, save_checkpoint
 from qil_deploy.commands.predictors import checkpoint_predictors, model_predictor
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import CheckpointError, DataError
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 
 if TYPE_CHECKING:
     from tests.command_line import Outcome

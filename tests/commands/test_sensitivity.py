@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from matplotlib.image import imread
 
-from qil_deploy.checkpoint import load_model, read_checkpoint, save_checkpoint
-from qil_deploy.training.models import build_model
+from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint, save_checkpoint
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import load_recipe
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qil_deploy.datasets import load_images
-from qil_deploy.freezing_report import predictions
+from qil_deploy.integers.freezing_report import predictions
 
 if TYPE_CHECKING:
     from tests.command_line import Outcome

@@ -18,20 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.export.capture import node_names
-from qil_deploy.freezing import freeze
-from qil_deploy.frozen import FrozenDequantize, FrozenLayer, FrozenMeanLogits
-from qil_deploy.onnx_file import read_model
-from qil_deploy.preparation import prepare
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.integers.frozen_modules import FrozenDequantize, FrozenLayer, FrozenMeanLogits
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 
 Array = NDArray[Any]
 

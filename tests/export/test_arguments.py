@@ -15,12 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import ConfigError, OutputError, UnsupportedModelError
 from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
-from qil_deploy.freezing import freeze
-from qil_deploy.preparation import prepare
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 
 PIXELS = Preprocessing(channels=2, height=6, width=7, scale=0.02, zero_point=100)

@@ -11,12 +11,12 @@ import torch
 from onnx import load, numpy_helper
 from torch import nn
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CertificateError
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.export import trial_run as trial_module
-from qil_deploy.preparation import prepare
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 
 from .conftest import run_runtime

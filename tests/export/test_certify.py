@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from qil_deploy.errors import CertificateError
-from qil_deploy.executed_kernels import executed_operators
 from qil_deploy.export.certify import CertificateLine, certify
 from qil_deploy.export.export import expected_codes
-from qil_deploy.frozen import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
+from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
+from qil_deploy.onnx_io.executed_kernels import executed_operators
 
 if TYPE_CHECKING:
     from tests.export.conftest import Case, Exports

@@ -19,7 +19,7 @@ from qil_deploy.errors import CertificateError, ConfigError, OutputError, Unsupp
 from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx, lowering
 from qil_deploy.export import export as export_module
 from qil_deploy.export.certify import certify
-from qil_deploy.frozen import FrozenLayer
+from qil_deploy.integers.frozen_modules import FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.export.capture import node_names
 from qil_deploy.export.certify import certify
 from qil_deploy.export.export import expected_codes
-from qil_deploy.float_parts import kept_parts
-from qil_deploy.frozen import FrozenFloat
-from qil_deploy.onnx_file import read_model
+from qil_deploy.integers.frozen_modules import FrozenFloat
+from qil_deploy.onnx_io.float_parts import kept_parts
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.exported_model import read_exported_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 
 if TYPE_CHECKING:
     from .conftest import Exports

@@ -13,7 +13,7 @@ import pytest
 from qil_deploy.export.capture import capture
 from qil_deploy.export.emitter import QIL_DOMAIN
 from qil_deploy.export.lower_to_qdq import lower_to_qdq
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 
 if TYPE_CHECKING:

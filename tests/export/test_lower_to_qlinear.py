@@ -11,7 +11,7 @@ import pytest
 from qil_deploy.export.capture import capture
 from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, Emitter
 from qil_deploy.export.lower_to_qlinear import clip, lower_to_qlinear, offset_operand
-from qil_deploy.frozen import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
+from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
 
 if TYPE_CHECKING:
     from tests.export.conftest import Case, Exports

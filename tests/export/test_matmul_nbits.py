@@ -17,7 +17,7 @@ from qil_deploy.export.emitter import QIL_DOMAIN, Emitter
 from qil_deploy.export.lower_to_qlinear import lower_to_qlinear
 from qil_deploy.export.matmul_nbits import MAX_BITS, MIN_WEIGHTS, matmul_nbits, pack_blocks
 from qil_deploy.export.store_weights import store_weights
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.matmul_nbits import unpack_blocks
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS

@@ -10,12 +10,12 @@ import onnx
 import pytest
 import torch
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.export import ExportOptions, export_onnx
-from qil_deploy.preparation import prepare
-from qil_deploy.training.models import build_model
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
+from qil_deploy.training.models.build import build_model
 
 from .conftest import disturb, randomize_norms, run_runtime
 

@@ -24,10 +24,10 @@ from qil_deploy.export import trial_run as trial_module
 from qil_deploy.export.certify import certify
 from qil_deploy.export.export import expected_codes
 from qil_deploy.export.trial_run import Trial, differing_logits
-from qil_deploy.freezing import freeze
-from qil_deploy.frozen import FrozenGlobalAveragePool
-from qil_deploy.layers import GlobalAveragePool, QuantConv2d, QuantLinear
-from qil_deploy.onnx_file import read_model
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.integers.frozen_modules import FrozenGlobalAveragePool
+from qil_deploy.network.layers import GlobalAveragePool, QuantConv2d, QuantLinear
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer
 

@@ -21,7 +21,7 @@ from qil_deploy.export.lower_to_qlinear import lower_to_qlinear
 from qil_deploy.export.space_to_depth import MIN_RESULTS, space_to_depth
 from qil_deploy.export.store_weights import store_weights
 from qil_deploy.export.weight_layout import fewest_differences
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 
 from .conftest import EXACT_LEVELS, run_runtime

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.export.emitter import QIL_DOMAIN, Emitter
 from qil_deploy.export.store_weights import Storage, packed_dtype, store_weights
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 
 Array = NDArray[Any]

@@ -22,7 +22,7 @@ from qil_deploy.config import QuantConfig
 from qil_deploy.export import lowering
 from qil_deploy.export.matmul_nbits import matmul_nbits
 from qil_deploy.export.space_to_depth import space_to_depth
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import RangeQuantizer
 from qil_deploy.reference import IntegerReference

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 
 if TYPE_CHECKING:
     from .conftest import Case, Exports

@@ -19,7 +19,7 @@ from qil_deploy.export.emitter import Emitter
 from qil_deploy.export.lowering import lower
 from qil_deploy.export.options import ExportOptions
 from qil_deploy.export.write_model import set_metadata, write_graph
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 
 if TYPE_CHECKING:
     from .conftest import Exports

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from qil_deploy.commands.bench import bench_command, parse_threads
 from qil_deploy.commands.verify import verify_command
 from qil_deploy.errors import ConfigError, DataError, ModelFileError, OutputError
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import BenchReport, VerifyReport, read_report
 from qil_deploy.runtime_tests.golden import write_golden

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_schema import with_outputs
+from qil_deploy.onnx_io.schema import with_outputs
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests import device_runner
 from qil_deploy.runtime_tests.golden import write_golden

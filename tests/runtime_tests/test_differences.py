@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from qil_deploy.datasets import ImageBatches, ImageSet
 from qil_deploy.errors import ConfigError, DataError, ModelFileError
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import Comparison, Difference, verify
 from qil_deploy.runtime_tests.backends import FROZEN, REFERENCE, UNFROZEN, onnx_backend_name

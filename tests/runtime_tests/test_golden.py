@@ -14,7 +14,7 @@ import pytest
 
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import ConfigError, DataError
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.backends import REFERENCE, onnx_backend_name
 from qil_deploy.runtime_tests.golden import check_golden, golden_path, write_golden

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests.golden import write_golden

@@ -8,15 +8,9 @@ import onnxruntime
 import pytest
 
 from qil_deploy.errors import ConfigError, DataError
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
-from qil_deploy.runtime_tests import (
-    BackendResult,
-    BenchReport,
-    VerifyReport,
-    read_report,
-    write_report,
-)
+from qil_deploy.runtime_tests import BackendResult, BenchReport, VerifyReport, read_report, write_report
 from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS

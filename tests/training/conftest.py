@@ -9,7 +9,7 @@ from torch import nn
 
 from qil_deploy.accuracy import top1_percent
 from qil_deploy.datasets import ImageSet
-from qil_deploy.freezing_report import predictions
+from qil_deploy.integers.freezing_report import predictions
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.run import PhaseRecord, Settings

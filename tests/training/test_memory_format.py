@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from qil_deploy.training import loop
-from qil_deploy.training.models import in_memory_format
+from qil_deploy.training import fit as loop
+from qil_deploy.training.models.build import in_memory_format
 from qil_deploy.training.recipe import recipe_from_dict
 from qil_deploy.training.train import train
 

@@ -10,13 +10,7 @@ from typing import Any
 import pytest
 
 from qil_deploy.errors import DataError
-from qil_deploy.training.metrics_file import (
-    METRICS_NAME,
-    append_epoch,
-    drop_epochs,
-    mend_last_line,
-    read_epochs,
-)
+from qil_deploy.training.metrics_file import METRICS_NAME, append_epoch, drop_epochs, mend_last_line, read_epochs
 
 
 def entry(phase: str, epoch: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever JSON holds

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import ConfigError
-from qil_deploy.freezing import freeze
-from qil_deploy.preparation import prepare
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 from qil_deploy.training import parameter_groups, recipe_optimizers, weight_parameters
-from qil_deploy.training.loop import make_optimizers
-from qil_deploy.training.models import build_model
+from qil_deploy.training.fit import make_optimizers
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.quantizer_only import quantizer_optimizers
 from qil_deploy.training.recipe import StageSection
 

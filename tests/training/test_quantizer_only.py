@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx
 
-from qil_deploy.checkpoint import load_model, read_checkpoint
+from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint
 from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.export import export_onnx
-from qil_deploy.frozen import FrozenLayer
-from qil_deploy.onnx_file import read_model
+from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
 from qil_deploy.training import quantizer_only
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.quantizer_only import TeacherLoss, noise_images
 from qil_deploy.training.recipe import QuantizerOnlySection, Recipe, recipe_from_dict
 from qil_deploy.training.train import train
@@ -162,7 +162,7 @@ def test_of_its_own_data_set_only_test_images_are_read(
     def refusing(*_arguments: object, **_options: object) -> ImageSet:
         raise AssertionError("training images were loaded")
 
-    monkeypatch.setattr("qil_deploy.training.run_data.load_images", refusing)
+    monkeypatch.setattr("qil_deploy.training.data.run_data.load_images", refusing)
     monkeypatch.setattr(quantizer_only, "load_images", refusing)
     train(recipe(weights), tmp_path / "run")
 

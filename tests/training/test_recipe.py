@@ -11,9 +11,9 @@ import torch
 import qil_deploy.training
 from qil_deploy.config import LayerOverride
 from qil_deploy.errors import ConfigError
-from qil_deploy.preparation import prepare
+from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.training.models import MODELS, build_model
+from qil_deploy.training.models.build import MODELS, build_model
 from qil_deploy.training.recipe import load_recipe, recipe_from_dict
 
 SHIPPED = sorted(path.stem for path in (Path(qil_deploy.training.__file__).parent / "recipes").glob("*.toml"))

@@ -15,9 +15,9 @@ from torch import nn
 from qil_deploy.errors import CheckpointError, ConfigError, DataError, QilDeployError, TrainingError
 from qil_deploy.training import rehearsal
 from qil_deploy.training import train as train_module
+from qil_deploy.training.data.run_data import RunData
 from qil_deploy.training.recipe import Recipe, recipe_from_dict
 from qil_deploy.training.run import Run
-from qil_deploy.training.run_data import RunData
 from qil_deploy.training.train import train
 
 MODULE = """

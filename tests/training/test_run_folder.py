@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from qil_deploy.checkpoint import read_checkpoint, read_info, save_checkpoint
+from qil_deploy.checkpoint.checkpoint import read_checkpoint, read_info, save_checkpoint
+from qil_deploy.checkpoint.safetensors_file import file_content
 from qil_deploy.errors import CheckpointError, ConfigError, DataError, OutputError
 from qil_deploy.folder_lock import LOCK_NAME, locked_folder
-from qil_deploy.safetensors_file import file_content
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import Recipe, recipe_from_dict
 from qil_deploy.training.run_state import STATE_NAME
 from qil_deploy.training.train import train

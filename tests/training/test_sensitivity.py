@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import fx
 
-from qil_deploy.calibration import calibrate
-from qil_deploy.checkpoint import CheckpointInfo, load_model, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint.checkpoint import CheckpointInfo, load_model, read_checkpoint, save_checkpoint
 from qil_deploy.config import LayerBits, LayerOverride, Placement, QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.errors import CheckpointError, ConfigError, DataError
-from qil_deploy.freezing import freeze
-from qil_deploy.preparation import prepare
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
 from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.mixed_precision import budget_in_bytes, packed_bytes, propose, recipe_text
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import load_recipe, recipe_from_dict
 from qil_deploy.training.sensitivity import Plan, Probe, What, measure_sensitivity
 from qil_deploy.training.train import train

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import fx
 
-from qil_deploy.checkpoint import load_model, read_checkpoint
+from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
-from qil_deploy.freezing import freeze
-from qil_deploy.freezing_report import predictions
-from qil_deploy.frozen import FrozenLayer
-from qil_deploy.training.models import build_model
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.integers.freezing_report import predictions
+from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import Recipe, recipe_from_dict
 from qil_deploy.training.train import RunResult, train
 

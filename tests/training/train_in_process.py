@@ -17,16 +17,16 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qil_deploy.calibration import calibrate
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
-from qil_deploy.freezing import freeze
-from qil_deploy.preparation import prepare
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
 from qil_deploy.terminal.console import Console
 from qil_deploy.terminal.progress import Progress
-from qil_deploy.training.data import ArrayBatches, Share
-from qil_deploy.training.loop import Phase, Reports, StepMetrics, make_optimizers, train_phase
-from qil_deploy.training.models import build_model
+from qil_deploy.training.data.memory_batches import ArrayBatches, Share
+from qil_deploy.training.fit import Phase, Reports, StepMetrics, make_optimizers, train_phase
+from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import OptimizerSection
 from qil_deploy.training.run_state import Learner, Position
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from torch import fx
 
-from qil_deploy.checkpoint import load_model
+from qil_deploy.checkpoint.checkpoint import load_model
 from qil_deploy.commands.predictors import checkpoint_predictors
 from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.export import export_onnx
-from qil_deploy.onnx_file import read_model
+from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.runtime_tests import verify
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 
 ZOO = Path(__file__).parents[2] / "zoo" / "fashion_mnist"
 STAGES = ("w4a4", "w3a3", "w2a2")

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import fx
 
-from qil_deploy.checkpoint import load_model
+from qil_deploy.checkpoint.checkpoint import load_model
 from qil_deploy.commands.predictors import checkpoint_predictors, frozen_codes
 from qil_deploy.datasets import load_images
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.runtime_tests import Comparison, verify
 from qil_deploy.runtime_tests.backends import FROZEN, REFERENCE, onnx_backend_name
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models.build import build_model
 
 CHECKPOINT = Path(__file__).parents[2] / "zoo" / "fashion_mnist" / "w2a2_frozen.safetensors"
 

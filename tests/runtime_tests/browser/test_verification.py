@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError
-from qil_deploy.onnx_schema import parse_model
+from qil_deploy.onnx_io.schema import parse_model
 from qil_deploy.runtime_tests import device_runner, golden_chunks
 from qil_deploy.runtime_tests.browser.verification import Verification, prepare_verification
 from qil_deploy.runtime_tests.browser.web_runtime import FILES

@@ -14,9 +14,9 @@ import pytest
 from google.protobuf.message import Message
 from onnx import TensorProto, numpy_helper
 
-from qil_deploy.onnx_file import parse_file
-from qil_deploy.onnx_schema import parse_message
-from qil_deploy.onnx_tensors import DefectError
+from qil_deploy.onnx_io.model_file import parse_file
+from qil_deploy.onnx_io.schema import parse_message
+from qil_deploy.onnx_io.tensors import DefectError
 from qil_deploy.runtime_tests.doctor import Diagnosis, diagnose
 from qil_deploy.runtime_tests.doctor.external_data import OutsideError, read_external
 

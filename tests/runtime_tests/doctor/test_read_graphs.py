@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from qil_deploy.onnx_schema import parse_message
+from qil_deploy.onnx_io.schema import parse_message
 from qil_deploy.runtime_tests.doctor import diagnose
 from qil_deploy.runtime_tests.doctor.graphs import Graph
 from qil_deploy.runtime_tests.doctor.read_graphs import Unread, read_graphs

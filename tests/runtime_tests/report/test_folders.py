@@ -16,7 +16,7 @@ from qil_deploy.errors import DataError
 from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests import VerifyReport
 from qil_deploy.runtime_tests.report import DeploymentReport, collect, render
-from qil_deploy.training.run_report import RunReport
+from qil_deploy.training.pictures.run_report import RunReport
 
 from .conftest import Write, model, timed, verified
 

@@ -1,0 +1,383 @@
+"""Checkpoints: one safetensors file, whose header says in JSON how to rebuild the model around the tensors.
+
+Nothing in a checkpoint is executed: tensors are raw bytes, and the network is rebuilt by a function that the
+caller hands in, from a name and plain arguments. Everything that the file says is checked before memory is taken for
+it, and the tensors once they are loaded (`checkpoint_values`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NoReturn, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor, fx, nn
+
+from qil_deploy.config import QuantConfig, validation_sentences
+from qil_deploy.errors import CheckpointError, QilDeployError
+from qil_deploy.files import write_bytes
+from qil_deploy.integers import freeze_structure
+from qil_deploy.network import (
+    CONFIG,
+    INPUT_GRID,
+    FrozenModel,
+    PreparedModel,
+    QuantizedModel,
+    measure_network,
+    prepare_structure,
+    shape_of,
+    unwrapped,
+)
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.strict_json import parse_json
+from qil_deploy.untrusted_text import excerpt
+
+from .safetensors_file import (
+    Contents,
+    DamagedFileError,
+    TensorEntry,
+    file_content,
+    matches_digest,
+    read_contents,
+    read_into,
+    read_tensors,
+)
+from .values import check_values, scalars_of
+
+SCHEMA: Final = 1
+METADATA_KEY: Final = "qil_deploy"
+
+LARGEST_SIDE: Final = 1 << 16
+LARGEST_IMAGE: Final = 1 << 24
+"""Values of one image: 2,364 pixels square in colour."""
+LARGEST_RESULT: Final = 1 << 26
+"""Values of any tensor of the network for one image; ResNet-18 has as many for an image of 2,048 pixels square."""
+SPARE_VALUES: Final = 1 << 25
+"""Values that a network may have beyond twice those of its file: of modules that it does not use."""
+
+Builder = Callable[[str, dict[str, Any]], nn.Module]
+Text = Annotated[str, Field(max_length=600)]
+
+
+class CheckpointInfo(BaseModel):
+    """What a checkpoint says about its tensors.
+
+    Attributes:
+        schema_version: version of this format; readers refuse others.
+        kind: `float`; `quantized` (intervals learned, fake quantization); `frozen` (integer arithmetic).
+        model_name, model_arguments: what the builder is called with. Where there are arguments `in_channels` and
+            `num_classes`, they are those of the images and the number of class names.
+        config: the quantization; None for `float`.
+        preprocessing: from uint8 image to input; at most `LARGEST_IMAGE` values.
+        data: name of the data set.
+        class_names: one per logit.
+        metrics: finite figures worth keeping; those whose names begin with `accuracy` in percent, `test_images` and
+            those that begin with `changed_predictions` whole numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: Literal[1] = SCHEMA
+    kind: Literal["float", "quantized", "frozen"]
+    model_name: Text
+    model_arguments: dict[str, Any]
+    config: QuantConfig | None
+    preprocessing: Preprocessing
+    data: Text
+    class_names: Annotated[tuple[Text, ...], Field(min_length=1)]
+    metrics: dict[Text, Annotated[float, Field(allow_inf_nan=False)]]
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if (self.config is None) != (self.kind == "float"):
+            having = "none" if self.config is None else "one"
+            raise ValueError(f"kind {self.kind!r} with {having} as config; float checkpoints have none, others one")
+        if self.kind == "frozen" and self.config is not None and self.config.placement != "integer":
+            raise ValueError(f"kind 'frozen' with placement {self.config.placement!r}, which cannot be frozen")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        shape = self.preprocessing.shape
+        if max(shape) > LARGEST_SIDE or math.prod(shape) > LARGEST_IMAGE:
+            raise ValueError(
+                f"preprocessing: an image of shape {excerpt(list(shape), 60)}; at most {LARGEST_IMAGE:,} values are "
+                "possible"
+            )
+        for name, expected in (("in_channels", shape[0]), ("num_classes", len(self.class_names))):
+            found = self.model_arguments.get(name, expected)
+            if type(found) is not int or found != expected:
+                what = "channels in preprocessing" if name == "in_channels" else "class names"
+                raise ValueError(f"model_arguments: {name} is {excerpt(found, 40)}, but there are {expected} {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> Self:
+        for name, value in self.metrics.items():
+            if name.startswith("accuracy") and not 0 <= value <= 100:
+                raise ValueError(f"metrics: {excerpt(name, 60)} is {value:g}, not a percentage")
+            if name.startswith(("test_images", "changed_predictions")) and not (0 <= value < 2**53 and value % 1 == 0):
+                raise ValueError(f"metrics: {excerpt(name, 60)} is {value:g}, not a count")
+        return self
+
+
+def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
+    """Write the state of `model` and `info` to `path`, whole or not at all.
+
+    Args:
+        path: the file, `.safetensors`.
+        info: what is said about the model: its kind, the function that builds its network, its quantization.
+        model: float, from `prepare` or from `freeze`; what wraps it (`unwrap`) is left out.
+
+    Raises:
+        CheckpointError: `info` is about another kind of model, other bits or other preprocessing.
+        OutputError: `path` cannot be written.
+    """
+    network = unwrapped(model)
+    _require_agreement(info, network)
+    # The layers that write and read a grid share it in a frozen model; each name has its copy in the file.
+    write_bytes(path, file_content(network.state_dict(), {METADATA_KEY: info.model_dump_json()}))
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """Read what a checkpoint says about its tensors, but not these.
+
+    Raises:
+        CheckpointError: missing, damaged, truncated, not a checkpoint of this project, or of another schema.
+    """
+    return _read_header(path)[0]
+
+
+def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
+    kind = "frozen" if isinstance(network, FrozenModel) else "float"
+    kind = "quantized" if isinstance(network, PreparedModel) else kind
+    if info.kind != kind:
+        raise CheckpointError(f"info.kind is {info.kind!r}, but the model is {kind}; say what it is.")
+    if not isinstance(network, QuantizedModel):
+        return
+    if info.config != network.meta[CONFIG]:
+        raise CheckpointError(
+            f"info.config is {info.config!r}, but the model was prepared with {network.meta[CONFIG]!r}; say the same."
+        )
+    if info.preprocessing != network.meta[INPUT_GRID]:
+        raise CheckpointError(
+            f"info.preprocessing is {info.preprocessing}, but the model was prepared with {network.meta[INPUT_GRID]}; "
+            "say the same."
+        )
+
+
+def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """Read a checkpoint without building its model.
+
+    Raises:
+        CheckpointError: as `read_info`, or its bytes are not those that were written.
+    """
+    info, _ = _read_header(path)
+    return info, _read_tensors(path)
+
+
+def _read_header(path: Path) -> tuple[CheckpointInfo, Contents]:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; train one with: python -m qil_deploy train RECIPE.")
+    try:
+        contents = read_contents(path)
+    except (DamagedFileError, OSError) as error:
+        _refuse_damaged(path, error)
+    if METADATA_KEY not in contents.metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint that qil_deploy wrote.")
+    return _parse_info(path, contents.metadata[METADATA_KEY]), contents
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)
+    except (DamagedFileError, OSError) as error:
+        _refuse_damaged(path, error)
+
+
+def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
+    raise CheckpointError(
+        f"checkpoint {path} is damaged or truncated ({error}); restore it from a copy or train again."
+    ) from error
+
+
+def _parse_info(path: Path, text: str) -> CheckpointInfo:
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"the header of checkpoint {path} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"the header of checkpoint {path} is damaged: it is no JSON object.")
+    version = content.get("schema_version")
+    if type(version) is not int or version != SCHEMA:
+        raise CheckpointError(
+            f"checkpoint {path} has schema version {excerpt(repr(version), 40)}; this version of qil_deploy reads "
+            f"{SCHEMA}."
+        )
+    try:
+        return CheckpointInfo.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise CheckpointError(validation_sentences(f"the header of checkpoint {path} is damaged", error)) from error
+
+
+def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
+    """Read a checkpoint and rebuild its model, in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        build: called with `model_name` and `model_arguments`; returns the float network. It is called twice, the first
+            time on torch's meta device, to learn the network's size before memory is taken for it.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, the tensors do not fit the network or contradict each other or the
+            header, or the network is larger than the file can be of.
+    """
+    info, contents = _read_header(path)
+    _check_size(path, info, contents, build)
+    model = assemble(info, build)
+    _check_entries(model, contents.tensors, str(path))
+    _check_logits(path, info, model)
+    rebuilt = scalars_of(model)
+    _read_into(model, path, contents)
+    check_values(model, rebuilt, f"checkpoint {path}")
+    return info, model.eval()
+
+
+def _check_size(path: Path, info: CheckpointInfo, contents: Contents, build: Builder) -> None:
+    """Refuse arguments and images of which the file cannot be: the network would take memory without end."""
+    size = measure_network(lambda: build(info.model_name, info.model_arguments), info.preprocessing.shape)
+    if size is None:  # then it is built without
+        return
+    if size.values > 2 * contents.values + SPARE_VALUES:
+        raise CheckpointError(
+            f"checkpoint {path} holds {contents.values:,} values, but its network {excerpt(info.model_name, 60)} with "
+            f"{excerpt(info.model_arguments)} would have {_count(size.values)}; it was damaged or changed."
+        )
+    if size.largest_result is not None and size.largest_result > LARGEST_RESULT:
+        raise CheckpointError(
+            f"the network of checkpoint {path} makes a tensor of {_count(size.largest_result)} values from one image "
+            f"of shape {list(info.preprocessing.shape)}; at most {LARGEST_RESULT:,} are possible."
+        )
+
+
+def _count(values: float) -> str:
+    return f"{values:,}" if math.isfinite(values) else "countless"
+
+
+def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
+    """Build the network that `info` describes, quantized or frozen where it says so; its tensors come later.
+
+    Raises:
+        CheckpointError: the network cannot be built with the arguments of the checkpoint.
+    """
+    try:
+        model = build(info.model_name, info.model_arguments)
+    except QilDeployError:
+        raise
+    except Exception as error:  # any Python of the user's runs here, on arguments that come from a file
+        raise CheckpointError(
+            f"the checkpoint's network {excerpt(info.model_name, 60)} cannot be built with "
+            f"{excerpt(info.model_arguments)}: {excerpt(f'{type(error).__name__}: {error}', 240)}."
+        ) from error
+    if info.config is None:
+        return model
+    prepared = prepare_structure(model, info.config, input_grid=info.preprocessing)
+    return freeze_structure(prepared) if info.kind == "frozen" else prepared
+
+
+def _read_into(model: nn.Module, path: Path, contents: Contents) -> None:
+    """Read the tensors of a checkpoint, whose entries fit, into its model: beside it, they take no memory."""
+    tensors, own, second = model.state_dict(), dict[str, Tensor](), dict[str, str]()
+    first_names: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in tensors.items():
+        first = first_names.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        if first == name:
+            own[name] = tensor
+        else:
+            second[name] = first
+    try:
+        read_into(path, contents, own)
+        for name, first in second.items():
+            again = torch.empty_like(own[first])
+            read_into(path, contents, {name: again})
+            _require_same(str(path), {first: own[first], name: again})
+        if not matches_digest(contents, tensors):
+            raise DamagedFileError("its bytes are not those that were written")
+    except (DamagedFileError, OSError) as error:
+        _refuse_damaged(path, error)
+
+
+def _require_same(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse two tensors of a file that are one in its model and have other values."""
+    (first, one), (name, other) = tensors.items()
+    if not torch.equal(one, other):
+        raise CheckpointError(
+            f"the tensors of {source} contradict each other: {first} and {name} are one tensor in its model, but not "
+            "in the file."
+        )
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load `tensors` into `model`; every name, dtype and shape has to fit.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of another shape or dtype, or two names of one tensor of the
+            model have other values; the model is unchanged.
+    """
+    _check_entries(model, {name: TensorEntry.of(tensor) for name, tensor in tensors.items()}, source)
+    first_names: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in model.state_dict().items():
+        first = first_names.setdefault((tensor.data_ptr(), tensor.shape), name) if tensor.numel() else name
+        if first != name:
+            _require_same(source, {first: tensors[first], name: tensors[name]})
+    model.load_state_dict(dict(tensors))
+
+
+def _check_entries(model: nn.Module, found: Mapping[str, TensorEntry], source: str) -> None:
+    expected = {name: TensorEntry.of(tensor) for name, tensor in model.state_dict().items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        shapes = [
+            str(list(entries[name].shape)) if name in entries else "none" for entries in (found, expected)
+        ]  # fmt: skip
+        what = "shape"
+        if shapes[0] == shapes[1]:
+            what, shapes = "dtype", [str(entries[name].dtype).removeprefix("torch.") for entries in (found, expected)]
+        raise CheckpointError(
+            f"the tensors of {source} do not fit its model: {len(wrong)} of {len(expected)} differ; '{excerpt(name)}', "
+            f"for one, has {what} {excerpt(shapes[0], 60)} in the file and {shapes[1]} in the model."
+        )
+
+
+def _check_logits(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
+    """Compare the number of class names with that of logits, which a rebuilt network makes of a blank image."""
+    if isinstance(model, fx.GraphModule):
+        shape = shape_of(model.graph.output_node())
+    else:
+        shape = _result_shape(path, info, model.eval())
+    if shape != (1, len(info.class_names)):
+        raise CheckpointError(
+            f"checkpoint {path} has {len(info.class_names)} class names, but its network returns a tensor of shape "
+            f"{list(shape)} for one image; one logit per class is needed."
+        )
+
+
+@torch.no_grad()
+def _result_shape(path: Path, info: CheckpointInfo, model: nn.Module) -> tuple[int, ...]:
+    try:
+        result = model(example_input(info.preprocessing))
+    except Exception as error:  # any Python of the user's runs here, on an image whose shape comes from a file
+        raise CheckpointError(
+            f"the network of checkpoint {path} does not run on an image of shape {list(info.preprocessing.shape)}: "
+            f"{excerpt(f'{type(error).__name__}: {error}', 240)}."
+        ) from error
+    return tuple(result.shape) if isinstance(result, Tensor) else ()
+
+
+def example_input(preprocessing: Preprocessing) -> Tensor:
+    """Return one blank image as the network sees it: float32 [1, C, H, W]."""
+    return torch.zeros(1, *preprocessing.shape)

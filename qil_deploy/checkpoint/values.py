@@ -1,0 +1,268 @@
+"""Whether the tensors of a rebuilt model are in their ranges, and agree with one another and with its config.
+
+A model is rebuilt twice over: `prepare` and `freeze` give every module what follows from config and preprocessing, then
+the tensors of the file are loaded. What follows from the config has to come out of the file as well:
+
+    InputQuantizer, FrozenInput    scale and zero point of the preprocessing
+    Grid                           zero point, and the scale 1/q of low-bit codes
+    FrozenLayer                    codes of at most q_W, and a spread that keeps int8 and int16
+
+Everything else has to be possible: steps, distances and scales positive and far from float32's ends, variances not
+negative, denominators odd, rescale ratios those of the steps they were made from, and one grid per tensor, whoever
+writes or reads it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+
+from qil_deploy.errors import CheckpointError
+from qil_deploy.integers import (
+    BIAS_LIMIT,
+    MAX_DENOMINATOR,
+    FrozenAdd,
+    FrozenDequantize,
+    FrozenFloat,
+    FrozenGlobalAveragePool,
+    FrozenInput,
+    FrozenLayer,
+    FrozenMeanLogits,
+    FrozenRescale,
+    Grid,
+    largest_spread,
+    shrink_factor,
+)
+from qil_deploy.network import BatchNorm, Concat, QuantConv2d, QuantLinear, input_of, module_of, require_finite
+from qil_deploy.quantizers import InputQuantizer, IntervalQuantizer, RangeQuantizer
+from qil_deploy.untrusted_text import excerpt
+
+# exp(80) and exp(-80) are normal float32 numbers, and so are their products with a few thousand.
+_LARGEST_LOG = 80.0
+_SMALLEST_SCALE, _LARGEST_SCALE = math.exp(-_LARGEST_LOG), math.exp(_LARGEST_LOG)
+_LARGEST_CENTER_RATIO = 1e6  # beyond, both thresholds are the same float32 number
+_LARGEST_NUMERATOR = 2**40  # ratios are at most 2**19, denominators 2**12
+_NEARLY = 1.01  # a shrunk ratio ends at the limit, but for the rounding of its numerator
+_BIAS_MARGIN = 2**16  # the float32 scale that a bias of BIAS_LIMIT is divided by may be rounded down
+
+_Problem = Callable[[str], NoReturn]
+_Values = tuple[float, int, int, int]  # scale, zero point, low and high of a grid
+
+
+def scalars_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the scalars of a model: of one just rebuilt, what follows from config and preprocessing."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if tensor.ndim == 0}
+
+
+def check_values(model: nn.Module, rebuilt: Mapping[str, Tensor], source: str) -> None:
+    """Check a model whose tensors were loaded.
+
+    Args:
+        model: float, prepared or frozen.
+        rebuilt: its scalars before they were loaded, from `scalars_of`.
+        source: where the tensors come from, for messages.
+
+    Raises:
+        CheckpointError: a value is not finite, out of its range, or contradicts another; it names the tensor.
+    """
+    require_finite(model.state_dict().items(), source, error=CheckpointError)
+
+    def problem(clause: str) -> NoReturn:
+        raise CheckpointError(
+            f"{source} contradicts itself: {clause}; it was damaged or changed: restore it from a copy or train again."
+        )
+
+    _check_modules(model, rebuilt, problem)
+    if "calibrated" in rebuilt and not bool(model.get_buffer("calibrated")):
+        problem("its intervals were never set ('calibrated' is false)")
+    if isinstance(model, fx.GraphModule):
+        _check_grids_agree(model, problem)
+
+
+def _check_modules(model: nn.Module, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
+    low_bit = _low_bit_grids(model, rebuilt)
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm):
+            _check_norm(name, module, problem)
+        elif isinstance(module, InputQuantizer):
+            _check_same(f"{name}.scale", module.scale, rebuilt, problem)
+            _check_same(f"{name}.zero_point", module.zero_point, rebuilt, problem)
+        elif isinstance(module, IntervalQuantizer | RangeQuantizer | QuantConv2d | QuantLinear):
+            _check_learned(name, module, problem)
+        elif isinstance(module, Grid):
+            _check_grid(name, module, module in low_bit, rebuilt, problem)
+        elif isinstance(module, FrozenLayer):
+            _check_layer(name, module, rebuilt, problem)
+        elif isinstance(module, FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenMeanLogits):
+            _check_rescale(name, module, problem)
+
+
+def _check_norm(name: str, norm: BatchNorm, problem: _Problem) -> None:
+    if norm.running_var is not None and norm.running_var.numel() and float(norm.running_var.min()) < 0:
+        problem(f"{name}.running_var holds a negative variance, {float(norm.running_var.min()):.6g}")
+    if norm.num_batches_tracked is not None and int(norm.num_batches_tracked) < 0:
+        problem(f"{name}.num_batches_tracked is {int(norm.num_batches_tracked)}, a count")
+
+
+def _check_learned(
+    name: str, module: IntervalQuantizer | RangeQuantizer | QuantConv2d | QuantLinear, problem: _Problem
+) -> None:
+    """Check the dimensionless parameters of a quantizer, or the output scale of a layer."""
+    for parameter in ("log_distance", "log_step", "log_output_scale"):
+        value = getattr(module, parameter, None)
+        if isinstance(value, Tensor) and abs(float(value.detach())) > _LARGEST_LOG:
+            problem(f"{name}.{parameter} is {float(value.detach()):.6g}, beyond {-_LARGEST_LOG:g} to {_LARGEST_LOG:g}")
+    if isinstance(module, IntervalQuantizer) and abs(float(module.center_ratio.detach())) > _LARGEST_CENTER_RATIO:
+        problem(f"{name}.center_ratio is {float(module.center_ratio.detach()):.6g}: its thresholds are the same")
+
+
+def _check_same(name: str, value: Tensor, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
+    """Check a value that follows from config and preprocessing."""
+    if not torch.equal(value, rebuilt[name]):
+        problem(f"{name} is {value.item():.9g}, but its config and preprocessing ask for {rebuilt[name].item():.9g}")
+
+
+def _check_scale(name: str, value: Tensor, problem: _Problem) -> None:
+    values = value.detach().double()
+    if values.numel() and not _SMALLEST_SCALE <= float(values.min()) <= float(values.max()) <= _LARGEST_SCALE:
+        wrong = values[(values < _SMALLEST_SCALE) | (values > _LARGEST_SCALE)]
+        problem(f"{name} is {float(wrong.reshape(-1)[0]):.6g}, where a scale has to be positive and of float32's range")
+
+
+def _low_bit_grids(model: nn.Module, rebuilt: Mapping[str, Tensor]) -> set[Grid]:
+    """Return the grids behind intervals: what a rescale writes, or a layer whose codes are not steps of a range."""
+    grids = {module.y for module in model.modules() if isinstance(module, FrozenRescale)}
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenLayer) and module.y is not None and not _writes_range(name, rebuilt):
+            grids.add(module.y)
+    return grids
+
+
+def _writes_range(name: str, rebuilt: Mapping[str, Tensor]) -> bool:
+    """Whether the codes of a layer count steps of an 8-bit range, which are the real steps."""
+    return torch.equal(rebuilt[f"{name}.y_step"], rebuilt[f"{name}.y.scale"])
+
+
+def _check_grid(name: str, grid: Grid, low_bit: bool, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
+    _check_scale(f"{name}.scale", grid.scale, problem)
+    _check_same(f"{name}.zero_point", grid.zero_point, rebuilt, problem)
+    largest = 255
+    if low_bit:
+        _check_same(f"{name}.scale", grid.scale, rebuilt, problem)
+        largest = round(1.0 / float(grid.scale))
+    low, high = grid.limits()
+    if not 0 <= low <= high <= largest:
+        problem(f"the codes of {name} go from {low} to {high}, not between 0 and {largest}")
+
+
+def _check_layer(name: str, layer: FrozenLayer, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
+    largest = layer.layer.weight_quantizer.largest_code
+    found = max(abs(int(end)) for end in layer.weight_codes.aminmax())  # as int32, codes would be four times as large
+    if found > largest:
+        bits = layer.layer.weight_quantizer.bits
+        problem(f"{name}.weight_codes has the code {found}, but {bits} bits, as its config says, end at {largest}")
+    limit = largest_spread(largest, max(int(layer.x.high), int(layer.x.zero_point)))
+    if not 1 <= int(layer.spread.min()) <= int(layer.spread.max()) <= limit:
+        problem(
+            f"{name}.spread goes from {int(layer.spread.min())} to {int(layer.spread.max())}, not from 1 to {limit}"
+        )
+    bias = int(layer.bias.long().abs().max())
+    if bias > BIAS_LIMIT + _BIAS_MARGIN:
+        problem(f"{name}.bias holds {bias:,}, beyond {BIAS_LIMIT:,}")
+    _check_scale(f"{name}.w_scale", layer.w_scale, problem)
+    _check_scale(f"{name}.y_step", layer.y_step, problem)
+    if abs(float(layer.y_offset)) > _LARGEST_SCALE:
+        problem(f"{name}.y_offset is {float(layer.y_offset):.6g}")
+    if layer.y is not None and _writes_range(name, rebuilt) and not torch.equal(layer.y_step, layer.y.scale):
+        problem(f"{name}.y_step is {float(layer.y_step):.9g}, but {name}.y.scale {float(layer.y.scale):.9g}")
+
+
+def _check_rescale(
+    name: str, module: FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenMeanLogits, problem: _Problem
+) -> None:
+    """Check that fractions are possible, and the ratios of the steps that they stand for."""
+    if isinstance(module, FrozenMeanLogits):
+        expected = torch.tensor(float(module.x.scale) / module.window, dtype=torch.float32)
+        if not torch.equal(module.scale, expected):
+            problem(f"{name}.scale is {float(module.scale):.9g}, but a mean of {module.window} asks for {expected:.9g}")
+        return
+    denominator = int(module.denominator)
+    if not (1 <= denominator <= MAX_DENOMINATOR and denominator % 2):
+        problem(f"{name}.denominator is {denominator}, not an odd number up to {MAX_DENOMINATOR}")
+    if isinstance(module, FrozenRescale):
+        _check_scale(f"{name}.y_step", module.y_step, problem)
+        if abs(int(module.offset_numerator)) > _LARGEST_NUMERATOR:
+            problem(f"{name}.offset_numerator is {int(module.offset_numerator):,}")
+    offset = abs(int(module.offset_numerator)) if isinstance(module, FrozenRescale) else 0
+    ratios = list(_ratios(module))
+    terms = [offset / denominator, *(numerator / denominator * codes for numerator, _, codes in ratios)]
+    shrunk = shrink_factor([_NEARLY * term for term in terms]) < 1.0
+    for numerator, ratio, _ in ratios:
+        if not 1 <= numerator <= _LARGEST_NUMERATOR:
+            problem(f"the numerator of {name} is {numerator:,}, not between 1 and {_LARGEST_NUMERATOR:,}")
+        # An extreme ratio is shrunk, so that it can be rescaled exactly at all; the smallest numerator is 1.
+        smallest = 0.0 if shrunk else ratio * denominator - 1.0
+        if not smallest <= numerator <= ratio * denominator + 1.0:
+            problem(
+                f"{name} rescales by {numerator}/{denominator}, but the steps before and behind it ask for {ratio:.6g}"
+            )
+
+
+def _ratios(module: FrozenRescale | FrozenAdd | FrozenGlobalAveragePool) -> Iterator[tuple[int, float, int]]:
+    """Yield (numerator, ratio of the steps, largest code that is multiplied) of each operand."""
+    if isinstance(module, FrozenAdd):
+        for numerator, x in zip(module.numerators.tolist(), (module.a, module.b), strict=True):
+            yield numerator, float(x.scale) / float(module.y.scale), 255 + int(x.zero_point)
+    elif isinstance(module, FrozenGlobalAveragePool):
+        ratio = float(module.x.scale) / (module.window * float(module.y.scale))
+        yield int(module.numerator), ratio, 255 * module.window
+    else:
+        yield int(module.numerator), float(module.x.scale) / float(module.y_step), 255 + int(module.x.zero_point)
+
+
+def _check_grids_agree(model: fx.GraphModule, problem: _Problem) -> None:
+    """Check that every reader of a tensor has the grid that its writer has."""
+    grids: dict[fx.Node, _Values] = {}
+    for node in model.graph.nodes:
+        if node.op != "call_module":
+            continue
+        module = module_of(model, node)
+        sources = [grids[source] for source in node.args if isinstance(source, fx.Node) and source in grids]
+        for read, written in zip(_grids_read(module), sources, strict=False):
+            if _values(read) != written:
+                problem(f"{node.target} reads codes on the grid {_values(read)}, which are written on {written}")
+        if isinstance(module, FrozenInput):
+            grids[node] = (float(module.scale), int(module.zero_point), 0, 255)
+        elif isinstance(module, FrozenLayer | FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenFloat):
+            if module.y is not None:
+                grids[node] = _values(module.y)
+        elif isinstance(module, Concat) and sources:
+            grids[node] = _joined(str(node.target), sources, problem)
+        elif isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten) and input_of(node) in grids:
+            grids[node] = grids[input_of(node)]
+
+
+def _grids_read(module: nn.Module) -> list[Grid]:
+    """Return the grids on which a module of a frozen model reads its inputs, in their order."""
+    if isinstance(module, FrozenAdd):
+        return [module.a, module.b]
+    if isinstance(module, FrozenFloat):
+        return module.grids()
+    if isinstance(module, FrozenLayer | FrozenRescale | FrozenGlobalAveragePool | FrozenMeanLogits | FrozenDequantize):
+        return [module.x]
+    return []
+
+
+def _values(grid: Grid) -> _Values:
+    return (float(grid.scale), int(grid.zero_point), *grid.limits())
+
+
+def _joined(name: str, sources: list[_Values], problem: _Problem) -> _Values:
+    scales, zero_points, lows, highs = zip(*sources, strict=True)
+    if len(set(scales)) > 1 or len(set(zero_points)) > 1:
+        problem(f"{excerpt(name)} joins tensors of the steps {excerpt(sorted(set(scales)))}")
+    return (scales[0], zero_points[0], min(lows), max(highs))

@@ -1,0 +1,84 @@
+"""From a prepared model to integers: fold, freeze, ratios that no machine rounds differently.
+
+The names below are loaded on first use, so that a device can ask for `ratios` without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .fold import BIAS_LIMIT, gain_and_shift, integer_codes, largest_spread
+    from .freeze_model import freeze, freeze_structure
+    from .freezing_report import FreezingReport, compare_freezing, predictions
+    from .frozen_modules import (
+        FrozenAdd,
+        FrozenDequantize,
+        FrozenFloat,
+        FrozenGlobalAveragePool,
+        FrozenInput,
+        FrozenLayer,
+        FrozenMeanLogits,
+        FrozenRescale,
+        Grid,
+        drop_float_weights,
+    )
+    from .ratios import MAX_DENOMINATOR, rounding_error_bound, shrink_factor
+
+__all__ = [
+    "BIAS_LIMIT",
+    "MAX_DENOMINATOR",
+    "FreezingReport",
+    "FrozenAdd",
+    "FrozenDequantize",
+    "FrozenFloat",
+    "FrozenGlobalAveragePool",
+    "FrozenInput",
+    "FrozenLayer",
+    "FrozenMeanLogits",
+    "FrozenRescale",
+    "Grid",
+    "compare_freezing",
+    "drop_float_weights",
+    "freeze",
+    "freeze_structure",
+    "gain_and_shift",
+    "integer_codes",
+    "largest_spread",
+    "predictions",
+    "rounding_error_bound",
+    "shrink_factor",
+]
+
+_HOMES = {
+    "BIAS_LIMIT": "fold",
+    "FreezingReport": "freezing_report",
+    "FrozenAdd": "frozen_modules",
+    "FrozenDequantize": "frozen_modules",
+    "FrozenFloat": "frozen_modules",
+    "FrozenGlobalAveragePool": "frozen_modules",
+    "FrozenInput": "frozen_modules",
+    "FrozenLayer": "frozen_modules",
+    "FrozenMeanLogits": "frozen_modules",
+    "FrozenRescale": "frozen_modules",
+    "Grid": "frozen_modules",
+    "MAX_DENOMINATOR": "ratios",
+    "compare_freezing": "freezing_report",
+    "drop_float_weights": "frozen_modules",
+    "freeze": "freeze_model",
+    "freeze_structure": "freeze_model",
+    "gain_and_shift": "fold",
+    "integer_codes": "fold",
+    "largest_spread": "fold",
+    "predictions": "freezing_report",
+    "rounding_error_bound": "ratios",
+    "shrink_factor": "ratios",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a name from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,304 @@
+"""Freeze a prepared model: every rounding of the exported graph happens in its forward pass.
+
+    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer
+    8-bit codes -> interval quantizer                        one FrozenRescale
+    a + b (-> ReLU) -> range quantizer                       one FrozenAdd
+    global average pool -> range quantizer                   one FrozenGlobalAveragePool
+    global average pool -> logits                            one FrozenMeanLogits
+    float island (-> ReLU) -> range quantizer                one FrozenFloat
+    8-bit codes -> logits                                    one FrozenDequantize
+
+Every rescale ratio is snapped to `p/q` with `q` odd (`ratios`). A rescale has its ratios to itself: what it takes an
+operand's step to be need not be what the operand's producer rounded to, so no scale has to follow from
+another. Snapping moves a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`, in a pool times the
+pixels of its window, whose sum is its operand.
+
+What a runtime's kernels do not take is left to none of them: a pool's ratio stays below 256 (`ratios.pool_ratio`), and
+steps and multipliers from which float32 could overflow or go below its normal numbers are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from qil_deploy.errors import UnsupportedModelError
+from qil_deploy.network import (
+    Add,
+    BatchNorm,
+    Concat,
+    FloatIsland,
+    FrozenModel,
+    GlobalAveragePool,
+    PreparedModel,
+    QuantConv2d,
+    QuantLinear,
+    add_module,
+    input_of,
+    keeps_float,
+    module_of,
+    nothing_left_behind,
+    prepared_model,
+    shape_of,
+    users_of,
+)
+from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
+
+from .frozen_modules import (
+    FrozenAdd,
+    FrozenDequantize,
+    FrozenFloat,
+    FrozenGlobalAveragePool,
+    FrozenInput,
+    FrozenLayer,
+    FrozenMeanLogits,
+    FrozenRescale,
+    Grid,
+)
+from .ratios import choose_denominator, nearest_numerator, pool_ratio, shrink_factor
+
+# With steps from 2**-100 to 2**100 (`unwrap.prepared_model`), whatever is made for the file is a normal float32 number.
+_LARGEST_MULTIPLIER = 2.0**100
+_LARGEST_WINDOW = 2**24 - 1  # pixels of a map that ONNX Runtime averages
+
+
+def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
+    """Return the frozen copy of a prepared model, in evaluation mode; `model` stays as it is.
+
+    Args:
+        model: from `prepare` with `integer` placement, calibrated or trained.
+        share_parameters: whether both models have the same parameters, of which no copy is made then; for a frozen
+            model that nobody trains.
+
+    Raises:
+        UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen; a model that
+            is not from `prepare`, is frozen already or was never calibrated; NaN or infinity in a tensor; a step or
+            multiplier that float32 cannot calculate with.
+    """
+    prepared = prepared_model(model, "freeze", may_be_frozen=False)
+    _require_integer_placement(prepared)
+    with nothing_left_behind():
+        shared = {id(parameter): parameter for parameter in prepared.parameters()} if share_parameters else {}
+        frozen = _frozen(copy.deepcopy(prepared, shared))
+    _require_usable_multipliers(frozen)
+    return frozen
+
+
+def freeze_structure(prepared: PreparedModel) -> FrozenModel:
+    """Do what `freeze` does to a prepared model itself, whose tensors are loaded later and therefore not looked at."""
+    _require_integer_placement(prepared)
+    with nothing_left_behind():
+        return _frozen(prepared)
+
+
+def _require_integer_placement(model: fx.GraphModule) -> None:
+    if keeps_float(model):
+        raise UnsupportedModelError(
+            "a model in 'paper' placement keeps float layers and cannot be frozen; prepare it with placement='integer'."
+        )
+
+
+def _frozen(prepared: fx.GraphModule) -> FrozenModel:
+    """Freeze a model, whose modules are taken over."""
+    prepared.eval()
+    _Freezer(prepared).run()
+    prepared.graph.lint()
+    frozen = FrozenModel(prepared, prepared.graph)
+    frozen.meta |= prepared.meta
+    frozen.eval()
+    return frozen
+
+
+def _require_usable_multipliers(frozen: fx.GraphModule) -> None:
+    """Require what accumulators are multiplied with, and what it is made of, to be numbers float32 can work with."""
+    for name, layer in frozen.named_modules():
+        if isinstance(layer, FrozenLayer):
+            scale = layer.x.scale * layer.w_scale
+            largest = float((scale if layer.y is None else scale / layer.y_step).max())
+            smallest = float(torch.minimum(scale, layer.w_scale).min())
+            if not (largest <= _LARGEST_MULTIPLIER and smallest >= torch.finfo(torch.float32).tiny):
+                found = f"{largest:.3g}" if smallest >= torch.finfo(torch.float32).tiny else f"{smallest:.3g}"
+                raise UnsupportedModelError(
+                    f"layer {name!r} multiplies what it sums up by {found}, which float32 cannot work with. Look for a "
+                    "BatchNorm or output scale that has grown beyond bounds or vanished, and train with a lower rate."
+                )
+
+
+class _Freezer:
+    """Walks a prepared graph once, replaces groups of nodes, and remembers the grid of every code tensor."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        self.model = model
+        self.grids: dict[fx.Node, Grid] = {}
+
+    def run(self) -> None:
+        """Replace every group; a quantizer (or the output) decides where it ends."""
+        for node in list(self.model.graph.nodes):
+            module = module_of(self.model, node) if node.op == "call_module" else None
+            if isinstance(module, InputQuantizer):
+                self._freeze_input(node, module)
+            elif isinstance(module, ActivationQuantizer | RangeQuantizer):
+                self._freeze_site(node, module)
+            elif isinstance(module, nn.Dropout | nn.Dropout2d):
+                node.replace_all_uses_with(input_of(node))
+                self.model.graph.erase_node(node)
+            elif isinstance(module, Concat):
+                self.grids[node] = _joined([self.grids[source] for source in node.all_input_nodes])
+            elif isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten) and input_of(node) in self.grids:
+                self.grids[node] = self.grids[input_of(node)]
+        self._freeze_logits(input_of(self.model.graph.output_node()))
+
+    def _freeze_logits(self, logits: fx.Node) -> None:
+        if logits in self.grids:
+            self._dequantize(logits)
+            return
+        while isinstance(module_of(self.model, logits), nn.Flatten):
+            logits = input_of(logits)
+        chain = self._chain(logits)
+        producer = module_of(self.model, chain[-1])
+        if isinstance(producer, GlobalAveragePool):
+            frozen = FrozenMeanLogits(self.grids[input_of(chain[-1])], producer.window)
+            self._replace(chain, str(chain[-1].target), frozen, None)
+        else:
+            self._freeze_layer(chain, None, step=1.0, offset=0.0)
+
+    def _dequantize(self, codes: fx.Node) -> None:
+        """Turn codes into the logits that they stand for."""
+        name = add_module(self.model, "logits", FrozenDequantize(self.grids[codes]))
+        output = self.model.graph.output_node()
+        with self.model.graph.inserting_before(output):
+            logits = self.model.graph.call_module(name, (codes,))
+        logits.meta["shape"] = shape_of(codes)
+        output.replace_input_with(codes, logits)
+
+    def _freeze_input(self, node: fx.Node, quantizer: InputQuantizer) -> None:
+        scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
+        frozen = FrozenInput(scale, zero_point)
+        self._replace([node], str(node.target), frozen, Grid(scale, zero_point, 0, 255))
+
+    def _freeze_site(self, node: fx.Node, quantizer: ActivationQuantizer | RangeQuantizer) -> None:
+        chain = [node, *self._chain(input_of(node))] if input_of(node) not in self.grids else [node]
+        producer = module_of(self.model, chain[-1])
+        if len(chain) == 1 and isinstance(quantizer, ActivationQuantizer):
+            self._freeze_rescale(node, quantizer)
+        elif isinstance(producer, QuantConv2d | QuantLinear) and isinstance(quantizer, ActivationQuantizer):
+            step, offset = _interval_grid(quantizer)
+            low, high = self._limits(chain, step, offset, 0, quantizer.largest_code)
+            self._freeze_layer(chain, _low_bit_grid(quantizer, low, high), step, offset)
+        elif isinstance(quantizer, RangeQuantizer):
+            scale, zero_point = float(quantizer.step.detach()), quantizer.zero_point
+            y = Grid(scale, zero_point, *self._limits(chain, scale, 0.0, zero_point, 255))
+            if isinstance(producer, QuantConv2d | QuantLinear):
+                self._freeze_layer(chain, y, step=float(y.scale), offset=0.0)
+            elif isinstance(producer, Add):
+                self._freeze_add(chain, y)
+            elif isinstance(producer, GlobalAveragePool):
+                self._freeze_pool(chain, y, producer.window)
+            elif isinstance(producer, FloatIsland):
+                inputs = [self.grids[source] for source in chain[-1].all_input_nodes]
+                self._replace(chain, str(chain[-1].target), FrozenFloat(producer, inputs, y), y)
+
+    def _limits(
+        self, chain: list[fx.Node], step: float, offset: float, zero_point: int, largest: int
+    ) -> tuple[int, int]:
+        """Return the codes of ReLU's bounds, where a ReLU stands in front of the quantizer, or all codes.
+
+        Zero need not be the lowest code: an interval may begin below it, and unsigned values may share their grid
+        with signed ones.
+        """
+        low, high = 0, largest
+        for module in (module_of(self.model, node) for node in chain[1:]):
+            if isinstance(module, nn.ReLU | nn.Hardtanh):
+                low = int(np.clip(np.rint(-offset / step) + zero_point, 0, largest))
+            if isinstance(module, nn.Hardtanh):
+                high = int(np.clip(np.rint((module.max_val - offset) / step) + zero_point, 0, largest))
+        return low, high
+
+    def _chain(self, node: fx.Node) -> list[fx.Node]:
+        """Return `node` and what leads to it, back to the layer, addition, pooling or island that made the value."""
+        chain = [node]
+        while isinstance(module_of(self.model, chain[-1]), BatchNorm | nn.ReLU | nn.Hardtanh):
+            chain.append(input_of(chain[-1]))
+        return chain
+
+    def _freeze_layer(self, chain: list[fx.Node], y: Grid | None, step: float, offset: float) -> None:
+        producer = chain[-1]
+        layer = module_of(self.model, producer)
+        norm = next((m for n in chain if isinstance(m := module_of(self.model, n), BatchNorm)), None)
+        if not isinstance(layer, QuantConv2d | QuantLinear):
+            raise TypeError(f"{producer.target!r} is no quantized layer")
+        frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
+        norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), BatchNorm)]
+        self._replace(chain, str(producer.target), frozen, y)
+        for name in norm_names:
+            self.model.delete_submodule(name)
+
+    def _freeze_rescale(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
+        x = self.grids[input_of(node)]
+        step, offset = _interval_grid(quantizer)
+        ratio, pruned, largest = float(x.scale) / step, offset / step, 255 + int(x.zero_point)
+        factor = shrink_factor([largest * ratio, pruned])
+        ratio, pruned = factor * ratio, factor * pruned
+        q = choose_denominator([largest * ratio, pruned])
+        y = _low_bit_grid(quantizer, 0, quantizer.largest_code)
+        frozen = FrozenRescale(x, y, step, nearest_numerator(ratio, q), q, round(pruned * q))
+        self._replace([node], str(node.target), frozen, y)
+
+    def _freeze_add(self, chain: list[fx.Node], y: Grid) -> None:
+        a, b = (self.grids[source] for source in chain[-1].args if isinstance(source, fx.Node))
+        ratios = [float(x.scale) / float(y.scale) for x in (a, b)]
+        largest = [255 + int(x.zero_point) for x in (a, b)]
+        factor = shrink_factor([code * ratio for code, ratio in zip(largest, ratios, strict=True)])
+        ratios = [factor * ratio for ratio in ratios]
+        terms = [code * ratio for code, ratio in zip(largest, ratios, strict=True)]
+        q = choose_denominator([*terms, float(y.zero_point)])
+        p_a, p_b = (nearest_numerator(ratio, q) for ratio in ratios)
+        self._replace(chain, str(chain[-1].target), FrozenAdd(a, b, y, p_a, p_b, q), y)
+
+    def _freeze_pool(self, chain: list[fx.Node], y: Grid, window: int) -> None:
+        x = self.grids[input_of(chain[-1])]
+        if window > _LARGEST_WINDOW:
+            raise UnsupportedModelError(
+                f"{chain[-1].target!r} averages maps of {window:,} pixels; ONNX Runtime averages {_LARGEST_WINDOW:,} "
+                "at most. Pool them in two steps."
+            )
+        ratio = pool_ratio(float(x.scale) / (window * float(y.scale)))
+        ratio *= shrink_factor([255 * window * ratio])
+        q = choose_denominator([255 * window * ratio, float(y.zero_point)])
+        frozen = FrozenGlobalAveragePool(x, y, window, nearest_numerator(ratio, q), q)
+        self._replace(chain, str(chain[-1].target), frozen, y)
+
+    def _replace(self, chain: list[fx.Node], name: str, module: nn.Module, grid: Grid | None) -> None:
+        """Put `module`, registered as `name`, in the place of `chain` (last node first)."""
+        sources = tuple(chain[-1].args)
+        self.model.add_submodule(name, module)
+        with self.model.graph.inserting_after(chain[0]):
+            new = self.model.graph.call_module(name, sources)
+        new.meta["shape"] = shape_of(chain[0])
+        chain[0].replace_all_uses_with(new)
+        for node in chain:
+            if users_of(node):
+                raise UnsupportedModelError(f"{node.name!r} is read inside {name!r} and elsewhere too.")
+            self.model.graph.erase_node(node)
+        if grid is not None:
+            self.grids[new] = grid
+
+
+def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:
+    """Return step (float32-representable) and offset of an interval: code `X` stands for `offset + X * step`."""
+    distance, center = float(quantizer.distance.detach()), float(quantizer.center.detach())
+    return float(np.float32(2 * distance / quantizer.largest_code)), center - distance
+
+
+def _low_bit_grid(quantizer: ActivationQuantizer, low: int, high: int) -> Grid:
+    """Return the grid that a layer behind an interval reads: codes `0..q` stand for `0/q..q/q`."""
+    return Grid(1.0 / quantizer.largest_code, 0, low, high)
+
+
+def _joined(grids: list[Grid]) -> Grid:
+    """Return the grid of a concatenation of tensors that share scale and zero point."""
+    lows, highs = zip(*(grid.limits() for grid in grids), strict=True)
+    return Grid(float(grids[0].scale), int(grids[0].zero_point), min(lows), max(highs))

@@ -1,0 +1,72 @@
+"""Set the intervals of a prepared model from data, before the task loss moves them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from torch import nn
+
+from .batches import checked_batches
+from .calibrator import NORMS_STAY, estimate_statistics, set_intervals
+from .quantized_model import QuantizedModel, refuse_single_values
+from .unwrap import float_network, prepared_model, unwrapped
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[object],
+    *,
+    only: Collection[str] | None = None,
+    output_factors: Mapping[str, float] | None = None,
+    float_model: nn.Module | None = None,
+) -> None:
+    """Set activation intervals, 8-bit ranges, output scales and BatchNorm statistics of a prepared model.
+
+    In graph order, each threshold is the one of least squared error (`best_threshold`), its geometric mean
+    over the batches so far; BatchNorm normalises by the batch meanwhile, because quantized layers change the
+    scale it has to take out. A last pass over the batches re-estimates the running statistics. In a model with
+    `output_scales="all"` BatchNorm stays as it is.
+
+    An output scale starts at the product of both clipping thresholds, or, where the float network is given, at the
+    scale `s` of least squared error `sum((f - s * y)**2)` over the batches so far, with `f` what the float layer
+    returns, `y` what the quantized one does, both without bias: `s = sum(f * y) / sum(y * y)`.
+
+    The mode of every module stays as it is, and so do the batches.
+
+    Args:
+        model: from `prepare`.
+        batches: inputs, float32 [N, C, H, W] each, or tuples that begin with one, as a DataLoader gives them; any
+            iterable, a generator, too. A few hundred images are plenty.
+        only: names of the quantizers and layers to set (None: all); the others keep their intervals and scales.
+        output_factors: by layer, the output scale in units of the product of both clipping thresholds; 1 by default.
+        float_model: the network that `model` was prepared from, to set output scales by.
+
+    Raises:
+        DataError: no batches, or one that does not fit (`checked_batches`); a batch of one image, of which a BatchNorm
+            would see one value per channel; or images on which the network overflows.
+        UnsupportedModelError: `model` is not from `prepare`, or it has NaN or infinity in a tensor.
+    """
+    prepared = prepared_model(model, "calibrate", may_be_frozen=False, calibrated=False)
+    network = None if float_model is None else float_network(float_model, "calibrate(float_model=...)")
+    checked = checked_batches(batches, "calibration", prepared)
+    if not prepared.meta.get(NORMS_STAY, False):
+        for batch in checked:
+            refuse_single_values(prepared, "calibration", batch, norms_learn=True)
+    set_intervals(prepared, checked, only=only, output_factors=output_factors, float_model=network)
+
+
+def estimate_batchnorm(model: nn.Module, batches: Iterable[object]) -> None:
+    """Estimate the running statistics of every BatchNorm anew, as plain means over batches; all else stays.
+
+    Args:
+        model: float or prepared; the mode of every module stays.
+        batches: as for `calibrate`.
+
+    Raises:
+        DataError: as `calibrate`; the statistics are then what they were.
+        UnsupportedModelError: a frozen model, whose statistics are constants, or one that was never calibrated.
+    """
+    network = unwrapped(model)
+    if isinstance(network, QuantizedModel):
+        prepared_model(network, "estimate_batchnorm", may_be_frozen=False)
+    estimate_statistics(network, checked_batches(batches, "BatchNorm's statistics", network))

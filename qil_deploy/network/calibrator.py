@@ -1,0 +1,201 @@
+"""Start the intervals of a prepared model from data: what `calibrate` does to a model and batches it has checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, fx, nn
+
+from qil_deploy.errors import DataError, QilDeployError
+from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer
+
+from .callers_state import evaluation_mode
+from .capture import input_of, module_of
+from .layers import BatchNorm, Concat, QuantConv2d, QuantLayer, QuantLinear, set_output_scale
+
+CALIBRATED: Final = "calibrated"
+"""The buffer of a prepared model that says whether its intervals were set."""
+
+NORMS_STAY: Final = "norms_stay"
+"""Key in the `meta` of a prepared model: whether its BatchNorms keep the statistics of the float network."""
+
+
+@torch.no_grad()
+def set_intervals(
+    model: fx.GraphModule,
+    batches: Sequence[Tensor],
+    *,
+    only: Collection[str] | None = None,
+    output_factors: Mapping[str, float] | None = None,
+    float_model: nn.Module | None = None,
+) -> None:
+    """Set intervals, ranges, output scales and BatchNorm statistics; arguments and algebra as in `calibrate`.
+
+    Raises:
+        DataError: values that reach a quantizer are not finite.
+    """
+    norms_stay = model.meta.get(NORMS_STAY, False)
+    interpreter = _Calibrator(model, only, output_factors or {})
+    with evaluation_mode(model):
+        for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
+            norm.train(not norms_stay)
+        for batch in batches:
+            interpreter.run_batch(batch.clone(), {} if float_model is None else _layer_outputs(float_model, batch))
+    calibrated = model.get_buffer(CALIBRATED)
+    before = bool(calibrated)
+    calibrated.fill_(True)
+    if not norms_stay:
+        try:
+            estimate_statistics(model, batches)
+        except BaseException:
+            calibrated.fill_(before)
+            raise
+
+
+@torch.no_grad()
+def estimate_statistics(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Estimate BatchNorm's running statistics anew, as plain means over batches; all or none of them change.
+
+    A BatchNorm that the model does not call keeps its statistics.
+
+    Raises:
+        DataError: the model does not run on a batch.
+    """
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm) and module.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    statistics = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    finished = False
+    try:
+        with evaluation_mode(model):
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # a plain mean over the batches
+            for index, batch in enumerate(batches):
+                _run(model, batch, index)
+        finished = True
+    finally:
+        for norm, momentum, before in zip(norms, momenta, statistics, strict=True):
+            norm.momentum = momentum
+            if not finished or norm.num_batches_tracked == 0:
+                for name, buffer in norm.named_buffers():
+                    buffer.copy_(before[name])
+
+
+def _run(model: nn.Module, batch: Tensor, index: int) -> None:
+    try:
+        model(batch.clone())
+    except QilDeployError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"BatchNorm's statistics: the network does not run on batch {index}, of shape {list(batch.shape)}: {error}"
+        ) from error
+
+
+class _Calibrator(fx.Interpreter):
+    """Runs a prepared model and sets every quantizer from what reaches it, just before it is used."""
+
+    def __init__(
+        self, model: fx.GraphModule, only: Collection[str] | None, output_factors: Mapping[str, float]
+    ) -> None:
+        super().__init__(model)
+        self.extra_traceback = False  # it would be added to the message of an error
+        self.graph_module = model
+        self.only = only
+        self.output_factors = output_factors
+        self.logs: dict[str, list[float]] = {}
+        self.seen: set[str] = set()
+        self.float_outputs: dict[str, Tensor] = {}
+        self.products: dict[str, list[tuple[float, float]]] = {}
+
+    def run_batch(self, batch: Tensor, float_outputs: dict[str, Tensor]) -> None:
+        """Run one batch; `float_outputs` are those of the float layers, by name, without bias."""
+        self.seen.clear()
+        self.float_outputs = float_outputs
+        self.run(batch)
+
+    def run_node(self, node: fx.Node) -> object:
+        """Set the quantizer or output scale of a node, then run it."""
+        name = str(node.target)
+        if node.op == "call_module" and (self.only is None or name in self.only):
+            module = module_of(self.graph_module, node)
+            if isinstance(module, ActivationQuantizer | RangeQuantizer):
+                module.set_largest(self._threshold(name, module.initialize(self.env[input_of(node)])))
+            elif isinstance(module, QuantConv2d | QuantLinear):
+                set_output_scale(module, input_unit(self.graph_module, node) * self.output_factors.get(name, 1.0))
+                if name in self.float_outputs and module.log_output_scale is not None:
+                    self._fit_scale(name, module, self.env[input_of(node)])
+        return super().run_node(node)
+
+    def _fit_scale(self, name: str, layer: QuantLayer, x: Tensor) -> None:
+        """Set the output scale to that of least squared error against the float layer, over the batches so far."""
+        y, f = layer.unscaled(x).double(), self.float_outputs[name].double()
+        products = self.products.setdefault(name, [])
+        products.append((float((f * y).sum()), float(y.square().sum())))
+        along, squares = (sum(column) for column in zip(*products, strict=True))
+        if layer.log_output_scale is not None and along > 0 and squares > 0:  # else the layer returns nothing of use
+            layer.log_output_scale.fill_(math.log(along / squares))
+
+    def _threshold(self, name: str, largest: float) -> float:
+        """Geometric mean over the batches; of the tensors of one batch that share a quantizer, the largest counts."""
+        if not math.isfinite(largest):
+            raise DataError(
+                f"calibration: values that reach {name!r} are NaN or infinite, although images and weights are finite; "
+                "the network overflows on these images."
+            )
+        logs = self.logs.setdefault(name, [])
+        if name in self.seen:
+            logs[-1] = max(logs[-1], math.log(largest))
+        else:
+            self.seen.add(name)
+            logs.append(math.log(largest))
+        return math.exp(sum(logs) / len(logs))
+
+
+def _layer_outputs(float_model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """Return what each convolution and linear layer returns for a batch, without its bias, by name."""
+    outputs: dict[str, Tensor] = {}
+
+    def record(name: str, layer: nn.Conv2d | nn.Linear, result: Tensor) -> None:
+        bias = 0.0 if layer.bias is None else layer.bias if result.ndim == 2 else layer.bias[:, None, None]
+        outputs[name] = result - bias
+
+    handles = [
+        module.register_forward_hook(lambda layer, _inputs, result, name=name: record(name, layer, result))
+        for name, module in float_model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    try:
+        with evaluation_mode(float_model):
+            float_model(batch.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def interval_before(model: fx.GraphModule, node: fx.Node) -> str | None:
+    """Return the name of the interval quantizer whose codes a layer of a prepared model reads; None: 8-bit or float."""
+    source = input_of(node)
+    while source.op == "call_module":
+        module = module_of(model, source)
+        if isinstance(module, ActivationQuantizer):
+            return str(source.target)
+        if not isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten | nn.Dropout | nn.Dropout2d | Concat):
+            break
+        source = source.all_input_nodes[0]
+    return None
+
+
+def input_unit(model: fx.GraphModule, node: fx.Node) -> float:
+    """What 1.0 more in the input of a layer stands for: the width of the interval, behind an interval quantizer."""
+    name = interval_before(model, node)
+    quantizer = None if name is None else model.get_submodule(name)
+    if not isinstance(quantizer, ActivationQuantizer):
+        return 1.0
+    lower, upper = quantizer.thresholds
+    return upper - lower

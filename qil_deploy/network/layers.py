@@ -1,0 +1,199 @@
+"""Layers of a prepared model: convolution and linear with quantized weights, modules for functional operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qil_deploy.config import LayerBits
+from qil_deploy.quantizers import WeightQuantizer
+
+AVERAGING_BITS = 2  # a weight of 1 needs no more
+
+
+class QuantConv2d(nn.Conv2d):
+    """Convolution of quantized activations with quantized weights (made by `quantize_layer`).
+
+    `y = conv(x, w_hat) * output_scale + bias` with a learned positive scale. With BatchNorm behind it there is no
+    bias, and a scale only where BatchNorm keeps the statistics of the float network (`QuantConfig.output_scales`).
+    """
+
+    weight_quantizer: WeightQuantizer
+    log_output_scale: nn.Parameter | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C_in, H, W] to [N, C_out, H', W']."""
+        return _scale_and_shift(self.unscaled(x), self)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """Return `conv(x, w_hat)`: what output scale and bias are applied to."""
+        y: Tensor = self._conv_forward(x, self.weight_quantizer(self.weight), None)
+        return y
+
+
+class QuantLinear(nn.Linear):
+    """Linear layer of quantized activations with quantized weights; see `QuantConv2d` for scale and bias."""
+
+    weight_quantizer: WeightQuantizer
+    log_output_scale: nn.Parameter | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, features_in] to [N, features_out]."""
+        return _scale_and_shift(self.unscaled(x), self)
+
+    def unscaled(self, x: Tensor) -> Tensor:
+        """Return `x @ w_hat.T`: what output scale and bias are applied to."""
+        return F.linear(x, self.weight_quantizer(self.weight))
+
+
+class AveragingConv2d(QuantConv2d):
+    """What `averaging_layer` returns: weights and scale are buffers, and stay whatever the caller trains."""
+
+
+QuantLayer = QuantConv2d | QuantLinear
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def _scale_and_shift(y: Tensor, layer: QuantLayer) -> Tensor:
+    if layer.log_output_scale is not None:
+        y = y * layer.log_output_scale.exp()
+    if layer.bias is not None:
+        y = y + (layer.bias if y.ndim == 2 else layer.bias[:, None, None])
+    return y
+
+
+def quantize_layer(
+    layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized: bool, scaled: bool, train_gamma: bool
+) -> QuantLayer:
+    """Return the quantized form of a float layer, with its weights and with an interval set from them.
+
+    Args:
+        layer: the float layer; its parameters are taken over, not copied.
+        bits: widths; only `weight_bits` matters here.
+        normalized: whether BatchNorm follows. It takes the place of the bias, which the caller has moved into its mean.
+        scaled: whether the layer has an output scale.
+        train_gamma: whether the exponent of the weight transformer is trained.
+    """
+    result: QuantLayer
+    if isinstance(layer, nn.Conv2d):
+        result = QuantConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            pair(layer.kernel_size),
+            pair(layer.stride),
+            pair(layer.padding),
+            pair(layer.dilation),
+            layer.groups,
+            bias=False,
+            device="meta",  # its own weights are never read
+        )
+    else:
+        result = QuantLinear(layer.in_features, layer.out_features, bias=False, device="meta")
+    result.weight = layer.weight
+    result.bias = None if normalized else layer.bias
+    result.weight_quantizer = WeightQuantizer(bits.weight_bits, train_gamma=train_gamma)
+    result.weight_quantizer.initialize(layer.weight)
+    result.log_output_scale = nn.Parameter(torch.zeros((), dtype=torch.float32)) if scaled else None
+    return result
+
+
+def set_output_scale(layer: QuantLayer, input_unit: float) -> None:
+    """Start the output scale at the product of both clipping thresholds.
+
+    Args:
+        layer: one with a learned output scale; others are left alone.
+        input_unit: the value that 1.0 in the layer's input stands for.
+    """
+    if layer.log_output_scale is not None and not isinstance(layer, AveragingConv2d):
+        _, upper = layer.weight_quantizer.thresholds
+        with torch.no_grad():
+            layer.log_output_scale.fill_(math.log(upper * input_unit))
+
+
+def averaging_layer(
+    channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], divisor: int | None
+) -> AveragingConv2d:
+    """Return a depthwise convolution that sums each window and divides by `divisor`; it has no parameters.
+
+    Average pooling (and, with a window of one, what carries a lone BatchNorm or ReLU) takes the form of a quantized
+    layer: exact sums, one multiplier per channel, and no rounding of its own.
+
+    Args:
+        channels: of input and output.
+        kernel, stride, padding: of the window; padding adds zeros.
+        divisor: None where a BatchNorm follows, which takes the place of any scale.
+    """
+    layer = AveragingConv2d(
+        channels, channels, kernel, stride, padding, groups=channels, bias=False, dtype=torch.float32
+    )
+    nn.init.ones_(layer.weight)
+    layer.weight_quantizer = WeightQuantizer(AVERAGING_BITS)
+    layer.weight_quantizer.set_thresholds(0.0, 1.0)
+    scale = None if divisor is None else torch.tensor(-math.log(divisor), dtype=torch.float32)
+    layer.log_output_scale = None if scale is None else nn.Parameter(scale)
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return layer
+
+
+class Add(nn.Module):
+    """Sum of two tensors of one shape: a residual connection."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return `a + b`."""
+        return a + b
+
+
+class Concat(nn.Module):
+    """Tensors behind each other along the channels."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Join [N, C_1, ...], [N, C_2, ...], ... to [N, C_1 + C_2 + ..., ...]."""
+        return torch.cat(tensors, 1)
+
+
+class Standalone(nn.Module):
+    """Stands in front of a BatchNorm or ReLU that no layer before it takes in, and returns what it gets.
+
+    In `integer` placement an `averaging_layer` with a window of one takes its place.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over height and width, keeping both as 1.
+
+    Attributes:
+        window: number of pixels averaged; set when the shapes are known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C, 1, 1]."""
+        return x.mean((2, 3), keepdim=True)
+
+    def extra_repr(self) -> str:
+        """Window."""
+        return f"window={self.window}"
+
+
+def pair(value: int | str | Sequence[int]) -> tuple[int, int]:
+    """Return a size given once or per direction as (vertical, horizontal)."""
+    if isinstance(value, str):
+        raise TypeError(f"padding {value!r} has no fixed size")
+    if isinstance(value, int):
+        return (value, value)
+    first, second = value
+    return (first, second)

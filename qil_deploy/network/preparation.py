@@ -1,0 +1,276 @@
+"""Put quantizers into a float network, where `placement` says they belong.
+
+`paper` placement: one interval quantizer in front of every inner convolution and linear layer; the first and
+last layer, residual stream and pooled features stay float.
+
+`integer` placement: every group of sites carries one grid. Layers whose readers all want the same interval carry that
+interval; any other group carries 8-bit codes, and low-bit intervals are placed behind them, one per bit width
+and tensor (decision 0008). Average poolings and lone BatchNorms and ReLUs become layers (`averaging_layer`). Logits
+stay float where a linear layer or a global pooling makes them; elsewhere they are 8-bit codes. With `allow_float`,
+operations that have no integer form stay float between two grids of 8-bit codes (`float_island`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, fx, nn
+
+from qil_deploy.config import LayerBits, QuantConfig
+from qil_deploy.errors import DataError, UnsupportedModelError
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
+
+from .calibrator import CALIBRATED, NORMS_STAY
+from .callers_state import modes_kept, nothing_left_behind
+from .capture import add_module, module_of, shape_of, trace, users_of
+from .finite import is_finite, require_finite
+from .layers import BatchNorm, QuantLayer, Standalone, averaging_layer, pair, quantize_layer
+from .quantized_model import CONFIG, INPUT_GRID, PreparedModel
+from .same_function import require_same_function
+from .sites import LAYER_KINDS, Group, Reader, Site, bits_of_layers, edge_layers, find_groups, isolate
+from .unwrap import float_network
+
+
+def prepare(
+    model: nn.Module, config: QuantConfig, example_input: Tensor, *, input_grid: Preprocessing
+) -> PreparedModel:
+    """Return a copy of `model` with quantized layers and quantizers in it, ready to be trained.
+
+    Weight intervals are set from the weights; activation intervals by `calibrate`, or by the first batch that
+    passes in training mode. Until then the model refuses to be evaluated. Nothing of the caller's changes: not the
+    network, nor the mode of any of its modules, the example, or what random generators will give next.
+
+    Args:
+        model: float32 network that `torch.fx` can trace, one image tensor in, logits out.
+        config: bits and placement.
+        example_input: images as the network sees them, float32 [N, C, H, W], for their shape and for a comparison: on
+            the first one, and on noise, the traced graph has to return what `model` does (`same_function`).
+        input_grid: scale and zero point that made the input from a uint8 image.
+
+    Raises:
+        UnsupportedModelError: an operation that cannot be lowered, a structure that cannot be quantized, a network that
+            is prepared already, another type than float32, a tensor with NaN or infinity in it, or a graph that
+            computes something else than the network.
+        ConfigError: bits out of range, or an override that matches no layer.
+        DataError: the example is no such tensor, or of another shape than `input_grid` says.
+    """
+    network = float_network(model, "prepare")
+    _check_example(example_input, input_grid)
+    _require_float32(network)
+    require_finite(chain(network.named_parameters(), network.named_buffers()), "the network")
+    with nothing_left_behind():
+        example = example_input.detach().to(torch.float32, copy=True)
+        return _prepared(_copy(network), config, example, input_grid, compared=True)
+
+
+def prepare_structure(network: nn.Module, config: QuantConfig, *, input_grid: Preprocessing) -> PreparedModel:
+    """Do what `prepare` does to the network itself, whose tensors are loaded later and therefore not looked at.
+
+    Args:
+        network: as its builder returned it; its layers are taken over.
+        config, input_grid: as in `prepare`.
+
+    Raises:
+        UnsupportedModelError, ConfigError: as `prepare`.
+    """
+    network = float_network(network, "prepare")
+    _require_float32(network)
+    with nothing_left_behind():
+        return _prepared(network, config, torch.zeros(1, *input_grid.shape), input_grid, compared=False)
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """Return a copy without the gradients of a training that is over."""
+    try:
+        copied = copy.deepcopy(network)
+    except Exception as error:  # whatever a network holds beside its tensors
+        raise UnsupportedModelError(
+            f"the network cannot be copied ({error}); detach tensors that it computed, remove weight norms, and keep "
+            "locks and open files elsewhere."
+        ) from error
+    for parameter in copied.parameters():
+        parameter.grad = None
+    return copied
+
+
+def _check_example(example: object, grid: Preprocessing) -> None:
+    if not isinstance(example, Tensor):
+        raise DataError(f"example_input is a {type(example).__name__}; give a tensor of images, float32 [N, C, H, W].")
+    if not example.is_floating_point() or example.ndim != 4 or example.numel() == 0 or not is_finite(example):
+        raise DataError(
+            f"example_input is {str(example.dtype).removeprefix('torch.')} of shape {list(example.shape)}; give finite "
+            "float32 images [N, C, H, W], at least one, as preprocessing.normalize makes them from uint8 pixels."
+        )
+    if tuple(example.shape[1:]) != grid.shape:
+        raise DataError(
+            f"example_input has images of shape {list(example.shape[1:])}, but input_grid is for {list(grid.shape)}; "
+            "give both for the images that the exported model will get."
+        )
+
+
+def _require_float32(network: nn.Module) -> None:
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if tensor.is_meta or (tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.is_complex())):
+            found = "has no values (device 'meta')" if tensor.is_meta else f"is {str(tensor.dtype)[6:]}"
+            raise UnsupportedModelError(
+                f"the network: tensor {name!r} {found}; quantization starts from float32 and is trained in it: "
+                "prepare(network.float(), ...)."
+            )
+
+
+def _prepared(
+    network: nn.Module, config: QuantConfig, example: Tensor, input_grid: Preprocessing, *, compared: bool
+) -> PreparedModel:
+    """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
+    known = set(network.modules())
+    with modes_kept(network):
+        graph_module = trace(network, example.clone(), allow_float=config.allow_float)
+        if compared:
+            require_same_function(network, graph_module, example)
+    _place_quantizers(graph_module, config, input_grid)
+    _write_only_where_nobody_reads(graph_module)
+    graph_module.graph.lint()
+    model = PreparedModel(graph_module, graph_module.graph)
+    model.meta |= {NORMS_STAY: config.output_scales == "all", CONFIG: config, INPUT_GRID: input_grid}
+    model.register_buffer(CALIBRATED, torch.tensor(False))
+    for module in set(model.modules()) - known:
+        module.training = network.training
+    devices = {tensor.device for tensor in network.parameters()}
+    return model.to(devices.pop()) if len(devices) == 1 else model
+
+
+def _place_quantizers(graph_module: fx.GraphModule, config: QuantConfig, input_grid: Preprocessing) -> None:
+    isolate(graph_module)
+    edges = edge_layers(graph_module)
+    bits = bits_of_layers(graph_module, config, edges)
+    groups = find_groups(graph_module, config, edges)
+    kept_float = edges if config.placement == "paper" else set()
+    for site in (site for group in groups for site in group.sites):
+        if site.kind in ("conv", "linear") and site.producer not in kept_float:
+            _quantize_layer(graph_module, site, bits[site.producer], config)
+        elif site.kind in ("average", "standalone") and config.placement == "integer":
+            _use_averaging_layer(graph_module, site, config)
+    for group in groups:
+        if config.placement == "paper":
+            for reader in group.readers:
+                if reader.interval_bits is not None:
+                    _insert_interval(graph_module, reader.via, [reader], signed=group.signed)
+        else:
+            _insert_grid(graph_module, group, input_grid)
+
+
+def _write_only_where_nobody_reads(graph_module: fx.GraphModule) -> None:
+    """Let no ReLU write into the images, which are the caller's, nor into what other nodes read."""
+    read: set[fx.Node] = set()
+    for node in graph_module.graph.nodes:
+        module = module_of(graph_module, node) if node.op == "call_module" else None
+        returns_what_it_gets = isinstance(module, nn.Dropout | nn.Dropout2d | nn.Flatten | Standalone)
+        reads_it = bool(read.intersection(node.all_input_nodes))
+        if node.op == "placeholder" or len(users_of(node)) > 1 or (returns_what_it_gets and reads_it):
+            read.add(node)
+        if isinstance(module, nn.ReLU | nn.Hardtanh) and reads_it:
+            module.inplace = False
+
+
+def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, config: QuantConfig) -> None:
+    layer = module_of(graph_module, site.producer)
+    name = str(site.producer.target)
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise TypeError(f"{name} is a {type(layer).__name__}")
+    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
+        raise UnsupportedModelError(
+            f"layer {name!r} pads with {layer.padding!r} in mode {layer.padding_mode!r}; only a fixed number of zeros "
+            "can be lowered."
+        )
+    norm = module_of(graph_module, site.norm) if site.norm is not None else None
+    if isinstance(norm, BatchNorm) and norm.running_mean is not None and layer.bias is not None:
+        norm.running_mean -= layer.bias.detach()
+    quantized: QuantLayer = quantize_layer(
+        layer,
+        bits,
+        normalized=norm is not None,
+        scaled=norm is None or config.output_scales == "all",
+        train_gamma=config.train_gamma,
+    )
+    graph_module.add_submodule(name, quantized)
+
+
+def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: QuantConfig) -> None:
+    """Replace an average pooling, or what stands in for a lone BatchNorm or ReLU, by a convolution that does it."""
+    module = module_of(graph_module, site.producer)
+    channels = shape_of(site.producer)[1]
+    divisor: int | None
+    if isinstance(module, nn.AvgPool2d):
+        kernel, stride, padding = (pair(value) for value in (module.kernel_size, module.stride, module.padding))
+        divisor = module.divisor_override or kernel[0] * kernel[1]
+        layer = averaging_layer(channels, kernel, stride, padding, divisor)
+    else:
+        divisor = None if site.norm is not None and config.output_scales != "all" else 1
+        layer = averaging_layer(channels, (1, 1), (1, 1), (0, 0), divisor)
+    graph_module.add_submodule(str(site.producer.target), layer)
+
+
+def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preprocessing) -> None:
+    """Put onto one group what its readers want in `integer` placement."""
+    first = group.sites[0]
+    widths = {reader.interval_bits for reader in group.readers}
+    if _makes_float_logits(group):
+        return
+    if first.kind == "input":
+        name, grid = "input_quantizer", InputQuantizer(input_grid.scale, input_grid.zero_point)
+        behind = {first.end: _insert_after(graph_module, first.end, add_module(graph_module, name, grid))}
+    elif len(widths) == 1 and None not in widths and all(site.kind in LAYER_KINDS for site in group.sites):
+        name = _add_interval(graph_module, group.readers[0], signed=group.signed)
+        for site in group.sites:
+            _insert_after(graph_module, site.end, name)
+        return
+    else:
+        name = add_module(graph_module, f"ranges.{first.end.name}", RangeQuantizer(signed=group.signed))
+        behind = {site.end: _insert_after(graph_module, site.end, name) for site in group.sites}
+    intervals: dict[tuple[fx.Node, int], list[Reader]] = {}
+    for reader in group.readers:
+        if reader.interval_bits is not None:
+            source = behind.get(reader.via, reader.via)
+            intervals.setdefault((source, reader.interval_bits), []).append(reader)
+    for (source, _), readers in intervals.items():
+        _insert_interval(graph_module, source, readers, signed=group.signed)
+
+
+def _makes_float_logits(group: Group) -> bool:
+    """Whether a group is the logits, which stay float: of a linear layer, or pooled to one pixel."""
+    site = group.sites[0]
+    if len(group.sites) > 1 or any(reader.node.op != "output" for reader in group.readers):
+        return False
+    return site.kind == "pool" or (site.kind == "linear" and site.relu is None)
+
+
+def _insert_interval(graph_module: fx.GraphModule, source: fx.Node, readers: list[Reader], *, signed: bool) -> None:
+    """Put one interval quantizer between `source` and the given readers."""
+    name = _add_interval(graph_module, readers[0], signed=signed)
+    _insert_after(graph_module, source, name, [reader.node for reader in readers])
+
+
+def _add_interval(graph_module: fx.GraphModule, reader: Reader, *, signed: bool) -> str:
+    """Add the interval quantizer that `reader` wants; return its name."""
+    if reader.interval_bits is None:
+        raise TypeError(f"{reader.node.name} reads 8-bit codes")
+    # Module names cannot hold dots; the quantizer is named after the first layer that reads it.
+    name = f"intervals.{str(reader.node.target).replace('.', '_')}"
+    return add_module(graph_module, name, ActivationQuantizer(reader.interval_bits, signed=signed))
+
+
+def _insert_after(
+    graph_module: fx.GraphModule, source: fx.Node, name: str, users: Sequence[fx.Node] | None = None
+) -> fx.Node:
+    """Insert a call of module `name` behind `source`, read by `users` (by all its users if None)."""
+    chosen = users_of(source) if users is None else users
+    with graph_module.graph.inserting_after(source):
+        new = graph_module.graph.call_module(name, (source,))
+    new.meta["shape"] = shape_of(source)
+    for user in chosen:
+        user.replace_input_with(source, new)
+    return new

@@ -1,0 +1,228 @@
+"""Where quantizers belong: the sites of a traced graph, the groups that share a grid, and what their readers want.
+
+A site is a producer (input, convolution or linear with its BatchNorm and ReLU, addition or float island with its ReLU,
+pooling, a lone BatchNorm or ReLU) and ends where its value is whole. Readers are found through operations that keep the
+grid (max pooling, upsampling, flatten, dropout) and through concatenations; sites that a concatenation joins are one
+group, because its result can have one grid only. Each reader wants one of two things:
+
+    interval(bits)    an inner convolution or linear: low-bit codes on a learned interval
+    range             the first and last layer, an addition, a pooling, a lone BatchNorm, a float island: 8-bit codes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from qil_deploy.config import EDGE_ACTIVATION_BITS, LayerBits, QuantConfig
+from qil_deploy.errors import ConfigError, UnsupportedModelError
+
+from .capture import Kind, add_module, input_of, kind_of, module_of, shape_of, users_of
+from .float_island import FloatIsland
+from .layers import Standalone
+
+# What a layer can be in the frozen model; additions, global poolings and islands only ever make 8-bit codes.
+LAYER_KINDS: tuple[Kind, ...] = ("conv", "linear", "average", "standalone")
+_MOVERS: tuple[Kind, ...] = ("pass", "concat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A place where a value is whole and may be quantized.
+
+    Attributes:
+        producer: input, convolution, linear, addition, pooling or stand-in for a lone BatchNorm or ReLU.
+        kind: kind of the producer.
+        norm, relu: the nodes that complete it, where there are any.
+        signed: whether the value can be negative.
+    """
+
+    producer: fx.Node
+    kind: Kind
+    norm: fx.Node | None
+    relu: fx.Node | None
+    signed: bool
+
+    @property
+    def end(self) -> fx.Node:
+        """The node whose result is the whole value."""
+        return self.relu or self.norm or self.producer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A node that reads a site, `via` the node directly before it, and the bits it wants (None: 8-bit range)."""
+
+    node: fx.Node
+    via: fx.Node
+    interval_bits: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Sites that share one grid, one unless a concatenation joins several, and all their readers."""
+
+    sites: tuple[Site, ...]
+    readers: tuple[Reader, ...]
+
+    @property
+    def signed(self) -> bool:
+        """Whether any value can be negative."""
+        return any(site.signed for site in self.sites)
+
+
+def isolate(graph_module: fx.GraphModule) -> None:
+    """Put a `Standalone` in front of every BatchNorm and ReLU that no site takes in, and of a concatenated input.
+
+    Raises:
+        UnsupportedModelError: a lone BatchNorm1d, or a layer that is called twice.
+    """
+    taken = {part for site in find_sites(graph_module) for part in (site.norm, site.relu)}
+    for node in list(graph_module.graph.nodes):
+        kind = kind_of(graph_module, node)
+        if kind in ("bn", "relu") and node not in taken:
+            if len(shape_of(node)) != 4:
+                raise UnsupportedModelError(
+                    f"{node.target!r} reads {input_of(node).name!r}, which is no convolution, linear layer or addition "
+                    "of its own, and holds no images; only those can take it in."
+                )
+            _stand_in_front(graph_module, node, input_of(node))
+        elif kind == "concat":
+            for source in node.all_input_nodes:
+                if kind_of(graph_module, _skip_pass(graph_module, source)) == "input":
+                    _stand_in_front(graph_module, node, source)
+
+
+def _stand_in_front(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
+    name = add_module(graph_module, f"{str(node.target).replace('.', '_')}_input", Standalone())
+    with graph_module.graph.inserting_before(node):
+        stand_in = graph_module.graph.call_module(name, (source,))
+    stand_in.meta["shape"] = shape_of(source)
+    node.replace_input_with(source, stand_in)
+
+
+def find_sites(graph_module: fx.GraphModule) -> list[Site]:
+    """Return all sites in graph order.
+
+    Raises:
+        UnsupportedModelError: a layer that is called twice.
+    """
+    sites: list[Site] = []
+    signed: dict[fx.Node, bool] = {}
+    targets: set[str] = set()
+    for node in graph_module.graph.nodes:
+        kind = kind_of(graph_module, node)
+        if kind in ("conv", "linear", "bn", "pool"):
+            if str(node.target) in targets:
+                raise UnsupportedModelError(
+                    f"layer {node.target!r} is called more than once; give each call its own layer."
+                )
+            targets.add(str(node.target))
+        if kind in _MOVERS:
+            signed[node] = any(signed.get(source, True) for source in node.all_input_nodes)
+        elif kind not in ("output", "bn", "relu"):
+            site = _site(graph_module, node, kind, signed)
+            sites.append(site)
+            signed[site.end] = site.signed
+    return sites
+
+
+def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[fx.Node, bool]) -> Site:
+    end = node
+    norm = _only_user(graph_module, end, "bn") if kind in ("conv", "linear", "standalone") else None
+    end = norm or end
+    relu = _only_user(graph_module, end, "relu") if kind in ("add", "float", *LAYER_KINDS) else None
+    if relu is not None:
+        is_signed = False
+    elif kind in ("add", "pool", "average"):
+        # What stands in front of a lone ReLU is not known yet, and counts as signed.
+        is_signed = any(signed.get(source, True) for source in node.all_input_nodes)
+    elif isinstance(island := module_of(graph_module, node) if kind == "float" else None, FloatIsland):
+        is_signed = island.is_signed([signed.get(source, True) for source in node.all_input_nodes])
+    else:
+        is_signed = True
+    return Site(producer=node, kind=kind, norm=norm, relu=relu, signed=is_signed)
+
+
+def _only_user(graph_module: fx.GraphModule, node: fx.Node, kind: Kind) -> fx.Node | None:
+    users = users_of(node)
+    return users[0] if len(users) == 1 and kind_of(graph_module, users[0]) == kind else None
+
+
+def find_groups(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]) -> list[Group]:
+    """Return the sites of an isolated graph, those that concatenations join together, with what reads them."""
+    groups: list[tuple[list[Site], list[Reader], set[fx.Node]]] = []
+    for site in find_sites(graph_module):
+        readers, joined = _readers_of(graph_module, site, config, edges)
+        sites = [site]
+        for other in [group for group in groups if group[2] & joined]:
+            groups.remove(other)
+            sites = other[0] + sites
+            readers = list(dict.fromkeys(other[1] + readers))
+            joined |= other[2]
+        groups.append((sites, readers, joined))
+    return [Group(sites=tuple(sites), readers=tuple(readers)) for sites, readers, _ in groups]
+
+
+def _readers_of(
+    graph_module: fx.GraphModule, site: Site, config: QuantConfig, edges: set[fx.Node]
+) -> tuple[list[Reader], set[fx.Node]]:
+    """Return what reads the site, and the concatenations it passes on the way."""
+    readers: list[Reader] = []
+    joined: set[fx.Node] = set()
+    pending = [(site.end, user) for user in users_of(site.end)]
+    while pending:
+        via, node = pending.pop(0)
+        kind = kind_of(graph_module, node)
+        if kind in _MOVERS:
+            if kind == "concat":
+                if node in joined:
+                    continue
+                joined.add(node)
+            pending.extend((node, user) for user in users_of(node))
+            continue
+        bits = None
+        if kind in ("conv", "linear") and node not in edges:
+            bits = config.bits_of(str(node.target), edge=False).activation_bits
+        readers.append(Reader(node=node, via=via, interval_bits=bits))
+    return readers, joined
+
+
+def edge_layers(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """Return the first and last layers: those that read the input, and the one that makes the logits.
+
+    The last one is found through whatever follows it (ReLU, pooling, flatten); a network whose logits come from an
+    addition or a concatenation has none.
+    """
+    layers = [node for node in graph_module.graph.nodes if kind_of(graph_module, node) in ("conv", "linear")]
+    edges = {layer for layer in layers if kind_of(graph_module, _skip_pass(graph_module, input_of(layer))) == "input"}
+    last = input_of(graph_module.graph.output_node())
+    while kind_of(graph_module, last) in ("pass", "bn", "relu", "pool", "average", "standalone"):
+        last = input_of(last)
+    return edges | {last} & set(layers)
+
+
+def _skip_pass(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    while kind_of(graph_module, node) == "pass":
+        node = input_of(node)
+    return node
+
+
+def bits_of_layers(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]) -> dict[fx.Node, LayerBits]:
+    """Return the bits of every convolution and linear layer.
+
+    Raises:
+        ConfigError: an override matches no layer, asks for the impossible, or would change the activation bits
+            of a first or last layer, which reads 8-bit codes.
+    """
+    layers = [node for node in graph_module.graph.nodes if kind_of(graph_module, node) in ("conv", "linear")]
+    config.check_patterns([str(layer.target) for layer in layers])
+    bits = {layer: config.bits_of(str(layer.target), edge=layer in edges) for layer in layers}
+    for layer in edges:
+        if bits[layer].activation_bits != EDGE_ACTIVATION_BITS:
+            raise ConfigError(
+                f"layer {layer.target}: activation_bits={bits[layer].activation_bits}, but the first and last layers "
+                f"read {EDGE_ACTIVATION_BITS}-bit codes; override their weight_bits only."
+            )
+    return bits

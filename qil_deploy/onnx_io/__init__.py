@@ -1,0 +1,62 @@
+"""ONNX files without the onnx package: schema, tensors, metadata, names, the kernels a runtime executes."""
+
+from __future__ import annotations
+
+from .dequantized_weights import dequantized_codes
+from .executed_kernels import executed_operators, float_kernels, float_nodes, optimized_model, write_optimized_model
+from .float_parts import (
+    PART_DOMAIN,
+    PART_OPERATOR,
+    cut_out_parts,
+    inner_name,
+    kept_parts,
+    part_shapes,
+    parts_of_executed,
+)
+from .metadata import read_metadata
+from .model_file import UNREAD, Node, OnnxFile, TensorInfo, convert_model, loadable, parse_file, read_model
+from .names import INPUT_NAME, METADATA_KEY, METADATA_SCHEMA, OUTPUT_NAME
+from .schema import parse_message, parse_model, with_outputs
+from .tensors import DATA_TYPES, Array, DefectError, bits_of_type, convert_tensor, data_type, data_type_name
+from .weight_storage import stored_bits, stored_bytes
+
+__all__ = [
+    "DATA_TYPES",
+    "INPUT_NAME",
+    "METADATA_KEY",
+    "METADATA_SCHEMA",
+    "OUTPUT_NAME",
+    "PART_DOMAIN",
+    "PART_OPERATOR",
+    "UNREAD",
+    "Array",
+    "DefectError",
+    "Node",
+    "OnnxFile",
+    "TensorInfo",
+    "bits_of_type",
+    "convert_model",
+    "convert_tensor",
+    "cut_out_parts",
+    "data_type",
+    "data_type_name",
+    "dequantized_codes",
+    "executed_operators",
+    "float_kernels",
+    "float_nodes",
+    "inner_name",
+    "kept_parts",
+    "loadable",
+    "optimized_model",
+    "parse_file",
+    "parse_message",
+    "parse_model",
+    "part_shapes",
+    "parts_of_executed",
+    "read_metadata",
+    "read_model",
+    "stored_bits",
+    "stored_bytes",
+    "with_outputs",
+    "write_optimized_model",
+]

@@ -1,0 +1,145 @@
+"""What is prepared is the caller's network: a graph that computes something else is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qil_deploy.config import QuantConfig
+from qil_deploy.errors import DataError, UnsupportedModelError
+from qil_deploy.network.preparation import prepare
+
+from .prepared_network import GRID, prepared, resnet8
+
+
+class Small(nn.Module):
+    """A stem, two readers of it, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        logits: Tensor = self.fc(self.mixed(x).mean((2, 3)))
+        return logits
+
+    def mixed(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.conv(x)
+        return result
+
+
+class InPlaceAlias(Small):
+    def mixed(self, x: Tensor) -> Tensor:
+        y = self.relu(x)  # x is changed, too
+        result: Tensor = x + self.conv(y)
+        return result
+
+
+class NormalizesByNumbers(Small):
+    def mixed(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.training else x
+
+
+DIFFERENT = "what torch.fx traced is not the network: on the example input they differ by .* ReLU with inplace=True"
+
+
+def test_an_alias_of_what_is_written_in_place_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=DIFFERENT):
+        prepared(InPlaceAlias())
+
+
+def test_a_forward_that_depends_on_the_mode_is_refused_in_training_mode() -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{DIFFERENT}.* depends on the training mode"):
+        prepared(NormalizesByNumbers().train())
+    prepared(NormalizesByNumbers().eval())
+
+
+def test_a_hook_that_changes_results_is_refused() -> None:
+    network = resnet8()
+    network.register_forward_hook(lambda _module, _inputs, logits: 2 * logits)
+    with pytest.raises(UnsupportedModelError, match=DIFFERENT):
+        prepared(network)
+
+
+def test_noise_finds_what_a_blank_image_hides() -> None:
+    """All features of a black image are zero where nothing has a bias, whatever is done with them."""
+    network = InPlaceAlias()
+    for layer in (network.stem, network.conv):
+        layer.bias = None
+    with pytest.raises(UnsupportedModelError, match="on noise they differ by"):
+        prepared(network)
+
+
+def test_a_network_that_overflows_is_refused() -> None:
+    network = Small()
+    with torch.no_grad():
+        network.fc.weight.fill_(3e38)
+        network.fc.bias.fill_(3e38)
+        assert network.stem.bias is not None
+        network.stem.bias.fill_(1e5)
+    with pytest.raises(UnsupportedModelError, match="the network returns NaN or infinity for the example input"):
+        prepared(network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+def test_another_type_than_float32_is_refused(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    network = resnet8().to(dtype)
+    with pytest.raises(
+        UnsupportedModelError, match=rf"tensor 'conv1\.weight' is {name}; .* prepare\(network\.float\(\),"
+    ):
+        prepared(network)
+    network = resnet8()
+    network.get_submodule("bn1").register_buffer("running_var", torch.ones(4, dtype=dtype))
+    with pytest.raises(UnsupportedModelError, match=rf"tensor 'bn1\.running_var' is {name};"):
+        prepared(network)
+
+
+def test_tensors_without_values_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"tensor 'conv1\.weight' has no values \(device 'meta'\)"):
+        prepared(resnet8().to("meta"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["conv1.weight", "layer2.0.bn1.bias", "fc.bias", "bn1.running_mean"])
+def test_nan_and_infinity_are_refused(name: str, value: float) -> None:
+    network = resnet8()
+    with torch.no_grad():
+        network.state_dict()[name].view(-1)[1] = value
+    with pytest.raises(UnsupportedModelError, match=f"the network: tensor '{name}' has NaN or infinity in 1 of"):
+        prepared(network)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"example_input is uint8 of shape \[1, 3, 8, 8\]; give finite"),
+        (torch.zeros(3, 8, 8), r"example_input is float32 of shape \[3, 8, 8\]"),
+        (torch.zeros(0, 3, 8, 8), r"example_input is float32 of shape \[0, 3, 8, 8\]; .* at least one"),
+        (torch.full((1, 3, 8, 8), float("nan")), "give finite float32 images"),
+        ([torch.zeros(3, 8, 8)], "example_input is a list; give a tensor of images"),
+    ],
+)
+def test_an_example_that_is_no_batch_of_images_is_refused(example: Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(resnet8(), QuantConfig(), example, input_grid=GRID)
+
+
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    network = Small()
+    network.cached = network.fc.weight * 2  # computed, and not a leaf
+    with pytest.raises(
+        UnsupportedModelError, match=r"the network cannot be copied \(.*\); detach tensors that it comp"
+    ):
+        prepared(network)
+
+
+@pytest.mark.parametrize("network", [resnet8(), Small(), nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())])
+def test_the_comparison_holds_for_networks_that_are_what_they_seem(network: nn.Module) -> None:
+    for training in (True, False):
+        prepared(copy.deepcopy(network).train(training))
