@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .interrupts import INTERRUPTED, end_at_interrupts, handle_interrupts
+from qil_deploy.interrupts import INTERRUPTED, end_at_interrupts, handle_interrupts
 
 
 def start(program: str | None = None) -> None:
@@ -14,11 +14,11 @@ def start(program: str | None = None) -> None:
         program: the one command to run with all arguments; None where the first argument names it.
     """
     handle_interrupts()  # before what takes time to load
-    from .terminal import loading
+    from qil_deploy.slow_imports import loading
 
     try:
         with loading():
-            from .commands import main
+            from qil_deploy.commands import main
         main(program=program)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("qil_deploy"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qil_deploy.terminal import loading
+from qil_deploy.slow_imports import loading
 
 RECIPE = Path("digits_resnet14")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qil_deploy.errors import ConfigError, DataError
-from qil_deploy.terminal import loading
+from qil_deploy.slow_imports import loading
 from qil_deploy.untrusted_text import excerpt
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.terminal import loading
+from qil_deploy.slow_imports import loading
 
 if TYPE_CHECKING:
     from torch import Tensor, fx

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.terminal import loading
+from qil_deploy.slow_imports import loading
 
 if TYPE_CHECKING:
     from qil_deploy.training.mixed_precision import Proposal

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qil_deploy.terminal import loading
+from qil_deploy.slow_imports import loading
 
 
 class Precision(StrEnum):

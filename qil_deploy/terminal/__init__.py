@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from .console import Console, line, print_error
 from .progress import Progress, TaskID
-from .slow_imports import loading
 from .table import Column, Table
 
-__all__ = ["Column", "Console", "Progress", "Table", "TaskID", "line", "loading", "print_error"]
+__all__ = ["Column", "Console", "Progress", "Table", "TaskID", "line", "print_error"]

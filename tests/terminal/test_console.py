@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rich.padding import Padding
 from rich.text import Text
 
+from qil_deploy.slow_imports import loading
 from qil_deploy.terminal.console import Console, line, print_error
 from qil_deploy.terminal.progress import Progress
-from qil_deploy.terminal.slow_imports import loading
 from qil_deploy.untrusted_text import LINE_LENGTH, one_line
 
 HOSTILE = "[red]:bug:[/nothing]\x1b[2J\x07\x9b31m\r\nExact\u202e"
