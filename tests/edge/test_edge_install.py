@@ -25,15 +25,15 @@ MODEL = ZOO / "w2a2.onnx"
 pytestmark = pytest.mark.slow  # an environment is made and filled
 
 LARGE = ("torch", "onnx", "torchvision", "matplotlib", "onnxscript", "sklearn", "scipy", "accelerate", "tensorboard")
-# typer brings pydantic, whose core is compiled; all of these have wheels for x86-64 and aarch64.
-COMPILED = {"numpy", "onnxruntime", "protobuf", "pydantic_core"}
+# typer brings pydantic, whose core is compiled, and jinja2 markupsafe; all of these have wheels for x86-64 and aarch64.
+COMPILED = {"markupsafe", "msgspec", "numpy", "onnxruntime", "protobuf", "psutil", "pydantic_core"}
 
 FIND = "import sys; from importlib.util import find_spec; print(*[name for name in sys.argv[1:] if find_spec(name)])"
 LIST_COMPILED = """
 from importlib.metadata import distributions
 for found in distributions():
     if "Root-Is-Purelib: false" in (found.read_text("WHEEL") or ""):
-        print(found.name.replace("-", "_"))
+        print(found.name.lower().replace("-", "_"))
 """
 LOADED = """
 import sys
