@@ -40,12 +40,12 @@ from qil_deploy.integers import (
     FrozenRescale,
     Grid,
 )
-from qil_deploy.network import Concat, QuantConv2d, shape_of
+from qil_deploy.network import QuantConv2d, pads_of, shape_of
 from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.preprocessing import Preprocessing
 
 from .capture_float import MIN_FLOAT_OPSET, capture_float, trace_parts
-from .capture_moves import concat, flatten, max_pool, upsample
+from .capture_moves import capture_move, moves_values
 from .emitter import QIL_DOMAIN, Emitter, free_name
 
 InputKind = Literal["uint8", "float"]
@@ -119,9 +119,9 @@ def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def _capture_module(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
-    for cls, function in _CAPTURES.items():
-        if isinstance(module, cls):
-            return function(emitter, module, sources, name)
+    function = _CAPTURES.get(type(module), capture_move if moves_values(module) else None)
+    if function is not None:
+        return function(emitter, module, sources, name)
     raise UnsupportedModelError(
         f"{name!r} is a {type(module).__name__}, which is no part of a frozen model; freeze the model first."
     )
@@ -141,10 +141,9 @@ def _layer(emitter: Emitter, module: FrozenLayer, sources: list[ir.Value], name:
         attributes |= _grid("y", module.y) | _limits(module.y) | {"y_scale": float(module.y_step)}
     layer = module.layer
     if isinstance(layer, QuantConv2d):
-        top, left = (int(padding) for padding in layer.padding)
         attributes |= {
             "strides": [int(stride) for stride in layer.stride],
-            "pads": [top, left, top, left],
+            "pads": [int(size) for size in pads_of(layer)],
             "dilations": [int(dilation) for dilation in layer.dilation],
             "group": layer.groups,
         }
@@ -216,10 +215,6 @@ _CAPTURES: dict[type[nn.Module], Callable[..., ir.Value]] = {
     FrozenGlobalAveragePool: _pool,
     FrozenMeanLogits: _mean_logits,
     FrozenDequantize: _dequantize,
-    Concat: concat,
-    nn.MaxPool2d: max_pool,
-    nn.Upsample: upsample,
-    nn.Flatten: flatten,
 }
 
 

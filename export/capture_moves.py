@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from qil_deploy.network import Concat, pair
+from qil_deploy.network import operator_of
 
 from .emitter import Emitter
 
@@ -18,26 +17,17 @@ def symmetric_window(kernel: Sequence[int], stride: Sequence[int], padding: Sequ
     return {"kernel_shape": list(kernel), "strides": list(stride), "pads": [*padding, *padding]}
 
 
-def max_pool(emitter: Emitter, module: nn.MaxPool2d, sources: list[ir.Value], name: str) -> ir.Value:
-    """Emit a MaxPool."""
-    window = symmetric_window(pair(module.kernel_size), pair(module.stride), pair(module.padding))
-    attributes = window | {"dilations": list(pair(module.dilation)), "ceil_mode": int(module.ceil_mode)}
-    return emitter.op("MaxPool", sources, name, attributes=attributes)
+def moves_values(module: nn.Module) -> bool:
+    """Tell whether a module has an ONNX form in the table of operators."""
+    row = operator_of(module)
+    return row is not None and row.onnx is not None
 
 
-def upsample(emitter: Emitter, module: nn.Upsample, sources: list[ir.Value], name: str) -> ir.Value:
-    """Emit a Resize that repeats every pixel."""
-    factors = module.scale_factor if isinstance(module.scale_factor, tuple) else (module.scale_factor,) * 2
-    scales = emitter.constant(np.array([1, 1, *factors], np.float32), f"{name}_factors")
-    attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return emitter.op("Resize", [*sources, None, scales], name, attributes=attributes)
-
-
-def concat(emitter: Emitter, _module: Concat, sources: list[ir.Value], name: str) -> ir.Value:
-    """Emit a Concat of channels."""
-    return emitter.op("Concat", sources, name, attributes={"axis": 1})
-
-
-def flatten(emitter: Emitter, module: nn.Flatten, sources: list[ir.Value], name: str) -> ir.Value:
-    """Emit a Flatten to one row per image."""
-    return emitter.op("Flatten", sources, name, attributes={"axis": module.start_dim})
+def capture_move(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    """Emit the ONNX form that the table of operators has for a module."""
+    row = operator_of(module)
+    if row is None or row.onnx is None:
+        raise TypeError(f"{name!r} is a {type(module).__name__}, which moves no values")
+    form = row.onnx(module)
+    constants = [None if c is None else emitter.constant(c[1], f"{name}_{c[0]}") for c in form.constants]
+    return emitter.op(form.name, [*sources, *constants], name, attributes=form.attributes)

@@ -25,26 +25,23 @@ from torch import Tensor, fx, nn
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.integers import gain_and_shift, integer_codes
 from qil_deploy.network import (
-    Add,
     BatchNorm,
-    Concat,
-    GlobalAveragePool,
     QuantConv2d,
     QuantLinear,
-    Standalone,
     module_of,
+    operator_of,
+    pads_of,
     pair,
+    row_of,
 )
 from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 
 from .capture import InputKind, node_names, number_of_logits
-from .capture_moves import concat, flatten, max_pool, symmetric_window, upsample
+from .capture_moves import capture_move, moves_values, symmetric_window
 from .emitter import QIL_DOMAIN, Emitter
 from .layer_codes import LayerCodes
-
-_UNCHANGED = (nn.Dropout, nn.Dropout2d, Standalone)
 
 
 def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: InputKind) -> ir.Model:
@@ -70,7 +67,8 @@ def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kin
         elif node.op == "call_module":
             module = module_of(model, node)
             sources = [values[source] for source in node.args if isinstance(source, fx.Node)]
-            if isinstance(module, _UNCHANGED) or node in norms.values():
+            row = row_of(model, node)
+            if (row is not None and (row.only_trains or row.kind == "standalone")) or node in norms.values():
                 values[node] = sources[0]
             elif isinstance(module, QuantConv2d | QuantLinear):
                 values[node] = _low_bit_layer(emitter, module, _norm_of(model, norms, node), sources, names[node])
@@ -162,8 +160,13 @@ def _multiply(emitter: Emitter, layer: nn.Conv2d | nn.Linear, operands: list[ir.
     """Emit the Conv or Gemm of a layer."""
     if not isinstance(layer, nn.Conv2d):
         return emitter.op("Gemm", operands, name, attributes={"transB": 1})
-    window = symmetric_window(layer.kernel_size, layer.stride, pair(layer.padding))
-    attributes = window | {"dilations": list(layer.dilation), "group": layer.groups}
+    attributes = {
+        "kernel_shape": list(layer.kernel_size),
+        "strides": list(layer.stride),
+        "pads": list(pads_of(layer)),
+        "dilations": list(layer.dilation),
+        "group": layer.groups,
+    }
     return emitter.op("Conv", operands, name, attributes=attributes)
 
 
@@ -200,13 +203,12 @@ def _norm(emitter: Emitter, module: BatchNorm, sources: list[ir.Value], name: st
     return emitter.op("BatchNormalization", [*sources, *constants], name, attributes={"epsilon": module.eps})
 
 
-def _bounded(emitter: Emitter, module: nn.Hardtanh, sources: list[ir.Value], name: str) -> ir.Value:
-    limits = [emitter.constant(np.float32(limit), "") for limit in (module.min_val, module.max_val)]
+def _relu(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    bound = getattr(module, "max_val", None)
+    if bound is None:
+        return emitter.op("Relu", sources, name)
+    limits = [emitter.constant(np.float32(limit), "") for limit in (0.0, bound)]
     return emitter.op("Clip", [*sources, *limits], name)
-
-
-def _relu(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
-    return emitter.op("Relu", sources, name)
 
 
 def _add(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
@@ -228,29 +230,28 @@ def _average(emitter: Emitter, module: nn.AvgPool2d, sources: list[ir.Value], na
     return emitter.op("Mul", [mean, emitter.constant(factor, "")], name, node_name=f"{name}_divisor")
 
 
-_OPERATORS: tuple[tuple[type[nn.Module], Callable[..., ir.Value]], ...] = (
-    (ActivationQuantizer, _interval),
-    (nn.Conv2d, _float_layer),
-    (nn.Linear, _float_layer),
-    (nn.BatchNorm2d, _norm),
-    (nn.BatchNorm1d, _norm),
-    (nn.Hardtanh, _bounded),
-    (nn.ReLU, _relu),
-    (Add, _add),
-    (GlobalAveragePool, _mean),
-    (nn.AvgPool2d, _average),
-    (Concat, concat),
-    (nn.MaxPool2d, max_pool),
-    (nn.Upsample, upsample),
-    (nn.Flatten, flatten),
-)
+_BY_KIND: dict[str, Callable[..., ir.Value]] = {
+    "conv": _float_layer,
+    "linear": _float_layer,
+    "bn": _norm,
+    "relu": _relu,
+    "add": _add,
+    "pool": _mean,
+    "average": _average,
+}
 
 
 def _float_operator(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
-    for cls, function in _OPERATORS:
-        if isinstance(module, cls):
-            return function(emitter, module, sources, name)
-    raise UnsupportedModelError(f"{name!r} is a {type(module).__name__}, for which there is no float operator here.")
+    if isinstance(module, ActivationQuantizer):
+        return _interval(emitter, module, sources, name)
+    if moves_values(module):
+        return capture_move(emitter, module, sources, name)
+    row = operator_of(module)
+    if row is None or row.kind not in _BY_KIND:
+        raise UnsupportedModelError(
+            f"{name!r} is a {type(module).__name__}, for which there is no float operator here."
+        )
+    return _BY_KIND[row.kind](emitter, module, sources, name)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

@@ -34,13 +34,13 @@ from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.network import (
     bits_read,
     calibrate,
+    capture,
     change_bits,
     edge_layers,
     estimate_batchnorm,
     isolate,
     prepare,
     quantized_layers,
-    trace,
 )
 from qil_deploy.onnx_io import stored_bytes
 from qil_deploy.preprocessing import Preprocessing
@@ -191,7 +191,7 @@ class Probe:
 
     def _edges(self) -> set[str]:
         example = example_input(self.info.preprocessing)
-        traced = trace(self.network, example, allow_float=self.config.allow_float)
+        traced = capture(self.network, example, allow_float=self.config.allow_float)
         isolate(traced)
         return {str(node.target) for node in edge_layers(traced)}
 

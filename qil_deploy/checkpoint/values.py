@@ -37,7 +37,7 @@ from qil_deploy.integers import (
     largest_spread,
     shrink_factor,
 )
-from qil_deploy.network import BatchNorm, Concat, QuantConv2d, QuantLinear, input_of, module_of, require_finite
+from qil_deploy.network import MOVING_KINDS, BatchNorm, QuantConv2d, QuantLinear, kind_of, module_of, require_finite
 from qil_deploy.quantizers import InputQuantizer, IntervalQuantizer, RangeQuantizer
 from qil_deploy.untrusted_text import excerpt
 
@@ -240,10 +240,8 @@ def _check_grids_agree(model: fx.GraphModule, problem: _Problem) -> None:
         elif isinstance(module, FrozenLayer | FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenFloat):
             if module.y is not None:
                 grids[node] = _values(module.y)
-        elif isinstance(module, Concat) and sources:
+        elif kind_of(model, node) in MOVING_KINDS and sources:
             grids[node] = _joined(str(node.target), sources, problem)
-        elif isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten) and input_of(node) in grids:
-            grids[node] = grids[input_of(node)]
 
 
 def _grids_read(module: nn.Module) -> list[Grid]:

@@ -20,6 +20,7 @@ steps and multipliers from which float32 could overflow or go below its normal n
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -27,21 +28,22 @@ from torch import fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.network import (
-    Add,
     BatchNorm,
-    Concat,
     FloatIsland,
     FrozenModel,
     GlobalAveragePool,
+    Operator,
     PreparedModel,
     QuantConv2d,
     QuantLinear,
     add_module,
     input_of,
     keeps_float,
+    kind_of,
     module_of,
     nothing_left_behind,
     prepared_model,
+    row_of,
     shape_of,
     users_of,
 )
@@ -142,20 +144,24 @@ class _Freezer:
                 self._freeze_input(node, module)
             elif isinstance(module, ActivationQuantizer | RangeQuantizer):
                 self._freeze_site(node, module)
-            elif isinstance(module, nn.Dropout | nn.Dropout2d):
-                node.replace_all_uses_with(input_of(node))
-                self.model.graph.erase_node(node)
-            elif isinstance(module, Concat):
-                self.grids[node] = _joined([self.grids[source] for source in node.all_input_nodes])
-            elif isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten) and input_of(node) in self.grids:
-                self.grids[node] = self.grids[input_of(node)]
+            elif (row := row_of(self.model, node)) is not None:
+                self._pass_on_grid(node, row)
         self._freeze_logits(input_of(self.model.graph.output_node()))
+
+    def _pass_on_grid(self, node: fx.Node, row: Operator) -> None:
+        if row.only_trains:
+            node.replace_all_uses_with(input_of(node))
+            self.model.graph.erase_node(node)
+        elif row.kind == "concat":
+            self.grids[node] = _joined([self.grids[source] for source in node.all_input_nodes])
+        elif row.kind == "pass" and input_of(node) in self.grids:
+            self.grids[node] = self.grids[input_of(node)]
 
     def _freeze_logits(self, logits: fx.Node) -> None:
         if logits in self.grids:
             self._dequantize(logits)
             return
-        while isinstance(module_of(self.model, logits), nn.Flatten):
+        while kind_of(self.model, logits) == "pass":
             logits = input_of(logits)
         chain = self._chain(logits)
         producer = module_of(self.model, chain[-1])
@@ -193,7 +199,7 @@ class _Freezer:
             y = Grid(scale, zero_point, *self._limits(chain, scale, 0.0, zero_point, 255))
             if isinstance(producer, QuantConv2d | QuantLinear):
                 self._freeze_layer(chain, y, step=float(y.scale), offset=0.0)
-            elif isinstance(producer, Add):
+            elif kind_of(self.model, chain[-1]) == "add":
                 self._freeze_add(chain, y)
             elif isinstance(producer, GlobalAveragePool):
                 self._freeze_pool(chain, y, producer.window)
@@ -210,17 +216,18 @@ class _Freezer:
         with signed ones.
         """
         low, high = 0, largest
-        for module in (module_of(self.model, node) for node in chain[1:]):
-            if isinstance(module, nn.ReLU | nn.Hardtanh):
+        for node in chain[1:]:
+            if kind_of(self.model, node) == "relu":
                 low = int(np.clip(np.rint(-offset / step) + zero_point, 0, largest))
-            if isinstance(module, nn.Hardtanh):
-                high = int(np.clip(np.rint((module.max_val - offset) / step) + zero_point, 0, largest))
+                bound = getattr(module_of(self.model, node), "max_val", math.inf)
+                if bound < math.inf:
+                    high = int(np.clip(np.rint((bound - offset) / step) + zero_point, 0, largest))
         return low, high
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:
         """Return `node` and what leads to it, back to the layer, addition, pooling or island that made the value."""
         chain = [node]
-        while isinstance(module_of(self.model, chain[-1]), BatchNorm | nn.ReLU | nn.Hardtanh):
+        while kind_of(self.model, chain[-1]) in ("bn", "relu"):
             chain.append(input_of(chain[-1]))
         return chain
 

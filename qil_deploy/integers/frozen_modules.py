@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qil_deploy.network import BatchNorm, FloatIsland, QuantConv2d, QuantLayer
+from qil_deploy.network import BatchNorm, FloatIsland, QuantConv2d, QuantLayer, pad_image
 from qil_deploy.quantizers import InputQuantizer, round_straight_through
 
 from .fold import (
@@ -331,6 +331,7 @@ def _convolve(layer: QuantLayer, x: Tensor, weight: Tensor) -> Tensor:
     # NNPACK, which torch takes where oneDNN is missing, convolves by Winograd or FFT: sums are not exact.
     with torch.backends.nnpack.flags(enabled=False), torch.autocast(x.device.type, enabled=False):
         if isinstance(layer, QuantConv2d):
+            x = pad_image(x, layer)
             return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
         return F.linear(x, weight)
 

@@ -6,9 +6,10 @@ from .batches import checked_batches
 from .bit_widths import bits_read, change_bits, quantized_layers
 from .calibration import calibrate, estimate_batchnorm
 from .callers_state import evaluation_mode, nothing_left_behind
-from .capture import add_module, input_of, module_of, shape_of, trace, users_of
+from .capture import capture
 from .finite import require_finite
 from .float_island import FloatIsland
+from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, users_of
 from .layers import (
     Add,
     AveragingConv2d,
@@ -19,9 +20,12 @@ from .layers import (
     QuantLayer,
     QuantLinear,
     Standalone,
+    pad_image,
+    pads_of,
     pair,
 )
 from .network_size import measure_network
+from .operators import LAYER_KINDS, MOVING_KINDS, OnnxForm, Operator, operator_of
 from .preparation import prepare, prepare_structure
 from .quantized_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel, keeps_float
 from .sites import edge_layers, isolate
@@ -30,6 +34,8 @@ from .unwrap import float_network, prepared_model, unwrapped
 __all__ = [
     "CONFIG",
     "INPUT_GRID",
+    "LAYER_KINDS",
+    "MOVING_KINDS",
     "Add",
     "AveragingConv2d",
     "BatchNorm",
@@ -37,6 +43,8 @@ __all__ = [
     "FloatIsland",
     "FrozenModel",
     "GlobalAveragePool",
+    "OnnxForm",
+    "Operator",
     "PreparedModel",
     "QuantConv2d",
     "QuantLayer",
@@ -46,6 +54,7 @@ __all__ = [
     "add_module",
     "bits_read",
     "calibrate",
+    "capture",
     "change_bits",
     "checked_batches",
     "edge_layers",
@@ -55,17 +64,21 @@ __all__ = [
     "input_of",
     "isolate",
     "keeps_float",
+    "kind_of",
     "measure_network",
     "module_of",
     "nothing_left_behind",
+    "operator_of",
+    "pad_image",
+    "pads_of",
     "pair",
     "prepare",
     "prepare_structure",
     "prepared_model",
     "quantized_layers",
     "require_finite",
+    "row_of",
     "shape_of",
-    "trace",
     "unwrapped",
     "users_of",
 ]

@@ -13,8 +13,9 @@ from qil_deploy.errors import DataError, QilDeployError
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer
 
 from .callers_state import evaluation_mode
-from .capture import input_of, module_of
-from .layers import BatchNorm, Concat, QuantConv2d, QuantLayer, QuantLinear, set_output_scale
+from .graph import input_of, kind_of, module_of
+from .layers import BatchNorm, QuantConv2d, QuantLayer, QuantLinear, set_output_scale
+from .operators import MOVING_KINDS
 
 CALIBRATED: Final = "calibrated"
 """The buffer of a prepared model that says whether its intervals were set."""
@@ -185,7 +186,7 @@ def interval_before(model: fx.GraphModule, node: fx.Node) -> str | None:
         module = module_of(model, source)
         if isinstance(module, ActivationQuantizer):
             return str(source.target)
-        if not isinstance(module, nn.MaxPool2d | nn.Upsample | nn.Flatten | nn.Dropout | nn.Dropout2d | Concat):
+        if kind_of(model, source) not in MOVING_KINDS:
             break
         source = source.all_input_nodes[0]
     return None

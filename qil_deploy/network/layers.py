@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,40 @@ from qil_deploy.quantizers import WeightQuantizer
 AVERAGING_BITS = 2  # a weight of 1 needs no more
 
 
+Pads: TypeAlias = tuple[int, int, int, int]
+"""Rows and columns of zeros around an image: top, left, bottom, right."""
+
+
+class PaddedConv2d(nn.Conv2d):
+    """Convolution with zeros on each side by itself.
+
+    Attributes:
+        pads: the zeros; they are there beside `padding`, which is none.
+    """
+
+    pads: Pads
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002 - as in the base class
+        y: Tensor = super()._conv_forward(pad_image(input, self), weight, bias)
+        return y
+
+
+def pads_of(layer: nn.Conv2d) -> Pads:
+    """Return the zeros that a convolution puts around an image."""
+    top, left = pair(layer.padding)
+    own: Pads | None = getattr(layer, "pads", None)
+    return own or (top, left, top, left)
+
+
+def pad_image(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Return images [N, C, H, W] with those zeros around them that `layer.padding` does not make."""
+    own: Pads | None = getattr(layer, "pads", None)
+    if own is None:
+        return x
+    top, left, bottom, right = own
+    return F.pad(x, (left, right, top, bottom))
+
+
 class QuantConv2d(nn.Conv2d):
     """Convolution of quantized activations with quantized weights (made by `quantize_layer`).
 
@@ -24,6 +59,7 @@ class QuantConv2d(nn.Conv2d):
 
     weight_quantizer: WeightQuantizer
     log_output_scale: nn.Parameter | None
+    pads: Pads | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C_in, H, W] to [N, C_out, H', W']."""
@@ -31,7 +67,7 @@ class QuantConv2d(nn.Conv2d):
 
     def unscaled(self, x: Tensor) -> Tensor:
         """Return `conv(x, w_hat)`: what output scale and bias are applied to."""
-        y: Tensor = self._conv_forward(x, self.weight_quantizer(self.weight), None)
+        y: Tensor = self._conv_forward(pad_image(x, self), self.weight_quantizer(self.weight), None)
         return y
 
 
@@ -91,6 +127,7 @@ def quantize_layer(
             bias=False,
             device="meta",  # its own weights are never read
         )
+        result.pads = getattr(layer, "pads", None)
     else:
         result = QuantLinear(layer.in_features, layer.out_features, bias=False, device="meta")
     result.weight = layer.weight
@@ -172,13 +209,13 @@ class Standalone(nn.Module):
 class GlobalAveragePool(nn.Module):
     """Mean over height and width, keeping both as 1.
 
-    Attributes:
-        window: number of pixels averaged; set when the shapes are known.
+    Args:
+        window: number of pixels averaged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int) -> None:
         super().__init__()
-        self.window = 0
+        self.window = window
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, C, 1, 1]."""

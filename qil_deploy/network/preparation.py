@@ -25,13 +25,16 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
 from .calibrator import CALIBRATED, NORMS_STAY
-from .callers_state import modes_kept, nothing_left_behind
-from .capture import add_module, module_of, shape_of, trace, users_of
+from .callers_state import nothing_left_behind
+from .capture import capture
 from .finite import is_finite, require_finite
-from .layers import BatchNorm, QuantLayer, Standalone, averaging_layer, pair, quantize_layer
+from .graph import add_module, module_of, row_of, shape_of, users_of
+from .layers import BatchNorm, QuantLayer, averaging_layer, pair, quantize_layer
+from .operators import LAYER_KINDS
+from .plain_modules import require_plain_modules
 from .quantized_model import CONFIG, INPUT_GRID, PreparedModel
-from .same_function import require_same_function
-from .sites import LAYER_KINDS, Group, Reader, Site, bits_of_layers, edge_layers, find_groups, isolate
+from .same_function import require_same_function, require_same_training
+from .sites import Group, Reader, Site, bits_of_layers, edge_layers, find_groups, isolate
 from .unwrap import float_network
 
 
@@ -45,10 +48,10 @@ def prepare(
     network, nor the mode of any of its modules, the example, or what random generators will give next.
 
     Args:
-        model: float32 network that `torch.fx` can trace, one image tensor in, logits out.
+        model: float32 network that `torch.export` can capture, one image tensor in, logits out; in whatever mode.
         config: bits and placement.
         example_input: images as the network sees them, float32 [N, C, H, W], for their shape and for a comparison: on
-            the first one, and on noise, the traced graph has to return what `model` does (`same_function`).
+            the first one, and on noise, the captured graph has to return what `model` does (`same_function`).
         input_grid: scale and zero point that made the input from a uint8 image.
 
     Raises:
@@ -60,6 +63,7 @@ def prepare(
     """
     network = float_network(model, "prepare")
     _check_example(example_input, input_grid)
+    require_plain_modules(network)
     _require_float32(network)
     require_finite(chain(network.named_parameters(), network.named_buffers()), "the network")
     with nothing_left_behind():
@@ -126,11 +130,11 @@ def _prepared(
     network: nn.Module, config: QuantConfig, example: Tensor, input_grid: Preprocessing, *, compared: bool
 ) -> PreparedModel:
     """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
-    known = set(network.modules())
-    with modes_kept(network):
-        graph_module = trace(network, example.clone(), allow_float=config.allow_float)
-        if compared:
-            require_same_function(network, graph_module, example)
+    graph_module = capture(network, example, allow_float=config.allow_float)
+    if compared:
+        require_same_function(network, graph_module, example)
+        require_same_training(network, graph_module)
+    known = set(graph_module.modules())
     _place_quantizers(graph_module, config, input_grid)
     _write_only_where_nobody_reads(graph_module)
     graph_module.graph.lint()
@@ -167,13 +171,12 @@ def _write_only_where_nobody_reads(graph_module: fx.GraphModule) -> None:
     """Let no ReLU write into the images, which are the caller's, nor into what other nodes read."""
     read: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
-        module = module_of(graph_module, node) if node.op == "call_module" else None
-        returns_what_it_gets = isinstance(module, nn.Dropout | nn.Dropout2d | nn.Flatten | Standalone)
+        row = row_of(graph_module, node)
         reads_it = bool(read.intersection(node.all_input_nodes))
-        if node.op == "placeholder" or len(users_of(node)) > 1 or (returns_what_it_gets and reads_it):
+        if node.op == "placeholder" or len(users_of(node)) > 1 or (row is not None and row.returns_input and reads_it):
             read.add(node)
-        if isinstance(module, nn.ReLU | nn.Hardtanh) and reads_it:
-            module.inplace = False
+        if row is not None and row.kind == "relu" and reads_it:
+            module_of(graph_module, node).inplace = False  # type: ignore[assignment] # a flag, not a tensor
 
 
 def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, config: QuantConfig) -> None:
@@ -181,11 +184,6 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
     name = str(site.producer.target)
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise TypeError(f"{name} is a {type(layer).__name__}")
-    if isinstance(layer, nn.Conv2d) and (isinstance(layer.padding, str) or layer.padding_mode != "zeros"):
-        raise UnsupportedModelError(
-            f"layer {name!r} pads with {layer.padding!r} in mode {layer.padding_mode!r}; only a fixed number of zeros "
-            "can be lowered."
-        )
     norm = module_of(graph_module, site.norm) if site.norm is not None else None
     if isinstance(norm, BatchNorm) and norm.running_mean is not None and layer.bias is not None:
         norm.running_mean -= layer.bias.detach()

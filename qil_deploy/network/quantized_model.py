@@ -17,7 +17,7 @@ from qil_deploy.quantizers import InputQuantizer
 
 from .batches import checked_batches
 from .calibrator import set_intervals
-from .capture import module_of, shape_of
+from .graph import module_of, shape_of
 from .layers import BatchNorm
 
 CONFIG: Final = "config"

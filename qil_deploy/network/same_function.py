@@ -1,24 +1,46 @@
-"""Compare a traced graph with the network that it came from.
+"""Compare a captured graph with the network that it came from, in evaluation mode and in training mode.
 
-A graph says which result is read where. That is not all that a network can do: what it writes in place changes tensors
-that are read elsewhere, hooks change results, and code may look at numbers. None of this is in the graph, and quantized
-it would be another network.
+The graph is what the network did once, on one shape, in evaluation mode. That is not all that a network can do: hooks
+change results, code may look at numbers or at the training mode, and a path that is dropped at random in training is
+not there. Quantized, it would be another network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from qil_deploy.errors import UnsupportedModelError
 
-from .callers_state import evaluation_mode
+from .callers_state import evaluation_mode, modes_kept
+from .captured_graph import user_line
 
 RELATIVE_TOLERANCE: Final = 1e-5
+TRAINING_TOLERANCE: Final = 1e-2  # BatchNorm over two images may enlarge what float sums differ by
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+_RANDOM = (
+    "alpha_dropout",
+    "bernoulli",
+    "bernoulli_",
+    "feature_alpha_dropout",
+    "multinomial",
+    "normal",
+    "normal_",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "uniform_",
+)
 
 
 @torch.no_grad()
@@ -60,16 +82,85 @@ def _nothing_written_in_place(graph: nn.Module) -> Iterator[None]:
             module.inplace = True  # type: ignore[assignment] # as above
 
 
+@torch.no_grad()
+def require_same_training(network: nn.Module, graph: nn.Module) -> None:
+    """Compare a network and the graph captured from it in training mode, without dropout, on noise.
+
+    A network that does not run on two such images in training mode is not compared. Of several results (a network may
+    have auxiliary ones in training mode) one has to be that of the graph.
+
+    Args:
+        network: the user's; its tensors, buffers included, are the graph's and stay as they are.
+        graph: what was captured from it.
+
+    Raises:
+        UnsupportedModelError: they differ, or the network draws random numbers outside dropout.
+    """
+    shape = next(node.meta["shape"] for node in graph.graph.nodes if node.op == "placeholder")  # type: ignore[union-attr] # a graph
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    noise = torch.randn(2, *shape[1:], generator=torch.Generator().manual_seed(1)).to(device)
+    statistics = {id(buffer): (buffer, buffer.clone()) for buffer in network.buffers()}
+    with modes_kept(network, graph):
+        try:
+            network.train()
+            with _NoDropout() as watch:
+                expected = [x for x in pytree.tree_leaves(network(noise.clone())) if isinstance(x, Tensor)]
+            graph.train()
+            with _NoDropout():
+                found = graph(noise.clone())
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return
+        finally:
+            for buffer, before in statistics.values():
+                buffer.copy_(before)
+    if not all(bool(x.isfinite().all()) for x in expected):
+        return
+    if watch.drawn:
+        raise UnsupportedModelError(
+            f"the network draws random numbers in training mode: {watch.drawn}. Of what is drawn only Dropout can be "
+            "trained on; set the probability of dropped paths (stochastic depth) and of other noise to 0."
+        )
+    if not any(_is_close(x, found, TRAINING_TOLERANCE) for x in expected):
+        raise UnsupportedModelError(
+            "the network computes something else in training mode than in evaluation mode, beside Dropout and the "
+            "statistics of BatchNorm; let forward do the same in both."
+        )
+
+
+class _NoDropout(TorchFunctionMode):
+    """Lets dropout return its input, and notes where any other random numbers are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = ""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401 - as in the base class
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - as in the base class
+        name = getattr(func, "__name__", "")
+        if name in _DROPOUTS:
+            return args[0]
+        if name in _RANDOM and not self.drawn:
+            line = user_line("".join(traceback.format_stack()))
+            self.drawn = f"{name} ({line})" if line else name
+        return func(*args, **(kwargs or {}))
+
+
 def _run(network: nn.Module, x: Tensor, name: str) -> Tensor:
     try:
         result = network(x)
     except Exception as error:  # any Python of the user's runs
         raise UnsupportedModelError(f"the network fails on {name}, of shape {list(x.shape)}: {error}") from error
-    if not isinstance(result, Tensor):
+    tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    if len(tensors) != 1:
         raise UnsupportedModelError(
-            f"the network returns {type(result).__name__!r} in evaluation mode; it has to return one tensor of logits."
+            f"the network returns {len(tensors)} tensors in evaluation mode; it has to return one tensor of logits."
         )
-    return result
+    return tensors[0]
 
 
 def _compare(expected: Tensor, found: Tensor, name: str) -> None:
@@ -77,12 +168,18 @@ def _compare(expected: Tensor, found: Tensor, name: str) -> None:
         raise UnsupportedModelError(
             f"the network returns NaN or infinity for {name}; it cannot be quantized like this."
         )
-    largest = float(expected.abs().max())
-    difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
-    if not difference <= RELATIVE_TOLERANCE * largest:
+    if not _is_close(expected, found, RELATIVE_TOLERANCE):
+        largest = float(expected.abs().max())
+        difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
         raise UnsupportedModelError(
-            f"what torch.fx traced is not the network: on {name} they differ by {difference:.3g}, where the largest "
-            f"output is {largest:.3g}. The reason may be an operation that writes into a tensor which is read again (a "
-            "ReLU with inplace=True, +=): let it return a new one. Or it is a forward hook, or a forward that depends "
-            "on the training mode or on numbers."
+            f"what was captured is not the network: on {name} they differ by {difference:.3g}, where the largest "
+            f"output is {largest:.3g}. The reason may be a forward hook, or a forward that depends on numbers or on how many "
+            "images there are."
         )
+
+
+def _is_close(expected: Tensor, found: Tensor, tolerance: float) -> bool:
+    """Whether two tensors differ by no more than `tolerance` times the largest value."""
+    if expected.shape != found.shape:
+        return False
+    return float((expected - found).abs().max()) <= tolerance * float(expected.abs().max())

@@ -18,13 +18,10 @@ from torch import fx
 from qil_deploy.config import EDGE_ACTIVATION_BITS, LayerBits, QuantConfig
 from qil_deploy.errors import ConfigError, UnsupportedModelError
 
-from .capture import Kind, add_module, input_of, kind_of, module_of, shape_of, users_of
 from .float_island import FloatIsland
+from .graph import add_module, input_of, kind_of, module_of, shape_of, users_of
 from .layers import Standalone
-
-# What a layer can be in the frozen model; additions, global poolings and islands only ever make 8-bit codes.
-LAYER_KINDS: tuple[Kind, ...] = ("conv", "linear", "average", "standalone")
-_MOVERS: tuple[Kind, ...] = ("pass", "concat")
+from .operators import LAYER_KINDS, MOVING_KINDS, Kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +116,9 @@ def find_sites(graph_module: fx.GraphModule) -> list[Site]:
                     f"layer {node.target!r} is called more than once; give each call its own layer."
                 )
             targets.add(str(node.target))
-        if kind in _MOVERS:
+        if kind is None:
+            raise TypeError(f"{node.name!r} is no part of a captured network")
+        if kind in MOVING_KINDS:
             signed[node] = any(signed.get(source, True) for source in node.all_input_nodes)
         elif kind not in ("output", "bn", "relu"):
             site = _site(graph_module, node, kind, signed)
@@ -175,7 +174,7 @@ def _readers_of(
     while pending:
         via, node = pending.pop(0)
         kind = kind_of(graph_module, node)
-        if kind in _MOVERS:
+        if kind in MOVING_KINDS:
             if kind == "concat":
                 if node in joined:
                     continue

@@ -1,0 +1,69 @@
+"""One call of an operator in a captured graph, as rows of the table see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+Modules: TypeAlias = list[nn.Module]
+"""Modules that one after the other do what a call does; none where nothing has to be done."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A tensor that the network computes from its input; `shape` is the one for the example."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that the network computes from parameters alone."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A call of an ATen operator.
+
+    Attributes:
+        arguments: by the names of the operator's schema, defaults filled in. Tensors of the network's data are `Data`,
+            parameters and buffers are tensors, and what is computed from these alone is `Computed`.
+        shape: of the result.
+        module: the user's module that calls the operator.
+    """
+
+    arguments: Mapping[str, Any]
+    shape: tuple[int, ...]
+    module: nn.Module
+
+    @property
+    def inputs(self) -> list[tuple[int, ...]]:
+        """The shapes of the data tensors, each as often as it is read."""
+        found: list[tuple[int, ...]] = []
+        for value in self.arguments.values():
+            values = value if isinstance(value, list | tuple) else [value]
+            found.extend(each.shape for each in values if isinstance(each, Data))
+        return found
+
+    def parameter(self, name: str) -> Tensor | None:
+        """Return an argument that is a parameter or buffer.
+
+        Raises:
+            CallError: it is computed.
+        """
+        value = self.arguments[name]
+        if isinstance(value, Computed):
+            raise CallError(f"has a {name} that is computed from {', '.join(map(repr, value.names))}")
+        if isinstance(value, Data):
+            raise CallError(f"has a {name} that depends on the image")
+        tensor: Tensor | None = value
+        return tensor
+
+
+class CallError(Exception):
+    """Why a call cannot be lowered: the end of a sentence that begins with 'it'."""

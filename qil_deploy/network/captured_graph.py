@@ -1,0 +1,255 @@
+"""A network's forward pass as `torch.export` captures it: ATen operators without side effects, any number of images.
+
+Writes in place have become plain operators (`writes_in_place`), so that the order in which a tensor is written and
+read is the graph's. Every node knows which of the user's modules it came from, and which line.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from qil_deploy.errors import UnsupportedModelError
+from qil_deploy.untrusted_text import excerpt
+
+from .writes_in_place import without_writes
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node comes from.
+
+    Attributes:
+        call: the call of the user's module, different for each call of the same one.
+        path: the module's name; empty for the network itself.
+        module: the module.
+    """
+
+    call: str
+    path: str
+    module: nn.Module
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it is a module of PyTorch that is taken as a whole."""
+        return type(self.module).__module__.startswith("torch.nn") and not isinstance(
+            self.module, nn.Sequential | nn.ModuleList | nn.ModuleDict
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedGraph:
+    """A captured network.
+
+    Attributes:
+        network: the user's.
+        graph: its ATen operators.
+        image, output: the nodes that are read first and returned.
+        tensors: name and value of every node that is a parameter, buffer or constant.
+        data: the nodes whose value is a tensor that depends on the image.
+        images: how many images the shapes of nodes are for.
+    """
+
+    network: nn.Module
+    graph: fx.Graph
+    image: fx.Node
+    output: fx.Node
+    tensors: dict[fx.Node, tuple[str, Tensor]]
+    images: int
+    data: set[fx.Node] = field(default_factory=set)
+
+    def calls(self) -> Iterator[fx.Node]:
+        """Return every node that computes something, in order."""
+        return (node for node in self.graph.nodes if node.op == "call_function")
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the shape of a node's tensor, for one image."""
+        sizes = [int(size) for size in node.meta["val"].shape]
+        return (sizes[0] // self.images, *sizes[1:]) if node in self.data else tuple(sizes)
+
+    def origin(self, node: fx.Node) -> Origin:
+        """Return where a node comes from."""
+        stack: dict[object, tuple[str, object]] = node.meta.get("nn_module_stack", {})
+        call, path = "", ""
+        for key, (found, _) in stack.items():
+            call, path = str(key), str(found).partition("@")[0]
+        try:
+            return Origin(call, path, self.network.get_submodule(path))
+        except AttributeError:  # a module that the network makes on the way
+            return Origin(call, "", self.network)
+
+    def describe(self, node: fx.Node) -> str:
+        """Return the words for a node in a message: the module or operation, and the line of the user's file."""
+        origin, line = self.origin(node), user_line(node.meta.get("stack_trace") or "")
+        where = f" ({line})" if line else ""
+        if origin.is_leaf:
+            return f"module {origin.path!r} ({type(origin.module).__name__})"
+        inside = f" of module {origin.path!r}" if origin.path else ""
+        return f"operation {operation_name(node)!r}{inside}{where}"
+
+
+def operation_name(node: fx.Node) -> str:
+    """Return the name of the ATen operator that a node calls, without overload."""
+    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    return name.strip("_")
+
+
+def user_line(trace: str) -> str:
+    """Return `file, line N` of the last frame of a stack trace that is not of a library; nothing where none is."""
+    frames = [match for match in _FRAME.finditer(trace) if not match[1].startswith(_LIBRARIES)]
+    return f"{Path(frames[-1][1]).name}, line {frames[-1][2]}" if frames else ""
+
+
+def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
+    """Capture a network in evaluation mode.
+
+    Args:
+        network: float32, in evaluation mode.
+        example: images [N, C, H, W], for their shape.
+
+    Raises:
+        UnsupportedModelError: it does not run on such images, looks at numbers or at how many images there are, draws
+            random numbers, changes its buffers, or returns something else than one tensor.
+    """
+    program = _exported(network, example)
+    tensors = dict(_tensors(network, program))
+    inputs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    nodes = {node.name: node for node in program.graph.nodes}
+    image = nodes[inputs[0].arg.name]
+    (results,) = (node for node in program.graph.nodes if node.op == "output")
+    captured = CapturedGraph(
+        network=network,
+        graph=program.graph,
+        image=image,
+        output=_only_output(program, results),
+        tensors={nodes[name]: found for name, found in tensors.items()},
+        images=int(image.meta["val"].shape[0]),
+    )
+    _mark_data(captured)
+    _refuse_random_numbers(captured)
+    if not isinstance(captured.output, fx.Node) or captured.output not in captured.data:
+        raise UnsupportedModelError("the network returns nothing that depends on the image.")
+    return captured
+
+
+def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    parameter = next(network.parameters(), example)
+    images = torch.cat([example[:1]] * 2).to(parameter.device)  # of a single image the number would be a constant
+    logger = logging.getLogger("torch")
+    level = logger.level
+    try:
+        logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            batch = ({0: torch.export.Dim("batch", min=1, max=2**20)},)
+            program = torch.export.export(network, (images,), dynamic_shapes=batch)
+            if program.graph_signature.buffers_to_mutate:
+                changed = ", ".join(map(repr, program.graph_signature.buffers_to_mutate.values()))
+                raise UnsupportedModelError(
+                    f"the network changes its buffers {changed} in evaluation mode; a quantized network has none that "
+                    "change."
+                )
+            return without_writes(program)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # any Python of the user's runs, and torch.export's own
+        raise UnsupportedModelError(_explain(network, example, error)) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _explain(network: nn.Module, example: Tensor, error: Exception) -> str:
+    """Return a sentence for an error of `torch.export`: whose fault it is shows when the network simply runs."""
+    name, shape = type(network).__name__, list(example[:1].shape)
+    parameter = next(network.parameters(), example)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network(example[:1].to(parameter.device, copy=True))
+    except Exception as own:  # noqa: BLE001 - any Python of the user's runs; the sentence goes on with it
+        return f"the network does not run on an input of shape {shape}: {excerpt(str(own))}."
+    first = excerpt(str(error).strip().partition("\n")[0])
+    line = _line_of(error)
+    where = f" ({line})" if line else ""
+    if "Data" in type(error).__name__ or "data-dependent" in str(error):
+        return (
+            f"{name} cannot be captured{where}: what it does depends on values of tensors, which are not known before "
+            "it runs; let it compute the same for every image."
+        )
+    if "batch" in str(error) and ("Constraint" in str(error) or "specializ" in str(error)):
+        return (
+            f"{name} cannot be captured for any number of images{where}: {first} Take the number of images from the "
+            "input's shape, and let the result not depend on it."
+        )
+    return f"{name} cannot be captured by torch.export{where}: {first}"
+
+
+def _line_of(error: BaseException) -> str:
+    """Return `file, line N` of the last frame of the user's in a traceback."""
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if not code.co_filename.startswith(_LIBRARIES) and code.co_name not in ("_exported", "capture_graph"):
+            found = f"{Path(code.co_filename).name}, line {traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return found
+
+
+def _tensors(network: nn.Module, program: torch.export.ExportedProgram) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+    """Return, by node name, the name and value of each parameter, buffer and constant."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    buffers = dict(network.named_buffers(remove_duplicate=False))
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.PARAMETER:
+            yield spec.arg.name, (str(spec.target), parameters[str(spec.target)])
+        elif spec.kind is InputKind.BUFFER:
+            yield spec.arg.name, (str(spec.target), buffers[str(spec.target)])
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            yield spec.arg.name, (str(spec.target), program.constants[str(spec.target)])
+
+
+def _only_output(program: torch.export.ExportedProgram, results: fx.Node) -> fx.Node:
+    """Return the one tensor that the network returns, in a container or not."""
+    returned = [node for node in results.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr] # a tuple
+    if len(returned) != 1:
+        kind = program.call_spec.out_spec.type
+        found = f"{len(returned)} tensors in a {getattr(kind, '__name__', kind)}"
+        raise UnsupportedModelError(
+            f"the network returns {found} in evaluation mode; it has to return one tensor of logits. Wrap it in a "
+            "module whose forward returns that one."
+        )
+    return returned[0]
+
+
+def _mark_data(captured: CapturedGraph) -> None:
+    captured.data.add(captured.image)
+    for node in captured.calls():
+        is_tensor = isinstance(node.meta.get("val"), Tensor | tuple | list)
+        if is_tensor and any(_tensor_sources(node, captured.data)):
+            captured.data.add(node)
+
+
+def _tensor_sources(node: fx.Node, among: set[fx.Node]) -> Iterable[fx.Node]:
+    return (source for source in node.all_input_nodes if source in among)
+
+
+def _refuse_random_numbers(captured: CapturedGraph) -> None:
+    for node in captured.calls():
+        drops = operation_name(node) in ("dropout", "feature_dropout") and node.args[-1] is False
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not drops:
+            raise UnsupportedModelError(
+                f"{captured.describe(node)} draws random numbers in evaluation mode; a network gives one answer to one "
+                "image. Let it draw in training only."
+            )

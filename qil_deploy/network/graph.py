@@ -1,0 +1,64 @@
+"""Graphs of plain modules: what a captured network is, and what is asked of its nodes.
+
+After `capture` every node is the input, the output, or a call of a module that has a row in the table of operators
+(`operators`); every node carries the shape of its result for the example input in `node.meta["shape"]`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import fx, nn
+
+from .operators import Kind, Operator, operator_of
+
+
+def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind | None:
+    """Return the kind of a node: what it does to values; None for a quantizer, or what is frozen."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "output":
+        return "output"
+    row = row_of(graph_module, node)
+    return None if row is None else row.kind
+
+
+def row_of(graph_module: fx.GraphModule, node: fx.Node) -> Operator | None:
+    """Return the row of the operator that a node calls; None for input, output, quantizers and frozen modules."""
+    return operator_of(module_of(graph_module, node)) if node.op == "call_module" else None
+
+
+def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module:
+    """Return the module that a `call_module` node calls."""
+    return graph_module.get_submodule(str(node.target))
+
+
+def free_name(graph_module: fx.GraphModule, name: str) -> str:
+    """Return `name`, or with a number behind it the first name that no module of the graph has yet."""
+    taken = {existing for existing, _ in graph_module.named_modules(remove_duplicate=False)}
+    candidates = (f"{name}_{number}" for number in itertools.count(2))
+    return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
+
+
+def add_module(graph_module: fx.GraphModule, name: str, module: nn.Module) -> str:
+    """Add a module under `name`, or the first free name like it; return the name."""
+    name = free_name(graph_module, name)
+    graph_module.add_submodule(name, module)
+    return name
+
+
+def input_of(node: fx.Node) -> fx.Node:
+    """Return the one node that `node` reads."""
+    (source,) = node.all_input_nodes
+    return source
+
+
+def users_of(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that read `node`, in graph order."""
+    return list(node.users)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a node's result for the example input."""
+    shape: tuple[int, ...] = node.meta["shape"]
+    return shape

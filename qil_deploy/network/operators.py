@@ -1,0 +1,269 @@
+"""The table of operators: one row for each that a network may consist of, with all that is known of it.
+
+A row says how the operator is captured (its ATen names, and the plain modules that stand for a call), what it does to
+values (its kind), and, for operators that only move values, how ONNX writes it. Whoever needs to know asks the row:
+`capture` and `sites` in this room, `qil_deploy.integers`, `qil_deploy.export`.
+
+What a kind means to the integers:
+
+    conv, linear, average, standalone    a layer: exact sums of codes, one multiplier per channel, one rounding
+    add                                  two tensors of codes rescaled, added and rounded
+    pool                                 the mean of a whole map: a sum, one ratio, one rounding
+    bn, relu                             completes the layer, addition or island in front of it
+    concat, pass                         codes move; nothing is rounded, and the grid stays
+    pad                                  zeros around an image, taken in by the convolutions that read it
+    float                                kept in float between two grids of 8-bit codes (`float_island`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .captured_call import Call, Modules
+from .dropout_marks import DROPOUT, FEATURE_DROPOUT
+from .float_island import FloatIsland
+from .layers import Add, Concat, GlobalAveragePool, PaddedConv2d, Standalone, pair
+from .rebuild_layers import add, batch_norm, clamp, convolution, linear, relu, relu6
+from .rebuild_moves import concatenate, dropout, feature_dropout, pad, reshape, same, upsample
+from .rebuild_pools import adaptive_average_pool, average_pool, max_pool, mean
+
+Kind: TypeAlias = Literal[
+    "input",
+    "output",
+    "conv",
+    "linear",
+    "bn",
+    "relu",
+    "add",
+    "pool",
+    "average",
+    "concat",
+    "standalone",
+    "pass",
+    "pad",
+    "float",
+]
+LAYER_KINDS: tuple[Kind, ...] = ("conv", "linear", "average", "standalone")
+"""What can be a layer in the frozen model; additions, global poolings and islands only ever make 8-bit codes."""
+MOVING_KINDS: tuple[Kind, ...] = ("pass", "concat")
+"""What keeps the grid of the values that it moves."""
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxForm:
+    """The ONNX operator that an operator is written as.
+
+    Attributes:
+        name: of the operator.
+        attributes: of the node.
+        constants: inputs behind the data: name and values, or None for an input that is left out.
+    """
+
+    name: str
+    attributes: dict[str, Any]
+    constants: Sequence[tuple[str, NDArray[np.float32]] | None] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One row of the table.
+
+    Attributes:
+        title: how messages call it.
+        kind: what it does to values.
+        modules: the plain modules that stand for it in a captured network.
+        captured: ATen operators that it is captured from, each with the function that rebuilds a call; it returns
+            plain modules, of this row or of others, and raises `CallError` for what cannot be lowered.
+        onnx: for operators that move values: how a module is written in ONNX.
+        returns_input: whether the module may return the very tensor that it reads.
+        only_trains: whether it does nothing outside training.
+    """
+
+    title: str
+    kind: Kind
+    modules: tuple[type[nn.Module], ...]
+    captured: dict[object, Callable[[Call], Modules]]
+    onnx: Callable[[Any], OnnxForm] | None = None
+    returns_input: bool = False
+    only_trains: bool = False
+
+
+def _write_max_pool(module: nn.MaxPool2d) -> OnnxForm:
+    padding = pair(module.padding)
+    attributes = {
+        "kernel_shape": list(pair(module.kernel_size)),
+        "strides": list(pair(module.stride)),
+        "pads": [*padding, *padding],
+        "dilations": list(pair(module.dilation)),
+        "ceil_mode": int(module.ceil_mode),
+    }
+    return OnnxForm(name="MaxPool", attributes=attributes)
+
+
+def _write_upsample(module: nn.Upsample) -> OnnxForm:
+    factors = module.scale_factor if isinstance(module.scale_factor, tuple) else (module.scale_factor,) * 2
+    attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    scales = np.array([1, 1, *factors], np.float32)
+    return OnnxForm(name="Resize", attributes=attributes, constants=(None, ("factors", scales)))
+
+
+def _write_concat(_module: Concat) -> OnnxForm:
+    return OnnxForm(name="Concat", attributes={"axis": 1})
+
+
+def _write_flatten(module: nn.Flatten) -> OnnxForm:
+    return OnnxForm(name="Flatten", attributes={"axis": module.start_dim})
+
+
+OPERATORS = (
+    Operator(
+        title="Conv2d",
+        kind="conv",
+        modules=(nn.Conv2d, PaddedConv2d),
+        captured={
+            aten.conv2d.default: convolution,
+            aten.conv2d.padding: convolution,
+            aten.convolution.default: convolution,
+        },
+    ),
+    Operator(title="Linear", kind="linear", modules=(nn.Linear,), captured={aten.linear.default: linear}),
+    Operator(
+        title="BatchNorm",
+        kind="bn",
+        modules=(nn.BatchNorm2d, nn.BatchNorm1d),
+        captured={
+            aten.batch_norm.default: batch_norm,
+            aten._native_batch_norm_legit_no_training.default: batch_norm,
+        },
+    ),
+    Operator(
+        title="ReLU",
+        kind="relu",
+        modules=(nn.ReLU,),
+        captured={aten.relu.default: relu, aten.clamp.default: clamp, aten.clamp_min.default: clamp},
+    ),
+    Operator(
+        title="ReLU6",
+        kind="relu",
+        modules=(nn.Hardtanh, nn.ReLU6),
+        captured={aten.relu6.default: relu6, aten.hardtanh.default: clamp},
+    ),
+    Operator(title="addition of two tensors", kind="add", modules=(Add,), captured={aten.add.Tensor: add}),
+    Operator(
+        title="concatenation of channels",
+        kind="concat",
+        modules=(Concat,),
+        captured={aten.cat.default: concatenate},
+        onnx=_write_concat,
+    ),
+    Operator(
+        title="average and maximum pooling",
+        kind="pool",
+        modules=(GlobalAveragePool,),
+        captured={aten.mean.dim: mean, aten.adaptive_avg_pool2d.default: adaptive_average_pool},
+    ),
+    Operator(
+        title="average and maximum pooling",
+        kind="average",
+        modules=(nn.AvgPool2d,),
+        captured={aten.avg_pool2d.default: average_pool},
+    ),
+    Operator(
+        title="average and maximum pooling",
+        kind="pass",
+        modules=(nn.MaxPool2d,),
+        captured={aten.max_pool2d.default: max_pool, aten.max_pool2d_with_indices.default: max_pool},
+        onnx=_write_max_pool,
+    ),
+    Operator(
+        title="nearest-neighbour Upsample",
+        kind="pass",
+        modules=(nn.Upsample,),
+        captured={aten.upsample_nearest2d.vec: upsample, aten.upsample_nearest2d.default: upsample},
+        onnx=_write_upsample,
+    ),
+    Operator(
+        title="Flatten",
+        kind="pass",
+        modules=(nn.Flatten,),
+        captured=dict.fromkeys(
+            (
+                aten.view.default,
+                aten.reshape.default,
+                aten._unsafe_view.default,
+                aten.flatten.using_ints,
+                aten.squeeze.dim,
+                aten.squeeze.dims,
+                aten.squeeze.default,
+            ),
+            reshape,
+        ),
+        onnx=_write_flatten,
+        returns_input=True,
+    ),
+    Operator(
+        title="Dropout",
+        kind="pass",
+        modules=(nn.Dropout, nn.Dropout2d),
+        captured={
+            aten.dropout.default: dropout,
+            aten.feature_dropout.default: feature_dropout,
+            DROPOUT: dropout,
+            FEATURE_DROPOUT: feature_dropout,
+        },
+        returns_input=True,
+        only_trains=True,
+    ),
+    Operator(
+        title="padding with zeros in front of a convolution",
+        kind="pad",
+        modules=(nn.ZeroPad2d,),
+        captured={aten.constant_pad_nd.default: pad, aten.pad.default: pad},
+    ),
+    Operator(
+        title="copies",
+        kind="pass",
+        modules=(nn.Identity,),
+        captured=dict.fromkeys(
+            (
+                aten.alias.default,
+                aten.clone.default,
+                aten.contiguous.default,
+                aten.detach.default,
+                aten.expand.default,
+                aten.lift_fresh_copy.default,
+                aten.slice.Tensor,
+                aten._to_copy.default,
+                aten.to.dtype,
+                aten.to.dtype_layout,
+                aten.type_as.default,
+            ),
+            same,
+        ),
+    ),
+    Operator(title="lone BatchNorm or ReLU", kind="standalone", modules=(Standalone,), captured={}, returns_input=True),
+    Operator(title="float part", kind="float", modules=(FloatIsland,), captured={}),
+)
+_BY_MODULE = {module: row for row in OPERATORS for module in row.modules}
+_BY_CALL = {call: rebuild for row in OPERATORS for call, rebuild in row.captured.items()}
+SUPPORTED = ", ".join(dict.fromkeys(row.title for row in OPERATORS if row.captured and row.title != "copies"))
+"""What can be lowered, for messages."""
+
+
+def operator_of(module: nn.Module) -> Operator | None:
+    """Return the row of a plain module, or of the quantized layer that took its place; None for any other module."""
+    return next((_BY_MODULE[cls] for cls in type(module).__mro__ if cls in _BY_MODULE), None)
+
+
+def rebuilt_by(target: object) -> Callable[[Call], Modules] | None:
+    """Return what rebuilds the calls of an ATen operator; None for one that is in no row."""
+    return _BY_CALL.get(target)

@@ -1,0 +1,275 @@
+"""Rebuild a captured network from plain modules, under the user's own names.
+
+Each call is looked up in the table of operators, which returns plain modules (Conv2d, BatchNorm2d, ReLU, ...). A layer
+is called like the module that owns its weight, any other module of PyTorch's like itself, and an operation of the
+user's code like the operator, with a number. What the table does not know becomes a `FloatIsland`, or is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from qil_deploy.errors import UnsupportedModelError
+
+from .captured_call import Call, CallError, Computed, Data, Modules
+from .captured_graph import CapturedGraph, operation_name
+from .cut_out_island import cut_out
+from .layers import PaddedConv2d, Pads, pads_of
+from .operators import SUPPORTED, rebuilt_by
+
+_RESERVED = ("calibrated",)
+_NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
+
+
+def rebuild(captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool) -> fx.GraphModule:
+    """Return the graph of plain modules that computes what a captured network does; tensors are shared.
+
+    Args:
+        captured: of the network.
+        modes: whether each of the network's modules is in training mode, by name.
+        allow_float: whether what cannot be lowered becomes a `FloatIsland`.
+
+    Raises:
+        UnsupportedModelError: what cannot be lowered, nor kept in float if that is allowed.
+    """
+    return _Rebuilder(captured, modes, allow_float=allow_float).run()
+
+
+class _Rebuilder:
+    def __init__(self, captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool) -> None:
+        self.captured, self.modes, self.allow_float = captured, modes, allow_float
+        self.root, self.graph = nn.Module(), fx.Graph()
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.pads: dict[fx.Node, Pads] = {}
+        self.results = [node for node in captured.calls() if node in captured.data and _is_tensor(node)]
+        self.attempts: dict[fx.Node, Modules | CallError] = {node: self._attempt(node) for node in self.results}
+        self._refuse_pads_that_no_convolution_takes()
+        self.layers = {self._owner(node) for node in self.results if self._owner(node)}
+        self.counts = Counter(self._operation(node) for node in self.results if not self._module_name(node))
+        self.used = Counter[str]()
+
+    def run(self) -> fx.GraphModule:
+        """Rebuild every node."""
+        image = self.graph.placeholder(self.captured.image.name)
+        image.meta["shape"] = self.captured.shape(self.captured.image)
+        self.values[self.captured.image] = image
+        parts = self._parts()
+        for node in self.results:
+            if node in parts:
+                if node is parts[node][-1]:
+                    self._keep_in_float(parts[node])
+            else:
+                self._place(node)
+        self.graph.output(self.values[self.captured.output])
+        result = fx.GraphModule(self.root, self.graph)
+        result.graph.output_node().meta["shape"] = self.captured.shape(self.captured.output)
+        result.graph.eliminate_dead_code()
+        result.delete_all_unused_submodules()
+        result.recompile()
+        result.training = self.modes[""]
+        return result
+
+    def _attempt(self, node: fx.Node) -> Modules | CallError:
+        call_node, index = _call_of(node)
+        function = rebuilt_by(call_node.target)
+        try:
+            if function is None or index > 0:
+                raise CallError("")
+            return function(self._call(node, call_node))
+        except CallError as error:
+            return error
+
+    def _call(self, node: fx.Node, call_node: fx.Node) -> Call:
+        target: Any = call_node.target
+        given = dict(zip((argument.name for argument in target._schema.arguments), call_node.args, strict=False))
+        defaults = {a.name: a.default_value for a in target._schema.arguments}
+        arguments = {
+            name: fx.node.map_arg(value, self._value) for name, value in (defaults | given | call_node.kwargs).items()
+        }
+        return Call(arguments=arguments, shape=self.captured.shape(node), module=self.captured.origin(call_node).module)
+
+    def _value(self, source: fx.Node) -> Any:  # noqa: ANN401 - a tensor, what stands for one, or a number
+        if source in self.captured.data:
+            return Data(self.captured.shape(source))
+        if source in self.captured.tensors:
+            return self.captured.tensors[source][1]
+        value = source.meta.get("val")
+        return Computed(self._parameters_of(source)) if isinstance(value, Tensor) else value
+
+    def _parameters_of(self, node: fx.Node) -> tuple[str, ...]:
+        pending, found = [node], dict[str, None]()
+        while pending:
+            source = pending.pop()
+            if source in self.captured.tensors:
+                found[self.captured.tensors[source][0]] = None
+            pending.extend(source.all_input_nodes)
+        return tuple(sorted(found))
+
+    def _refuse_pads_that_no_convolution_takes(self) -> None:
+        for node, modules in list(self.attempts.items()):
+            if isinstance(modules, list) and any(isinstance(module, nn.ZeroPad2d) for module in modules):
+                readers = [self.attempts.get(user) for user in node.users]
+                if not all(isinstance(m, list) and m and isinstance(m[0], nn.Conv2d) for m in readers):
+                    self.attempts[node] = CallError("pads what is read by something else than a convolution")
+
+    def _parts(self) -> dict[fx.Node, Sequence[fx.Node]]:
+        """Return what has to be kept in float: for each of its nodes all of them, in order.
+
+        A module of PyTorch's is kept whole, whatever part of it is in the way.
+        """
+        calls: dict[str, list[fx.Node]] = {}
+        for node in self.captured.calls():
+            origin = self.captured.origin(node)
+            if origin.is_leaf:
+                calls.setdefault(origin.call, []).append(node)
+        parts: dict[fx.Node, Sequence[fx.Node]] = {}
+        for node, attempt in self.attempts.items():
+            if isinstance(attempt, CallError) and node not in parts:
+                origin = self.captured.origin(node)
+                call_node, _ = _call_of(node)
+                nodes = calls[origin.call] if origin.is_leaf else list(dict.fromkeys([call_node, node]))
+                if not self.allow_float:
+                    reason = f": it {attempt}" if str(attempt) else ""
+                    raise UnsupportedModelError(
+                        f"{self.captured.describe(call_node)} cannot be lowered{reason}; supported are {SUPPORTED}, or "
+                        "keep it in float with allow_float."
+                    )
+                last = [each for each in nodes if each in self.attempts]
+                whole = [*(each for each in nodes if each not in self.attempts), *last]
+                parts |= dict.fromkeys(last, whole)
+        return parts
+
+    def _place(self, node: fx.Node) -> None:
+        """Put calls of plain modules, one after the other, in the place of a node."""
+        modules = self.attempts[node]
+        if isinstance(modules, CallError):
+            raise modules
+        call_node, _ = _call_of(node)
+        sources: list[fx.Node] = []
+        fx.node.map_arg((call_node.args, call_node.kwargs), sources.append)
+        data = [source for source in sources if source in self.captured.data]
+        if modules and isinstance(modules[0], nn.ZeroPad2d):
+            left, right, top, bottom = modules[0].padding
+            self.pads[node], self.values[node] = (top, left, bottom, right), self.values[data[0]]
+            return
+        if modules and isinstance(modules[0], nn.Conv2d) and data[0] in self.pads:
+            modules = [_with_pads(modules[0], self.pads[data[0]])]
+        end, inputs = self.values[data[0]], tuple(self.values[source] for source in data)
+        for index, module in enumerate(modules):
+            end = self._insert(node, index, module, inputs)
+            inputs = (end,)
+        self.values[node] = end
+
+    def _keep_in_float(self, part: Sequence[fx.Node]) -> None:
+        island, sources, result = cut_out(self.captured, part)
+        self.values[result] = self._insert(result, 0, island, tuple(self.values[source] for source in sources))
+
+    def _insert(self, node: fx.Node, index: int, module: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
+        """Add one call of a module behind its inputs, under the name that belongs to a node."""
+        own = self._module_name(node)
+        call_name = None
+        if own:
+            target = own if index == 0 else f"{own}_{index}"
+        else:
+            # Files hold names like these: a number for each call, and calls counted from behind the numbers.
+            base = self._operation(node)
+            if index == 0:
+                number, self.used[base] = self.used[base], self.used[base] + 1
+                target, call_name = f"{base}_{number}" if number else base, f"{base}_{self.counts[base] + number}"
+            else:
+                target = f"{base}_{self.used[base] - 1}_{index}"
+        target = self._placed(target, module)
+        new = self.graph.create_node("call_module", target, inputs, name=call_name)
+        new.meta["shape"] = self.captured.shape(node)
+        return new
+
+    def _placed(self, target: str, module: nn.Module) -> str:
+        """Register a module under a name, or under one like it where that is another's; the same one is used again."""
+        first, dot, rest = target.partition(".")
+        if first in _RESERVED or hasattr(fx.GraphModule, first):
+            target = f"{first}_{dot}{rest}"
+        for layer in self.layers:
+            if target.startswith(f"{layer}."):
+                target = f"{layer}_{target[len(layer) + 1 :]}"
+        mode = self.modes.get(target, self.modes[""])
+        for each in module.modules():
+            each.training = mode
+        name, number = target, 1
+        while (found := _module_at(self.root, name)) is not None:
+            if repr(found) == repr(module) and _shares_tensors(found, module):
+                return name
+            number += 1
+            name = f"{target}_{number}"
+        owner, _, leaf = name.rpartition(".")
+        holder = self.root
+        for part in owner.split(".") if owner else ():
+            if part not in holder._modules:
+                holder.add_module(part, nn.Module())
+            holder = holder.get_submodule(part)
+        holder.add_module(leaf, module)
+        return name
+
+    def _owner(self, node: fx.Node) -> str:
+        """Return the name of the module that owns the weight or statistics of a layer; empty for anything else."""
+        modules = self.attempts[node]
+        if (
+            not isinstance(modules, list)
+            or not modules
+            or (not any(True for _ in modules[0].buffers()) and not any(True for _ in modules[0].parameters()))
+        ):
+            return ""
+        call_node, _ = _call_of(node)
+        names = [self.captured.tensors[s][0] for s in call_node.all_input_nodes if s in self.captured.tensors]
+        return names[0].rpartition(".")[0] if names else ""
+
+    def _module_name(self, node: fx.Node) -> str:
+        """Return the name of the user's module that a node stands for; empty for an operation of the user's code."""
+        origin = self.captured.origin(_call_of(node)[0])
+        return self._owner(node) or (origin.path if origin.is_leaf else "")
+
+    def _operation(self, node: fx.Node) -> str:
+        name = operation_name(_call_of(node)[0])
+        return _NAMES.get(name, name)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _call_of(node: fx.Node) -> tuple[fx.Node, int]:
+    """Return the call that makes a value, and which of its results that is."""
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        index: Any = node.args[1]
+        return node.args[0], int(index)
+    return node, 0
+
+
+def _with_pads(layer: nn.Conv2d, more: Pads) -> nn.Conv2d:
+    """Return a convolution with more zeros around the image."""
+    top, left, bottom, right = (a + b for a, b in zip(pads_of(layer), more, strict=True))
+    sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride
+    result: nn.Conv2d
+    if (top, left) == (bottom, right):
+        result = nn.Conv2d(*sizes, (top, left), layer.dilation, layer.groups, bias=False, device="meta")  # type: ignore[arg-type] # pairs
+    else:
+        result = PaddedConv2d(*sizes, 0, layer.dilation, layer.groups, bias=False, device="meta")  # type: ignore[arg-type] # pairs
+        result.pads = (top, left, bottom, right)
+    result.weight, result.bias = layer.weight, layer.bias
+    return result
+
+
+def _module_at(root: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _shares_tensors(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules have the very same parameters and buffers."""
+    return [id(t) for t in (*a.parameters(), *a.buffers())] == [id(t) for t in (*b.parameters(), *b.buffers())]

@@ -1,0 +1,136 @@
+"""Plain modules for captured calls that compute: convolutions, linear layers, BatchNorm, ReLU, additions.
+
+Parameters and buffers are the network's own, not copies.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .captured_call import Call, CallError, Data, Modules
+from .layers import Add, PaddedConv2d
+
+
+def convolution(call: Call) -> Modules:
+    """Conv2d; padding 'same' may need more zeros on one side."""
+    weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
+    if weight is None or weight.ndim != 4:
+        raise CallError("is no convolution of images [N, C, H, W]")
+    if call.arguments.get("transposed") or any(call.arguments.get("output_padding", ())):
+        raise CallError("is a transposed convolution")
+    kernel, stride, dilation = weight.shape[2:], _pair(call, "stride"), _pair(call, "dilation")
+    padding = call.arguments["padding"]
+    if padding == "same":
+        reach = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
+        pads = (reach[0] // 2, reach[1] // 2, reach[0] - reach[0] // 2, reach[1] - reach[1] // 2)
+    else:
+        top, left = (0, 0) if padding == "valid" else _pair(call, "padding")
+        pads = (top, left, top, left)
+    groups = int(call.arguments["groups"])
+    sizes = weight.shape[1] * groups, weight.shape[0], (kernel[0], kernel[1]), stride
+    layer: nn.Conv2d
+    if pads[:2] == pads[2:]:
+        layer = nn.Conv2d(*sizes, pads[:2], dilation, groups, bias=False, device="meta")
+    else:
+        layer = PaddedConv2d(*sizes, 0, dilation, groups, bias=False, device="meta")
+        layer.pads = pads
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment] # Conv2d has None where it has no bias, too
+    return [layer]
+
+
+def linear(call: Call) -> Modules:
+    """Linear, of one row per image."""
+    weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
+    if len(call.inputs[0]) != 2:
+        raise CallError(
+            f"reads a tensor of {len(call.inputs[0])} dimensions; a linear layer takes one row of features per image "
+            "(flatten first, or use a 1x1 convolution)"
+        )
+    if weight is None:
+        raise CallError("has no weight")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment] # as above
+    return [layer]
+
+
+def batch_norm(call: Call) -> Modules:
+    """BatchNorm2d of images, BatchNorm1d of rows; how it learns is the user's module's to say."""
+    mean, variance = call.parameter("running_mean"), call.parameter("running_var")
+    if mean is None or variance is None:
+        raise CallError("has no running statistics")
+    if call.arguments.get("training"):
+        raise CallError("normalizes by the statistics of the batch, in evaluation mode too")
+    weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
+    rank = len(call.inputs[0])
+    if rank not in (2, 4):
+        raise CallError(f"normalizes a tensor of {rank} dimensions")
+    if (weight is None) != (bias is None):
+        raise CallError("has a weight or a bias, but not both")
+    own, momentum = call.module, call.arguments["momentum"]
+    if isinstance(own, nn.modules.batchnorm._BatchNorm):
+        momentum = own.momentum
+    cls = nn.BatchNorm2d if rank == 4 else nn.BatchNorm1d
+    norm = cls(len(mean), call.arguments["eps"], momentum, affine=weight is not None, device="meta")
+    if weight is not None:
+        norm.weight, norm.bias = weight, bias  # type: ignore[assignment] # both are there
+    norm.running_mean, norm.running_var = mean, variance
+    count = getattr(own, "num_batches_tracked", None)
+    norm.num_batches_tracked = count if isinstance(count, Tensor) else mean.new_zeros((), dtype=int)  # type: ignore[call-overload] # the stubs know no Python types
+    return [norm]
+
+
+def relu(call: Call) -> Modules:
+    """ReLU."""
+    return [nn.ReLU(inplace=_writes(call))]
+
+
+def clamp(call: Call) -> Modules:
+    """ReLU, ReLU6 and clips from 0 to another bound, however they are spelled."""
+    arguments = call.arguments
+    low = arguments.get("min", arguments.get("min_val"))
+    high = arguments.get("max", arguments.get("max_val"))
+    if isinstance(low, Tensor | Data) or isinstance(high, Tensor | Data):
+        raise CallError("clips to bounds that are tensors")
+    if low == 0 and high is None:
+        return relu(call)
+    if low != 0 or not high > 0:
+        raise CallError(f"clips to {low}..{high}, not from 0")
+    if high == 6:
+        return [nn.ReLU6(inplace=_writes(call))]
+    return [nn.Hardtanh(0.0, high, inplace=_writes(call))]
+
+
+def relu6(call: Call) -> Modules:
+    """ReLU6."""
+    return [nn.ReLU6(inplace=_writes(call))]
+
+
+def add(call: Call) -> Modules:
+    """Add, of two tensors of one shape."""
+    if call.arguments["other"] == 0 and not isinstance(call.arguments["other"], Tensor):
+        return []
+    if call.arguments.get("alpha", 1) != 1:
+        raise CallError(f"adds a tensor {call.arguments['alpha']} times")
+    if len(call.inputs) != 2:
+        raise CallError("adds something else than two tensors of the network")
+    if len(set(call.inputs)) > 1:
+        raise CallError(f"adds tensors of different shapes, {list(call.inputs[0])} and {list(call.inputs[1])}")
+    return [Add()]
+
+
+def _writes(call: Call) -> bool:
+    """Whether the user's module writes over its input; where that would be seen it is undone later."""
+    return getattr(call.module, "inplace", False) is True
+
+
+def _parameter(call: Call, name: str) -> nn.Parameter | None:
+    """Return a weight or bias as what a module trains."""
+    tensor = call.parameter(name)
+    if tensor is None or isinstance(tensor, nn.Parameter):
+        return tensor
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _pair(call: Call, name: str) -> tuple[int, int]:
+    values = [int(value) for value in call.arguments[name]]
+    return (values[0], values[-1])

@@ -1,0 +1,100 @@
+"""Plain modules for captured poolings, in forms whose windows every ONNX operator set counts alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from .captured_call import Call, CallError, Modules
+from .layers import GlobalAveragePool
+
+
+def adaptive_average_pool(call: Call) -> Modules:
+    """Windows of one size, if the image divides into them; copies of each pixel, if the result does."""
+    found, wanted = _map(call), call.shape[2:]
+    if wanted == found:
+        return []
+    if wanted == (1, 1):
+        return [_global_pool(call)]
+    if all(size % want == 0 for want, size in zip(wanted, found, strict=True)):
+        return [nn.AvgPool2d((found[0] // wanted[0], found[1] // wanted[1]))]
+    if all(want % size == 0 for want, size in zip(wanted, found, strict=True)):
+        return [nn.Upsample(scale_factor=(wanted[0] // found[0], wanted[1] // found[1]))]
+    raise CallError(f"pools maps of {found} to {wanted}, in windows of several sizes")
+
+
+def average_pool(call: Call) -> Modules:
+    """AvgPool2d; a global pooling where the window is the image; rounded down where that changes no shape."""
+    kernel, padding = _pair(call, "kernel_size"), _pair(call, "padding")
+    stride = _pair(call, "stride") if call.arguments["stride"] else kernel
+    divisor = call.arguments["divisor_override"]
+    if kernel == _map(call) and padding == (0, 0) and divisor is None:
+        return [_global_pool(call)]
+    rooms = [size + 2 * pad - reach for size, pad, reach in zip(_map(call), padding, kernel, strict=True)]
+    if call.arguments["ceil_mode"] and _rounded_down(rooms, stride) != call.shape[2:]:
+        raise CallError("has windows that reach past the image")
+    if padding != (0, 0) and not call.arguments["count_include_pad"]:
+        raise CallError("divides by another number at the border (count_include_pad=False)")
+    return [nn.AvgPool2d(kernel, stride, padding, divisor_override=divisor)]
+
+
+def mean(call: Call) -> Modules:
+    """GlobalAveragePool, where the mean is over height and width."""
+    dimensions = call.arguments["dim"]
+    rank = len(call.inputs[0])
+    if rank != 4 or not dimensions or {value % 4 for value in dimensions} != {2, 3}:
+        raise CallError("averages something else than height and width")
+    flatten: Modules = [] if call.arguments["keepdim"] else [nn.Flatten(1)]
+    return [_global_pool(call), *flatten]
+
+
+def max_pool(call: Call) -> Modules:
+    """MaxPool2d, in a form for which every ONNX operator set counts the same windows.
+
+    In ceil mode torch leaves out a last window that would begin behind the image, and so does ONNX Runtime; the shapes
+    of operator sets below 22 count it. Rounding down is the same in such a direction; if the other one does round up,
+    each gets a pooling of its own.
+    """
+    kernel, padding, dilation = (_pair(call, name) for name in ("kernel_size", "padding", "dilation"))
+    stride = _pair(call, "stride") if call.arguments["stride"] else kernel
+    if not call.arguments["ceil_mode"]:
+        return [nn.MaxPool2d(kernel, stride, padding, dilation)]
+    reaches = [(window - 1) * step + 1 for window, step in zip(kernel, dilation, strict=True)]
+    rooms = [size + 2 * pad - reach for size, pad, reach in zip(_map(call), padding, reaches, strict=True)]
+    rounded_up = [result > down for result, down in zip(call.shape[2:], _rounded_down(rooms, stride), strict=True)]
+    if all(up or room % step == 0 for up, room, step in zip(rounded_up, rooms, stride, strict=True)):
+        return [nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=True)]
+    if not any(rounded_up):
+        return [nn.MaxPool2d(kernel, stride, padding, dilation)]
+    rows, columns = zip(kernel, stride, padding, dilation, strict=True)
+    alone = (1, 1, 0, 1)
+    pools: Modules = []
+    for windows, up in zip(((rows, alone), (alone, columns)), rounded_up, strict=True):
+        window, step, pad, spread = zip(*windows, strict=True)
+        pools.append(nn.MaxPool2d(window, step, pad, spread, ceil_mode=up))
+    return pools
+
+
+def _global_pool(call: Call) -> GlobalAveragePool:
+    return GlobalAveragePool(math.prod(_map(call)))
+
+
+def _map(call: Call) -> tuple[int, ...]:
+    """Return height and width of what is pooled."""
+    shape = call.inputs[0]
+    if len(shape) != 4:
+        raise CallError(f"pools a tensor of {len(shape)} dimensions")
+    return shape[2:]
+
+
+def _rounded_down(rooms: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Count the windows that fit: `rooms` is what is left of image and padding beside the first."""
+    return tuple(room // stride + 1 for room, stride in zip(rooms, strides, strict=True))
+
+
+def _pair(call: Call, name: str) -> tuple[int, int]:
+    value = call.arguments[name]
+    values = [value] if isinstance(value, int) else list(value)
+    return (int(values[0]), int(values[-1]))
