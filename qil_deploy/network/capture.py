@@ -31,10 +31,11 @@ def capture(network: nn.Module, example: Tensor, *, allow_float: bool = False) -
     modes = {name: module.training for name, module in network.named_modules(remove_duplicate=False)}
     with evaluation_mode(network):
         captured = capture_graph(network, example)
+    graph = rebuild(captured, modes, allow_float=allow_float)
     logits = captured.shape(captured.output)
     if len(logits) != 2:
         raise UnsupportedModelError(
             f"the network returns a tensor of shape {list(logits)} for one of shape {list(example[:1].shape)}; it "
             "has to return one row of logits per image."
         )
-    return rebuild(captured, modes, allow_float=allow_float)
+    return graph

@@ -6,6 +6,7 @@ read is the graph's. Every node knows which of the user's modules it came from, 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import sysconfig
@@ -24,7 +25,7 @@ from qil_deploy.untrusted_text import excerpt
 from .writes_in_place import without_writes
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
+_LIBRARIES = (*(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")), str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
         UnsupportedModelError: it does not run on such images, looks at numbers or at how many images there are, draws
             random numbers, changes its buffers, or returns something else than one tensor.
     """
+    _require_one_input(network)
     program = _exported(network, example)
+    program.graph.eliminate_dead_code()
     tensors = dict(_tensors(network, program))
     inputs = [spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     nodes = {node.name: node for node in program.graph.nodes}
@@ -142,6 +145,25 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
     if not isinstance(captured.output, fx.Node) or captured.output not in captured.data:
         raise UnsupportedModelError("the network returns nothing that depends on the image.")
     return captured
+
+
+def _require_one_input(network: nn.Module) -> None:
+    parameters = inspect.signature(network.forward).parameters.values()
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise UnsupportedModelError(
+            f"the network has {len(needed)} inputs ({', '.join(needed)}); one image in and one tensor of logits out "
+            "are supported. Wrap it in a module whose forward takes the image alone."
+        )
+
+
+def _draws_nothing(node: fx.Node) -> bool:
+    """Whether a node that can draw random numbers is told not to: dropout outside training, or of nothing."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr] # it has tags
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return given.get("train") is False or given.get("training") is False or given.get("p") == 0.0
 
 
 def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -174,12 +196,14 @@ def _explain(network: nn.Module, example: Tensor, error: Exception) -> str:
     """Return a sentence for an error of `torch.export`: whose fault it is shows when the network simply runs."""
     name, shape = type(network).__name__, list(example[:1].shape)
     parameter = next(network.parameters(), example)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            network(example[:1].to(parameter.device, copy=True))
-    except Exception as own:  # noqa: BLE001 - any Python of the user's runs; the sentence goes on with it
-        return f"the network does not run on an input of shape {shape}: {excerpt(str(own))}."
+    for count in (1, 2):
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                network(torch.cat([example[:1]] * count).to(parameter.device))
+        except Exception as own:  # noqa: BLE001 - any Python of the user's runs; the sentence goes on with it
+            shape[0] = count
+            return f"the network does not run on an input of shape {shape}: {excerpt(str(own))}."
     first = excerpt(str(error).strip().partition("\n")[0])
     line = _line_of(error)
     where = f" ({line})" if line else ""
@@ -201,7 +225,7 @@ def _line_of(error: BaseException) -> str:
     found, traceback = "", error.__traceback__
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if not code.co_filename.startswith(_LIBRARIES) and code.co_name not in ("_exported", "capture_graph"):
+        if not code.co_filename.startswith(_LIBRARIES):
             found = f"{Path(code.co_filename).name}, line {traceback.tb_lineno}"
         traceback = traceback.tb_next
     return found
@@ -247,8 +271,7 @@ def _tensor_sources(node: fx.Node, among: set[fx.Node]) -> Iterable[fx.Node]:
 
 def _refuse_random_numbers(captured: CapturedGraph) -> None:
     for node in captured.calls():
-        drops = operation_name(node) in ("dropout", "feature_dropout") and node.args[-1] is False
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not drops:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _draws_nothing(node):
             raise UnsupportedModelError(
                 f"{captured.describe(node)} draws random numbers in evaluation mode; a network gives one answer to one "
                 "image. Let it draw in training only."

@@ -31,7 +31,7 @@ from .dropout_marks import DROPOUT, FEATURE_DROPOUT
 from .float_island import FloatIsland
 from .layers import Add, Concat, GlobalAveragePool, PaddedConv2d, Standalone, pair
 from .rebuild_layers import add, batch_norm, clamp, convolution, linear, relu, relu6
-from .rebuild_moves import concatenate, dropout, feature_dropout, pad, reshape, same, upsample
+from .rebuild_moves import concatenate, dropout, feature_dropout, interpolate, pad, reshape, same, upsample
 from .rebuild_pools import adaptive_average_pool, average_pool, max_pool, mean
 
 Kind: TypeAlias = Literal[
@@ -188,7 +188,8 @@ OPERATORS = (
         title="nearest-neighbour Upsample",
         kind="pass",
         modules=(nn.Upsample,),
-        captured={aten.upsample_nearest2d.vec: upsample, aten.upsample_nearest2d.default: upsample},
+        captured=dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default), upsample)
+        | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate),
         onnx=_write_upsample,
     ),
     Operator(

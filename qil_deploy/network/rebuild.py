@@ -20,7 +20,7 @@ from .captured_call import Call, CallError, Computed, Data, Modules
 from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .layers import PaddedConv2d, Pads, pads_of
-from .operators import SUPPORTED, rebuilt_by
+from .operators import SUPPORTED, operator_of, rebuilt_by
 
 _RESERVED = ("calibrated",)
 _NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
@@ -201,7 +201,7 @@ class _Rebuilder:
             each.training = mode
         name, number = target, 1
         while (found := _module_at(self.root, name)) is not None:
-            if repr(found) == repr(module) and _shares_tensors(found, module):
+            if repr(found) == repr(module) and _can_be_shared(found, module):
                 return name
             number += 1
             name = f"{target}_{number}"
@@ -270,6 +270,9 @@ def _module_at(root: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _shares_tensors(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two modules have the very same parameters and buffers."""
+def _can_be_shared(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two equal modules can be one: a layer that is called twice, or what keeps nothing of its own."""
+    row = operator_of(a)
+    if row is None or row.kind not in ("conv", "linear", "bn", "relu", "pass"):
+        return False
     return [id(t) for t in (*a.parameters(), *a.buffers())] == [id(t) for t in (*b.parameters(), *b.buffers())]

@@ -34,7 +34,7 @@ def convolution(call: Call) -> Modules:
     else:
         layer = PaddedConv2d(*sizes, 0, dilation, groups, bias=False, device="meta")
         layer.pads = pads
-    layer.weight, layer.bias = weight, bias  # type: ignore[assignment] # Conv2d has None where it has no bias, too
+    layer.weight, layer.bias = weight, bias
     return [layer]
 
 

@@ -55,6 +55,11 @@ def upsample(call: Call) -> Modules:
     return [nn.Upsample(scale_factor=(factors[0], factors[1]))] if factors != [1.0, 1.0] else []
 
 
+def interpolate(_call: Call) -> Modules:
+    """Nothing that is lowered: values between pixels are computed."""
+    raise CallError("does not repeat each pixel a whole number of times")
+
+
 def pad(call: Call) -> Modules:
     """ZeroPad2d, which the convolutions behind it take in."""
     value = call.arguments.get("value")

@@ -173,7 +173,7 @@ def _compare(expected: Tensor, found: Tensor, name: str) -> None:
         difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
         raise UnsupportedModelError(
             f"what was captured is not the network: on {name} they differ by {difference:.3g}, where the largest "
-            f"output is {largest:.3g}. The reason may be a forward hook, or a forward that depends on numbers or on how many "
+            f"output is {largest:.3g}. The reason may be a forward that depends on numbers, or on how many "
             "images there are."
         )
 

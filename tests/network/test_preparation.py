@@ -200,7 +200,7 @@ def test_functional_networks_compute_what_they_did(tail: str) -> None:
 def test_functional_max_pooling_keeps_its_options() -> None:
     pooled = Functional(lambda x: F.max_pool2d(x, 3, stride=2, padding=1).flatten(1), features=64)
     (pool,) = (module for module in prepared(pooled).modules() if isinstance(module, nn.MaxPool2d))
-    assert (pool.kernel_size, pool.stride, pool.padding) == (3, 2, 1)
+    assert (pool.kernel_size, pool.stride, pool.padding) == ((3, 3), (2, 2), (1, 1))
 
 
 class LogitsInside(nn.Module):
