@@ -34,7 +34,7 @@ from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.network import (
     bits_read,
     calibrate,
-    capture,
+    capture_network,
     change_bits,
     edge_layers,
     estimate_batchnorm,
@@ -191,7 +191,7 @@ class Probe:
 
     def _edges(self) -> set[str]:
         example = example_input(self.info.preprocessing)
-        traced = capture(self.network, example, allow_float=self.config.allow_float)
+        traced = capture_network(self.network, example, allow_float=self.config.allow_float)
         isolate(traced)
         return {str(node.target) for node in edge_layers(traced)}
 

@@ -6,7 +6,7 @@ from .batches import checked_batches
 from .bit_widths import bits_read, change_bits, quantized_layers
 from .calibration import calibrate, estimate_batchnorm
 from .callers_state import evaluation_mode, nothing_left_behind
-from .capture import capture
+from .capture import capture_network
 from .finite import require_finite
 from .float_island import FloatIsland
 from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, users_of
@@ -54,7 +54,7 @@ __all__ = [
     "add_module",
     "bits_read",
     "calibrate",
-    "capture",
+    "capture_network",
     "change_bits",
     "checked_batches",
     "edge_layers",

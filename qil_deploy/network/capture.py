@@ -16,7 +16,7 @@ from .captured_graph import capture_graph
 from .rebuild import rebuild
 
 
-def capture(network: nn.Module, example: Tensor, *, allow_float: bool = False) -> fx.GraphModule:
+def capture_network(network: nn.Module, example: Tensor, *, allow_float: bool = False) -> fx.GraphModule:
     """Return the graph of plain modules that computes what a network does; its tensors are the network's.
 
     Args:

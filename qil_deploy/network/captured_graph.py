@@ -142,7 +142,7 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
     )
     _mark_data(captured)
     _refuse_random_numbers(captured)
-    if not isinstance(captured.output, fx.Node) or captured.output not in captured.data:
+    if captured.output not in captured.data:
         raise UnsupportedModelError("the network returns nothing that depends on the image.")
     return captured
 

@@ -26,7 +26,7 @@ from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuan
 
 from .calibrator import CALIBRATED, NORMS_STAY
 from .callers_state import nothing_left_behind
-from .capture import capture
+from .capture import capture_network
 from .finite import is_finite, require_finite
 from .graph import add_module, module_of, row_of, shape_of, users_of
 from .layers import BatchNorm, QuantLayer, averaging_layer, pair, quantize_layer
@@ -130,7 +130,7 @@ def _prepared(
     network: nn.Module, config: QuantConfig, example: Tensor, input_grid: Preprocessing, *, compared: bool
 ) -> PreparedModel:
     """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
-    graph_module = capture(network, example, allow_float=config.allow_float)
+    graph_module = capture_network(network, example, allow_float=config.allow_float)
     if compared:
         require_same_function(network, graph_module, example)
         require_same_training(network, graph_module)

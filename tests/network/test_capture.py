@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qil_deploy.network.capture import capture
+from qil_deploy.network.capture import capture_network
 
 
 def test_names_that_would_collide_are_kept_apart() -> None:
@@ -24,7 +24,7 @@ def test_names_that_would_collide_are_kept_apart() -> None:
             logits: Tensor = self.fc(torch.flatten(self.max_pool2d(x), 1))
             return logits
 
-    traced = capture(Network(), torch.zeros(1, 1, 8, 8))
+    traced = capture_network(Network(), torch.zeros(1, 1, 8, 8))
 
     sizes = [module.kernel_size for module in traced.modules() if isinstance(module, nn.MaxPool2d)]
     assert set(sizes) == {(2, 2), (4, 4)}
@@ -48,7 +48,7 @@ def test_rounding_up_is_left_to_windows_that_begin_inside(
     x = torch.rand(2, 3, *size)
     expected = torch.flatten(pool(x), 1)
     for network in (nn.Sequential(pool, nn.Flatten()), Functional(window)):
-        traced = capture(network, x)
+        traced = capture_network(network, x)
         pools = [module for module in traced.modules() if isinstance(module, nn.MaxPool2d)]
         assert [(_pair(pool.kernel_size), _pair(pool.stride), pool.ceil_mode) for pool in pools] == found
         assert torch.equal(traced(x), expected)

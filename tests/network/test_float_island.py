@@ -15,7 +15,7 @@ from qil_deploy.errors import ConfigError, UnsupportedModelError
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.integers.frozen_modules import FrozenFloat
 from qil_deploy.network.calibration import calibrate
-from qil_deploy.network.capture import capture
+from qil_deploy.network.capture import capture_network
 from qil_deploy.network.float_island import FloatIsland
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
@@ -42,7 +42,7 @@ class Around(nn.Module):
 
 
 def islands(network: nn.Module) -> dict[str, FloatIsland]:
-    traced = capture(network.eval(), X[:1], allow_float=True)
+    traced = capture_network(network.eval(), X[:1], allow_float=True)
     return {name: module for name, module in traced.named_modules() if isinstance(module, FloatIsland)}
 
 
@@ -73,10 +73,10 @@ def test_an_operation_becomes_an_island_and_computes_the_same(case: str) -> None
         assert list(found) == names
         assert [island.is_signed([True] * len(island.input_shapes)) for island in found.values()] == signed
     with torch.no_grad():
-        traced = capture(network.eval(), X[:1], allow_float=True)
+        traced = capture_network(network.eval(), X[:1], allow_float=True)
         torch.testing.assert_close(traced(X), network(X), rtol=0, atol=0)
     with pytest.raises(UnsupportedModelError, match=r"cannot be lowered.* or keep it in float with allow_float\.$"):
-        capture(network, X[:1])
+        capture_network(network, X[:1])
 
 
 def test_products_of_what_is_not_negative_are_not() -> None:
@@ -98,7 +98,7 @@ def test_products_of_what_is_not_negative_are_not() -> None:
 def test_what_is_still_refused(operation: Callable[[Any, Tensor], Tensor], reason: str) -> None:
     network = Around(operation, lstm=nn.LSTM(16, 16, batch_first=True))
     with pytest.raises(UnsupportedModelError, match=reason):
-        capture(network.eval(), X[:1], allow_float=True)
+        capture_network(network.eval(), X[:1], allow_float=True)
 
 
 def test_paper_placement_keeps_no_islands() -> None:

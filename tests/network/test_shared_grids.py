@@ -15,7 +15,7 @@ from qil_deploy.config import QuantConfig
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.integers.frozen_modules import FrozenDequantize, FrozenLayer, FrozenMeanLogits
 from qil_deploy.network.calibration import calibrate
-from qil_deploy.network.capture import capture
+from qil_deploy.network.capture import capture_network
 from qil_deploy.network.graph import module_of
 from qil_deploy.network.layers import Concat, GlobalAveragePool, QuantConv2d, Standalone
 from qil_deploy.network.preparation import prepare
@@ -316,7 +316,7 @@ REWRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], type[nn.Module] | None]] 
 def test_functional_forms_become_modules_that_compute_the_same(case: str) -> None:
     function, kind = REWRITTEN[case]
     network = Rewritten(function)
-    traced = capture(network, torch.zeros(1, 3, SIZE, SIZE))
+    traced = capture_network(network, torch.zeros(1, 3, SIZE, SIZE))
     x = torch.randn(3, 3, SIZE, SIZE)
     torch.testing.assert_close(traced(x), network(x), rtol=1e-6, atol=1e-6)
     found = {type(module) for module in traced.children()} - {nn.Conv2d, nn.Flatten}
