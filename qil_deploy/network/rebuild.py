@@ -22,7 +22,7 @@ from .cut_out_island import cut_out
 from .layers import PaddedConv2d, Pads, pads_of
 from .operators import SUPPORTED, operator_of, rebuilt_by
 
-_RESERVED = ("calibrated",)
+_RESERVED = ("calibrated", "meta")
 _NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
 
 

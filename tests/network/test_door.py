@@ -1,0 +1,168 @@
+"""What networks may look like at the door: kinds that were refused, or taken for another network, before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+from qil_deploy.errors import UnsupportedModelError
+from qil_deploy.network.capture import capture_network
+
+from .prepared_network import prepared
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+class Network(nn.Module):
+    """A stem, what the case is about, and a linear layer."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.function = function
+
+    def forward(self, x: Tensor, scale: float = 1.0, *, features: bool = False) -> Any:  # noqa: ANN401 - containers, too
+        y = self.stem(x)
+        return y if features or scale != 1.0 else self.function(self, y)
+
+
+def head(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network with `fc`
+    logits: Tensor = network.fc(x.mean((2, 3)))
+    return logits
+
+
+def conv(**options: Any) -> nn.Conv2d:  # noqa: ANN401 - Conv2d's
+    return nn.Conv2d(4, 4, 3, padding=1, **options)
+
+
+def identity_before_relu(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    y = network.body(x)  # writes over x
+    y += x
+    return head(network, y)
+
+
+def shape_looked_at(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    if x.shape[-1] % 2 == 0 and len(x.shape) == 4:
+        x = F.relu(x)
+    return head(network, x.view(x.size(0), 4, *x.shape[2:]))
+
+
+ACCEPTED: dict[str, nn.Module] = {
+    "identity before a ReLU in place": Network(
+        identity_before_relu, body=nn.Sequential(nn.ReLU(inplace=True), conv(), nn.ReLU(inplace=True), conv())
+    ),
+    "dictionary": Network(lambda m, x: {"logits": head(m, x)}),
+    "tuple": Network(lambda m, x: (head(m, x),)),
+    "list with None": Network(lambda m, x: [head(m, x), None]),
+    "shapes looked at": Network(shape_looked_at),
+    "shared ReLU": Network(lambda m, x: head(m, m.act(m.conv(m.act(x)))), act=nn.ReLU(inplace=True), conv=conv()),
+    "padding on one side": Network(lambda m, x: head(m, m.conv(F.pad(x, (0, 1, 0, 1)))), conv=nn.Conv2d(4, 4, 3, 2)),
+    "padding 'same' of an even window": Network(
+        lambda m, x: head(m, m.conv(x)), conv=nn.Conv2d(4, 4, 2, padding="same")
+    ),
+    "padding twice": Network(lambda m, x: head(m, m.conv(F.pad(x, (1, 1, 1, 1)))), conv=conv()),
+    "dropout": Network(lambda m, x: head(m, F.dropout(m.drop(x), 0.3, m.training)), drop=nn.Dropout2d(0.2)),
+    "SyncBatchNorm": Network(lambda m, x: head(m, m.norm(m.conv(x))), conv=conv(), norm=nn.SyncBatchNorm(4)),
+    "sum with nothing": Network(lambda m, x: head(m, 0 + x)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_what_is_rebuilt_is_the_network(case: str, training: bool) -> None:
+    network = ACCEPTED[case].train(training)
+    before = copy.deepcopy(network.state_dict())
+    graph = capture_network(network, X[:1])
+    assert network.training == training
+    with torch.no_grad():
+        expected, *_ = torch.utils._pytree.tree_leaves(network.eval()(X.clone()))
+        torch.testing.assert_close(graph.eval()(X), expected, rtol=1e-6, atol=1e-6)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    prepared(network.train(training))
+
+
+def test_dropout_is_trained_with() -> None:
+    graph = prepared(ACCEPTED["dropout"].train())
+    found = [(type(m), m.p) for m in graph.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+    assert found == [(nn.Dropout2d, 0.2), (nn.Dropout, 0.3)]
+
+
+@pytest.mark.parametrize(
+    "name", ["logits", "image", "ranges", "calibrated", "code", "meta", "graph", "intervals", "input_quantizer", "x"]
+)
+def test_names_of_ours_do_not_collide_with_the_users(name: str) -> None:
+    network = Network(lambda m, x: getattr(m, name)(F.relu(x)).mean((2, 3)), **{name: nn.Conv2d(4, 5, 1)})
+    model = prepared(network)
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == 2
+    network = Network(lambda m, x: head(m, getattr(m, name)[1](F.relu(x))), **{name: nn.ModuleList([conv(), conv()])})
+    assert sum(isinstance(module, nn.Conv2d) for module in prepared(network).modules()) == 2
+
+
+def test_a_buffer_that_is_called_like_ours() -> None:
+    network = Network(head)
+    network.register_buffer("calibrated", torch.ones(3))
+    assert prepared(network).get_buffer("calibrated").dtype == torch.bool
+
+
+def pruned() -> nn.Conv2d:
+    layer = conv()
+    prune.l1_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            weight_norm(conv()),
+            r"is computed by WeightNorm; call torch.nn.utils.remove_weight_norm\(module, 'weight",
+        ),
+        (spectral_norm(conv()), r"call torch.nn.utils.remove_spectral_norm\(module, 'weight'\) before prepare"),
+        (
+            parametrizations.weight_norm(conv()),
+            r"call torch.nn.utils.parametrize.remove_parametrizations\(module, 'weight'\)",
+        ),
+        (parametrizations.orthogonal(conv()), "weight is parametrized"),
+        (pruned(), r"weight is pruned by a mask; call torch.nn.utils.prune.remove\(module, 'weight'\)"),
+        (nn.DataParallel(conv()), r"wrapped in DataParallel; put the module inside it \(layer.module\) in its place"),
+        (torch.compile(conv(), backend="eager"), r"wrapped in OptimizedModule; .* \(layer\._orig_mod\)"),
+    ],
+)
+def test_modules_with_something_around_them_say_what_undoes_it(layer: nn.Module, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"module 'layer'.*{message}"):
+        prepared(Network(lambda m, x: head(m, m.layer(x)), layer=layer))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            Network(lambda m, x: head(m, m.rows(x)), rows=nn.Linear(8, 8)),
+            r"module 'rows' \(Linear\) cannot be lowered: it reads a tensor of 4 dimensions; a linear layer takes",
+        ),
+        (
+            Network(lambda m, x: head(m, F.conv2d(x, m.stem.weight[:, :1] / 2, groups=4))),
+            r"'conv2d' \(test_door.py, line \d+\) cannot be lowered: it has a weight that is computed from 'stem",
+        ),
+        (Network(lambda m, x: head(m, torch.add(x, x, alpha=2))), "it adds a tensor 2 times"),
+        (
+            Network(lambda m, x: head(m, x + torch.randn_like(x))),
+            "'randn_like' .* draws random numbers in evaluation",
+        ),
+        (Network(lambda m, x: {"a": head(m, x), "b": x}), "the network returns 2 tensors in a dict in evaluation mode"),
+        (Network(lambda m, x: head(m, m.conv(m.conv(x))), conv=conv()), "layer 'conv' is called more than once"),
+    ],
+)
+def test_refusals_name_module_line_and_remedy(network: nn.Module, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        prepared(network)
