@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -69,6 +71,8 @@ class _Body:
             copied = self._constant(*self.captured.tensors[node], self.captured.origin(self.part[-1]).path)
         elif node.target is torch.ops.aten.sym_size.int and node.args[1] == 0:
             copied = self.graph.call_function(torch.ops.aten.sym_size.int, (self.first, 0))
+        elif node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _is_split(node.args[0]):
+            copied = self._slice(node.args[0], node)
         else:
             for source in node.all_input_nodes:
                 self._copy(source)
@@ -77,6 +81,18 @@ class _Body:
                 copied.target = torch.ops.aten.reshape.default
         self.copies[node] = copied
         return copied
+
+    def _slice(self, split: fx.Node, piece: fx.Node) -> fx.Node:
+        """Write one piece of a tensor that was split as an operation of its own."""
+        target, pieces = split.target, split.meta["val"]
+        names = [argument.name for argument in target._schema.arguments]  # type: ignore[union-attr] # an ATen operator
+        given: dict[str, Any] = dict(zip(names, split.args, strict=False)) | split.kwargs
+        index: Any = piece.args[1]
+        dim = given.get("dim", 0)
+        sizes = [int(each.shape[dim]) for each in pieces]
+        start = sum(sizes[:index])
+        source = self._copy(split.all_input_nodes[0])
+        return self.graph.call_function(torch.ops.aten.slice.Tensor, (source, dim, start, start + sizes[index]))
 
     def _constant(self, name: str, tensor: Tensor, path: str) -> fx.Node:
         """Make a parameter or buffer the island's own; those of the module that it stands for keep their names."""
@@ -94,6 +110,10 @@ class _Body:
         else:
             holder.register_buffer(leaf, tensor)
         return self.graph.get_attr(target)
+
+
+def _is_split(node: fx.Node) -> bool:
+    return operation_name(node) in ("chunk", "split", "split_with_sizes")
 
 
 def _sign(captured: CapturedGraph, result: fx.Node) -> Sign:

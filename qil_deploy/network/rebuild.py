@@ -8,7 +8,6 @@ user's code like the operator, with a number. What the table does not know becom
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from qil_deploy.errors import UnsupportedModelError
 from .captured_call import Call, CallError, Computed, Data, Modules
 from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
+from .float_island import FloatIsland
 from .layers import PaddedConv2d, Pads, pads_of
 from .operators import SUPPORTED, operator_of, rebuilt_by
 
@@ -50,8 +50,11 @@ class _Rebuilder:
         self.attempts: dict[fx.Node, Modules | CallError] = {node: self._attempt(node) for node in self.results}
         self._refuse_pads_that_no_convolution_takes()
         self.layers = {self._owner(node) for node in self.results if self._owner(node)}
-        self.counts = Counter(self._operation(node) for node in self.results if not self._module_name(node))
-        self.used = Counter[str]()
+        self.taken = fx.Graph()  # of whose names each is there once
+        self.taken.placeholder(captured.image.name)
+        self.names = {
+            node: self.taken.call_module(self._module_name(node) or self._operation(node)).name for node in self.results
+        }
 
     def run(self) -> fx.GraphModule:
         """Rebuild every node."""
@@ -171,20 +174,13 @@ class _Rebuilder:
 
     def _insert(self, node: fx.Node, index: int, module: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
         """Add one call of a module behind its inputs, under the name that belongs to a node."""
-        own = self._module_name(node)
-        call_name = None
-        if own:
-            target = own if index == 0 else f"{own}_{index}"
-        else:
-            # Files hold names like these: a number for each call, and calls counted from behind the numbers.
-            base = self._operation(node)
-            if index == 0:
-                number, self.used[base] = self.used[base], self.used[base] + 1
-                target, call_name = f"{base}_{number}" if number else base, f"{base}_{self.counts[base] + number}"
-            else:
-                target = f"{base}_{self.used[base] - 1}_{index}"
-        target = self._placed(target, module)
-        new = self.graph.create_node("call_module", target, inputs, name=call_name)
+        target = self._module_name(node) or self.names[node]
+        target = self._placed(target if index == 0 else f"{target}_{index}", module)
+        # Names as in checkpoints: a module's call is called like the module, and what took the place of an operation,
+        # or of a module that is kept in float, has the next name behind all that are taken.
+        is_new = index > 0 or not self._module_name(node) or isinstance(module, FloatIsland)
+        name = self.taken.call_module(target).name if is_new else self.names[node]
+        new = self.graph.create_node("call_module", target, inputs, name=name)
         new.meta["shape"] = self.captured.shape(node)
         return new
 
