@@ -191,9 +191,9 @@ class Probe:
 
     def _edges(self) -> set[str]:
         example = example_input(self.info.preprocessing)
-        traced = capture_network(self.network, example, allow_float=self.config.allow_float)
-        isolate(traced)
-        return {str(node.target) for node in edge_layers(traced)}
+        captured = capture_network(self.network, example, allow_float=self.config.allow_float)
+        isolate(captured)
+        return {str(node.target) for node in edge_layers(captured)}
 
     def lowered(self, layer: str, width: int) -> LayerBits:
         """Return the bits of a layer, lowered to a width as the plan says; the same bits where there is nothing to."""

@@ -37,7 +37,7 @@ def nothing_left_behind() -> Iterator[None]:
     """Draw no random numbers from the caller's generators, and make tensors that can be trained in inference mode, too.
 
     New layers start from random numbers although their weights are replaced at once, and a network's own code may draw
-    some when it is traced.
+    some when it is captured.
     """
     trainable = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

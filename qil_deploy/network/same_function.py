@@ -45,14 +45,14 @@ _RANDOM = (
 
 @torch.no_grad()
 def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor) -> None:
-    """Compare a network and the graph traced from it in evaluation mode, on an example and on noise.
+    """Compare a network and the graph captured from it in evaluation mode, on an example and on noise.
 
     In the graph nothing is written in place. The two may differ by `RELATIVE_TOLERANCE` of the network's largest
     output: float sums need not have one order.
 
     Args:
         network: the user's.
-        graph: what was traced from it; it may share modules with the network.
+        graph: what was captured from it; it may share modules with the network.
         example: inputs, float32 [N, C, H, W]; the first is used.
 
     Raises:

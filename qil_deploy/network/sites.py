@@ -1,4 +1,4 @@
-"""Where quantizers belong: the sites of a traced graph, the groups that share a grid, and what their readers want.
+"""Where quantizers belong: the sites of a captured graph, the groups that share a grid, and what their readers want.
 
 A site is a producer (input, convolution or linear with its BatchNorm and ReLU, addition or float island with its ReLU,
 pooling, a lone BatchNorm or ReLU) and ends where its value is whole. Readers are found through operations that keep the
