@@ -195,6 +195,26 @@ class Concat(nn.Module):
         return torch.cat(tensors, 1)
 
 
+class Permute(nn.Module):
+    """Dimensions in another order, the images' first as ever.
+
+    Args:
+        dims: for each dimension of the result, which one of the input it is.
+    """
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x.permute(dims)`."""
+        return x.permute(self.dims)
+
+    def extra_repr(self) -> str:
+        """Order."""
+        return f"dims={self.dims}"
+
+
 class Standalone(nn.Module):
     """Stands in front of a BatchNorm or ReLU that no layer before it takes in, and returns what it gets.
 

@@ -29,9 +29,20 @@ from torch import nn
 from .captured_call import Call, Modules
 from .dropout_marks import DROPOUT, FEATURE_DROPOUT
 from .float_island import FloatIsland
-from .layers import Add, Concat, GlobalAveragePool, PaddedConv2d, Standalone, pair
+from .layers import Add, Concat, GlobalAveragePool, PaddedConv2d, Permute, Standalone, pair
 from .rebuild_layers import add, batch_norm, clamp, convolution, linear, relu, relu6
-from .rebuild_moves import concatenate, dropout, feature_dropout, interpolate, pad, reshape, same, upsample
+from .rebuild_moves import (
+    concatenate,
+    dropout,
+    feature_dropout,
+    interpolate,
+    pad,
+    permute,
+    reshape,
+    same,
+    transpose,
+    upsample,
+)
 from .rebuild_pools import adaptive_average_pool, average_pool, max_pool, mean
 
 Kind: TypeAlias = Literal[
@@ -118,6 +129,10 @@ def _write_upsample(module: nn.Upsample) -> OnnxForm:
 
 def _write_concat(_module: Concat) -> OnnxForm:
     return OnnxForm(name="Concat", attributes={"axis": 1})
+
+
+def _write_permute(module: Permute) -> OnnxForm:
+    return OnnxForm(name="Transpose", attributes={"perm": list(module.dims)})
 
 
 def _write_flatten(module: nn.Flatten) -> OnnxForm:
@@ -209,6 +224,14 @@ OPERATORS = (
             reshape,
         ),
         onnx=_write_flatten,
+        returns_input=True,
+    ),
+    Operator(
+        title="permuted dimensions",
+        kind="pass",
+        modules=(Permute,),
+        captured={aten.permute.default: permute, aten.transpose.int: transpose},
+        onnx=_write_permute,
         returns_input=True,
     ),
     Operator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from .captured_call import Call, CallError, Modules
-from .layers import Concat
+from .layers import Concat, Permute
 
 
 def concatenate(call: Call) -> Modules:
@@ -25,6 +25,27 @@ def reshape(call: Call) -> Modules:
     if len(call.shape) == 2 and source[0] == call.shape[0]:
         return [nn.Flatten(1)]
     raise CallError(f"turns {list(source)} into {list(call.shape)}; what is lowered leaves one row per image")
+
+
+def permute(call: Call) -> Modules:
+    """Permute, where images stay apart."""
+    rank = len(call.shape)
+    dims = [value % rank for value in call.arguments["dims"]]
+    return _permutation(dims)
+
+
+def transpose(call: Call) -> Modules:
+    """Permute, of two dimensions."""
+    dims = list(range(len(call.shape)))
+    a, b = call.arguments["dim0"], call.arguments["dim1"]
+    dims[a], dims[b] = dims[b], dims[a]
+    return _permutation(dims)
+
+
+def _permutation(dims: list[int]) -> Modules:
+    if dims[0] != 0:
+        raise CallError("moves the dimension of the images")
+    return [] if dims == sorted(dims) else [Permute(tuple(dims))]
 
 
 def same(call: Call) -> Modules:

@@ -274,3 +274,30 @@ def test_slices_are_kept(exports: Exports, parts: list[tuple[slice, ...]], tmp_p
     case = exports.case(network, CONFIG, data.images[:32], preprocessing_for("digits", data))
     for form in FORMS.values():
         check(case, tmp_path / "model.onnx", **form)
+
+
+class ChannelsBehind(nn.Module):
+    """What is normalized and multiplied with the channels in the last dimension, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mix = nn.Conv2d(1, 8, 3, padding=1), nn.LayerNorm(8), nn.Linear(8, 8)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.mix(self.norm(self.conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
+
+
+def test_permutations_move_codes(exports: Exports, tmp_path: Path) -> None:
+    """Between two quantizations ONNX Runtime would merge them, and round once where the file rounds twice."""
+    images = load_images("digits", "test").images[:8]
+    case = exports.case(
+        ChannelsBehind().eval(), CONFIG, images, preprocessing_for("digits", load_images("digits", "test"))
+    )
+    model = onnx.load(case.export(tmp_path / "model.onnx"))
+    made_by = {name: node.op_type for node in model.graph.node for name in node.output}
+    moved = [made_by[node.input[0]] for node in model.graph.node if node.op_type == "Transpose"]
+    assert len(moved) == 2
+    assert "DequantizeLinear" not in moved

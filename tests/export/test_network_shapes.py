@@ -119,7 +119,22 @@ def added_logits(m: Network, x: Tensor) -> Tensor:
     return logits
 
 
+def turned(m: Network, x: Tensor) -> Tensor:
+    """Rows become columns, between layers, in front of an addition and in front of the last layer."""
+    x = stem(m, x)
+    y = m.right(x.transpose(2, 3)) + x.permute(0, 1, 3, 2)
+    return head(m, y.permute(0, 1, 3, 2))
+
+
+def padded_on_one_side(m: Network, x: Tensor) -> Tensor:
+    """As TensorFlow pads."""
+    x = F.relu(m.norm(m.stem(F.pad(x, (0, 1, 0, 1)))))
+    return head(m, m.right(F.pad(x, (2, 1, 0, 3))))
+
+
 CASES = (
+    turned,
+    padded_on_one_side,
     dense,
     fire,
     inception,
