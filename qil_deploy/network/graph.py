@@ -33,9 +33,9 @@ def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module:
     return graph_module.get_submodule(str(node.target))
 
 
-def free_name(graph_module: fx.GraphModule, name: str) -> str:
-    """Return `name`, or with a number behind it the first name that no module of the graph has yet."""
-    taken = {existing for existing, _ in graph_module.named_modules(remove_duplicate=False)}
+def free_name(network: nn.Module, name: str) -> str:
+    """Return `name`, or with a number behind it the first name that no module of a network has yet."""
+    taken = {existing for existing, _ in network.named_modules(remove_duplicate=False)}
     candidates = (f"{name}_{number}" for number in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
 

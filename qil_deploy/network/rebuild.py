@@ -19,6 +19,7 @@ from .captured_call import Call, CallError, Computed, Data, Modules
 from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .float_island import FloatIsland
+from .graph import free_name
 from .layers import PaddedConv2d, Pads, pads_of
 from .operators import SUPPORTED, operator_of, rebuilt_by
 
@@ -174,11 +175,12 @@ class _Rebuilder:
 
     def _insert(self, node: fx.Node, index: int, module: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
         """Add one call of a module behind its inputs, under the name that belongs to a node."""
-        target = self._module_name(node) or self.names[node]
+        own = self._module_name(node)
+        target = own or free_name(self.captured.network, self.names[node])
         target = self._placed(target if index == 0 else f"{target}_{index}", module)
         # Names as in checkpoints: a module's call is called like the module, and what took the place of an operation,
         # or of a module that is kept in float, has the next name behind all that are taken.
-        is_new = index > 0 or not self._module_name(node) or isinstance(module, FloatIsland)
+        is_new = index > 0 or not own or isinstance(module, FloatIsland)
         name = self.taken.call_module(target).name if is_new else self.names[node]
         new = self.graph.create_node("call_module", target, inputs, name=name)
         new.meta["shape"] = self.captured.shape(node)

@@ -98,12 +98,15 @@ def test_dropout_is_trained_with() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["logits", "image", "ranges", "calibrated", "code", "meta", "graph", "intervals", "input_quantizer", "x"]
+    "name",
+    ["logits", "image", "ranges", "calibrated", "code", "meta", "graph", "intervals", "input_quantizer", "x", "relu"],
 )
 def test_names_of_ours_do_not_collide_with_the_users(name: str) -> None:
     network = Network(lambda m, x: getattr(m, name)(F.relu(x)).mean((2, 3)), **{name: nn.Conv2d(4, 5, 1)})
     model = prepared(network)
     assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == 2
+    if name not in ("calibrated", "code", "meta", "graph"):  # attributes of every graph module
+        assert isinstance(model.get_submodule(name), nn.Conv2d)
     network = Network(lambda m, x: head(m, getattr(m, name)[1](F.relu(x))), **{name: nn.ModuleList([conv(), conv()])})
     assert sum(isinstance(module, nn.Conv2d) for module in prepared(network).modules()) == 2
 
