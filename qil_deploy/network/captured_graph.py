@@ -141,6 +141,7 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
         images=int(image.meta["val"].shape[0]),
     )
     _mark_data(captured)
+    _refuse_contexts(captured)
     _refuse_random_numbers(captured)
     if captured.output not in captured.data:
         raise UnsupportedModelError("the network returns nothing that depends on the image.")
@@ -204,6 +205,13 @@ def _explain(network: nn.Module, example: Tensor, error: Exception) -> str:
         except Exception as own:  # noqa: BLE001 - any Python of the user's runs; the sentence goes on with it
             shape[0] = count
             return f"the network does not run on an input of shape {shape}: {excerpt(str(own))}."
+    scripted = next(
+        (key for key, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)), None
+    )
+    if scripted is not None:
+        return (
+            f"module {scripted!r} is compiled by torch.jit and cannot be captured; put the Python module in its place."
+        )
     first = excerpt(str(error).strip().partition("\n")[0])
     line = _line_of(error)
     where = f" ({line})" if line else ""
@@ -267,6 +275,15 @@ def _mark_data(captured: CapturedGraph) -> None:
 
 def _tensor_sources(node: fx.Node, among: set[fx.Node]) -> Iterable[fx.Node]:
     return (source for source in node.all_input_nodes if source in among)
+
+
+def _refuse_contexts(captured: CapturedGraph) -> None:
+    for node in captured.calls():
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise UnsupportedModelError(
+                f"{captured.describe(node)} runs a part of the network in a context of its own; take autocast and the "
+                "like out of forward."
+            )
 
 
 def _refuse_random_numbers(captured: CapturedGraph) -> None:

@@ -18,6 +18,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from qil_deploy.config import LayerBits, QuantConfig
 from qil_deploy.errors import DataError, UnsupportedModelError
@@ -118,6 +119,10 @@ def _check_example(example: object, grid: Preprocessing) -> None:
 
 def _require_float32(network: nn.Module) -> None:
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if is_lazy(tensor):
+            raise UnsupportedModelError(
+                f"the network: tensor {name!r} of a lazy module has no shape yet; run the network on one batch first."
+            )
         if tensor.is_meta or (tensor.dtype != torch.float32 and (tensor.is_floating_point() or tensor.is_complex())):
             found = "has no values (device 'meta')" if tensor.is_meta else f"is {str(tensor.dtype)[6:]}"
             raise UnsupportedModelError(

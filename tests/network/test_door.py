@@ -57,6 +57,11 @@ def shape_looked_at(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a netw
     return head(network, x.view(x.size(0), 4, *x.shape[2:]))
 
 
+def in_autocast(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    with torch.autocast("cpu", enabled=False):
+        return head(network, x)
+
+
 ACCEPTED: dict[str, nn.Module] = {
     "identity before a ReLU in place": Network(
         identity_before_relu, body=nn.Sequential(nn.ReLU(inplace=True), conv(), nn.ReLU(inplace=True), conv())
@@ -164,6 +169,15 @@ def test_modules_with_something_around_them_say_what_undoes_it(layer: nn.Module,
         ),
         (Network(lambda m, x: {"a": head(m, x), "b": x}), "the network returns 2 tensors in a dict in evaluation mode"),
         (Network(lambda m, x: head(m, m.conv(m.conv(x))), conv=conv()), "layer 'conv' is called more than once"),
+        (Network(in_autocast), r"'wrap_with_autocast' .* take autocast and the like out of forward"),
+        (
+            Network(lambda m, x: head(m, m.conv(x)), conv=nn.LazyConv2d(4, 1)),
+            "'conv.weight' of a lazy module has no shape",
+        ),
+        (
+            Network(lambda m, x: head(m, m.act(x)), act=torch.jit.script(nn.ReLU())),
+            "module 'act' is compiled by torch.jit",
+        ),
     ],
 )
 def test_refusals_name_module_line_and_remedy(network: nn.Module, message: str) -> None:
