@@ -1,18 +1,20 @@
-"""Reports as JSON: dataclasses out, the same dataclasses back in, damaged files refused."""
+"""Reports as JSON: dataclasses out, the same dataclasses back in, damaged files refused.
+
+The dataclasses are the schema: msgspec reads by their type hints, strictly, and nothing is declared a second time.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-import types
-import typing
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from .errors import DataError, OtherSchemaError
 from .files import write_text
+from .strict_json import parse_json
 from .untrusted_text import excerpt
 
 
@@ -23,9 +25,18 @@ class Report(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-_LARGEST: Final = sys.float_info.max  # JSON turns 1e999 into infinity, and whole numbers have no end
-
 ReportType = TypeVar("ReportType", bound=Report)
+
+# How msgspec says what is wrong and where: "Expected `int`, got `str` - at `$.levels[0].images`".
+_PLACE: Final = re.compile(r"(.*?)(?: - at `\$(.*)`)?", re.DOTALL)
+_OTHER_TYPE: Final = re.compile(r"Expected `(.*)`, got `.*`")
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`")
+_STEP: Final = re.compile(r"\.(\w+)|\[(\d+)\]")
+
+
+def report_text(report: Report) -> str:
+    """Return a report as JSON."""
+    return json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False) + "\n"
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -34,7 +45,7 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         OutputError: `path` cannot be written.
     """
-    write_text(path, json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False) + "\n")
+    write_text(path, report_text(report))
 
 
 def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
@@ -54,56 +65,52 @@ def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> Re
         DataError: as `read_report`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=_refuse, object_pairs_hook=_once)
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a report: {excerpt(str(error), 300)}.") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     for report_class in report_classes:
         if schema == report_class.SCHEMA:
-            try:
-                return typing.cast(ReportType, _restore(report_class, content, "report"))
-            except ValueError as error:
-                raise DataError(f"{path} is damaged: {error}.") from error
+            return _restore(path, content, report_class)
     expected = ", ".join(repr(report_class.SCHEMA) for report_class in report_classes)
     raise OtherSchemaError(f"{path} has schema {excerpt(repr(schema))}; {expected} was expected.", schema)
 
 
-def _refuse(number: str) -> typing.NoReturn:
-    raise ValueError(f"{excerpt(number)} is no number that a report may hold")
+def _restore(path: Path, content: dict[str, Any], report_class: type[ReportType]) -> ReportType:
+    """Build a report of decoded JSON."""
+    import msgspec  # a device that only writes reports has none
+
+    try:
+        report = msgspec.convert(content, report_class, strict=True)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise DataError(f"{path} is damaged: {_fault(error, content)}.") from error
+    unknown = _unknown_entry(content, dataclasses.asdict(report), "report")
+    if unknown is not None:
+        raise DataError(f"{path} is damaged: it has an entry {excerpt(unknown)}, which is not known.")
+    return report
 
 
-def _once(entries: list[tuple[str, object]]) -> dict[str, object]:
-    """Make an object of its entries, none of which may be there twice: readers would disagree on which one counts."""
-    content = dict(entries)
-    if len(content) != len(entries):
-        names = [name for name, _ in entries]
-        raise ValueError(f"an object has the entry {excerpt(max(names, key=names.count))} twice")
-    return content
+def _fault(error: Exception, content: object) -> str:
+    """Say what is wrong, where, and what stands there instead."""
+    message, place = _PLACE.fullmatch(str(error)).groups(default="")  # type: ignore[union-attr] # matches any text
+    if missing := _MISSING.fullmatch(message):
+        return f"report{place} has no entry {missing[1]}"
+    found: Any = content
+    for name, index in _STEP.findall(place):
+        found = found[name or int(index)]
+    other_type = _OTHER_TYPE.fullmatch(message)
+    wanted = f"must be of type {other_type[1]}" if other_type else f"is refused ({message})"
+    return f"report{place} {wanted}, and is {excerpt(repr(found))}"
 
 
-def _restore(kind: type[object] | types.UnionType, value: object, where: str) -> object:
-    """Build `kind` (a dataclass, tuple[X, ...], X | None or a plain type) from decoded JSON, checking every type."""
-    if isinstance(kind, types.UnionType):
-        (option,) = set(typing.get_args(kind)) - {types.NoneType}
-        return None if value is None else _restore(option, value, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        fields = dataclasses.fields(kind)
-        names = [field.name for field in fields]
-        needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-        if not isinstance(value, dict) or not needed <= set(value) <= set(names):
-            raise ValueError(f"{where} must be an object with the entries {', '.join(names)}")
-        return kind(**{name: _restore(hints[name], value[name], f"{where}.{name}") for name in names if name in value})
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list")
-        item = typing.get_args(kind)[0]
-        return tuple(_restore(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
-    if isinstance(value, int | float) and abs(value) > _LARGEST:
-        raise ValueError(f"{where} is larger than any number that a report may hold")
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ValueError(f"{where} must be of type {kind.__name__}, and is {excerpt(repr(value))}")
-    return value
+def _unknown_entry(content: object, known: object, where: str) -> str | None:
+    """Return the place of an entry of decoded JSON that the report made of it does not have, or None."""
+    parts: list[tuple[object, object, str]] = []
+    if isinstance(content, dict) and isinstance(known, dict):
+        surplus = next((name for name in content if name not in known), None)
+        if surplus is not None:
+            return f"{where}.{surplus}"
+        parts = [(value, known[name], f"{where}.{name}") for name, value in content.items()]
+    elif isinstance(content, list) and isinstance(known, tuple):
+        parts = [(*pair, f"{where}[{at}]") for at, pair in enumerate(zip(content, known, strict=True))]
+    return next((found for part in parts if (found := _unknown_entry(*part)) is not None), None)

@@ -45,19 +45,27 @@ def test_a_report_comes_back_as_the_class_its_schema_names(tmp_path: Path) -> No
 def test_what_is_no_number_or_too_large_is_refused(tmp_path: Path, number: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(APPLE % number)
-    with pytest.raises(DataError, match=r"r\.json (cannot be read|is damaged).*that a report may hold"):
+    with pytest.raises(DataError, match=r"r\.json (cannot be read|is damaged).*that a file may hold"):
         read_report(path, Apple)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[" * 100_000, "cannot be read as a report: maximum recursion"),
+        (b"[" * 100_000, "cannot be read as a report: it is nested too deep"),
         (b"\xff\xfe", "cannot be read as a report"),
         (b"[]", r"has schema None; 'apple/1', 'pear/1' was expected"),
         (b'{"schema": "fig/1"}', r"has schema 'fig/1'; 'apple/1', 'pear/1' was expected"),
         (b'{"schema": "pear/1", "count": true}', "is damaged: report.count must be of type int, and is True"),
-        (b'{"schema": "pear/1"}', "is damaged: report must be an object with the entries schema, count"),
+        (b'{"schema": "pear/1"}', "is damaged: report has no entry count"),
+        (
+            b'{"schema": "apple/1", "weight": 1, "seeds": [1, 2, "x"], "name": null}',
+            r"is damaged: report\.seeds\[2\] must be of type int, and is 'x'",
+        ),
+        (
+            b'{"schema": "apple/1", "weight": 1, "seeds": [1], "name": null, "colour": "red"}',
+            r"is damaged: it has an entry report\.colour, which is not known",
+        ),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
