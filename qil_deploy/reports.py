@@ -84,9 +84,9 @@ def _restore(path: Path, content: dict[str, Any], report_class: type[ReportType]
         report = msgspec.convert(content, report_class, strict=True)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise DataError(f"{path} is damaged: {_fault(error, content)}.") from error
-    unknown = _unknown_entry(content, dataclasses.asdict(report), "report")
-    if unknown is not None:
-        raise DataError(f"{path} is damaged: it has an entry {excerpt(unknown)}, which is not known.")
+    surplus = _surplus_entry(content, dataclasses.asdict(report), "report")
+    if surplus is not None:
+        raise DataError(f"{path} is damaged: {surplus}.")
     return report
 
 
@@ -103,14 +103,14 @@ def _fault(error: Exception, content: object) -> str:
     return f"report{place} {wanted}, and is {excerpt(repr(found))}"
 
 
-def _unknown_entry(content: object, known: object, where: str) -> str | None:
-    """Return the place of an entry of decoded JSON that the report made of it does not have, or None."""
+def _surplus_entry(content: object, known: object, where: str) -> str | None:
+    """Say which entry of decoded JSON the report that was made of it does not have; None if it has all."""
     parts: list[tuple[object, object, str]] = []
     if isinstance(content, dict) and isinstance(known, dict):
         surplus = next((name for name in content if name not in known), None)
         if surplus is not None:
-            return f"{where}.{surplus}"
+            return f"{where} must be an object with the entries {', '.join(known)}, and has {excerpt(surplus)}"
         parts = [(value, known[name], f"{where}.{name}") for name, value in content.items()]
     elif isinstance(content, list) and isinstance(known, tuple):
         parts = [(*pair, f"{where}[{at}]") for at, pair in enumerate(zip(content, known, strict=True))]
-    return next((found for part in parts if (found := _unknown_entry(*part)) is not None), None)
+    return next((found for part in parts if (found := _surplus_entry(*part)) is not None), None)
