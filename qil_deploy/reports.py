@@ -34,9 +34,9 @@ _MISSING: Final = re.compile(r"Object missing required field `(.*)`")
 _STEP: Final = re.compile(r"\.(\w+)|\[(\d+)\]")
 
 
-def report_text(report: Report) -> str:
-    """Return a report as JSON."""
-    return json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False) + "\n"
+def report_text(report: Report, indent: int | None = 2) -> str:
+    """Return a report as JSON; without `indent` on one line."""
+    return json.dumps(dataclasses.asdict(report), indent=indent, allow_nan=False) + "\n"
 
 
 def write_report(path: Path, report: Report) -> None:

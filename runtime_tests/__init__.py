@@ -7,7 +7,7 @@ from qil_deploy.reports import read_report, write_report
 
 from .bench import BenchOptions, BenchReport, Latency, benchmark
 from .differences import Comparison, Difference
-from .tally import BackendResult
+from .logit_counts import BackendResult
 from .verify import VerifyReport, verify
 
 __all__ = [

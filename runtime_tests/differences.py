@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.onnx_io import Node
 
 from .backends import ExecutedGraph
+from .compare_tensors import TensorDifference, compare_tensors
 
-_MAX_INDICES: Final = 5
 _MOVES_OR_CLIPS = ("Clip", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Transpose")
 _SEPARATORS = "_./"
 
@@ -78,7 +77,7 @@ class CodeComparison:
         self._graph = graph
         self._between = between
         self._images: list[int] = []
-        self._counts: dict[str, _Count] = {}
+        self._found: dict[str, TensorDifference] = {}
 
     def add(self, first: Mapping[str, NDArray[Any]], second: Mapping[str, NDArray[Any]], images: Sequence[int]) -> None:
         """Compare the tensors of some more images.
@@ -90,32 +89,30 @@ class CodeComparison:
         self._images += images
         for name in self._graph.codes:
             if name in first and name in second:
-                count = _count(second[name], first[name], images)
-                self._counts[name] = self._counts[name].plus(count) if name in self._counts else count
+                found = compare_tensors(second[name], first[name], images)
+                self._found[name] = self._found[name] + found if name in self._found else found
 
     def result(self) -> Comparison:
         """Return what was found: the first tensor that differs."""
-        wrong = next(
-            (name for name in self._graph.codes if name in self._counts and self._counts[name].differing), None
-        )
+        wrong = next((name for name in self._graph.codes if name in self._found and self._found[name].differing), None)
         return Comparison(
             between=self._between,
             images=tuple(self._images),
-            tensors=len(self._counts),
+            tensors=len(self._found),
             difference=None if wrong is None else self._difference(wrong),
         )
 
     def _difference(self, name: str) -> Difference:
-        node, count = _node_to_blame(self._graph, self._counts.keys(), name), self._counts[name]
+        node, found = _node_to_blame(self._graph, self._found.keys(), name), self._found[name]
         return Difference(
             node=node.name or node.outputs[0],
             operator=node.op_type,
             layer=_layer_of(self._graph, node),
             tensor=name,
-            differing=count.differing,
-            elements=count.elements,
-            largest_step=count.largest_step,
-            indices=count.indices,
+            differing=found.differing,
+            elements=found.elements,
+            largest_step=found.largest_step if found.measured else None,
+            indices=found.indices,
         )
 
 
@@ -152,45 +149,6 @@ def describe_difference(comparison: Comparison) -> str:
     return (
         f"First difference between {first} and {second}: node {found.node} ({found.operator}){layer}, "
         f"{found.differing:,} of {found.elements:,} elements of {found.tensor} in {images}{step}{where}.{only}"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Count:
-    """What differs in one tensor; fields as in `Difference`."""
-
-    differing: int
-    elements: int
-    largest_step: float | None
-    indices: tuple[tuple[int, ...], ...]
-
-    def plus(self, other: _Count) -> _Count:
-        """Return the same of these images and some more."""
-        steps = [count.largest_step for count in (self, other) if count.differing]
-        known = [step for step in steps if step is not None]
-        return _Count(
-            differing=self.differing + other.differing,
-            elements=self.elements + other.elements,
-            largest_step=max(known) if known and len(known) == len(steps) else None,
-            indices=(*self.indices, *other.indices)[:_MAX_INDICES],
-        )
-
-
-def _count(found: NDArray[Any], expected: NDArray[Any], images: Sequence[int]) -> _Count:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return _Count(differing=max(expected.size, 1), elements=max(expected.size, 1), largest_step=None, indices=())
-    differing = found != expected  # NaN differs from everything, itself included
-    count = int(differing.sum())
-    if count == 0:
-        return _Count(differing=0, elements=expected.size, largest_step=None, indices=())
-    with np.errstate(invalid="ignore"):
-        step = np.abs(found[differing].astype(np.float64) - expected[differing].astype(np.float64)).max()
-    places = np.argwhere(differing)[:_MAX_INDICES]
-    return _Count(
-        differing=count,
-        elements=expected.size,
-        largest_step=float(step) if np.isfinite(step) else None,
-        indices=tuple((images[image], *(int(axis) for axis in rest)) for image, *rest in places),
     )
 
 

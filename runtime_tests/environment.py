@@ -1,10 +1,20 @@
-"""Where a measurement was made: versions and the processor."""
+"""Where a model runs or was measured: versions and the processor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-from . import device_runner
+import numpy as np
+import onnxruntime
+
+from .device_report import DeviceEnvironment
+from .machine import CPUINFO, cpuinfo_entry, read_text, usable_cpus
+
+BOARD = Path("/proc/device-tree/model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,5 +38,39 @@ class Environment:
 
 def describe_environment() -> Environment:
     """Describe the machine this process runs on."""
-    found = device_runner.describe_environment()
-    return Environment(**{field.name: found[field.name] for field in fields(Environment)})
+    return Environment(
+        onnxruntime=onnxruntime.__version__,
+        numpy=np.__version__,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        cpu=cpu_name(),
+        cpus=len(usable_cpus()) or os.cpu_count() or 1,
+    )
+
+
+def describe_device(cpu: str | None = None) -> DeviceEnvironment:
+    """Describe this machine as a target; `cpu` names the processor that an emulator plays."""
+    here = describe_environment()
+    return DeviceEnvironment(
+        onnxruntime=here.onnxruntime,
+        numpy=here.numpy,
+        python=here.python,
+        browser=None,
+        machine=here.machine,
+        cpu=cpu or here.cpu,
+        cpus=here.cpus,
+        features=_cpu_features(),
+    )
+
+
+def cpu_name(cpuinfo: Path = CPUINFO, board: Path = BOARD) -> str:
+    """Return the processor's name, else that of its board, else its instruction set."""
+    # x86 says "model name"; older arm kernels say "Hardware".
+    named = cpuinfo_entry(("model name", "Hardware"), cpuinfo)
+    return named or read_text(board).strip("\0 \n") or platform.processor() or platform.machine() or "unknown"
+
+
+def _cpu_features() -> tuple[str, ...]:
+    """Return the instruction set extensions that numpy finds when it asks the processor, emulated ones included."""
+    core = sys.modules.get("numpy._core._multiarray_umath") or sys.modules.get("numpy.core._multiarray_umath")
+    return tuple(sorted(name for name, present in getattr(core, "__cpu_features__", {}).items() if present))

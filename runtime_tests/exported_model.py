@@ -26,6 +26,7 @@ FLOAT = "float"  # a float32 baseline
 FORMATS = ("qlinear", "qdq", FLOAT)
 INPUTS = ("uint8", "float")
 _MOST_VALUES = 2**26
+_ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[Any]]
 """From uint8 images [N, C, H, W] to float32 logits [N, classes]."""
@@ -113,14 +114,49 @@ def read_exported_model(path: Path) -> ExportedModel:
             output are not those that the metadata promises.
     """
     graph = read_model(path)
+    if "" not in graph.opsets:
+        raise ModelFileError(f"{path} names no version of the standard operator set; export the model again.")
+    return _describe(path, graph)
+
+
+def inspect_exported_model(path: Path) -> ExportedModel:
+    """Return the same by what ONNX Runtime tells of a file, for devices that have nothing else to read it with.
+
+    Its graph has no nodes and no initializers.
+
+    Raises:
+        ModelFileError: as `read_exported_model`.
+    """
+    session = create_session(path, level="disabled")
+    inputs, outputs = (
+        tuple(
+            TensorInfo(tensor.name, _ELEMENT_TYPES.get(tensor.type, tensor.type), tuple(tensor.shape))
+            for tensor in tensors
+        )
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    graph = OnnxFile(
+        path=path,
+        nodes=(),
+        initializers={},
+        stored_types={},
+        inputs=inputs,
+        outputs=outputs,
+        metadata=dict(session.get_modelmeta().custom_metadata_map),
+        opsets={},
+        ir_version=0,
+    )
+    return _describe(path, graph)
+
+
+def _describe(path: Path, graph: OnnxFile) -> ExportedModel:
+    """Describe a model by its metadata, and check that its graph agrees with them."""
     if METADATA_KEY not in graph.metadata:
         raise ModelFileError(
             f"{path} carries no {METADATA_KEY!r} metadata, so its preprocessing and classes are unknown; "
             "write it with: python -m qil_deploy.export CHECKPOINT -o MODEL.onnx."
         )
     metadata = read_metadata(graph)
-    if "" not in graph.opsets:
-        raise ModelFileError(f"{path} names no version of the standard operator set; export the model again.")
     try:
         pixels = metadata["preprocessing"]
         model = ExportedModel(

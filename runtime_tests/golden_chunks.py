@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qil_deploy.onnx_io import OUTPUT_NAME
 
 from .affordable import require_affordable
-from .device_runner import content_of
+from .compare_tensors import digest_bytes
 from .exported_model import ExportedModel
 from .golden_file import read_vectors
 
@@ -53,7 +53,7 @@ class GoldenChunks:
         if name not in self._digests:
             digest = hashlib.sha256()
             for start in range(0, len(self.images), _HASHED_IMAGES):
-                digest.update(content_of(self.tensors[name][start : start + _HASHED_IMAGES]))
+                digest.update(digest_bytes(self.tensors[name][start : start + _HASHED_IMAGES]))
             self._digests[name] = digest.hexdigest()
         return self._digests[name]
 

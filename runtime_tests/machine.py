@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,13 +90,20 @@ def describe_machine(cpus: Path = CPUS, cpuinfo: Path = CPUINFO) -> Machine:
     )
 
 
+def usable_cpus() -> tuple[int, ...]:
+    """Return the logical processors that this process may run on; none where the system does not tell."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+
+
 def cpu_flags(cpuinfo: Path) -> tuple[str, ...]:
     """Return the instruction set extensions in a file like `/proc/cpuinfo` ("flags" on x86, "Features" on arm)."""
-    for line in _text(cpuinfo).splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return tuple(sorted(value.split()))
-    return ()
+    return tuple(sorted(cpuinfo_entry(("flags", "Features"), cpuinfo).split()))
+
+
+def cpuinfo_entry(keys: Collection[str], cpuinfo: Path = CPUINFO) -> str:
+    """Return the first value in a file like `/proc/cpuinfo` that has one of some keys and is not empty, else ''."""
+    entries = (line.partition(":") for line in read_text(cpuinfo).splitlines())
+    return next((value.strip() for key, _, value in entries if key.strip() in keys and value.strip()), "")
 
 
 def cpu_caches(folder: Path) -> tuple[Cache, ...]:
@@ -112,13 +119,13 @@ def cpu_caches(folder: Path) -> tuple[Cache, ...]:
 
 def read_line(path: Path) -> str:
     """Return the first line of a file of `/sys` without spaces around it, '' if there is none."""
-    return next(iter(_text(path).splitlines()), "").strip()
+    return next(iter(read_text(path).splitlines()), "").strip()
 
 
 def read_ticks(cpus: Sequence[int], stat: Path = STAT) -> Ticks | None:
     """Read the counters of some processors from a file like `/proc/stat`; None where the system does not tell."""
     names = {f"cpu{cpu}" for cpu in cpus}
-    rows = [line.split() for line in _text(stat).splitlines() if line.split(" ", 1)[0] in names]
+    rows = [line.split() for line in read_text(stat).splitlines() if line.split(" ", 1)[0] in names]
     try:
         counts = [dict(zip(_COLUMNS, map(int, row[1:]), strict=False)) for row in rows]
     except ValueError:
@@ -155,7 +162,8 @@ def _load_average() -> float | None:
         return None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return what a file of the system says, '' where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

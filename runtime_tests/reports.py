@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+_PIECE = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
@@ -24,6 +26,8 @@ class ModelFile:
     @classmethod
     def of(cls, path: Path) -> ModelFile:
         """Describe the file at `path`, which must exist."""
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return cls(path=str(path), bytes=path.stat().st_size, sha256=digest)
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:  # piece by piece: hashlib has no function for it in Python 3.10
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+        return cls(path=str(path), bytes=path.stat().st_size, sha256=digest.hexdigest())

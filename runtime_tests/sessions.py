@@ -23,6 +23,7 @@ OPTIMIZATION_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = MappingP
     }
 )
 _FATAL = 4
+_OLDEST = (1, 24)  # the first that loads 2-bit tensors
 
 
 def create_session(
@@ -71,7 +72,7 @@ def create_session(
         )
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         raise ModelFileError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {path} at optimization level {level!r}: "
+            f"ONNX Runtime {onnxruntime.__version__}{_too_old()} cannot load {path} at optimization level {level!r}: "
             f"{_one_line(error)}. Export the model again, or check that the file is complete."
         ) from error
 
@@ -108,6 +109,12 @@ def run_session(
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
         raise ModelFileError(f"ONNX Runtime cannot run {path} on {shapes}: {_one_line(error)}.") from error
+
+
+def _too_old() -> str:
+    """Say so where ONNX Runtime is older than what can load all of our files."""
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2] if part.isdecimal())
+    return f", older than {'.'.join(map(str, _OLDEST))}," if version < _OLDEST else ""
 
 
 def _one_line(error: Exception) -> str:

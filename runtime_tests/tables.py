@@ -8,7 +8,7 @@ from qil_deploy.terminal import Column, Table
 
 from .differences import describe_difference
 from .exported_model import FLOAT
-from .tally import BackendResult
+from .logit_counts import BackendResult
 from .verify import VerifyReport
 
 

@@ -33,9 +33,9 @@ from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reade
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import FLOAT, ExportedModel, Predictor, read_exported_model
+from .logit_counts import BackendResult, DifferingImages, LogitCounts
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
-from .tally import BackendResult, DifferingImages, Tally
 
 UNOPTIMIZED = "disabled"
 DEFAULT_LEVEL = "all"
@@ -145,7 +145,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     pairs = _pairs(pivot, predictors, required, between)
     classes = len(model.class_names)
 
-    tallies = {name: Tally() for name in (pivot, *predictors)}
+    counts = {name: LogitCounts() for name in (pivot, *predictors)}
     differing = {pair: DifferingImages(pair) for pair in pairs}
     first_logits: NDArray[np.float32] | None = None
     constant = True
@@ -156,8 +156,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
             name: _check_logits(name, predict(batch.images), len(batch), classes)
             for name, predict in {pivot: reference, **predictors}.items()
         }
-        for name, tally in tallies.items():
-            tally.add(logits[name], logits[pivot], batch.labels)
+        for name, count in counts.items():
+            count.add(logits[name], logits[pivot], batch.labels)
         for found in differing.values():
             found.add(logits, batch.images, done)
         first_logits = logits[pivot][:1] if first_logits is None else first_logits
@@ -170,8 +170,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
 
     always = first_difference or between is not None
     comparisons = _compare_nodes(model, differing, threads=threads, others=codes or {}, always=always)
-    reference_result = tallies.pop(pivot).result(pivot, True)
-    backends = tuple(tally.result(name, name in required) for name, tally in tallies.items())
+    reference_result = counts.pop(pivot).result(pivot, True)
+    backends = tuple(count.result(name, name in required) for name, count in counts.items())
     return VerifyReport(
         schema=VerifyReport.SCHEMA,
         model=ModelFile.of(path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,3 +47,18 @@ def setup_command(
     with console.status("") as status:
         folder = set_up_target(name, lambda what: status.update(f"{name}: {what}"))
     Console().print(f"{name} is ready, in {folder}.", soft_wrap=True)
+
+
+@target_app.command("program")
+def program_command(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("qil_device.pyz"),
+) -> None:
+    """Write what devices run as one file, to carry it to one by hand: it needs Python, numpy and onnxruntime there.
+
+    On the device: python qil_device.pyz MODEL.onnx MODEL.golden.npz > report.json
+    """
+    from qil_deploy.runtime_tests.device_program import write_device_program
+    from qil_deploy.terminal import Console
+
+    write_device_program(output)
+    Console().print(f"{output} is written.", soft_wrap=True)

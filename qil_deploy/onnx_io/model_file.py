@@ -13,14 +13,16 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from google.protobuf.message import DecodeError, Message
+from typing import TYPE_CHECKING
 
 from qil_deploy.errors import ModelFileError
 from qil_deploy.untrusted_text import excerpt
 
 from .schema import parse_model
 from .tensors import DATA_TYPES, Array, DefectError, convert_tensor, data_type
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 Attribute = int | float | str | list[int] | list[float] | list[str] | Array
 
@@ -112,6 +114,8 @@ def parse_file(path: Path) -> Message:
     Raises:
         ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX.
     """
+    from google.protobuf.message import DecodeError  # a device that only runs files needs no protobuf
+
     content = _read_bytes(path)
     try:
         return parse_model(content)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from google.protobuf.message import Message
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 # message -> field -> (number, type); "*" marks a repeated field. Messages that are refused when present are
 # declared as bytes: the parser then notices them without descending into them.
@@ -101,12 +102,20 @@ def parse_message(kind: str, content: bytes) -> Message:
 def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
     """Return a model's bytes with more of its tensors as graph outputs.
 
-    Protobuf merges what stands behind a message into it: a second graph that has outputs alone adds them.
+    Protobuf merges what stands behind a message into it: a second graph that has outputs alone adds them. It is encoded
+    here, since a device that runs golden vectors may have no protobuf.
     """
-    addition = _message_class("ModelProto")()
-    for name in names:
-        addition.graph.output.add(name=name)
-    return content + bytes(addition.SerializeToString())
+    outputs = [_encode(12, _encode(1, name.encode())) for name in names]  # GraphProto.output, ValueInfoProto.name
+    return content + _encode(7, b"".join(outputs)) if outputs else content  # ModelProto.graph
+
+
+def _encode(number: int, content: bytes) -> bytes:
+    """Encode a field that holds bytes: its number and type, its length as a varint, the bytes."""
+    size, length = len(content), bytearray()
+    while size > 127:
+        length.append(size & 127 | 128)
+        size >>= 7
+    return bytes([number << 3 | 2, *length, size]) + content
 
 
 @cache

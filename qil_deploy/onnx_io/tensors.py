@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
 
 from qil_deploy.untrusted_text import excerpt
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 Array = npt.NDArray[Any]
 

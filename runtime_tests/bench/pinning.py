@@ -7,12 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qil_deploy.runtime_tests.machine import CPUS, read_line
+from qil_deploy.runtime_tests.machine import CPUS, read_line, usable_cpus
 
-
-def usable_cpus() -> tuple[int, ...]:
-    """Return the logical processors that this process may run on; none where the system does not tell."""
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+__all__ = ["choose_cpus", "pinned", "usable_cpus"]
 
 
 def choose_cpus(threads: int, usable: Sequence[int], folder: Path = CPUS) -> tuple[int, ...]:

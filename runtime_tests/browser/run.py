@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qil_deploy.errors import DataError, TargetError
-from qil_deploy.runtime_tests.device_runner import cpu_name
+from qil_deploy.runtime_tests.environment import cpu_name
 from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 

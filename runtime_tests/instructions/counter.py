@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qil_deploy.runtime_tests.targets.catalogue import ABOUT, COUNTER, Emulator, targets_folder
 from qil_deploy.runtime_tests.targets.run import emulated_python
-from qil_deploy.runtime_tests.targets.watched import Command
+from qil_deploy.runtime_tests.targets.worker_process import Command
 
 PLUGIN = "count.so"
 

@@ -1,18 +1,16 @@
 """Run a model in an emulator that counts instructions (`count.c`), and mark where each counted run begins and ends.
 
-    python guest.py MODEL.onnx INPUTS.npz WARMUP REPEATS CPU > guest.json
+    python guest.py PROGRAM.pyz MODEL.onnx INPUTS.npz WARMUP REPEATS CPU > guest.json
 
 The inputs are named "0", "1", ... in the order of the model's. Progress goes to standard error. Needs numpy and
-onnxruntime, and nothing of this project but `device_runner.py`, which it reads as a file.
+onnxruntime, and of this project what is in the zip file (`device_program`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,21 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-SCHEMA = "qil_deploy.guest/1"
 MARK = 0x51494C  # a descriptor that no file has; as in count.c
-_RUNNER = Path(__file__).parents[1] / "device_runner.py"
-_FATAL = 4
 
 
 def main(arguments: list[str]) -> int:
     """Run the model and write the report; return the exit code."""
-    model, data, warmup, repeats, cpu = arguments
+    program, model, data, warmup, repeats, cpu = arguments
+    sys.path.insert(0, program)
+    from qil_deploy.reports import report_text
+    from qil_deploy.runtime_tests.device_report import GuestReport
+    from qil_deploy.runtime_tests.environment import describe_device
+    from qil_deploy.runtime_tests.sessions import create_session
+
     progress("loading", 0, int(repeats))
     try:
-        session = load(model)
+        session = create_session(Path(model))
         with np.load(data, allow_pickle=False) as arrays:
             inputs = {tensor.name: arrays[str(index)] for index, tensor in enumerate(session.get_inputs())}
         progress("loaded", 0, int(repeats))
@@ -40,17 +41,8 @@ def main(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors share no base class below Exception
         sys.stderr.write(f"ONNX Runtime {onnxruntime.__version__}: {' '.join(str(error).split())}\n")
         return 2
-    environment = runpy.run_path(str(_RUNNER))["describe_environment"](cpu)
-    sys.stdout.write(json.dumps({"schema": SCHEMA, "environment": environment}) + "\n")
+    sys.stdout.write(report_text(GuestReport(schema=GuestReport.SCHEMA, environment=describe_device(cpu)), indent=None))
     return 0
-
-
-def load(model: str) -> onnxruntime.InferenceSession:
-    """Load a model for one thread, at the default optimization level."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def run_marked(

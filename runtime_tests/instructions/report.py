@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from qil_deploy.runtime_tests.bench.report import Failure
+from qil_deploy.runtime_tests.device_report import DeviceEnvironment
 from qil_deploy.runtime_tests.reports import ModelFile
-from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
 
 STEADY = 0.01
 """A larger spread of counts is remarked upon."""
@@ -70,21 +70,6 @@ class InstructionsReport:
     warnings: tuple[str, ...]
     interrupted: bool
     environment: DeviceEnvironment | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuestReport:
-    """What `guest.py` writes, without importing this, once all runs are done.
-
-    Attributes:
-        schema: `SCHEMA`.
-        environment: versions and processor, as emulated.
-    """
-
-    SCHEMA: ClassVar[str] = "qil_deploy.guest/1"
-
-    schema: str
-    environment: DeviceEnvironment
 
 
 def differences(marks: Sequence[int]) -> tuple[int, ...]:

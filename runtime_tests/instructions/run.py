@@ -17,17 +17,18 @@ import numpy as np
 
 from qil_deploy.errors import ConfigError, DataError, ModelFileError, TargetError
 from qil_deploy.reports import read_report
+from qil_deploy.runtime_tests import device_program
 from qil_deploy.runtime_tests.bench.inputs import random_inputs
 from qil_deploy.runtime_tests.bench.report import Failure
 from qil_deploy.runtime_tests.bench.run import check_models
 from qil_deploy.runtime_tests.bench.trial import TrialOptions, try_model
+from qil_deploy.runtime_tests.device_report import DeviceEnvironment, GuestReport
 from qil_deploy.runtime_tests.sessions import create_session
 from qil_deploy.runtime_tests.targets.catalogue import Emulator, Target, emulator_python, target_state
-from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
-from qil_deploy.runtime_tests.targets.watched import Command, quoted, run_watched
+from qil_deploy.runtime_tests.targets.worker_process import Command, quoted, run_worker
 
 from .counter import counted_python, counter_folder, counter_state
-from .report import Counts, GuestReport, InstructionsReport, differences, summarize, unsteady
+from .report import Counts, InstructionsReport, differences, summarize, unsteady
 
 GUEST = Path(__file__).with_name("guest.py")
 _PROCESSES = 2
@@ -149,6 +150,7 @@ def _count(
 ) -> None:
     """Run one model in all of its processes; add what they counted, or why they could not."""
     inputs, marks, output = folder / "inputs.npz", folder / "marks", folder / "guest.json"
+    program = folder / device_program.NAME
     try:
         # What crashes ONNX Runtime does so in a process of its own.
         try_model(
@@ -157,11 +159,11 @@ def _count(
         session = create_session(path, level="disabled")
         drawn = random_inputs(session, batch=options.batch, seed=options.seed, path=path)
         np.savez(inputs, allow_pickle=False, **{str(index): value for index, value in enumerate(drawn.values())})
+        device_program.write_device_program(program)
         for process in range(_PROCESSES):
             marks.unlink(missing_ok=True)
-            command = counted_python(emulator, cpu, emulator_python(emulator), marks, counter_folder())
-            arguments = (str(GUEST), str(path.absolute()), str(inputs), str(options.warmup), str(options.repeats), cpu)
-            command = Command(arguments=(*command.arguments, *arguments), environment=command.environment)
+            python = counted_python(emulator, cpu, emulator_python(emulator), marks, counter_folder())
+            command = python.and_then(GUEST, program, path.absolute(), inputs, options.warmup, options.repeats, cpu)
             told = partial(_tell, progress, f"{path.name}, process {process + 1} of {_PROCESSES}")
             try:
                 _run(command, path, output, options.timeout, told)
@@ -180,7 +182,7 @@ def _run(command: Command, path: Path, output: Path, timeout: float, progress: C
     Raises:
         TargetError: it fails or falls silent.
     """
-    code, last_words = run_watched(command, output, timeout, progress)
+    code, last_words = run_worker(command, output, timeout, progress)
     if code is None:
         raise TargetError(
             f"{path} has shown no progress for {timeout:g} seconds in the emulator and was stopped; give it longer "

@@ -26,7 +26,7 @@ from qil_deploy.runtime_tests.targets.catalogue import (
     why_impossible,
 )
 from qil_deploy.runtime_tests.targets.setup import apt_get, run_step
-from qil_deploy.runtime_tests.targets.watched import Command, quoted, run_watched
+from qil_deploy.runtime_tests.targets.worker_process import quoted, run_worker
 
 from .counter import PLUGIN, counted_python, counter_folder, qemu_name
 from .guest import MARK
@@ -150,9 +150,8 @@ def _try(emulator: Emulator, folder: Path) -> None:
     for cpu in emulator.cpus:
         marks = folder.parent / "marks"
         marks.unlink(missing_ok=True)
-        command = counted_python(emulator, cpu, emulator_python(emulator), marks, folder)
-        command = Command(arguments=(*command.arguments, "-c", _TRIAL, str(MARK)), environment=command.environment)
-        code, last_words = run_watched(command, folder.parent / "trial", _TRIAL_TIMEOUT)
+        command = counted_python(emulator, cpu, emulator_python(emulator), marks, folder).and_then("-c", _TRIAL, MARK)
+        code, last_words = run_worker(command, folder.parent / "trial", _TRIAL_TIMEOUT)
         if code != 0:
             raise TargetError(f"the trial as {cpu} ended with {code}.{quoted(last_words)}")
         counts = read_runs(marks, Path("the trial"))

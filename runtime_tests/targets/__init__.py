@@ -1,7 +1,7 @@
 """Other instruction sets: the same file, the same golden vectors, run by the runtime's own build for them.
 
-Each target starts `device_runner.py` (this machine's Python, another under qemu-user, or that of a device reached by
-ssh or adb) and gets its report back; a browser has a runner of its own.
+Each target starts the package's zip file (`device_program`) in this machine's Python, another under qemu-user, or that
+of a device reached by ssh or adb, and gets its report back; a browser has a runner of its own.
 """
 
 from .catalogue import TARGETS, Target, find_target, target_names, target_state

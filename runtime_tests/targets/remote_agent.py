@@ -1,6 +1,6 @@
 """What runs on a remote device: takes in a model and what belongs to it, runs it, and leaves nothing behind.
 
-Sent as text, ahead of everything else, to the device's Python (3.9 or newer); needs nothing but that. On its standard
+Sent as text, ahead of everything else, to the device's Python (3.10 or newer); needs nothing but that. On its standard
 input follow a line of JSON, `{"modules": [NAME], "files": [[NAME, BYTES]], "arguments": [ARGUMENT]}`, and the files one
 after the other. They go to a new folder; `python ARGUMENTS` runs there; then a line `REPORT BYTES` and what that wrote
 go to the standard output. When the standard input ends, whoever asked is gone: the run is ended, the folder removed.

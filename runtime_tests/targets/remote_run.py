@@ -12,21 +12,17 @@ import json
 import re
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from os import environ
 from pathlib import Path
 
-from qil_deploy.errors import DataError, TargetError
-from qil_deploy.reports import read_report
+from qil_deploy.runtime_tests.device_program import OLDEST_PYTHON
 
 from . import remote_agent
 from .remote import CONNECT_SECONDS, Remote
-from .report import DeviceReport
-from .watched import Command, Lifeline, Progress, TooMuchOutputError, quoted, run_watched
+from .worker_process import Command, Lifeline, Progress, WorkerError, quoted, run_worker
 
 MODULES = ("numpy", "onnxruntime")
-OLDEST_PYTHON = (3, 9)
 _CHUNK = 1 << 16
 _GREETING = 1 << 16  # bytes that a device may print around the report
 _PROCESS = "process: "
@@ -82,50 +78,41 @@ def run_on_device(
     options: Sequence[str],
     timeout: float,
     most: int,
+    output: Path,
     progress: Progress | None = None,
-) -> DeviceReport:
-    """Send files to a device, run the first one there with the others as arguments, and return its report.
+) -> tuple[int | None, list[str]]:
+    """Send files to a device and run the first one there with the others as arguments.
 
     Args:
         remote: the device.
-        files: `device_runner.py`, the model and the data, by the names that they have there.
-        options: more arguments of `device_runner.py`.
+        files: the program, the model and the data, by the names that they have there.
+        options: more arguments of the program.
         timeout: seconds without a sign of progress after which it is given up.
-        most: bytes that a report may have.
+        most: bytes that the program may write.
+        output: where what it wrote goes.
         progress: called with each sign of progress.
 
+    Returns:
+        The program's exit code (None if it was given up), and the last lines that are not progress.
+
     Raises:
-        TargetError: it cannot be reached, has not what it needs, fails, stops answering or brings back no report. The
-            message is what comes behind the target's name.
+        WorkerError: the device cannot be reached, has not what it needs, or brings back nothing.
     """
     agent = Path(remote_agent.__file__).read_bytes()
     line = Lifeline(chunks=_parcel(agent, files, options))
     device = Device(progress)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "output"
-        command = Command(arguments=remote.command(_script(remote, len(agent))), environment=dict(environ))
-        try:
-            code, last_words = run_watched(command, output, timeout, device.hear, line, largest_output=most + _GREETING)
-        except TooMuchOutputError as error:
-            raise TargetError(str(error)) from error
-        finally:
-            if line.cut:
-                _clear(remote, device)
-        if code is None:
-            raise TargetError(
-                f"has not answered for {timeout:g} seconds and was stopped; give it longer with --timeout, or fewer "
-                f"images.{quoted(last_words)}"
-            )
+    command = Command(arguments=remote.command(_script(remote, len(agent))), environment=dict(environ))
+    try:
+        code, last_words = run_worker(command, output, timeout, device.hear, line, largest_output=most + _GREETING)
+    finally:
+        if line.cut:
+            _clear(remote, device)
+    if code is not None:
         report = _REPORT.search(output.read_bytes())
         if report is None or code not in (0, 1):
-            raise TargetError(_trouble(remote, code, last_words))
-        file = Path(folder) / "report.json"
-        file.write_bytes(report.string[report.end() :][: int(report[1])])
-        try:
-            return read_report(file, DeviceReport)
-        except DataError as error:
-            what = str(error).replace(str(file), "what it sent")
-            raise TargetError(f"brought back no report: {what}{quoted(last_words)}") from error
+            raise WorkerError(_trouble(remote, code, last_words))
+        output.write_bytes(report.string[report.end() :][: int(report[1])])
+    return code, last_words
 
 
 def _script(remote: Remote, size: int) -> str:

@@ -1,6 +1,7 @@
 """Run a model on a target, wherever that is, and check that the report that comes back is of this run.
 
-This machine and emulated ones start `device_runner.py`; browsers and remote devices have packages of their own.
+This machine, emulated ones and devices run the package's own zip file (`device_program`); browsers have a runner of
+their own.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ from pathlib import Path
 
 from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.reports import read_report
+from qil_deploy.runtime_tests import device_program
+from qil_deploy.runtime_tests.device_report import DeviceReport
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden_chunks import open_golden
 
 from .catalogue import Emulator, Target, emulator_python, target_state
 from .check_report import check_report, largest_report
 from .options import RunOptions
-from .remote import Remote
 from .remote_run import run_on_device
-from .report import DeviceReport
-from .watched import Command, Progress, TooMuchOutputError, quoted, run_watched
-
-RUNNER = Path(__file__).parents[1] / "device_runner.py"
+from .worker_process import Command, Progress, WorkerError, quoted, run_worker
 
 
 def run_on_target(
@@ -53,16 +52,16 @@ def run_on_target(
 
         return run_in_browser(model, data, options, progress)
     exported = read_exported_model(model)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         try:
-            golden = open_golden(data, exported, exported.batch or options.batch, Path(folder))
+            golden = open_golden(data, exported, exported.batch or options.batch, folder)
         except DataError as error:
             raise TargetError(f"target {target.name} was not started: {error}") from error
-        files, most = (model, data), largest_report(golden, options)
-        if target.remote is not None:
-            report = _run_remotely(target.name, target.remote, files, options, most, progress)
-        else:
-            report = _run_python(target, files, options, most, progress)
+        try:
+            report = _run(target, (model, data), options, largest_report(golden, options), folder, progress)
+        except WorkerError as error:
+            raise TargetError(f"target {target.name} {error}") from error
         try:
             check_report(report, exported, golden, options, browser=False)
         except DataError as error:
@@ -70,57 +69,41 @@ def run_on_target(
     return report
 
 
-def _run_python(
-    target: Target, files: tuple[Path, Path], options: RunOptions, most: int, progress: Progress | None
+def _run(
+    target: Target, paths: tuple[Path, Path], options: RunOptions, most: int, folder: Path, progress: Progress | None
 ) -> DeviceReport:
-    """Start `device_runner.py` on this machine, itself or emulated."""
-    command = python_command(target)
-    arguments = [*command.arguments, str(RUNNER), *(str(file.absolute()) for file in files)]
-    arguments += _runner_options(options)
-    if target.cpu is not None:
-        arguments += ["--cpu", f"{target.cpu} (qemu)"]
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "report.json"
-        command = Command(arguments=tuple(arguments), environment=command.environment)
-        try:
-            code, last_words = run_watched(command, output, options.timeout, progress, largest_output=most)
-        except TooMuchOutputError as error:
-            raise TargetError(f"target {target.name} {error}") from error
-        if code is None:
-            raise TargetError(
-                f"target {target.name} has not answered for {options.timeout:g} seconds and was stopped; "
-                f"give it longer with --timeout, or fewer images.{quoted(last_words)}"
-            )
-        if code not in (0, 1):
-            raise TargetError(f"target {target.name} failed with exit code {code}.{quoted(last_words)}")
-        try:
-            return read_report(output, DeviceReport)
-        except DataError as error:
-            raise TargetError(f"target {target.name} brought back no report: {error}{quoted(last_words)}") from error
+    """Run a model and data; return what comes back, of `most` bytes at most.
 
-
-def _run_remotely(
-    name: str,
-    remote: Remote,
-    paths: tuple[Path, Path],
-    options: RunOptions,
-    most: int,
-    progress: Progress | None,
-) -> DeviceReport:
-    """Run `device_runner.py` on a device, under names of our own, so that none of the user's can trouble it."""
-    model, data = paths
-    files = {RUNNER.name: RUNNER, "model.onnx": model, "golden vectors": data}
-    try:
-        report = run_on_device(remote, files, _runner_options(options), options.timeout, most, progress)
-    except TargetError as error:
-        raise TargetError(f"target {name} {error}") from error
-    return replace(report, model=model.name)
-
-
-def _runner_options(options: RunOptions) -> list[str]:
-    """Return the arguments of `device_runner.py` behind the model and the data."""
+    Raises:
+        WorkerError: nothing does.
+    """
+    program, output = folder / device_program.NAME, folder / "output"
+    device_program.write_device_program(program)
     arguments = ["--levels", ",".join(options.levels), "--threads", str(options.threads)]
-    return [*arguments, "--batch", str(options.batch), "--repeats", str(options.repeats)]
+    arguments += ["--batch", str(options.batch), "--repeats", str(options.repeats)]
+    model, data = paths
+    if target.remote is not None:
+        # Under names of our own, so that none of the user's can trouble the device.
+        files = {program.name: program, "model.onnx": model, "golden vectors": data}
+        code, last_words = run_on_device(target.remote, files, arguments, options.timeout, most, output, progress)
+    else:
+        if target.cpu is not None:
+            arguments += ["--cpu", f"{target.cpu} (qemu)"]
+        command = python_command(target).and_then(program, model.absolute(), data.absolute(), *arguments)
+        code, last_words = run_worker(command, output, options.timeout, progress, largest_output=most)
+    if code is None:
+        raise WorkerError(
+            f"has not answered for {options.timeout:g} seconds and was stopped; give it longer with --timeout, or "
+            f"fewer images.{quoted(last_words)}"
+        )
+    if code not in (0, 1):
+        raise WorkerError(f"failed with exit code {code}.{quoted(last_words)}")
+    try:
+        report = read_report(output, DeviceReport)
+    except DataError as error:
+        what = str(error).replace(str(output), "what it sent")
+        raise WorkerError(f"brought back no report: {what}{quoted(last_words)}") from error
+    return report if target.remote is None else replace(report, model=model.name)
 
 
 def python_command(target: Target) -> Command:

@@ -24,7 +24,7 @@ from qil_deploy.files import ensure_writable, write_text
 from .catalogue import ABOUT, COUNTER, EMULATORS, TARGETS, Emulator, this_python, why_impossible
 from .remote import is_remote
 from .run import emulated_python
-from .watched import run_watched
+from .worker_process import run_worker
 
 PACKAGES = ("onnxruntime==1.24.1", "numpy==2.4.6")
 SYSTEM_PACKAGES = ("python3", "libstdc++6", "libgomp1")
@@ -51,7 +51,7 @@ def set_up_target(name: str, say: Callable[[str], None] | None = None) -> Path:
     say = say or (lambda _: None)
     if is_remote(name):
         raise TargetError(
-            f"there is nothing to set up here for {name}; the device needs Python 3.9 or newer, and there: "
+            f"there is nothing to set up here for {name}; the device needs Python 3.10 or newer, and there: "
             "python3 -m pip install numpy onnxruntime"
         )
     emulator = EMULATORS.get(name.partition(":")[0])
@@ -173,9 +173,8 @@ def _install_wheels(emulator: Emulator, python: Path, folder: Path) -> None:
 def _try(emulator: Emulator, folder: Path, python: Path) -> None:
     """Import onnxruntime on every processor that the emulator is to play."""
     for cpu in emulator.cpus:
-        command = emulated_python(emulator, cpu, folder, python)
-        command = type(command)(arguments=(*command.arguments, "-c", _TRIAL), environment=command.environment)
-        code, last_words = run_watched(command, folder.parent / "trial", _TRIAL_TIMEOUT)
+        command = emulated_python(emulator, cpu, folder, python).and_then("-c", _TRIAL)
+        code, last_words = run_worker(command, folder.parent / "trial", _TRIAL_TIMEOUT)
         if code != 0:
             what = f"did not answer within {_TRIAL_TIMEOUT:g} seconds" if code is None else f"ended with {code}"
             raise TargetError(f"onnxruntime {what} as {cpu}: {' / '.join(last_words) or 'no message'}.")

@@ -1,16 +1,21 @@
-"""The one file for devices: it needs nothing of this project, counts what differs, and says what is wrong in a line."""
+"""What devices run: one zip file of this package counts what differs, and says what is wrong in a line."""
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
@@ -18,17 +23,22 @@ from numpy.typing import NDArray
 from qil_deploy.onnx_io.schema import with_outputs
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests import device_runner
+from qil_deploy.runtime_tests.device_program import OLDEST_PYTHON, write_device_program
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import DeviceReport
 
 WriteModel = Callable[..., Path]
 
-FORBIDDEN = ("qil_deploy", "torch", "onnx", "google", "rich", "typer")
+FORBIDDEN = ("torch", "onnx", "google", "msgspec", "psutil", "rich", "typer", "threadpoolctl")
 ALONE = """
 import runpy, sys
 sys.modules.update(dict.fromkeys({forbidden!r}))  # None makes an import of that name fail
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    loaded = [module.__file__ for name, module in sys.modules.items() if name.startswith("qil_deploy")]
+    assert loaded and all("run.pyz" in str(file) for file in loaded), loaded
 """
 
 
@@ -57,14 +67,19 @@ def change(golden: Path, **arrays: NDArray[Any]) -> Path:
 
 def test_it_runs_alone_and_its_report_is_read_back(golden: tuple[Path, Path], tmp_path: Path) -> None:
     device = tmp_path / "device"
-    device.mkdir()
-    runner = shutil.copy(device_runner.__file__, device / "run.py")
+    write_device_program(device / "run.pyz")
     for file in golden:
         shutil.copy(file, device)
-    command = [sys.executable, "-c", ALONE.format(forbidden=FORBIDDEN), runner, golden[0].name, golden[1].name]
+    command = [sys.executable, "-P", "-c", ALONE.format(forbidden=FORBIDDEN), "run.pyz", golden[0].name, golden[1].name]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     result = subprocess.run(
-        [*command, "--levels", "disabled,all", "--batch", "3"], capture_output=True, text=True, check=False, cwd=device
+        [*command, "--levels", "disabled,all", "--batch", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=device,
+        env=environment,
     )
 
     assert result.returncode == 0, result.stderr
@@ -146,9 +161,30 @@ def test_images_alone_give_classes_and_nothing_to_compare(
 
 def test_outputs_are_added_as_protobuf_does_it(golden: tuple[Path, Path]) -> None:
     content = golden[0].read_bytes()
-    names = ["a", "b" * 130, "c" * 20_000]
-    assert device_runner.with_outputs(content, names) == with_outputs(content, names)
-    assert device_runner.with_outputs(content, []) == content
+    names = ["a", "b" * 130, "c" * 20_000, "d\u00e9"]
+    addition = onnx.ModelProto(graph=onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in names]))
+    assert with_outputs(content, names) == content + addition.SerializeToString()
+    assert with_outputs(content, []) == content
+
+
+def test_the_program_is_the_same_each_time_and_for_the_oldest_python(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.pyz", tmp_path / "b.pyz"]
+    for path in paths:
+        write_device_program(path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with zipfile.ZipFile(paths[0]) as program:
+        for name in program.namelist():
+            source = program.read(name).decode()
+            ast.parse(source, feature_version=OLDEST_PYTHON)
+            assert not re.search(r"file_digest|tomllib|StrEnum|ExceptionGroup|datetime\.UTC", source), name
+
+
+def test_a_python_that_is_too_old_is_told(tmp_path: Path) -> None:
+    write_device_program(tmp_path / "run.pyz")
+    pretend = "import runpy, sys; sys.version_info = (3, 9, 1); runpy.run_path('run.pyz', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", pretend], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "Error: Python is 3.9, and 3.10 is the oldest that will do.\n"
 
 
 def test_progress_is_told(golden: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,23 +217,23 @@ def test_what_is_wrong_is_said_in_a_line(
         np.save(tmp_path / f"{name}.npy", array)
     np.save(tmp_path / "float.npy", np.zeros((2, 3, 8, 8), np.float32))
     cases = [
-        (tmp_path / "absent.onnx", vectors, "cannot read the model"),
+        (tmp_path / "absent.onnx", vectors, "there is no model file"),
         (damaged, vectors, f"ONNX Runtime {onnxruntime.__version__} cannot load"),
         (write_model("bare.onnx", metadata=None), vectors, "carries no 'qil_deploy' metadata"),
         (write_model("odd.onnx", metadata={"preprocessing": 3}), vectors, "is damaged"),
-        (write_model("other.onnx", ties=True), vectors, "golden vectors of another file"),
-        (model, tmp_path / "absent.npz", "cannot be read as golden vectors or images"),
-        (model, half, "cannot be read as golden vectors or images"),
-        (model, model, "cannot be read as golden vectors or images"),
+        (write_model("other.onnx", ties=True), vectors, "are of another file than"),
+        (model, tmp_path / "absent.npz", "there are no golden vectors"),
+        (model, half, "are damaged"),
+        (model, model, "are damaged"),
         (
             model,
             change(vectors, about=np.array('{"schema": "x"}')),
-            "has schema 'x'; this runner reads 'qil_deploy.golden/1'",
+            "has schema 'x'; this version reads 'qil_deploy.golden/1'",
         ),
-        (write_model("new.onnx", metadata={"schema": 2}), vectors, "has schema 2; this runner reads 1"),
-        (model, tmp_path / "grey.npy", "uint8 [N, 3, 8, 8]"),
-        (model, tmp_path / "none.npy", "uint8 [N, 3, 8, 8]"),
-        (model, tmp_path / "float.npy", "holds float32 images"),
+        (write_model("new.onnx", metadata={"schema": 2}), vectors, "has schema 2; this version of qil_deploy reads 1"),
+        (model, tmp_path / "grey.npy", "uint8 of shape [N, 3, 8, 8]"),
+        (model, tmp_path / "none.npy", "hold no images"),
+        (model, tmp_path / "float.npy", "images are float32"),
     ]
     for path, data, message in cases:
         code, report, words = run(capsys, path, data)
@@ -207,7 +243,7 @@ def test_what_is_wrong_is_said_in_a_line(
         assert len(words.splitlines()) == 1
     code, _, words = run(capsys, model, change(vectors, logits=few))
     assert code == 2
-    assert "'logits' is not of as many images" in words
+    assert "logits is float32[3, 5], which is not of as many images" in words
 
 
 @pytest.mark.parametrize("wrong", [["--levels", "most"], ["--threads", "0"], ["--batch", "0"], ["--repeats", "-1"]])

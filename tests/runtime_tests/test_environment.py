@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qil_deploy.runtime_tests.device_runner import cpu_name
-from qil_deploy.runtime_tests.environment import describe_environment
+from qil_deploy.runtime_tests.environment import cpu_name, describe_environment
 
 
 @pytest.mark.parametrize(

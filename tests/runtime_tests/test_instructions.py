@@ -34,7 +34,7 @@ from qil_deploy.runtime_tests.instructions.report import differences, spread, su
 from qil_deploy.runtime_tests.instructions.table import instructions_table
 from qil_deploy.runtime_tests.targets import find_target, set_up_target, target_state
 from qil_deploy.runtime_tests.targets.catalogue import ABOUT, ARM64, FOLDER_VARIABLE, HASWELL
-from qil_deploy.runtime_tests.targets.watched import Command, run_watched
+from qil_deploy.runtime_tests.targets.worker_process import Command, run_worker
 from qil_deploy.terminal.console import Console
 
 WriteModel = Callable[..., Path]
@@ -53,7 +53,7 @@ ENVIRONMENT = {
 # In place of the emulator: writes marks where the plugin would, does what its model's name says, and reports.
 FAKE = """
 import json, pathlib, sys, time
-marks, environment, guest, model, inputs, warmup, repeats, cpu = sys.argv[1:]
+marks, environment, guest, program, model, inputs, warmup, repeats, cpu = sys.argv[1:]
 name = pathlib.Path(model).stem
 lines = [f"{1000 + 500 * (mark // 2) + (mark % 2) * (400 if name == 'large' else 100)} 1" for mark in range(6)]
 if name == "threads":
@@ -212,9 +212,9 @@ def test_an_interruption_keeps_the_models_before_it(
     ) -> tuple[int | None, list[str]]:
         if any("small" in argument for argument in command.arguments):
             raise KeyboardInterrupt
-        return run_watched(command, output, timeout, progress)
+        return run_worker(command, output, timeout, progress)
 
-    monkeypatch.setattr(run_module, "run_watched", interrupted)
+    monkeypatch.setattr(run_module, "run_worker", interrupted)
     result = bench(
         write_model("large.onnx"), write_model("small.onnx"), "--target", A53.name, "--json", tmp_path / "r.json"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +15,11 @@ from typer.testing import CliRunner, Result
 
 from qil_deploy.commands.target import target_app
 from qil_deploy.commands.verify import verify_command
-from qil_deploy.errors import ConfigError, ModelFileError, TargetError
+from qil_deploy.errors import ConfigError, ModelFileError, OutputError, TargetError
 from qil_deploy.reports import read_report
+from qil_deploy.runtime_tests import device_program
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import DEVICE_FORMS, TARGETS, TargetsReport
-from qil_deploy.runtime_tests.targets import run as run_module
 
 WriteModel = Callable[..., Path]
 
@@ -65,10 +67,22 @@ def test_the_list_names_every_target_and_what_it_needs() -> None:
     assert "ready" in result.output
 
 
+def test_the_program_for_devices_is_written(tmp_path: Path) -> None:
+    result = call(target_app, "program", "-o", tmp_path / "device.pyz")
+    assert result.exit_code == 0
+    assert "device.pyz is written." in "".join(result.output.splitlines())
+    done = subprocess.run(
+        [sys.executable, tmp_path / "device.pyz", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "MODEL.onnx GOLDEN.npz" in " ".join(done.stdout.split())
+    with pytest.raises(OutputError, match="is a folder"):
+        call(target_app, "program", "-o", tmp_path)
+
+
 def test_setup_refuses_what_it_does_not_know() -> None:
     with pytest.raises(TargetError, match="there is nothing to set up for 'mips'"):
         call(target_app, "setup", "mips")
-    with pytest.raises(TargetError, match=r"there is nothing to set up here for ssh:pi; the device needs Python 3.9"):
+    with pytest.raises(TargetError, match=r"there is nothing to set up here for ssh:pi; the device needs Python 3.10"):
         call(target_app, "setup", "ssh:pi")
 
 
@@ -108,8 +122,9 @@ def test_a_difference_exits_with_1_after_writing_the_report(
 def test_a_target_that_stops_answering_exits_with_2_after_writing_the_report(
     verify: typer.Typer, write_model: WriteModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "worker.py").write_text("import time; time.sleep(600)")
-    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    monkeypatch.setattr(
+        device_program, "write_device_program", lambda path: path.write_text("import time; time.sleep(600)")
+    )
     arguments = ("--data", folder, "--target", "native", "--json", tmp_path / "r.json", "--timeout", 1)
     result = call(verify, write_model(), *arguments)
     assert result.exit_code == 2

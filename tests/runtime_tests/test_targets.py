@@ -18,6 +18,7 @@ from qil_deploy.errors import ConfigError, DataError, TargetError
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reports import read_report, write_report
+from qil_deploy.runtime_tests import device_program
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import (
     TARGETS,
@@ -33,9 +34,8 @@ from qil_deploy.runtime_tests.targets import (
     verify_targets,
     write_golden_logits,
 )
-from qil_deploy.runtime_tests.targets import run as run_module
 from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
-from qil_deploy.runtime_tests.targets.watched import Command, run_watched
+from qil_deploy.runtime_tests.targets.worker_process import Command, run_worker
 from qil_deploy.terminal.console import Console
 
 WriteModel = Callable[..., Path]
@@ -132,18 +132,15 @@ BAD_WORKERS = {
     ),
     "crash": ("import os; os.kill(os.getpid(), 11)", "target native failed with exit code -11"),
     "words": ("raise SystemExit('it is broken')", "brought back no report: .*Its last words: it is broken"),
-    "no report": ("print('hello')", "brought back no report: .*report.json cannot be read as a report"),
+    "no report": ("print('hello')", "brought back no report: what it sent cannot be read as a report"),
     "another report": ('print(\'{"schema": "x"}\')', "brought back no report: .*has schema 'x'"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_WORKERS)
-def test_bad_workers_end_with_a_sentence(
-    golden: tuple[Path, Path], case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_workers_end_with_a_sentence(golden: tuple[Path, Path], case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     script, message = BAD_WORKERS[case]
-    (tmp_path / "worker.py").write_text(script)
-    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    monkeypatch.setattr(device_program, "write_device_program", lambda path: path.write_text(script))
     with pytest.raises(TargetError, match=message):
         run_on_target(NATIVE, *golden, RunOptions(timeout=2))
 
@@ -154,14 +151,14 @@ def test_a_worker_that_shows_progress_may_take_longer_than_the_timeout(tmp_path:
     )
     seen: list[str] = []
     command = Command(arguments=(sys.executable, "-c", script), environment=os.environ)
-    assert run_watched(command, tmp_path / "out", 3, seen.append) == (0, [])
+    assert run_worker(command, tmp_path / "out", 3, seen.append) == (0, [])
     assert seen == [str(index) for index in range(8)]
 
 
 def test_what_cannot_be_started_is_a_sentence(tmp_path: Path) -> None:
     command = Command(arguments=(str(tmp_path / "absent"),), environment={})
     with pytest.raises(TargetError, match=r"cannot start .*absent: No such file"):
-        run_watched(command, tmp_path / "out", 2)
+        run_worker(command, tmp_path / "out", 2)
 
 
 def test_timeouts_are_positive(golden: tuple[Path, Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qil_deploy.runtime_tests.targets import find_target, verify_targets, watched
+from qil_deploy.runtime_tests.targets import find_target, verify_targets, worker_process
 
 from .conftest import is_gone, run, sleeping_python, wait_until
 
@@ -23,7 +23,7 @@ def test_a_device_behind_adb_computes_every_code(adb: Path, golden: tuple[Path, 
 def test_a_device_behind_adb_that_stops_answering(
     adb: Path, golden: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched, "_GRACE", 1)
+    monkeypatch.setattr(worker_process, "_GRACE", 1)
     interpreter, note = sleeping_python(tmp_path)
     assert run("adb:x1", golden, interpreter, timeout=3).startswith("has not answered for 3 seconds and was stopped")
     wait_until(lambda: is_gone(int(note.read_text())) and not list(adb.iterdir()))

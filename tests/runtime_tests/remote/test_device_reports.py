@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from qil_deploy.errors import TargetError
+from qil_deploy.runtime_tests import device_program
 from qil_deploy.runtime_tests.targets import find_target, run_on_target
-from qil_deploy.runtime_tests.targets import run as run_module
 
 from .conftest import FAST, python, run
 
@@ -42,16 +41,17 @@ def test_reports_that_are_wrong_are_refused(
     ssh: str, golden: tuple[Path, Path], case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change, message = BAD_REPORTS[case]
-    (tmp_path / "worker.py").write_text(
-        "import contextlib, io, json, sys\nimport runner\nwith contextlib.redirect_stdout(io.StringIO()) as text:\n"
-        f"    runner.main()\nreport = json.loads(text.getvalue())\n{change}\nprint(json.dumps(report))\n"
+    worker = (
+        "import contextlib, io, json, sys\nfrom qil_deploy.runtime_tests.device_runner import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as text:\n"
+        f"    main()\nreport = json.loads(text.getvalue())\n{change}\nprint(json.dumps(report))\n"
     )
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    shutil.copy(run_module.RUNNER, packages / "runner.py")
-    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    device_program.write_device_program(tmp_path / "package.zip")
+    monkeypatch.setattr(device_program, "write_device_program", lambda path: path.write_text(worker))
     with pytest.raises(TargetError, match=f"target {ssh} {message}"):
-        run_on_target(find_target(ssh, python(tmp_path / "py", f"export PYTHONPATH={packages}")), *golden, FAST)
+        run_on_target(
+            find_target(ssh, python(tmp_path / "py", f"export PYTHONPATH={tmp_path}/package.zip")), *golden, FAST
+        )
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,7 @@ def test_runs_that_fail_end_with_a_sentence(
     golden: tuple[Path, Path],
     script: str,
     message: str,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "worker.py").write_text(script)
-    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    monkeypatch.setattr(device_program, "write_device_program", lambda path: path.write_text(script))
     assert run(ssh, golden).startswith(message)

@@ -14,9 +14,9 @@ import onnx
 import onnxruntime
 import pytest
 
+from qil_deploy.runtime_tests import device_program
 from qil_deploy.runtime_tests.golden import write_golden
-from qil_deploy.runtime_tests.targets import run as run_module
-from qil_deploy.runtime_tests.targets import watched
+from qil_deploy.runtime_tests.targets import worker_process
 
 from .conftest import (
     Server,
@@ -63,10 +63,10 @@ def test_a_device_without_onnxruntime(ssh: str, golden: tuple[Path, Path], tmp_p
 
 
 def test_a_python_that_is_too_old(ssh: str, golden: tuple[Path, Path], tmp_path: Path) -> None:
-    program = shlex.quote("import sys; sys.version_info = (3, 8, 1); exec(sys.argv[1])")
+    program = shlex.quote("import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])")
     interpreter = write_script(tmp_path / "python", f'exec {shlex.quote(sys.executable)} -c {program} "$2"')
     sentence = run(ssh, golden, str(interpreter))
-    assert sentence == "failed: its Python is 3.8, and 3.9 is the oldest that will do."
+    assert sentence == "failed: its Python is 3.9, and 3.10 is the oldest that will do."
 
 
 def test_an_onnxruntime_that_cannot_read_the_file_tells_its_version(
@@ -83,14 +83,14 @@ def test_an_onnxruntime_that_cannot_read_the_file_tells_its_version(
 
 def test_a_device_that_is_full(ssh: str, golden: tuple[Path, Path], tmp_path: Path) -> None:
     sentence = run(ssh, golden, python(tmp_path / "python", "ulimit -f 1"))
-    assert sentence.startswith("failed: it cannot store device_runner.py, of ")
+    assert sentence.startswith("failed: it cannot store qil_device.pyz, of ")
     assert sentence.endswith(": File too large.")
 
 
 def test_a_device_that_never_starts_is_given_up_and_rid_of_its_process(
     ssh: str, golden: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched, "_GRACE", 1)
+    monkeypatch.setattr(worker_process, "_GRACE", 1)
     note = tmp_path / "process"
     interpreter = write_script(tmp_path / "python", f"echo $$ > {note}; exec sleep 600")
     assert run(ssh, golden, str(interpreter), timeout=2).startswith("has not answered for 2 seconds and was stopped")
@@ -103,20 +103,20 @@ def test_a_device_that_stops_in_the_middle_is_given_up_and_tidies_up(
     interpreter, note = sleeping_python(tmp_path)
     start = time.monotonic()
     assert run(ssh, golden, interpreter, timeout=3).startswith("has not answered for 3 seconds and was stopped")
-    assert time.monotonic() - start < 3 + watched._GRACE + 5
+    assert time.monotonic() - start < 3 + worker_process._GRACE + 5
     wait_until(lambda: is_gone(int(note.read_text())))
 
 
 def test_a_device_that_does_not_even_tidy_up_is_tidied(
     ssh: str, golden: tuple[Path, Path], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched, "_GRACE", 1)
+    monkeypatch.setattr(worker_process, "_GRACE", 1)
     note = tmp_path / "process"
-    (tmp_path / "worker.py").write_text(
+    worker = (
         f"import os, pathlib, signal, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n"
         "os.kill(os.getppid(), signal.SIGSTOP)\ntime.sleep(600)\n"
     )
-    monkeypatch.setattr(run_module, "RUNNER", tmp_path / "worker.py")
+    monkeypatch.setattr(device_program, "write_device_program", lambda path: path.write_text(worker))
     assert run(ssh, golden, timeout=2).startswith("has not answered for 2 seconds and was stopped")
     wait_until(lambda: is_gone(int(note.read_text())))
     assert list(server.temporary.iterdir()) == []

@@ -12,9 +12,9 @@ from qil_deploy.runtime_tests.bench.report import BenchReport, Failure, ModelCos
 from qil_deploy.runtime_tests.bench.statistics import Samples, summarize, summarize_control
 from qil_deploy.runtime_tests.environment import Environment
 from qil_deploy.runtime_tests.instructions import InstructionsReport, ModelInstructions
+from qil_deploy.runtime_tests.logit_counts import BackendResult
 from qil_deploy.runtime_tests.machine import Activity, Cache, Machine
 from qil_deploy.runtime_tests.reports import ModelFile
-from qil_deploy.runtime_tests.tally import BackendResult
 from qil_deploy.runtime_tests.targets.report import (
     DeviceEnvironment,
     DeviceReport,

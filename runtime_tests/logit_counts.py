@@ -1,4 +1,4 @@
-"""What verification counts of each backend while batches go by, and the few images that it keeps."""
+"""Logits of each backend counted while batches go by, and the few images that are kept to be run again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.accuracy import top1_fraction
+from qil_deploy.accuracy import predicted_classes, top1_fraction
 
-_NO_PREDICTION: Final = -1
 _KEPT: Final = 4
 
 
@@ -38,7 +37,7 @@ class BackendResult:
     not_finite: int
 
 
-class Tally:
+class LogitCounts:
     """Running counts of one backend against the reference."""
 
     def __init__(self) -> None:
@@ -51,14 +50,14 @@ class Tally:
 
     def add(self, logits: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
         """Count one batch."""
-        predictions = _predictions(logits)
+        predictions = predicted_classes(logits)
         finite = np.isfinite(logits)
         both = finite & np.isfinite(expected)
         distances = np.abs(logits[both].astype(np.float64) - expected[both].astype(np.float64))
         self.images += len(labels)
         self.correct += int((predictions == labels).sum())
         self.differing += int((logits != expected).sum())  # NaN differs from everything, itself included
-        self.changed += int((predictions != _predictions(expected)).sum())
+        self.changed += int((predictions != predicted_classes(expected)).sum())
         self.largest = max(self.largest, float(distances.max(initial=0.0)))
         self.not_finite += int((~finite).sum())
 
@@ -73,11 +72,6 @@ class Tally:
             largest_difference=self.largest,
             not_finite=self.not_finite,
         )
-
-
-def _predictions(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the class of each image's largest logit (the first of equals), or none where one is NaN."""
-    return np.where(np.isnan(logits).any(axis=1), _NO_PREDICTION, logits.argmax(axis=1)).astype(np.int64)
 
 
 class DifferingImages:

@@ -36,9 +36,13 @@ class Command:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
 
+    def and_then(self, *arguments: object) -> Command:
+        """Return the same with more arguments."""
+        return Command(arguments=(*self.arguments, *map(str, arguments)), environment=self.environment)
 
-class TooMuchOutputError(Exception):
-    """A process wrote more than it may; the message is what comes behind its name."""
+
+class WorkerError(Exception):
+    """A worker fell silent, failed or brought back nothing that can be used; the message comes behind its name."""
 
 
 @dataclass(kw_only=True)
@@ -54,7 +58,7 @@ class Lifeline:
     cut: bool = False
 
 
-def run_watched(
+def run_worker(
     command: Command,
     output: Path,
     timeout: float,
@@ -79,13 +83,13 @@ def run_watched(
 
     Raises:
         TargetError: it cannot be started.
-        TooMuchOutputError: it wrote more than it may, and was killed.
+        WorkerError: it wrote more than it may, and was killed.
     """
     last_words: deque[str] = deque(maxlen=_KEPT_LINES)
 
     def look() -> None:
         if largest_output is not None and output.stat().st_size > largest_output:
-            raise TooMuchOutputError(f"wrote more than the {largest_output:,} bytes that a report may have here.")
+            raise WorkerError(f"wrote more than the {largest_output:,} bytes that a report may have here.")
 
     ended = threading.Event()
     with output.open("wb") as stream, _source(line, ended) as source:
