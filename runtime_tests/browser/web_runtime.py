@@ -22,7 +22,7 @@ from typing import Final
 
 from qil_deploy.errors import TargetError
 from qil_deploy.files import ensure_writable, write_text
-from qil_deploy.runtime_tests.targets.catalogue import ABOUT, targets_folder
+from qil_deploy.runtime_tests.targets.install_folder import ABOUT, targets_folder
 
 VERSION: Final = "1.30.0"
 FILES: Mapping[str, str] = MappingProxyType(

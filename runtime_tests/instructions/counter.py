@@ -11,10 +11,11 @@ libraries and the loader it was built for; whatever this machine's own are, they
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from qil_deploy.runtime_tests.targets.catalogue import ABOUT, COUNTER, Emulator, targets_folder
+from qil_deploy.runtime_tests.targets.catalogue import COUNTER, Emulator
+from qil_deploy.runtime_tests.targets.install_folder import folder_state, read_about, targets_folder
 from qil_deploy.runtime_tests.targets.run import emulated_python
 from qil_deploy.runtime_tests.targets.worker_process import Command
 
@@ -29,25 +30,21 @@ def counter_folder() -> Path:
 def counter_state() -> str | None:
     """Return None if the counter can be run, else the reason why not, as a sentence."""
     folder = counter_folder()
-    if not (folder / ABOUT).is_file():
-        return f"it is not set up; run: python -m qil_deploy target setup {COUNTER}"
-    try:
-        loader, libraries = read_about(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{folder / ABOUT} is damaged ({error}); remove {folder} and set it up again."
-    for path in (folder / PLUGIN, loader, *libraries):
-        if not path.exists():
-            return f"{path} is gone; remove {folder} and set it up again."
-    return None
+
+    def needed() -> Iterator[Path]:
+        loader, libraries = read_loader(folder)
+        yield from (folder / PLUGIN, loader, *libraries)
+
+    return folder_state(folder, needed)
 
 
-def read_about(folder: Path) -> tuple[Path, tuple[Path, ...]]:
+def read_loader(folder: Path) -> tuple[Path, tuple[Path, ...]]:
     """Return the loader of a counter's folder, and where it finds libraries.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: what the folder says about it is damaged.
     """
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = read_about(folder)
     return folder / str(about["loader"]), tuple(folder / str(path) for path in about["libraries"])
 
 
@@ -74,7 +71,7 @@ def counted_python(emulator: Emulator, cpu: str, python: Path, counts: Path, fol
 
 def counting_qemu(emulator: Emulator, counts: Path, folder: Path) -> tuple[str, ...]:
     """Return how to start the emulator that counts, up to its other options."""
-    loader, libraries = read_about(folder)
+    loader, libraries = read_loader(folder)
     plugin = f"{_escaped(folder / PLUGIN)},counts={_escaped(counts)}"
     qemu = folder / "usr" / "bin" / qemu_name(emulator)
     return (str(loader), "--library-path", ":".join(map(str, libraries)), str(qemu), "-plugin", plugin)

@@ -1,22 +1,20 @@
-"""Set up what counts instructions, whole or not at all, with this machine's own apt and C compiler.
+"""Set up what counts instructions, with this machine's own apt and C compiler.
 
 Nothing is installed and nothing needs root: the package qemu-user and every library it needs, down to the loader, are
-downloaded into a folder of their own, and the plugin is compiled there. The folder is built beside its place, tried on
-every emulated target that is set up, and renamed.
+downloaded into a folder of their own, and the plugin is compiled there and tried on every emulated target that is
+set up.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from qil_deploy.errors import TargetError
-from qil_deploy.files import ensure_writable, write_text
+from qil_deploy.files import write_text
 from qil_deploy.runtime_tests.targets.catalogue import (
-    ABOUT,
     COUNTER,
     EMULATORS,
     TARGETS,
@@ -25,7 +23,13 @@ from qil_deploy.runtime_tests.targets.catalogue import (
     target_state,
     why_impossible,
 )
-from qil_deploy.runtime_tests.targets.setup import apt_get, run_step
+from qil_deploy.runtime_tests.targets.install_folder import (
+    ABOUT,
+    check_installable,
+    install,
+    run_step,
+    unpack_debian,
+)
 from qil_deploy.runtime_tests.targets.worker_process import quoted, run_worker
 
 from .counter import PLUGIN, counted_python, counter_folder, qemu_name
@@ -59,24 +63,19 @@ def set_up_counter(say: Callable[[str], None] | None = None) -> Path:
     """
     say = say or (lambda _: None)
     emulators, compiler = _check_possible()
-    folder = counter_folder()
-    ensure_writable(folder.parent / ABOUT)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{COUNTER}-", dir=folder.parent) as scratch:
-            built = Path(scratch) / "built"
-            built.mkdir()
-            say(f"the emulators and their libraries, from the package {_PACKAGE}")
-            _unpack(Path(scratch) / "apt", built)
-            say("the plugin")
-            run_step([compiler, *_COMPILE, "-o", str(built / PLUGIN), str(SOURCE)], "compiling the plugin")
-            _describe(built)
-            say("a trial")
-            for emulator in emulators:
-                _try(emulator, built)
-            built.rename(folder)
-    except OSError as error:
-        raise TargetError(f"setting up {COUNTER} failed: {error}.") from error
-    return folder
+
+    def build(built: Path, scratch: Path) -> None:
+        say(f"the emulators and their libraries, from the package {_PACKAGE}")
+        unpack_debian([_PACKAGE], scratch / "apt", scratch / "unpacked")
+        _keep_emulators(scratch / "unpacked", built)
+        say("the plugin")
+        run_step([compiler, *_COMPILE, "-o", str(built / PLUGIN), str(SOURCE)], "compiling the plugin")
+        _describe(built)
+        say("a trial")
+        for emulator in emulators:
+            _try(emulator, built)
+
+    return install(counter_folder(), build)
 
 
 def _check_possible() -> tuple[list[Emulator], str]:
@@ -85,18 +84,7 @@ def _check_possible() -> tuple[list[Emulator], str]:
     Raises:
         TargetError: something is missing, or the counter is there already.
     """
-    folder = counter_folder()
-    if folder.exists():
-        raise TargetError(f"{COUNTER} is set up already, in {folder}; remove that folder to set it up anew.")
-    unable = why_impossible(EMULATORS["arm64"])
-    if unable is not None:
-        raise TargetError(f"{COUNTER} cannot be set up here: {unable}")
-    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
-    if missing:
-        raise TargetError(
-            f"setting up {COUNTER} needs {', '.join(missing)}, of Debian and the distributions made from it; this "
-            "machine has none."
-        )
+    check_installable(counter_folder(), why_impossible(EMULATORS["arm64"]), _TOOLS)
     compiler = next((name for name in _COMPILERS if shutil.which(name) is not None), None)
     if compiler is None:
         raise TargetError(
@@ -111,21 +99,13 @@ def _check_possible() -> tuple[list[Emulator], str]:
     return [EMULATORS[name] for name in EMULATORS if name in ready], compiler
 
 
-def _unpack(state: Path, folder: Path) -> None:
-    """Unpack the emulators with every library they need; keep those and nothing else."""
-    apt = apt_get(state, None)
-    run_step([*apt, "update"], "updating the package lists")
-    wanted = ["--yes", "--no-install-recommends", "--download-only", "install", _PACKAGE]
-    run_step([*apt, *wanted], f"downloading {_PACKAGE}")
-    whole = state / "unpacked"
-    for package in sorted((state / "archives").glob("*.deb")):
-        run_step(["dpkg-deb", "-x", str(package), str(whole)], f"unpacking {package.name}")
+def _keep_emulators(whole: Path, folder: Path) -> None:
+    """Move the emulators and every library they need out of what was unpacked."""
     (folder / "usr" / "bin").mkdir(parents=True)
     for emulator in EMULATORS.values():
         shutil.move(whole / "usr" / "bin" / qemu_name(emulator), folder / "usr" / "bin")
     for path in (*whole.glob("lib*"), *whole.glob("usr/lib*")):
         shutil.move(path, folder / path.relative_to(whole))
-    shutil.rmtree(state)
 
 
 def _describe(folder: Path) -> None:

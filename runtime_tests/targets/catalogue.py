@@ -1,6 +1,6 @@
 """The targets there are, where what they need lies, and whether they can run here.
 
-A target that is not the machine itself is a folder, set up as a whole by `setup.py`:
+An emulated target is a folder, set up as a whole by `setup.py`:
 
     EMULATOR/qemu-ARCH-static   from the Debian package qemu-user-static
     EMULATOR/packages/          numpy and onnxruntime for that instruction set
@@ -10,8 +10,6 @@ A target that is not the machine itself is a folder, set up as a whole by `setup
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -19,10 +17,9 @@ from pathlib import Path
 
 from qil_deploy.errors import TargetError
 
+from .install_folder import folder_state, read_about, targets_folder
 from .remote import DEFAULT_PYTHON, Remote, find_remote, is_remote, remote_state
 
-FOLDER_VARIABLE = "QIL_DEPLOY_TARGETS"
-ABOUT = "about.json"
 COUNTER = "instructions"  # no target: what counts the instructions of emulated ones
 
 
@@ -95,12 +92,6 @@ TARGETS = {
 }
 
 
-def targets_folder() -> Path:
-    """Return the folder of everything that is set up: `QIL_DEPLOY_TARGETS`, or one in the user's cache."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "qil_deploy" / "targets"
-
-
 def target_names(text: str) -> tuple[str, ...]:
     """Return the targets that a name stands for: itself, every `arm64:CPU` for `arm64`, or `all` but devices.
 
@@ -150,19 +141,14 @@ def target_state(target: Target) -> str | None:
 
 def _why_not_ready(emulator: Emulator) -> str | None:
     """Return what is wrong with an emulator's folder, or None."""
-    anew = f"remove {emulator.folder} and set it up again."
-    if not (emulator.folder / ABOUT).is_file():
-        return f"it is not set up; run: python -m qil_deploy target setup {emulator.name}"
-    try:
-        python = emulator_python(emulator)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{emulator.folder / ABOUT} is damaged ({error}); {anew}"
-    for file in (emulator.folder / emulator.qemu, python):
-        if not file.is_file():
-            return f"{file} is gone; {anew}"
-    if emulator.system is None and python != this_python():
-        return f"it is set up for {python}, and this is {this_python()}; {anew}"
-    return None
+    folder = emulator.folder
+    state = folder_state(folder, lambda: (folder / emulator.qemu, emulator_python(emulator)))
+    if state is None and emulator.system is None and emulator_python(emulator) != this_python():
+        return (
+            f"it is set up for {emulator_python(emulator)}, and this is {this_python()}; remove {folder} and set it up "
+            "again."
+        )
+    return state
 
 
 def why_impossible(emulator: Emulator) -> str | None:
@@ -180,8 +166,7 @@ def emulator_python(emulator: Emulator) -> Path:
     Raises:
         OSError, ValueError, KeyError, TypeError: what its folder says about it is damaged.
     """
-    about = json.loads((emulator.folder / ABOUT).read_text(encoding="utf-8"))
-    return emulator.folder / str(about["python"])
+    return emulator.folder / str(read_about(emulator.folder)["python"])
 
 
 def this_python() -> Path:

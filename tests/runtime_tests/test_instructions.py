@@ -32,8 +32,9 @@ from qil_deploy.runtime_tests.instructions import run as run_module
 from qil_deploy.runtime_tests.instructions.counter import counter_folder, counting_qemu
 from qil_deploy.runtime_tests.instructions.report import differences, spread, summarize, unsteady
 from qil_deploy.runtime_tests.instructions.table import instructions_table
-from qil_deploy.runtime_tests.targets import find_target, set_up_target, target_state
-from qil_deploy.runtime_tests.targets.catalogue import ABOUT, ARM64, FOLDER_VARIABLE, HASWELL
+from qil_deploy.runtime_tests.targets import find_target, install_folder, set_up_target, target_state
+from qil_deploy.runtime_tests.targets.catalogue import ARM64, HASWELL
+from qil_deploy.runtime_tests.targets.install_folder import ABOUT, FOLDER_VARIABLE
 from qil_deploy.runtime_tests.targets.worker_process import Command, run_worker
 from qil_deploy.terminal.console import Console
 
@@ -283,12 +284,12 @@ def test_machines_that_cannot_count_say_why(here: Path, monkeypatch: pytest.Monk
 
 
 def test_a_set_up_that_fails_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(command: list[str], what: str) -> None:
-        del command
+    def fail(command: list[str], what: str, cwd: Path | None = None) -> None:
+        del command, cwd
         raise TargetError(f"{what} failed with exit code 100: no such host.")
 
     monkeypatch.setattr(setup, "_check_possible", lambda: ([ARM64], "cc"))
-    monkeypatch.setattr(setup, "run_step", fail)
+    monkeypatch.setattr(install_folder, "run_step", fail)
     with pytest.raises(TargetError, match="updating the package lists failed with exit code 100"):
         set_up_target("instructions")
     assert list(here.iterdir()) == []

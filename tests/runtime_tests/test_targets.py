@@ -26,9 +26,9 @@ from qil_deploy.runtime_tests.targets import (
     TargetsReport,
     catalogue,
     find_target,
+    install_folder,
     run_on_target,
     set_up_target,
-    setup,
     target_names,
     target_state,
     verify_targets,
@@ -252,7 +252,7 @@ def test_a_set_up_that_fails_leaves_nothing(here: Path, step: int, monkeypatch: 
         if len(calls) > step:
             raise TargetError(f"{what} failed with exit code 100: no such host.")
 
-    monkeypatch.setattr(setup, "run_step", run)
+    monkeypatch.setattr(install_folder, "run_step", run)
     with pytest.raises(TargetError, match="failed with exit code 100: no such host"):
         set_up_target("arm64")
     assert list(here.iterdir()) == []
@@ -261,9 +261,9 @@ def test_a_set_up_that_fails_leaves_nothing(here: Path, step: int, monkeypatch: 
 def test_the_last_words_of_a_step_are_kept() -> None:
     script = "import sys; sys.stderr.write('first\\nlast\\n'); sys.exit(7)"
     with pytest.raises(TargetError, match="greeting failed with exit code 7: first / last"):
-        setup.run_step([sys.executable, "-c", script], "greeting")
+        install_folder.run_step([sys.executable, "-c", script], "greeting")
     with pytest.raises(TargetError, match=r"greeting failed: .*No such file"):
-        setup.run_step(["/absent/tool"], "greeting")
+        install_folder.run_step(["/absent/tool"], "greeting")
 
 
 @pytest.mark.slow
