@@ -10,11 +10,11 @@ import typer
 
 from qil_deploy.errors import ConfigError
 
-from .bench_emulated import bench_emulated
-from .measured import measure_and_show
+from .show_reports import measure_and_show
 
 if TYPE_CHECKING:
     from qil_deploy.runtime_tests import BenchOptions, BenchReport
+    from qil_deploy.runtime_tests.instructions import CountOptions
 
 _CACHES = {"native": "warm,cold", "wasm": "warm"}
 _EMULATED = ("haswell", "arm64:")
@@ -77,7 +77,7 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
             seed=seed,
             timeout=600.0 if timeout is None else timeout,
         )
-        bench_emulated(models, target, counting, json)
+        _count_instructions(models, target, counting, json)
         return
     if target not in _CACHES:
         raise ConfigError(f"--target is {target!r}; bench measures on {', '.join(_CACHES)}, haswell, arm64:CPU.")
@@ -94,6 +94,21 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         timeout=120.0 if timeout is None else timeout,
     )
     _bench_times(models, target, options, json)
+
+
+def _count_instructions(models: Sequence[Path], target: str, options: CountOptions, json: Path | None) -> None:
+    """Count the instructions of one inference of each model in an emulator, whose times mean nothing."""
+    from qil_deploy.runtime_tests.instructions import count_instructions
+    from qil_deploy.runtime_tests.instructions.table import instructions_table
+    from qil_deploy.runtime_tests.targets import find_target
+
+    found = find_target(target)
+    measure_and_show(
+        lambda tell: count_instructions(models, found, options, progress=tell),
+        json,
+        tables=lambda report: [instructions_table(report)] if report.models else [],
+        interrupted=lambda report: report.interrupted,
+    )
 
 
 def _bench_times(models: Sequence[Path], target: str, options: BenchOptions, json: Path | None) -> None:

@@ -11,6 +11,7 @@ import typer
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.interrupts import noticing_interrupts
 
+from .show_reports import write_and_show
 from .verify_targets import TargetRequest, verify_on_targets
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     Of a float32 baseline, the accuracy is measured and nothing compared.
     """
     from qil_deploy.files import ensure_writable
-    from qil_deploy.runtime_tests import verify, write_report
+    from qil_deploy.runtime_tests import verify
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.tables import verify_table
     from qil_deploy.runtime_tests.verify import batch_size_for
@@ -132,11 +133,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             stop=interrupted,
         )
-    try:
-        if json is not None:
-            write_report(json, report)
-    finally:  # on a full disk the outcome is shown, at least
-        Console().print(verify_table(report))
+    write_and_show(report, json, [verify_table(report)])
     if report.exact is False:
         raise typer.Exit(1)
     if report.images < len(images):

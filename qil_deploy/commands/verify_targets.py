@@ -12,6 +12,8 @@ import typer
 
 from qil_deploy.errors import ConfigError
 
+from .show_reports import write_and_show
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -56,10 +58,8 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
         images_from: its name.
     """
     from qil_deploy.files import ensure_writable
-    from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.targets import find_target, target_names
     from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
-    from qil_deploy.terminal import Console
 
     # By order of mention, each once.
     names = dict.fromkeys(name for text in request.targets for name in target_names(text))
@@ -74,14 +74,7 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
     if request.json is not None:
         ensure_writable(request.json)
     report = _run(request, targets, images, images_from)
-    try:
-        if request.json is not None:
-            write_report(request.json, report)
-    finally:  # on a full disk the outcome is shown, at least
-        console = Console()
-        console.print(targets_table(report))
-        for remark in targets_remarks(report):
-            console.print(remark, soft_wrap=True)
+    write_and_show(report, request.json, [targets_table(report)], targets_remarks(report))
     if any(result.failed is not None for result in report.targets):
         raise typer.Exit(2)
     if report.exact is False:

@@ -1,4 +1,4 @@
-"""What every measurement of several models shows while it goes on and when it ends."""
+"""What is shown of reports, and of measurements while they go on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,29 @@ import typer
 from qil_deploy.interrupts import INTERRUPTED
 
 if TYPE_CHECKING:
+    from qil_deploy.reports import Report
     from qil_deploy.runtime_tests import BenchReport
-    from qil_deploy.runtime_tests.instructions.report import InstructionsReport
+    from qil_deploy.runtime_tests.instructions import InstructionsReport
     from qil_deploy.terminal import Table
 
 Tell = Callable[[str, int, int], None]
 Measured = TypeVar("Measured", "BenchReport", "InstructionsReport")
+
+
+def write_and_show(report: Report, json: Path | None, tables: Iterable[Table], remarks: Iterable[str] = ()) -> None:
+    """Write a report where that is asked for, and print its tables and remarks even where it cannot be written."""
+    from qil_deploy.reports import write_report
+    from qil_deploy.terminal import Console
+
+    try:
+        if json is not None:
+            write_report(json, report)
+    finally:  # what took minutes is shown on a full disk, too
+        console = Console()
+        for table in tables:
+            console.print(table)
+        for remark in remarks:
+            console.print(remark, soft_wrap=True)
 
 
 def measure_and_show(
@@ -37,7 +54,6 @@ def measure_and_show(
         interrupted: whether Ctrl-C ended a measurement.
     """
     from qil_deploy.files import ensure_writable
-    from qil_deploy.reports import write_report
     from qil_deploy.terminal import Console, Progress
 
     if json is not None:
@@ -45,15 +61,7 @@ def measure_and_show(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         report = measure(lambda what, done, total: bar.update(task, description=what, completed=done, total=total))
-    try:
-        if json is not None:
-            write_report(json, report)
-    finally:  # what took minutes is shown even where it cannot be written
-        console = Console()
-        for table in tables(report):
-            console.print(table)
-        for warning in report.warnings:
-            console.print(f"Note: {warning}", soft_wrap=True)
+    write_and_show(report, json, tables(report), [f"Note: {warning}" for warning in report.warnings])
     for failure in report.failures:
         Console(stderr=True).print(f"Error: {failure.reason}", soft_wrap=True)
     if report.failures:
