@@ -31,8 +31,8 @@ from qil_deploy.errors import QilDeployError
 from qil_deploy.files import ensure_writable
 from qil_deploy.integers import freeze
 from qil_deploy.runtime_tests import write_report
+from qil_deploy.runtime_tests.child_process import Ended, run_apart
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
-from qil_deploy.runtime_tests.process_cost import ProcessCost, measure
 from qil_deploy.terminal import Console
 from tables import Rows, console_table, describe
 
@@ -47,7 +47,7 @@ class ExportCost:
 
     kind: str
     command: str
-    cost: ProcessCost
+    cost: Ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def main(
         model = checkpoint.with_suffix(".onnx")
         command = [sys.executable, "-m", "qil_deploy.export", str(checkpoint), "-o", str(model), "--no-freezing-report"]
         console.print(f"Exporting {checkpoint} ...")
-        cost = measure(command)
+        cost = run_apart(command, show_errors=True)
         if cost.exit_code != 0:
             raise QilDeployError(f"the export of {checkpoint} ended with code {cost.exit_code}; see its message above.")
         exports.append(ExportCost(kind=kind, command=" ".join(["python", *command[1:]]), cost=cost))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qil_deploy.runtime_tests.process_cost import ProcessCost, measure
+from qil_deploy.runtime_tests.child_process import Ended, run_apart
 from qil_deploy.terminal import Console
 from tables import Rows, markdown_table
 
@@ -31,18 +31,19 @@ STARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[ProcessCost]]:
+def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[Ended]]:
     """Start every process of `STARTS` `repeats` times, after one round that does not count.
 
     Raises:
         OSError: `python` cannot be started, or one of the processes failed.
     """
     generator = np.random.default_rng(seed)
-    costs: dict[str, list[ProcessCost]] = {name: [] for name in STARTS}
+    costs: dict[str, list[Ended]] = {name: [] for name in STARTS}
     names = list(STARTS)
     for round_number in range(repeats + 1):
         for index in generator.permutation(len(names)):
-            cost = measure([python, "-P", *STARTS[names[index]]])  # not the package in the folder that this starts in
+            # -P: not the package in the folder that this starts in.
+            cost = run_apart([python, "-P", *STARTS[names[index]]], show_errors=True)
             if cost.exit_code != 0:
                 raise OSError(f"{python} {' '.join(STARTS[names[index]])} ends with exit code {cost.exit_code}.")
             if round_number:
@@ -50,7 +51,7 @@ def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[P
     return costs
 
 
-def start_rows(costs: dict[str, list[ProcessCost]]) -> Rows:
+def start_rows(costs: dict[str, list[Ended]]) -> Rows:
     """Return seconds and memory, one row per process."""
     cells = []
     for name, runs in costs.items():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from pathlib import Path
 from typing import Final
 
-_STATUS: Final = Path("/proc/self/status")
+import psutil
+
 _SAID: Final = ("bad_alloc", "unable to allocate", "failed to allocate", "out of memory", "memoryerror")
-_DATA: Final = re.compile(r"^VmData:\s+(\d+) kB$", re.MULTILINE)
 
 
 def limit_memory(more: int) -> bool:
@@ -20,18 +17,13 @@ def limit_memory(more: int) -> bool:
     Returns:
         Whether the limit holds.
     """
-    if sys.platform != "linux":
+    if not psutil.LINUX:
         return False
-    import resource
-
-    found = _DATA.search(_STATUS.read_text(encoding="ascii", errors="replace"))
-    if found is None:
-        return False
-    limit = int(found[1]) * 1024 + more
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    process = psutil.Process()
+    _, hard = process.rlimit(psutil.RLIMIT_DATA)
+    limit = process.memory_info().data + more
+    limit = limit if hard == psutil.RLIM_INFINITY else min(limit, hard)
+    process.rlimit(psutil.RLIMIT_DATA, (limit, hard))
     return True
 
 

@@ -10,8 +10,8 @@ import write_tables
 from export_cost import ExportCost, ExportCostReport
 from qil_deploy.errors import DataError
 from qil_deploy.runtime_tests import write_report
+from qil_deploy.runtime_tests.child_process import Ended
 from qil_deploy.runtime_tests.environment import describe_environment
-from qil_deploy.runtime_tests.process_cost import ProcessCost
 
 TEXT = "# Page\n\n<!-- one -->\nold\n<!-- end -->\n\nbetween\n\n<!-- two -->\n<!-- end -->\n"
 
@@ -36,7 +36,7 @@ def test_the_page_has_a_place_for_every_report() -> None:
 
 
 def test_a_report_becomes_a_table(tmp_path: Path) -> None:
-    costs = [ProcessCost(exit_code=0, seconds=seconds, peak_bytes=2**30) for seconds in (15.0, 15.1)]
+    costs = [Ended(exit_code=0, seconds=seconds, peak_bytes=2**30) for seconds in (15.0, 15.1)]
     exports = tuple(
         ExportCost(kind=kind, command="python", cost=cost)
         for kind, cost in zip(("quantized", "frozen"), costs, strict=True)

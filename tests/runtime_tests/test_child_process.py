@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qil_deploy.runtime_tests.process_cost import measure
+from qil_deploy.runtime_tests.child_process import run_apart
 
 MEGABYTE = 10**6
 
@@ -24,24 +24,24 @@ def run(code: str) -> list[str]:
 
 def test_peak_memory_is_the_child_s_alone() -> None:
     held = np.ones(300 * MEGABYTE, np.uint8)
-    small = measure(run("pass"))
-    large = measure(run("x = bytearray(b'x' * 100_000_000)"))
+    small = run_apart(run("pass"))
+    large = run_apart(run("x = bytearray(b'x' * 100_000_000)"))
     assert held.sum() == 300 * MEGABYTE
     assert small.peak_bytes < 100 * MEGABYTE
     assert large.peak_bytes - small.peak_bytes >= 100 * MEGABYTE
 
 
 def test_wall_time_counts_sleeping() -> None:
-    assert measure(run("import time; time.sleep(0.5)")).seconds >= 0.5
+    assert run_apart(run("import time; time.sleep(0.5)")).seconds >= 0.5
 
 
 def test_the_exit_code_is_reported() -> None:
-    assert measure(run("print('noise'); raise SystemExit(3)")).exit_code == 3
+    assert run_apart(run("print('noise'); raise SystemExit(3)")).exit_code == 3
 
 
 def test_a_command_that_cannot_be_started_is_an_error() -> None:
     with pytest.raises(OSError, match="no_such_command_anywhere could not be measured"):
-        measure(["no_such_command_anywhere"])
+        run_apart(["no_such_command_anywhere"])
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed on Linux alone")
@@ -50,9 +50,9 @@ def test_a_command_does_not_outlive_whoever_asked_for_it(tmp_path: Path, ending:
     sign = tmp_path / "started"
     code = f"import pathlib, time; pathlib.Path({str(sign)!r}).touch(); time.sleep(600)"
     asking = (
-        "import signal, sys; from qil_deploy.runtime_tests.process_cost import measure\n"
+        "import signal, sys; from qil_deploy.runtime_tests.child_process import run_apart\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"measure([sys.executable, '-c', {code!r}], timeout=300)\n"
+        f"run_apart([sys.executable, '-c', {code!r}], timeout=300)\n"
     )
     with subprocess.Popen([sys.executable, "-P", "-c", asking], stderr=subprocess.DEVNULL) as process:
         assert until(sign.exists)
