@@ -1,4 +1,4 @@
-"""Does a model take more than a file may ask for? Found out before ONNX Runtime is given it in this process.
+"""Refuse a model that takes more than a file may ask for, before ONNX Runtime is given it in this process.
 
 The integer reference computes one blank image (or the model's batch of them) within its budget. What it cannot
 compute, float parts and float baselines, ONNX Runtime loads and runs once in a process of its own, with bounds on time

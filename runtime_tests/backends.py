@@ -1,4 +1,4 @@
-"""Whatever computes an exported model: what it is called, and how to have every code that it computes.
+"""Backends, which compute an exported model: their names, and how to read every code that each computes.
 
 A backend is named in reports and found by that name: the integer reference, ONNX Runtime at an optimization level, or
 one that the caller supplies, such as frozen PyTorch (this package needs no torch). Its codes are all its tensors, by
@@ -127,5 +127,5 @@ def _onnx_codes(model: ExportedModel, graph: ExecutedGraph, level: str, threads:
     """
     predict = model.onnx_predictor(threads=threads, level=level)
     content = with_outputs(model.path.read_bytes(), [name for name in graph.codes if name != OUTPUT_NAME])
-    watched = create_session(model.path, threads=threads, level=level, content=content)
-    return lambda images: model.run(watched, images) | {OUTPUT_NAME: predict(images)}
+    session = create_session(model.path, threads=threads, level=level, content=content)
+    return lambda images: model.run(session, images) | {OUTPUT_NAME: predict(images)}

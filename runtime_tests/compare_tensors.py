@@ -1,4 +1,4 @@
-"""What differs between two tensors, image by image: how many elements, by how much, and where first.
+"""Compare two tensors, image by image: how many elements differ, by how much, and where first.
 
 Two numbers are equal when they are the same number of the same type: no tolerance, and NaN equals nothing.
 """

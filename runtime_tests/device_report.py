@@ -1,4 +1,4 @@
-"""What a target reports of a run, be it a Python (`device_runner`) or a browser (`browser/page/`).
+"""The report of one run on a target, be it a Python (`device_runner`) or a browser.
 
 Devices carry this module (`device_program`): it needs Python alone.
 """

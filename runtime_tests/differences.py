@@ -1,4 +1,4 @@
-"""Where two backends part: the first node in order of execution whose codes differ.
+"""Find the first node in order of execution at which two backends compute different codes.
 
 Everything before that node is equal, so the fault is in it: in its constants or in how it is computed. Where one of the
 two does not have every tensor (a layer's codes before they are clipped, say), several nodes lie between the tensor that

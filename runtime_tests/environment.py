@@ -1,4 +1,4 @@
-"""Where a model runs or was measured: versions and the processor."""
+"""Describe where a model runs or was measured: versions and the processor."""
 
 from __future__ import annotations
 

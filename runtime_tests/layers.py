@@ -1,4 +1,4 @@
-"""What the layers of an exported model are made of, read from its graph: bits, scales, weights, work and storage."""
+"""Describe the layers of an exported model from its graph: bits, scales, weights, work and storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a latency depends on besides the processor's name: its instructions, caches and clock, and who else is busy."""
+"""Describe the processor (instructions, caches, clock), and measure who else kept it busy."""
 
 from __future__ import annotations
 

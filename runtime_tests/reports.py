@@ -1,4 +1,4 @@
-"""What reports of this package share (`qil_deploy.reports` writes and reads them)."""
+"""Parts that several reports share (`qil_deploy.reports` writes and reads them)."""
 
 from __future__ import annotations
 

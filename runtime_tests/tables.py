@@ -1,4 +1,4 @@
-"""Reports of `verify` as a table."""
+"""Tables of the reports of `verify`."""
 
 from __future__ import annotations
 

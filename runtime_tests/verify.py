@@ -1,4 +1,4 @@
-"""Does ONNX Runtime compute what was trained? Every logit against the integer reference, and the accuracy.
+"""Compare every logit of ONNX Runtime with the integer reference, and measure the accuracy.
 
 The integer reference runs once over the images. ONNX Runtime at each graph-optimization level is compared
 with it, and so is any other function from images to logits, such as the frozen PyTorch model (the caller

@@ -1,4 +1,4 @@
-"""From a finished training run to files and figures: export, verify and time its frozen stages and float network."""
+"""Export, verify and time the frozen stages and the float network of a finished training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of reports, and of measurements while they go on."""
+"""Write and print reports; a progress bar for measurements while they go on."""
 
 from __future__ import annotations
 

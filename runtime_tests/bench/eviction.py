@@ -1,4 +1,4 @@
-"""Cold caches: read so much other memory before a run that nothing of the model is left in them."""
+"""Empty the caches: read so much other memory before a run that nothing of the model is left in them."""
 
 from __future__ import annotations
 

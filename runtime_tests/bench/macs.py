@@ -1,4 +1,4 @@
-"""How many multiplications a model executes for one image, and in which arithmetic, whoever wrote the file.
+"""Count the multiplications that a model executes for one image, and find their arithmetic, whoever wrote the file.
 
 Weights and results have the shapes that ONNX Runtime infers when the file is loaded as it is. An operator multiplies
 each element of its result `K` times:

@@ -1,4 +1,4 @@
-"""What makes a measurement doubtful, in sentences."""
+"""Warnings about a measurement: noise, other processes, clock rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to measure, on any target."""
+"""Options of a measurement, on any target."""
 
 from __future__ import annotations
 

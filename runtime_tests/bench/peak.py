@@ -1,4 +1,4 @@
-"""How fast this processor multiplies at best: large matrix products in ONNX Runtime itself.
+"""Measure how fast this processor multiplies at best: large matrix products in ONNX Runtime itself.
 
 Matrix products are what convolutions become, and large ones hide everything else. A network that reaches 60 % of this
 peak spends 40 % of its time on something else than multiplying at full speed.

@@ -1,4 +1,4 @@
-"""Where the time of a model goes, operator by operator: ONNX Runtime's own profiler, added up."""
+"""Profile a model operator by operator: the events of ONNX Runtime's own profiler, added up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `bench` reports. Any target's samples, a browser's too, become these by `statistics.summarize`."""
+"""The report of `bench`. Any target's samples, a browser's too, become one by `statistics.bench_report`."""
 
 from __future__ import annotations
 

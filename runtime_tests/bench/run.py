@@ -1,4 +1,4 @@
-"""How long does one inference take? Several models side by side, interleaved, so that a busy moment hits all.
+"""Measure how long one inference takes: several models side by side, interleaved, so that a busy moment hits all.
 
 Each round runs every model once in every setting (number of threads, state of the caches), in an order drawn anew, and
 the first model a second time as its own control; the warm-up rounds are not counted. Right before a measured run, the

@@ -1,4 +1,4 @@
-"""From samples to figures, wherever the samples were taken: plain functions of nanoseconds per round.
+"""Medians, ratios and their intervals from samples, wherever these were taken: functions of nanoseconds per round.
 
 In each round every model runs once, so that sample `i` of one model is paired with sample `i` of every other. Ratios
 are of medians; how sure they are says the bootstrap: rounds are drawn with replacement, the same for both models, and
@@ -179,9 +179,7 @@ def ratio_interval(runs: Sequence[int], first: Sequence[int], *, seed: int) -> I
     generator = np.random.default_rng(seed)
     pairs = np.array([runs, first], np.float64)
     ratios = np.concatenate([_resampled(pairs, drawn) for drawn in _draw_rounds(count, generator)])
-    edges = (100 - COVERAGE) / 2, (100 + COVERAGE) / 2
-    low, high = (float(value) for value in np.percentile(ratios, edges))
-    return Interval(low=low, high=high)
+    return _interval(ratios)
 
 
 def median_interval(runs: Sequence[int], *, seed: int) -> Interval | None:
@@ -194,8 +192,13 @@ def median_interval(runs: Sequence[int], *, seed: int) -> Interval | None:
     generator = np.random.default_rng(seed)
     times = np.array(runs, np.float64)
     medians = np.concatenate([np.median(times[drawn], axis=1) for drawn in _draw_rounds(len(runs), generator)])
-    low, high = (float(value) for value in np.percentile(medians, ((100 - COVERAGE) / 2, (100 + COVERAGE) / 2)))
-    return Interval(low=low, high=high)
+    return _interval(medians)
+
+
+def _interval(resampled: NDArray[np.float64]) -> Interval:
+    """Return what encloses `COVERAGE` percent of what was drawn."""
+    low, high = np.percentile(resampled, [(100 - COVERAGE) / 2, (100 + COVERAGE) / 2])
+    return Interval(low=float(low), high=float(high))
 
 
 def _resampled(pairs: NDArray[np.float64], drawn: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What `bench --target` reports of an emulated target, and the algebra of its counts."""
+"""The report of `bench --target` on an emulated target, and the algebra of its counts."""
 
 from __future__ import annotations
 

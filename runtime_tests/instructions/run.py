@@ -1,4 +1,4 @@
-"""How many instructions does one inference take on an emulated processor? Counts, which a busy machine cannot change.
+"""Count the instructions of one inference on an emulated processor, which a busy machine cannot change.
 
 Each model runs in two processes, one after the other. What lies between two marks of a process is one inference; what
 Python and ONNX Runtime execute to start and to load is before the first mark and not in it.

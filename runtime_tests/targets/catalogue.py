@@ -1,4 +1,4 @@
-"""The targets there are, where what they need lies, and whether they can run here.
+"""The targets: their names, the folders that they need, and whether they can run here.
 
 An emulated target is a folder, set up as a whole by `setup.py`:
 

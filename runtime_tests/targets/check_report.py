@@ -1,4 +1,4 @@
-"""What of a target's report is believed.
+"""Validate a target's report.
 
 The target counts what differs. Its counts are taken as they are, within their bounds; but every tensor at every level
 has to be there with the digest of what was computed, and where it claims no difference, shape, type and digest have to

@@ -1,4 +1,4 @@
-"""What a text, a number or an environment that a browser or a device sent may be."""
+"""Validate texts, numbers and environments that a browser or a device sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to run a model on a target."""
+"""Options of a run on a target."""
 
 from __future__ import annotations
 

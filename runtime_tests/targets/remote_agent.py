@@ -1,4 +1,4 @@
-"""What runs on a remote device: takes in a model and what belongs to it, runs it, and leaves nothing behind.
+"""The agent on a remote device: takes in a model and what belongs to it, runs it, and leaves nothing behind.
 
 Sent as text, ahead of everything else, to the device's Python (3.10 or newer); needs nothing but that. On its standard
 input follow a line of JSON, `{"modules": [NAME], "files": [[NAME, BYTES]], "arguments": [ARGUMENT]}`, and the files one

@@ -1,4 +1,4 @@
-"""What `verify --target` reports: what every target sent back, or why it did not."""
+"""The report of `verify --target`: what every target sent back, or why it did not."""
 
 from __future__ import annotations
 
