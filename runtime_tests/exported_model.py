@@ -65,8 +65,12 @@ class ExportedModel:
         self.preprocessing.check(images)
         return images
 
-    def onnx_predictor(self, *, threads: int = 1, level: str = "all") -> Predictor:
+    def onnx_predictor(self, *, threads: int = 1, level: str = "all", at_once: int | None = None) -> Predictor:
         """Return a function from uint8 images to logits that runs this file in ONNX Runtime.
+
+        Args:
+            threads, level: of `create_session`.
+            at_once: how many images ONNX Runtime may be given at a time; None for any number.
 
         Raises:
             ConfigError: `threads` or `level` is out of range.
@@ -75,34 +79,43 @@ class ExportedModel:
         session = create_session(self.path, threads=threads, level=level)
 
         def predict(images: NDArray[np.uint8]) -> NDArray[Any]:
-            return self.run(session, images)[OUTPUT_NAME]
+            return self.run(session, images, at_once)[OUTPUT_NAME]
 
         return predict
 
-    def run(self, session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def run(
+        self, session: onnxruntime.InferenceSession, images: NDArray[np.uint8], at_once: int | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Run a session of this file on any number of uint8 images; return its outputs by name.
 
         Raises:
             ModelFileError: ONNX Runtime cannot run the file.
         """
         names = [output.name for output in session.get_outputs()]
-        return self.in_batches(
-            lambda x: dict(zip(names, run_session(session, {INPUT_NAME: x}, path=self.path), strict=True)), images
-        )
+
+        def compute(x: NDArray[Any]) -> dict[str, NDArray[Any]]:
+            return dict(zip(names, run_session(session, {INPUT_NAME: x}, path=self.path), strict=True))
+
+        return self.in_batches(compute, images, at_once)
 
     def in_batches(
-        self, compute: Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]], images: NDArray[np.uint8]
+        self,
+        compute: Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]],
+        images: NDArray[np.uint8],
+        at_once: int | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return what `compute` makes of the model's input for all images, in as many calls as the batch demands.
 
-        Where the file has a fixed batch, the last one is filled up with blank images.
+        Where the file has a fixed batch, the last one is filled up with blank images; where it has none, a call has all
+        images, or `at_once` of them at most.
         """
-        if self.batch is None:
-            return dict(compute(self.prepare_input(images)))
-        missing = -len(images) % self.batch
-        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
-        starts = range(0, len(filled), self.batch)
-        results = [compute(self.prepare_input(filled[start : start + self.batch])) for start in starts]
+        size = self.batch or at_once or max(len(images), 1)
+        missing = 0 if self.batch is None else -len(images) % size
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)]) if missing else images
+        starts = range(0, max(len(filled), 1), size)
+        results = [compute(self.prepare_input(filled[start : start + size])) for start in starts]
+        if len(results) == 1 and not missing:
+            return dict(results[0])
         return {name: np.concatenate([result[name] for result in results])[: len(images)] for name in results[0]}
 
 

@@ -247,21 +247,9 @@ def _onnx_predictors(
     if model.format == FLOAT:
         return {}
     return {
-        onnx_backend_name(level): _in_portions(model.onnx_predictor(threads=threads, level=level), at_once)
+        onnx_backend_name(level): model.onnx_predictor(threads=threads, level=level, at_once=at_once)
         for level in levels
     }
-
-
-def _in_portions(predict: Predictor, at_once: int | None) -> Predictor:
-    """Let a predictor have so many images at a time."""
-    if at_once is None:
-        return predict
-
-    def predict_portions(images: NDArray[np.uint8]) -> NDArray[Any]:
-        starts = range(0, max(len(images), 1), at_once)
-        return np.concatenate([predict(images[start : start + at_once]) for start in starts])
-
-    return predict_portions
 
 
 def _check_others(others: Mapping[str, Predictor], levels: Sequence[str]) -> dict[str, Predictor]:

@@ -114,7 +114,4 @@ def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str
     def compute(x: NDArray[Any]) -> dict[str, NDArray[Any]]:
         return {OUTPUT_NAME: reference.run(x)}
 
-    starts = range(0, len(images), _REFERENCE_BATCH)
-    parts = [exported.in_batches(compute, images[start : start + _REFERENCE_BATCH]) for start in starts]
-    logits = np.concatenate([part[OUTPUT_NAME] for part in parts])
-    write_vectors(path, exported, images, images_from, {OUTPUT_NAME: logits})
+    write_vectors(path, exported, images, images_from, exported.in_batches(compute, images, _REFERENCE_BATCH))
