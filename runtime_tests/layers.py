@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +79,13 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
         shapes = reference.shapes(_blank_image(model))
     if set(nodes) != set(listed):
         raise _disagreement(model, min(set(nodes) ^ set(listed)))
-    file = _StoredFile(model.graph)
-    return tuple(
-        _describe(file, _Constants(model, reference.constants), node, listed[name], shapes[node.outputs[0]])
-        for name, node in nodes.items()
-    )
+    file, constants = _StoredFile(model.graph), _Constants(model, reference.constants)
+    layers = []
+    for name, node in nodes.items():
+        weights, multipliers = _count_weights(node, constants), _multipliers(node, constants)
+        stored = file.bytes_behind(node.inputs[1 if node.op_type == "MatMulNBits" else 3])
+        layers.append(_describe(node, listed[name], weights, shapes[node.outputs[0]], stored, multipliers))
+    return tuple(layers)
 
 
 def _disagreement(model: ExportedModel, layer: str) -> ModelFileError:
@@ -120,25 +122,13 @@ def _describe_paper(model: ExportedModel, listed: dict[str, dict[str, Any]]) -> 
     tensors = model.run(session, np.zeros((1, *model.preprocessing.shape), np.uint8))
     layers = []
     file = _StoredFile(model.graph)
-    for name, layer in listed.items():
+    for name, listing in listed.items():
         codes = dequantized_codes(model.graph, nodes[name], file.producers) if name in nodes else None
         if codes is None or codes.ndim == 0:
             raise _disagreement(model, name)
-        layers.append(
-            LayerDescription(
-                name=name,
-                operator=nodes[name].op_type,
-                weight_bits=int(layer["weight_bits"]),
-                largest_input_code=int(layer["largest_input_code"]),
-                weight_shape=codes.shape,
-                macs=math.prod(codes.shape[1:]) * math.prod(tensors[outputs[name]].shape[1:]),
-                bytes=file.bytes_behind(f"{name}_weight"),
-                zero_share=float((codes == 0).mean()) if codes.size else 0.0,
-                dead_channels=int((~codes.reshape(len(codes), -1).any(axis=1)).sum()),
-                smallest_multiplier=None,
-                largest_multiplier=None,
-            )
-        )
+        weights = _count_nonzero(codes.shape, [codes])
+        stored = file.bytes_behind(f"{name}_weight")
+        layers.append(_describe(nodes[name], listing, weights, tensors[outputs[name]].shape, stored, None))
     return tuple(layers)
 
 
@@ -166,15 +156,15 @@ def _blank_image(model: ExportedModel) -> NDArray[Any]:
 
 
 def _describe(
-    file: _StoredFile,
-    constants: _Constants,
     node: Node,
     listed: dict[str, Any],
+    weights: _Weights,
     output: tuple[int, ...],
+    stored: int,
+    multipliers: NDArray[Any] | None,
 ) -> LayerDescription:
-    weights = _count_weights(node, constants)
+    """Describe a layer that makes a tensor of shape `output` from weights of `stored` bytes."""
     shape = tuple(int(size) for size in listed.get("weight_shape", weights.shape))
-    multipliers = _multipliers(node, constants)
     return LayerDescription(
         name=node.name,
         operator=node.op_type,
@@ -182,7 +172,7 @@ def _describe(
         largest_input_code=int(listed["largest_input_code"]),
         weight_shape=shape,
         macs=math.prod(weights.shape[1:]) * math.prod(output[1:]),
-        bytes=file.bytes_behind(node.inputs[1 if node.op_type == "MatMulNBits" else 3]),
+        bytes=stored,
         zero_share=1 - weights.nonzero / max(math.prod(shape), 1),
         dead_channels=weights.dead,
         smallest_multiplier=None if multipliers is None else float(multipliers.min()),
@@ -216,6 +206,11 @@ def _count_weights(node: Node, constants: _Constants) -> _Weights:
             weights = weights.T
         shape = weights.shape
         rows = (weights[some] for some in blocks(len(weights), math.prod(shape[1:])))
+    return _count_nonzero(shape, rows)
+
+
+def _count_nonzero(shape: tuple[int, ...], rows: Iterable[NDArray[Any]]) -> _Weights:
+    """Count the codes of some channels after the other."""
     counts = [(np.count_nonzero(part), (~part.reshape(len(part), -1).any(axis=1)).sum()) for part in rows]
     return _Weights(
         shape=shape, nonzero=sum(int(count) for count, _ in counts), dead=sum(int(dead) for _, dead in counts)
