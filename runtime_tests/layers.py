@@ -164,7 +164,8 @@ def _describe(
     multipliers: NDArray[Any] | None,
 ) -> LayerDescription:
     """Describe a layer that makes a tensor of shape `output` from weights of `stored` bytes."""
-    shape = tuple(int(size) for size in listed.get("weight_shape", weights.shape))
+    shape = tuple(int(axis) for axis in listed.get("weight_shape", weights.shape))
+    size = max(math.prod(shape), 1)
     return LayerDescription(
         name=node.name,
         operator=node.op_type,
@@ -173,7 +174,7 @@ def _describe(
         weight_shape=shape,
         macs=math.prod(weights.shape[1:]) * math.prod(output[1:]),
         bytes=stored,
-        zero_share=1 - weights.nonzero / max(math.prod(shape), 1),
+        zero_share=(size - weights.nonzero) / size,
         dead_channels=weights.dead,
         smallest_multiplier=None if multipliers is None else float(multipliers.min()),
         largest_multiplier=None if multipliers is None else float(multipliers.max()),
