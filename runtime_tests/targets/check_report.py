@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from qil_deploy.untrusted_text import excerpt
 
 from .checks import check_environment, check_word, expect, within
 from .options import RunOptions
-from .report import DeviceLatency, DeviceReport, LevelResult, TensorResult
+from .report import DeviceReport, LevelResult, TensorResult
 
 _MAX_MS = 1e9
 _MOST = 2**53
@@ -89,31 +88,27 @@ def check_consistency(report: DeviceReport) -> None:
 
 def _check_form(report: DeviceReport) -> None:
     """Check counts, names and digests as far as a report tells what they have to be."""
-    for what, count in (("images", report.images), ("batch", report.batch), ("threads", report.threads)):
-        within(what, count, 1, _MOST)
+    for what in ("images", "batch", "threads"):
+        within(what, getattr(report, what), 1, _MOST)
     if report.latency is not None:
-        _check_latency(report.latency)
-    names = tuple(level.level for level in report.levels)
-    expect("levels known", bool(names) and set(names) <= set(OPTIMIZATION_LEVELS), True)
-    expect("levels named once", len(set(names)), len(names))
-    tensors = tuple(tensor.tensor for tensor in report.levels[0].tensors)
-    expect("tensors named once", len(set(tensors)), len(tensors))
+        within("latency, runs", report.latency.runs, 1, _MOST)
+        within("latency, images", report.latency.images, 1, _MOST)
+        within("latency, median_ms", report.latency.median_ms, 0, _MAX_MS)
+        within("latency, p95_ms", report.latency.p95_ms, report.latency.median_ms, _MAX_MS)
+    levels = [level.level for level in report.levels]
+    expect("levels known", bool(levels) and set(levels) <= set(OPTIMIZATION_LEVELS), True)
+    expect("levels named once", len(set(levels)), len(levels))
+    names = tuple(tensor.tensor for tensor in report.levels[0].tensors)
+    expect("tensors named once", len(set(names)), len(names))
     for level in report.levels:
         where = f"level {level.level}"
         expect(f"{where}, predictions", len(level.predictions), report.images)
         for prediction in level.predictions:
             within(f"{where}, a prediction", prediction, -1, _MOST)
         expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
-        expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), tensors)
+        expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
         for tensor in (level.logits, *level.tensors):
             _check_counts(f"{where}, {excerpt(tensor.tensor)!r}", tensor, report)
-
-
-def _check_latency(latency: DeviceLatency) -> None:
-    within("latency, runs", latency.runs, 1, _MOST)
-    within("latency, images", latency.images, 1, _MOST)
-    within("latency, median_ms", latency.median_ms, 0, _MAX_MS)
-    within("latency, p95_ms", latency.p95_ms, latency.median_ms, _MAX_MS)
 
 
 def _check_counts(where: str, result: TensorResult, report: DeviceReport) -> None:
@@ -125,8 +120,9 @@ def _check_counts(where: str, result: TensorResult, report: DeviceReport) -> Non
     within(f"{where}, axes", len(result.shape), 1, _MOST_AXES)
     if min(result.shape) < 0:
         raise DataError(f"{where} has the shape {list(result.shape)}")
+    size = math.prod(result.shape)
     if not report.compared:
-        expect(f"{where}, elements", result.elements, math.prod(result.shape))
+        expect(f"{where}, elements", result.elements, size)
         expect(f"{where}, differing", (result.differing, result.largest_step, result.index), (None, None, None))
         return
     if result.differing is None or result.largest_step is None:
@@ -135,45 +131,45 @@ def _check_counts(where: str, result: TensorResult, report: DeviceReport) -> Non
     within(f"{where}, differing", result.differing, 0, result.elements)
     within(f"{where}, largest_step", result.largest_step, 0, math.inf if result.differing else 0)
     expect(f"{where}, index", result.index is not None, result.differing > 0)
-    if result.elements != math.prod(result.shape):  # the golden tensor has another shape
+    if result.elements != size:  # the golden tensor has another shape
         expect(f"{where}, differing", result.differing, result.elements)
 
 
 def _check_level(level: LevelResult, golden: GoldenChunks, classes: int) -> None:
+    """Check one level beside the golden tensors, where there are some."""
     where = f"level {level.level}"
     for prediction in level.predictions:
         within(f"{where}, a prediction", prediction, -1, classes - 1)
     names = tuple(golden.tensors) if golden.inner else ()
     expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
-    for tensor in (level.logits, *level.tensors):
-        if golden.tensors:
-            for complaint in _complaints(tensor, golden):
-                raise DataError(f"{where}, {excerpt(tensor.tensor)!r}, {complaint}")
-    if golden.tensors and level.logits.differing == 0:
-        expected = golden.tensors[OUTPUT_NAME].argmax(axis=1).tolist()
-        expect(f"{where}, predictions", level.predictions, tuple(expected))
+    if golden.tensors:
+        for tensor in (level.logits, *level.tensors):
+            _check_tensor(f"{where}, {excerpt(tensor.tensor)!r}", tensor, golden)
+        if level.logits.differing == 0:
+            expected = golden.tensors[OUTPUT_NAME].argmax(axis=1).tolist()
+            expect(f"{where}, predictions", level.predictions, tuple(expected))
 
 
-def _complaints(result: TensorResult, golden: GoldenChunks) -> Iterator[str]:
-    """Yield what cannot be true of one tensor, beside the golden one."""
+def _check_tensor(where: str, result: TensorResult, golden: GoldenChunks) -> None:
+    """Check that one tensor's counts can be true, beside the golden one."""
     expected = golden.tensors[result.tensor]
     differing = result.differing or 0
-    if result.elements != expected.size:
-        yield f"elements is {result.elements}, and has to be {expected.size}"
+    expect(f"{where}, elements", result.elements, expected.size)
     if result.index is not None:
-        if len(result.index) != expected.ndim:
-            yield f"axes of index is {len(result.index)}, and has to be {expected.ndim}"
-        if not all(0 <= at < size for at, size in zip(result.index, expected.shape, strict=False)):
-            yield f"index is {list(result.index[:_MOST_AXES])}, outside of the shape {list(expected.shape)}"
+        expect(f"{where}, axes of index", len(result.index), expected.ndim)
+        if not all(0 <= at < size for at, size in zip(result.index, expected.shape, strict=True)):
+            raise DataError(f"{where}, index is {list(result.index)}, outside of the shape {list(expected.shape)}")
     if (result.dtype, result.shape) != (str(expected.dtype), expected.shape):
         if differing != expected.size:
-            yield f"differing is {differing}, though type or shape are others than the golden ones"
+            raise DataError(f"{where}, differing is {differing}, though type or shape are others than the golden ones")
         return
     numbers = expected.dtype.kind == "f"
     undefined = int(np.isnan(expected).sum()) if numbers else 0  # NaN differs from itself, whatever the digest is
     if differing < undefined:
-        yield f"differing is {differing}, and {undefined} numbers there differ from anything"
+        raise DataError(f"{where}, differing is {differing}, and {undefined} numbers there differ from anything")
     if not undefined and (result.sha256 == golden.digest(result.tensor)) != (differing == 0):
-        yield f"sha256 is {result.sha256!r}, and has to be the golden one where nothing differs, and only there"
+        raise DataError(
+            f"{where}, sha256 is {result.sha256!r}, and has to be the golden one where nothing differs, and only there"
+        )
     if differing and not numbers and not result.largest_step:
-        yield f"largest_step is {result.largest_step}, though {differing} codes differ"
+        raise DataError(f"{where}, largest_step is {result.largest_step}, though {differing} codes differ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import re
 import shutil
@@ -12,14 +13,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 from qil_deploy.commands.bench import bench_command
 from qil_deploy.errors import ConfigError, ModelFileError, TargetError
 from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests.bench.trial import try_model
+from qil_deploy.runtime_tests.device_program import write_device_program
+from qil_deploy.runtime_tests.device_report import GuestReport
 from qil_deploy.runtime_tests.instructions import (
     CountOptions,
     InstructionsReport,
@@ -293,6 +298,27 @@ def test_a_set_up_that_fails_leaves_nothing(here: Path, monkeypatch: pytest.Monk
     with pytest.raises(TargetError, match="updating the package lists failed with exit code 100"):
         set_up_target("instructions")
     assert list(here.iterdir()) == []
+
+
+def test_the_worker_needs_no_more_of_this_package_than_the_zip_file_has(
+    write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    write_device_program(tmp_path / "device.pyz")
+    np.savez(tmp_path / "inputs.npz", **{"0": images[:1]})
+    arguments = [tmp_path / "device.pyz", write_model(), tmp_path / "inputs.npz", 1, 2, "a processor"]
+    result = subprocess.run(
+        [sys.executable, "-P", str(run_module.GUEST), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    (tmp_path / "guest.json").write_text(result.stdout)
+    assert read_report(tmp_path / "guest.json", GuestReport).environment.cpu == "a processor"
+    assert [line for line in result.stderr.splitlines() if "counting" in line] == [
+        "progress: counting: 1 of 2 runs",
+        "progress: counting: 2 of 2 runs",
+    ]
 
 
 def test_worker_and_plugin_agree_on_the_mark() -> None:
