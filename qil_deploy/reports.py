@@ -94,7 +94,7 @@ def _fault(error: Exception, content: object) -> str:
     """Say what is wrong, where, and what stands there instead."""
     message, place = _PLACE.fullmatch(str(error)).groups(default="")  # type: ignore[union-attr] # matches any text
     if missing := _MISSING.fullmatch(message):
-        return f"report{place} has no entry {missing[1]}"
+        return f"report{place} must be an object with the entries of its schema, and has no {missing[1]}"
     found: Any = content
     for name, index in _STEP.findall(place):
         found = found[name or int(index)]
