@@ -25,6 +25,7 @@ from .golden_file import read_vectors, write_vectors
 from .sessions import OPTIMIZATION_LEVELS
 
 _PIXELS_AT_ONCE: Final = 1 << 18
+_IMAGES_AT_ONCE: Final = 50
 
 
 def golden_path(model: Path) -> Path:
@@ -46,6 +47,25 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
         ModelFileError: the integer reference cannot compute the model.
         OutputError: `path` cannot be written.
     """
+    exported, reference = _reference_for(model, images)
+    found = exported.in_batches(reference.run_all, images)
+    in_file = {name for node in exported.graph.nodes for name in node.outputs}
+    tensors = {name: tensor for name, tensor in found.items() if name in in_file and name != OUTPUT_NAME}
+    write_vectors(path, exported, images, images_from, tensors | {OUTPUT_NAME: found[OUTPUT_NAME]})
+
+
+def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str, path: Path) -> None:
+    """Write golden vectors that hold the logits alone, for more images than whose codes one would keep.
+
+    Arguments and errors are those of `write_golden`.
+    """
+    exported, reference = _reference_for(model, images)
+    tensors = exported.in_batches(lambda x: {OUTPUT_NAME: reference.run(x)}, images, _IMAGES_AT_ONCE)
+    write_vectors(path, exported, images, images_from, tensors)
+
+
+def _reference_for(model: Path, images: NDArray[np.uint8]) -> tuple[ExportedModel, IntegerReference]:
+    """Return a model, and what computes golden vectors of it from some images."""
     exported = read_exported_model(model)
     if exported.float_parts:
         raise ModelFileError(
@@ -53,12 +73,7 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
         )
     if len(images) == 0:
         raise DataError(f"there are no images to make golden vectors of {model} from.")
-    tensors = exported.in_batches(IntegerReference(exported.graph).run_all, images)
-    in_file = {name for node in exported.graph.nodes for name in node.outputs}
-    tensors = {name: tensor for name, tensor in tensors.items() if name in in_file and name != OUTPUT_NAME} | {
-        OUTPUT_NAME: tensors[OUTPUT_NAME]
-    }
-    write_vectors(path, exported, images, images_from, tensors)
+    return exported, IntegerReference(exported.graph)
 
 
 def check_golden(

@@ -48,15 +48,24 @@ class BenchOptions:
             raise ConfigError(f"caches are {list(self.caches)}; choose from {WARM}, {COLD}.")
         check_unique("threads", self.threads)
         check_unique("caches", self.caches)
-        least = {"batch": 1, "repeats": 1, "warmup": 0, "seed": 0, "processes": 1}
-        values = [("threads", min(self.threads), 1), *((name, getattr(self, name), least[name]) for name in least)]
-        for name, value, lowest in values:
-            if value < lowest:
-                raise ConfigError(f"{name} is {value}; it must be at least {lowest}.")
         if max(self.threads) > MOST_THREADS:
             raise ConfigError(f"threads is {max(self.threads)}; it must be at most {MOST_THREADS}.")
-        if not self.timeout > 0:
-            raise ConfigError(f"the timeout is {self.timeout:g} seconds; it must be positive.")
+        check_least("threads", min(self.threads), 1)
+        for name, least in {"batch": 1, "repeats": 1, "warmup": 0, "seed": 0, "processes": 1}.items():
+            check_least(name, getattr(self, name), least)
+        check_timeout(self.timeout)
+
+
+def check_least(name: str, value: int, least: int) -> None:
+    """Raise `ConfigError` if a number is too small."""
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}.")
+
+
+def check_timeout(seconds: float) -> None:
+    """Raise `ConfigError` unless a time is positive."""
+    if not seconds > 0:
+        raise ConfigError(f"the timeout is {seconds:g} seconds; it must be positive.")
 
 
 def check_unique(name: str, values: Sequence[object]) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qil_deploy.errors import ConfigError, DataError, ModelFileError, TargetError
+from qil_deploy.errors import DataError, ModelFileError, TargetError
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests import device_program
 from qil_deploy.runtime_tests.bench.inputs import random_inputs
+from qil_deploy.runtime_tests.bench.options import check_least, check_timeout
 from qil_deploy.runtime_tests.bench.report import Failure
 from qil_deploy.runtime_tests.bench.run import check_models
 from qil_deploy.runtime_tests.bench.trial import TrialOptions, try_model
@@ -59,10 +60,8 @@ class CountOptions:
 
     def __post_init__(self) -> None:
         for name, least in {"batch": 1, "repeats": 1, "warmup": 0, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if not self.timeout > 0:
-            raise ConfigError(f"the timeout is {self.timeout:g} seconds; it must be positive.")
+            check_least(name, getattr(self, name), least)
+        check_timeout(self.timeout)
 
 
 @dataclass(kw_only=True)

@@ -4,13 +4,15 @@ Each target starts the package's zip file (`device_program`) in this machine's P
 of a device reached by ssh or adb, and gets its report back; a browser has a runner of its own.
 """
 
+from qil_deploy.runtime_tests.golden import write_golden_logits
+
 from .catalogue import TARGETS, Target, find_target, target_names, target_state
 from .options import RunOptions
 from .remote import DEVICE_FORMS
 from .report import DeviceReport, TargetResult, TargetsReport
 from .run import run_on_target
 from .setup import set_up_target
-from .verify_targets import verify_targets, write_golden_logits
+from .verify_targets import verify_targets
 
 __all__ = [
     "DEVICE_FORMS",

@@ -12,9 +12,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from qil_deploy.errors import ConfigError, DataError, TargetError
+from qil_deploy.errors import DataError, TargetError
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests import device_program
+from qil_deploy.runtime_tests.bench.options import check_timeout
 from qil_deploy.runtime_tests.device_report import DeviceReport
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden_chunks import open_golden
@@ -42,8 +43,7 @@ def run_on_target(
         ConfigError: the timeout is not positive.
         TargetError: the target is not set up, fails, stops answering, or reports on something else.
     """
-    if not options.timeout > 0:
-        raise ConfigError(f"the timeout is {options.timeout:g} seconds; it must be positive.")
+    check_timeout(options.timeout)
     reason = target_state(target)
     if reason is not None:
         raise TargetError(f"target {target.name} cannot run: {reason}")

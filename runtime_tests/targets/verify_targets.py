@@ -6,17 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qil_deploy.errors import DataError, TargetError
-from qil_deploy.onnx_io import OUTPUT_NAME
-from qil_deploy.reference import IntegerReference
+from qil_deploy.errors import TargetError
 from qil_deploy.runtime_tests.backends import exact_levels
 from qil_deploy.runtime_tests.exported_model import read_exported_model
-from qil_deploy.runtime_tests.golden_file import write_vectors
 from qil_deploy.runtime_tests.reports import ModelFile
 
 from .catalogue import Target, target_state
@@ -25,7 +18,6 @@ from .report import TargetResult, TargetsReport
 from .run import run_on_target
 
 DEFAULT_REPEATS = 20
-_REFERENCE_BATCH = 50
 
 
 def verify_targets(
@@ -96,22 +88,3 @@ def _verify_target(
     except TargetError as error:
         failed = str(error)
     return TargetResult(target=target.name, skipped=None, failed=failed, codes=codes, logits=more)
-
-
-def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str, path: Path) -> None:
-    """Write golden vectors that hold the logits alone, for more images than whose codes one would keep.
-
-    Raises:
-        DataError: no images, or images that do not fit the model.
-        ModelFileError: the integer reference cannot compute the model.
-        OutputError: `path` cannot be written.
-    """
-    exported = read_exported_model(model)
-    if len(images) == 0:
-        raise DataError(f"there are no images to run {model} on.")
-    reference = IntegerReference(exported.graph)
-
-    def compute(x: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        return {OUTPUT_NAME: reference.run(x)}
-
-    write_vectors(path, exported, images, images_from, exported.in_batches(compute, images, _REFERENCE_BATCH))
