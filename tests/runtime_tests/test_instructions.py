@@ -304,7 +304,7 @@ def test_the_worker_needs_no_more_of_this_package_than_the_zip_file_has(
     write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     write_device_program(tmp_path / "device.pyz")
-    np.savez(tmp_path / "inputs.npz", **{"0": images[:1]})
+    np.savez(tmp_path / "inputs.npz", allow_pickle=False, **{"0": images[:1]})
     arguments = [tmp_path / "device.pyz", write_model(), tmp_path / "inputs.npz", 1, 2, "a processor"]
     result = subprocess.run(
         [sys.executable, "-P", str(run_module.GUEST), *map(str, arguments)],
