@@ -36,8 +36,8 @@ from write_tables import with_tables
 
 ZOO = Path(__file__).parents[1] / "zoo" / "fashion_mnist"
 RELEASES = (
-    *("onnxruntime==1.15.1", "onnxruntime==1.17.3", "onnxruntime==1.19.2", "onnxruntime==1.20.1"),
-    *("onnxruntime==1.22.1", "onnxruntime==1.23.2", "onnxruntime==1.24.1", "onnxruntime==1.32.0", "openvino==2026.4.1"),
+    *("onnxruntime==1.15.1", "onnxruntime==1.17.3", "onnxruntime==1.22.1", "onnxruntime==1.23.2"),
+    *("onnxruntime==1.24.1", "onnxruntime==1.32.0", "openvino==2026.4.1"),
 )
 FORMATS: tuple[Literal["qlinear", "qdq"], ...] = ("qlinear", "qdq")
 STORAGES: tuple[Literal["packed", "int8"], ...] = ("packed", "int8")
