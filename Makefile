@@ -35,7 +35,7 @@ test-fast: setup ## run the tests that take less than a minute each
 lint: setup ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy qil_deploy tests benchmarks
+	$(BIN)/mypy qil_deploy tests benchmarks docs examples
 	$(BIN)/lint-imports --no-logo --no-cache
 
 docs: setup ## build the site into build/site; every warning is an error
