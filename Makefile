@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-fast lint clean
+.PHONY: help setup demo bench test test-fast lint docs dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -35,8 +35,16 @@ test-fast: setup ## run the tests that take less than a minute each
 lint: setup ## check style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy qil_deploy tests benchmarks
+	$(BIN)/mypy qil_deploy tests benchmarks docs examples
 	$(BIN)/lint-imports --no-logo --no-cache
+
+docs: setup ## build the site into build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Wrote build/site/index.html."
+
+dist: setup ## build the wheel and the source archive into dist
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean: ## remove .venv and everything that was generated
 	rm -rf $(VENV) build dist *.egg-info demo_output

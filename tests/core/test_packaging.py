@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -60,6 +62,18 @@ def test_package_data_exists() -> None:
         for pattern in patterns:
             folder = ROOT / SETUPTOOLS["package-dir"][package]
             assert list(folder.glob(pattern)), f"no {pattern} in {package}"
+
+
+def test_the_workflow_runs_what_ci_runs_here() -> None:
+    """One script, called by both, which has every target that a pull request has to pass."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"\brun: *(.*)", workflow) == [".ci/run"]
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    made = [line.removeprefix("make ") for line in script.read_text().splitlines() if line.startswith("make ")]
+    assert sorted(made) == ["dist", "docs", "lint", "test"]
+    targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ": " in line}
+    assert set(made) <= targets
 
 
 def contract(name: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What `pip install qil-deploy` without extras brings to a device, and what it can do there.
 
-The wheel is built and installed once, into an environment of its own, from the index that pip is configured with.
+Wheel and source archive are built as `make dist` does. The wheel is installed into an environment of its own, with what
+it depends on, from the index that pip is configured with; the source archive into a second one, which finds the rest in
+the first.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from qil_deploy.datasets.fashion_mnist import FASHION_MNIST_FOLDER
 ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "zoo" / "fashion_mnist"
 MODEL = ZOO / "w2a2.onnx"
+
+# Without what would hide the installed package, from Python and from pip.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"COLUMNS": "200"}
 
 pytestmark = pytest.mark.slow  # an environment is made and filled
 
@@ -59,49 +64,94 @@ class Device:
 
     def run(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run its Python, in its own folder unless another is named."""
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"COLUMNS": "200"}
         return subprocess.run(
             [str(self.python), *map(str, arguments)],
             cwd=cwd or self.folder,
-            env=environment,
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             check=False,
             timeout=300,
         )
 
+    def packages(self) -> Path:
+        """Return the folder that packages are installed into."""
+        (folder,) = self.python.parents[1].glob("lib/python*/site-packages")
+        return folder
+
     def qil(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
         return self.run("-m", "qil_deploy", *arguments, cwd=cwd)
 
 
-def _build_wheel(folder: Path) -> Path:
-    """Build the wheel from a copy: setuptools would put into it whatever an earlier build left beside the sources."""
-    source = folder / "source"
-    for name in ("qil_deploy", "training", "export", "runtime_tests"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    _pip(Path(sys.executable), "wheel", "--no-deps", "--wheel-dir", str(folder), str(source))
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+@dataclass(frozen=True, kw_only=True)
+class Archives:
+    """What a release consists of."""
 
-
-def _pip(python: Path, *arguments: str) -> None:
-    command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    wheel: Path
+    source: Path
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
-    """Install the wheel into a fresh environment."""
-    folder = tmp_path_factory.mktemp("device")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    _pip(python, "install", str(_build_wheel(folder)))
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
+    """Build both from a copy, without what earlier builds left beside the sources."""
+    folder = tmp_path_factory.mktemp("archives")
+    copied = folder / "copied"
+    for name in ("qil_deploy", "training", "export", "runtime_tests"):
+        shutil.copytree(ROOT / name, copied / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copied)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copied)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return Archives(wheel=wheel, source=source)
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    """Run this environment's pip on another one."""
+    options = ["--quiet", "--disable-pip-version-check", "--python", str(python)]
+    command = [sys.executable, "-m", "pip", *options, *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _environment(folder: Path) -> Device:
+    """Make an environment with nothing in it."""
+    venv.create(folder / "venv")
     (folder / "home").mkdir()
-    return Device(python=python, folder=folder / "home")
+    return Device(python=folder / "venv" / "bin" / "python", folder=folder / "home")
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory, archives: Archives) -> Device:
+    """Install the wheel into a fresh environment."""
+    made = _environment(tmp_path_factory.mktemp("device"))
+    _pip(made.python, "install", str(archives.wheel))
+    return made
+
+
+@pytest.fixture(scope="module")
+def from_source(tmp_path_factory: pytest.TempPathFactory, archives: Archives, device: Device) -> Device:
+    """Install the source archive into a second one, which looks into the first for everything else."""
+    made = _environment(tmp_path_factory.mktemp("from_source"))
+    _pip(made.python, "install", "--no-deps", str(archives.source))
+    (made.packages() / "dependencies.pth").write_text(f"{device.packages()}\n")
+    return made
+
+
+def _installed(packages: Path) -> dict[str, bytes]:
+    """Return the files of the project in an environment, by name."""
+    found = (packages / "qil_deploy").rglob("*")
+    return {
+        str(path.relative_to(packages)): path.read_bytes() for path in found if path.suffix != ".pyc" and path.is_file()
+    }
+
+
+def test_the_source_archive_installs_what_the_wheel_does(device: Device, from_source: Device) -> None:
+    installed = _installed(from_source.packages())
+    assert installed == _installed(device.packages())
+    assert {"qil_deploy/py.typed", "qil_deploy/training/recipes/digits_resnet14.toml"} <= installed.keys()
 
 
 def test_only_what_a_device_needs_is_installed(device: Device) -> None:
@@ -133,23 +183,35 @@ def test_verify_with_golden_vectors(device: Device) -> None:
 
 
 def _device_commands() -> list[list[str]]:
-    """The commands that the README gives for a device, as words behind `python`."""
-    section = (ROOT / "README.md").read_text().partition("### On the device")[2].partition("\n## ")[0]
-    commands = [line.removeprefix("$ python ").split() for line in section.splitlines() if line.startswith("$ python ")]
+    """The commands that the page gives for a device, as words behind `python`."""
+    page = (ROOT / "docs" / "device.md").read_text().partition("\n## ")[0]
+    commands = [line.removeprefix("$ python ").split() for line in page.splitlines() if line.startswith("$ python ")]
     assert len(commands) >= 4
     return commands
 
 
+def _run_as_shown(device: Device, command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of the page on a model of the zoo and golden vectors of noise."""
+    golden = device.folder / "resnet20_w4a4.golden.npz"
+    if not golden.exists():
+        assert device.run("-c", WRITE_GOLDEN, MODEL, golden).returncode == 0
+    named = {"resnet20_w4a4.onnx": str(MODEL), golden.name: str(golden)}
+    return device.run(*[named.get(word, word) for word in command], cwd=cwd)
+
+
 @pytest.mark.parametrize("command", _device_commands(), ids=lambda command: command[2])
 @pytest.mark.parametrize("where", ["an empty folder", "the root of a checkout"])
-def test_the_commands_of_the_readme(device: Device, tmp_path: Path, command: list[str], where: str) -> None:
+def test_the_commands_of_the_page(device: Device, tmp_path: Path, command: list[str], where: str) -> None:
     """Started from a checkout, Python finds the folder `qil_deploy/` before the installed package."""
-    golden = tmp_path / "resnet20_w4a4.golden.npz"
-    assert device.run("-c", WRITE_GOLDEN, MODEL, golden).returncode == 0
-    named = {"resnet20_w4a4.onnx": str(MODEL), golden.name: str(golden)}
-    done = device.run(
-        *[named.get(word, word) for word in command], cwd=ROOT if where == "the root of a checkout" else tmp_path
-    )
+    done = _run_as_shown(device, command, ROOT if where == "the root of a checkout" else tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", _device_commands(), ids=lambda command: command[2])
+def test_the_commands_of_the_page_from_the_source_archive(
+    from_source: Device, tmp_path: Path, command: list[str]
+) -> None:
+    done = _run_as_shown(from_source, command, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
