@@ -18,9 +18,10 @@ from qil_deploy.errors import QilDeployError
 from qil_deploy.files import atomic_path
 from qil_deploy.integers import FreezingReport, FrozenFloat, FrozenInput, FrozenLayer, freeze
 from qil_deploy.network import FrozenModel, QuantConv2d, QuantLinear, input_of, keeps_float, module_of, prepared_model
-from qil_deploy.onnx_io import METADATA_SCHEMA, float_kernels
+from qil_deploy.onnx_io import METADATA_SCHEMA
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
+from qil_deploy.reference import float_kernels
 
 from .arguments import check_details, check_same_input, checked_names, checked_path, checked_preprocessing
 from .capture import node_names, number_of_logits

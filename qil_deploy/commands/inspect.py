@@ -24,7 +24,8 @@ def inspect_command(
 ) -> None:
     """Print format, input, layers and certificate of an exported model, and the kernels that ONNX Runtime runs."""
     from qil_deploy.files import ensure_writable, write_text
-    from qil_deploy.onnx_io import executed_operators, float_kernels, read_metadata
+    from qil_deploy.onnx_io import executed_operators, read_metadata
+    from qil_deploy.reference import float_kernels
     from qil_deploy.runtime_tests.affordable import require_affordable
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
