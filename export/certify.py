@@ -1,7 +1,7 @@
 """The certificate: bounds that make the integers exact everywhere, computed from the file that was written.
 
-The file is read back and reduced to its integer operators (QDQ fused as ONNX Runtime fuses it); nothing here knows
-what the exporter meant to write. Lines:
+It is read back and reduced to its integer operators (QDQ fused as ONNX Runtime fuses it); nothing here knows what the
+exporter meant to write. Lines:
 
     int32        max_k sum(|W_k|) * max(X) + |bias_k| < 2**31     no accumulator overflows
     int16        2 * max(X) * max|W| <= 32767              no vpmaddubsw saturates on x86 without VNNI
@@ -40,6 +40,7 @@ from qil_deploy.errors import CertificateError, QilDeployError
 from qil_deploy.integers import INT16_MAX, INT32_LIMIT, Operand, added, largest_pair, largest_sums, pooled
 from qil_deploy.onnx_io import (
     Node,
+    OnnxFile,
     dequantized_codes,
     kept_parts,
     optimized_model,
@@ -65,29 +66,51 @@ class CertificateLine:
     where: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounded:
+    """What a graph is certified for, all but line `runs`.
+
+    Attributes:
+        lines: all of which hold.
+        trial: what ONNX Runtime is to make of the file.
+    """
+
+    lines: list[CertificateLine]
+    trial: Trial
+
+    def run(self, path: Path) -> list[CertificateLine]:
+        """Return all lines of the file that the graph was written to.
+
+        Raises:
+            CertificateError: ONNX Runtime cannot run it, or computes something else.
+        """
+        return [*self.lines, _hold("runs", 0, [differing_logits(path, self.trial)])]
+
+
 def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
-    """Check every line of the certificate on a written file.
+    """Check every line of the certificate on an exported file; arguments and errors are those of `bound`."""
+    return bound(read_model(path), expected_codes).run(path)
+
+
+def bound(model: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]) -> Bounded:
+    """Check all lines that are computed from a written graph.
 
     Args:
-        path: the exported ONNX file.
+        model: what was written, with metadata.
         expected_codes: by layer (node) name, `codes * spread` of the model.
-
-    Returns:
-        The lines, all of which hold.
 
     Raises:
         CertificateError: a line fails, naming the node and by how much, or the file holds what no export writes.
     """
     # Before the others: they need the integer reference, which has no float operators.
-    float_line = _float_line(path)
+    float_line = _float_line(model)
     try:
-        lines, trial = _integer_lines(path, expected_codes)
+        lines, trial = _integer_lines(model, expected_codes)
     except QilDeployError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise CertificateError(f"{path} holds what no export writes: {error}. Export the model again.") from error
-    runs = _hold("runs", 0, [differing_logits(path, trial)])
-    return [*lines[:-1], float_line, lines[-1], runs]
+        raise CertificateError(f"{model.path} holds what no export writes: {error}. Export the model again.") from error
+    return Bounded(lines=[*lines[:-1], float_line, lines[-1]], trial=trial)
 
 
 def stored_lines(lines: Sequence[CertificateLine]) -> list[dict[str, Any]]:
@@ -95,9 +118,10 @@ def stored_lines(lines: Sequence[CertificateLine]) -> list[dict[str, Any]]:
     return [asdict(line) for line in lines if line.name not in ("scales", "pooling", "runs")]
 
 
-def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> tuple[list[CertificateLine], Trial]:
+def _integer_lines(
+    model: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]
+) -> tuple[list[CertificateLine], Trial]:
     """Return the lines that integers of the file are bounded by, and what ONNX Runtime is to make of it."""
-    model = read_model(path)
     reference = IntegerReference(model)
     graph = IntegerGraph(reference)
     facts = [_measure(layer, expected_codes.get(layer.node.name)) for layer in graph.layers]
@@ -113,17 +137,16 @@ def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -
     return lines, Trial.of(model, None if kept_parts(model) else reference)
 
 
-def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
-    """Check the lines `weights` and `runs` on a file of `paper` placement, whose float parts have no bounds to check.
+def bound_weights(graph: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]) -> Bounded:
+    """Check line `weights` on a graph of `paper` placement, whose float parts have no bounds to check.
 
     Args:
-        path: the exported ONNX file.
+        graph: what was written, with metadata.
         expected_codes: by layer (node) name, the weight codes with their signs.
 
     Raises:
         CertificateError: a line fails, naming the node and by how much.
     """
-    graph = read_model(path)
     layers = {node.name: node for node in graph.nodes if node.op_type in ("Conv", "Gemm")}
 
     def different(name: str, expected: NDArray[np.int8]) -> float:
@@ -133,7 +156,7 @@ def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) 
         return float(np.count_nonzero(stored != expected))
 
     weights = _hold("weights", 0, ((different(name, codes), name) for name, codes in expected_codes.items()))
-    return [weights, _hold("runs", 0, [differing_logits(path, Trial.of(graph, None))])]
+    return Bounded(lines=[weights], trial=Trial.of(graph, None))
 
 
 def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> CertificateLine:
@@ -278,9 +301,9 @@ def _different_codes(
         yield float(fact.different), fact.name
 
 
-def _float_line(path: Path) -> CertificateLine:
+def _float_line(model: OnnxFile) -> CertificateLine:
     """Return line `float`; raise CertificateError if anything but what is kept in float computes in float."""
-    model, executed = read_model(path), optimized_model(path)
+    executed = optimized_model(model.path)
     parts = parts_of_executed(executed, model)
     kernels = float_nodes(executed)
     outside = [node for node in kernels if node.outputs[0] not in parts]

@@ -137,6 +137,13 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
         shape = list(case.frozen.get_buffer(f"{layer['name']}.weight_codes").shape)
         assert layer == {"name": layer["name"], "weight_shape": shape, **expected}
     pixels = case.preprocessing
+    inner = [layer["name"] for layer in layers if layer["name"] not in ("conv1", "fc")]
+    assert metadata.pop("left_alone") == {
+        "space_to_depth": {
+            "it makes fewer than 12 rows or columns": ["conv1"],
+            "it reads codes, not the image": inner,
+        },
+    }
     assert metadata == {
         "schema": 1,
         "format": "qdq",

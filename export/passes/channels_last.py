@@ -1,0 +1,81 @@
+"""Let linear layers read a feature map with its channels last, as ONNX Runtime's convolutions leave it.
+
+ONNX Runtime computes convolutions and pools with the channels last, and moves them to the front for the Flatten in
+front of a linear layer; it does so before the last pool, which then takes ten times as long. Here the linear layer's
+weights are arranged for codes in the order [height, width, channel]:
+
+    Flatten(x) -> Gemm(W)        Transpose(x, [0, 2, 3, 1]) -> Flatten -> Gemm(W')
+
+and the Transpose meets that of ONNX Runtime, behind the pool, where both vanish.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qil_deploy.export.emitter import QIL_DOMAIN, array_of
+
+from .rule import Replacement, Rule, Workspace, inputs_of
+
+
+class ChannelsLast(Rule):
+    """Rewrites linear layers that read a flattened map; those that read the same one share its Transpose."""
+
+    removes = False  # other layers may read the Flatten
+
+    def begin(self, workspace: Workspace) -> None:
+        """Forget the maps of earlier graphs."""
+        super().begin(workspace)
+        self._rows: dict[ir.Value, ir.Value] = {}
+
+    def pattern(self, op: Any, x: Any, codes: Any, spread: Any, bias: Any, w_scale: Any) -> Any:  # noqa: ANN401 - onnxscript's builder and variables of patterns
+        """A Flatten in front of a linear layer."""
+        rows = op.Flatten(x)
+        return op.Gemm(rows, codes, spread, bias, w_scale, _domain=QIL_DOMAIN, _outputs=["result"])
+
+    def refuse(self, node: ir.Node) -> str | None:
+        """Leave alone what is flattened for others too, or has no order to change."""
+        rows = inputs_of(node)[0]
+        map_ = _map_of(rows)
+        others = sorted({reader.op_type for reader, _ in rows.uses() if reader.domain != QIL_DOMAIN})
+        if map_ is None:
+            return "what it reads flattened is no feature map"
+        if others:
+            return f"{' and '.join(others)} reads the flattened map, too"
+        if map_[0] == 1 or map_[1] * map_[2] == 1:
+            return "one channel, or one pixel, has no order"
+        return None
+
+    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
+        """Arrange the weights for channels last."""
+        rows, codes, *others = inputs_of(node)
+        weights = array_of(codes)
+        channels, height, width = _map_of(rows) or (1, 1, 1)
+        arranged = weights.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(weights.shape)
+        stored = new.constant(np.ascontiguousarray(arranged), f"{node.name}_codes_channels_last")
+        return new.copy(node, [self._moved(new, rows), stored, *others])
+
+    def _moved(self, new: Replacement, rows: ir.Value) -> ir.Value:
+        """Return the map of `rows`, flattened with its channels last; written where it is first read."""
+        if rows not in self._rows:
+            flatten = rows.producer()
+            if flatten is None:
+                raise ValueError(f"nothing computes {rows.name!r}")
+            name = str(flatten.name)
+            moved = new.op("Transpose", [flatten.inputs[0]], f"{name}_channels_last", attributes={"perm": [0, 2, 3, 1]})
+            self._rows[rows] = new.op("Flatten", [moved], f"{rows.name}_rows", attributes={"axis": 1}, node_name=name)
+            self.notes.rewritten.append(name)
+        return self._rows[rows]
+
+
+def _map_of(rows: ir.Value) -> tuple[int, int, int] | None:
+    """Return [C, H, W] of what a Flatten reads; None where that is no feature map."""
+    flatten = rows.producer()
+    source = None if flatten is None else flatten.inputs[0]
+    if source is None or source.shape is None or source.shape.rank() != 4:
+        return None
+    channels, height, width = (int(size) for size in source.shape[1:])  # type: ignore[arg-type]  # only the batch is free
+    return channels, height, width
