@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from qil_deploy.export.emitter import QIL_DOMAIN, array_of
 
-from .rule import Replacement, Rule, Workspace, inputs_of
+from .replacement import Replacement, Workspace, inputs_of
+from .rule import Rule
 
 
 class ChannelsLast(Rule):

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from qil_deploy.export.emitter import QIL_DOMAIN, integer
 
-from .rule import NodeRule, Replacement, inputs_of
+from .replacement import Replacement, inputs_of
+from .rule import NodeRule
 
 _CLIPPED = ("Conv", "Gemm", "Rescale", "Add")
 

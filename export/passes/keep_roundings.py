@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from qil_deploy.export.emitter import QIL_DOMAIN
 
-from .rule import NodeRule, Replacement, inputs_of
+from .replacement import Replacement, inputs_of
+from .rule import NodeRule
 
 
 class KeepRoundings(NodeRule):

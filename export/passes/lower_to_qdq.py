@@ -31,7 +31,8 @@ from .lower_to_qlinear import (
     window_of,
     zero_weight_points,
 )
-from .rule import Replacement, Rule, node_rule
+from .replacement import Replacement
+from .rule import Rule, node_rule
 
 
 def qdq_rules() -> list[Rule]:

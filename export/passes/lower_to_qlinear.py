@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, integer, real
 
-from .rule import Replacement, Rule, node_rule
+from .replacement import Replacement
+from .rule import Rule, node_rule
 
 
 def qlinear_rules() -> list[Rule]:

@@ -24,7 +24,8 @@ from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, array_of, in
 from qil_deploy.reference import EXACT_LEVEL, LANE_CODE, SUM_LIMIT, zero_point_byte
 
 from .lower_to_qlinear import clip
-from .rule import NodeRule, Replacement, inputs_of
+from .replacement import Replacement, inputs_of
+from .rule import NodeRule
 
 # Below, the operators around the multiplication take longer than reading the weights.
 MIN_WEIGHTS = 2**20

@@ -13,7 +13,8 @@ from onnx_ir.convenience import replace_all_uses_with
 
 from qil_deploy.export.emitter import QIL_DOMAIN
 
-from .rule import Notes, drop_unread
+from .replacement import drop_unread
+from .rule import Notes
 
 _REPEATED = frozenset(
     {*((QIL_DOMAIN, name) for name in ("Rescale", "Add", "GlobalAveragePool", "Quantize")), ("", "MaxPool")}

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from qil_deploy.export.emitter import QIL_DOMAIN, integer
 
-from .rule import NodeRule, Replacement, inputs_of
+from .replacement import Replacement, inputs_of
+from .rule import NodeRule
 
 MAX_CHANNELS = 3
 MIN_RESULTS = 12

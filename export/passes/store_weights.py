@@ -21,7 +21,8 @@ from qil_deploy.export.emitter import QIL_DOMAIN, array_of, integer
 from qil_deploy.export.options import Storage
 from qil_deploy.onnx_io import stored_bits
 
-from .rule import NodeRule, Replacement, inputs_of
+from .replacement import Replacement, inputs_of
+from .rule import NodeRule
 
 
 class StoreWeights(NodeRule):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .rule import inputs_of
+from .replacement import inputs_of
 
 
 class Tidy(ir.passes.InPlacePass):

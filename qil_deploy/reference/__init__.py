@@ -17,7 +17,8 @@ from .matmul_nbits import (
     unpack_blocks,
     zero_point_byte,
 )
-from .operators import FLOAT32, INT8, OPERATORS, Effect, Operator, effect_of, find_operator, names_of, operator_of
+from .operator_row import FLOAT32, INT8, Effect, Operator
+from .operators import OPERATORS, effect_of, find_operator, names_of, operator_of
 from .windows import pad_images, window_views
 
 __all__ = [

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from qil_deploy.onnx_io import Node
 
-from .operators import Effect, effect_of
+from .operator_row import Effect
+from .operators import effect_of
 
 Range = tuple[int, int]
 

@@ -7,7 +7,8 @@ import onnx_ir as ir
 from qil_deploy.export.options import Storage
 from qil_deploy.export.passes.lower_to_qdq import qdq_rules
 from qil_deploy.export.passes.lower_to_qlinear import qlinear_rules
-from qil_deploy.export.passes.rule import Notes, Replacement, Rule, RulePass, Workspace
+from qil_deploy.export.passes.replacement import Replacement, Workspace
+from qil_deploy.export.passes.rule import Notes, Rule, RulePass
 from qil_deploy.export.passes.store_weights import StoreWeights
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CertificateError, ConfigError, OutputError, UnsupportedModelError
-from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx, lowering
+from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
 from qil_deploy.export import export as export_module
 from qil_deploy.export.certify import certify
+from qil_deploy.export.passes import set_versions
 from qil_deploy.integers.frozen_modules import FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
 
@@ -137,11 +138,11 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
         shape = list(case.frozen.get_buffer(f"{layer['name']}.weight_codes").shape)
         assert layer == {"name": layer["name"], "weight_shape": shape, **expected}
     pixels = case.preprocessing
-    inner = [layer["name"] for layer in layers if layer["name"] not in ("conv1", "fc")]
+    middle = [layer["name"] for layer in layers if layer["name"] not in ("conv1", "fc")]
     assert metadata.pop("left_alone") == {
         "space_to_depth": {
             "it makes fewer than 12 rows or columns": ["conv1"],
-            "it reads codes, not the image": inner,
+            "it reads codes, not the image": middle,
         },
     }
     assert metadata == {
@@ -297,7 +298,7 @@ def test_a_graph_that_the_checker_refuses_is_not_written(
     exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A QLinearConv reads no int4: without what unpacks them, the weights do not fit.
-    monkeypatch.setattr(lowering, "choose_opset", lambda *_: 13)
+    monkeypatch.setattr(set_versions, "choose_opset", lambda *_: 13)
     with pytest.raises(CertificateError, match="ONNX's checker refuses the graph"):
         exports.resnet().export(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

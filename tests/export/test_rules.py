@@ -13,7 +13,8 @@ import pytest
 from qil_deploy.export.emitter import QIL_DOMAIN, Emitter
 from qil_deploy.export.options import ExportOptions
 from qil_deploy.export.passes.pipeline import State, Step, run, steps
-from qil_deploy.export.passes.rule import NodeRule, Replacement, RulePass, inputs_of
+from qil_deploy.export.passes.replacement import Replacement, inputs_of
+from qil_deploy.export.passes.rule import NodeRule, RulePass
 from qil_deploy.export.passes.set_versions import choose_opset
 from qil_deploy.export.passes.tidy import Tidy
 

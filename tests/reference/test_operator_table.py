@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import qil_deploy
 from qil_deploy.onnx_io.model_file import Node
 from qil_deploy.reference import OPERATORS, Effect, effect_of, names_of, operator_of, range_of_result
-from qil_deploy.reference.operators import Operator
+from qil_deploy.reference.operator_row import Operator
 
 EXECUTED = [operator for operator in OPERATORS.values() if operator.is_executed and operator.domain != "qil"]
 STANDARD = [operator for operator in OPERATORS.values() if not operator.domain]

@@ -1,0 +1,139 @@
+"""What rules write with: names that are free, constants that are stored once, nodes that take the place of others.
+
+Metadata, golden vectors and comparisons find tensors by the names of the network's modules, so these names are never
+left to chance: whatever a rule adds takes a name that is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxscript.rewriter import RewriterContext
+
+from qil_deploy.export.emitter import free_name
+
+
+class Workspace:
+    """A graph while a pass rewrites it: names that are taken, and constants that are stored once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+        self._taken = {str(value.name) for value in values}
+        self._shared = {
+            _bits(content.numpy()): value
+            for value in graph.initializers.values()
+            if (content := value.const_value) is not None and _is_shared(content)
+        }
+
+    def take_name(self, name: str) -> str:
+        """Return `name`, or the first like it that is free; it is taken from now on."""
+        free = free_name(name, self._taken)
+        self._taken.add(free)
+        return free
+
+    def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
+        """Return an initializer; scalars, and vectors of zeros, share one where every bit is equal.
+
+        A shared one is named after its value, and has a number behind it where that name is taken.
+        """
+        array = np.asarray(array)
+        if array.ndim > 0 and array.any():
+            return self.tensor(ir.tensor(array, name=name))
+        if _bits(array) not in self._shared:
+            value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
+            self._shared[_bits(array)] = self.tensor(ir.tensor(array, name=f"{array.dtype}_{value}"))
+        return self._shared[_bits(array)]
+
+    def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """Return an initializer that holds `tensor`, under its name or the first like it that is free."""
+        value = ir.Value(
+            name=self.take_name(str(tensor.name)),
+            shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.graph.register_initializer(value)
+        return value
+
+
+def _is_shared(content: ir.TensorProtocol) -> bool:
+    return content.dtype not in (ir.DataType.INT2, ir.DataType.INT4) and (
+        len(content.shape) == 0 or not content.numpy().any()
+    )
+
+
+def _bits(array: NDArray[Any]) -> tuple[str, tuple[int, ...], bytes]:
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+class Replacement:
+    """Writes the nodes that take the place of others."""
+
+    def __init__(self, op: RewriterContext, workspace: Workspace, written: set[ir.Node]) -> None:
+        self._op = op
+        self._workspace = workspace
+        self._written = written
+        self.constant = workspace.constant
+        self.tensor = workspace.tensor
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        *,
+        domain: str = "",
+        attributes: Mapping[str, Any] | None = None,
+        node_name: str | None = None,
+    ) -> ir.Value:
+        """Write a node with one output called `name`; the node is called `node_name`, by default `name` too."""
+        output: ir.Value = self._op.op(  # type: ignore[attr-defined]  # of the one builder that there is
+            op_type,
+            *inputs,
+            _domain=domain,
+            _outputs=[self._workspace.take_name(name)],
+            _name=node_name or name,
+            **(attributes or {}),
+        )
+        self._written.add(output.producer())  # type: ignore[arg-type]  # it has just been made
+        return output
+
+    def rename(self, value: ir.Value, name: str) -> None:
+        """Give a value that has been written another name, or the first like it that is free."""
+        value.name = self._workspace.take_name(name)
+
+    def copy(
+        self, node: ir.Node, inputs: Sequence[ir.Value | None], name: str | None = None, **attributes: object
+    ) -> ir.Value:
+        """Write a copy of a node with new inputs, its result called `name`; attributes that are None are left out."""
+        changed = {attribute.name: attribute for attribute in node.attributes.values()} | attributes
+        return self.op(
+            node.op_type,
+            inputs,
+            name or str(node.outputs[0].name),
+            domain=node.domain,
+            attributes={name: value for name, value in changed.items() if value is not None},
+            node_name=node.name,
+        )
+
+
+def inputs_of(node: ir.Node) -> list[ir.Value]:
+    """Return the inputs of a node that are not left out."""
+    return [value for value in node.inputs if value is not None]
+
+
+def drop_unread(graph: ir.Graph) -> None:
+    """Remove constants that no node reads, and let go of their content.
+
+    Nodes and tensors refer to each other: left alone, they would keep all weights in memory until Python looks for such
+    circles, which may be long after.
+    """
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+            value.const_value = None
