@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnxscript.rewriter import MatchContext, MatchResult
 
 from qil_deploy.export.emitter import QIL_DOMAIN, array_of
 
-from .replacement import Replacement, Workspace, inputs_of
+from .replacement import Replacement, Workspace, inputs_of, producer_of
 from .rule import Rule
 
 
@@ -37,37 +38,37 @@ class ChannelsLast(Rule):
         rows = op.Flatten(x)
         return op.Gemm(rows, codes, spread, bias, w_scale, _domain=QIL_DOMAIN, _outputs=["result"])
 
-    def refuse(self, node: ir.Node) -> str | None:
+    def check(self, op: MatchContext, result: ir.Value, **_: object) -> MatchResult:
         """Leave alone what is flattened for others too, or has no order to change."""
-        rows = inputs_of(node)[0]
-        map_ = _map_of(rows)
+        del op
+        match, rows = MatchResult(), inputs_of(producer_of(result))[0]
+        shape = _map_of(rows)
         others = sorted({reader.op_type for reader, _ in rows.uses() if reader.domain != QIL_DOMAIN})
-        if map_ is None:
-            return "what it reads flattened is no feature map"
+        if shape is None:
+            return match.fail("what it reads flattened is no feature map", rows)
         if others:
-            return f"{' and '.join(others)} reads the flattened map, too"
-        if map_[0] == 1 or map_[1] * map_[2] == 1:
-            return "one channel, or one pixel, has no order"
-        return None
+            return match.fail(f"{' and '.join(others)} reads the flattened map, too", rows)
+        if shape[0] == 1 or shape[1] * shape[2] == 1:
+            return match.fail("one channel, or one pixel, has no order", rows)
+        return match
 
-    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
+    def rewrite(self, op: Replacement, result: ir.Value, **_: object) -> ir.Value:
         """Arrange the weights for channels last."""
+        node = producer_of(result)
         rows, codes, *others = inputs_of(node)
         weights = array_of(codes)
         channels, height, width = _map_of(rows) or (1, 1, 1)
         arranged = weights.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(weights.shape)
-        stored = new.constant(np.ascontiguousarray(arranged), f"{node.name}_codes_channels_last")
-        return new.copy(node, [self._moved(new, rows), stored, *others])
+        stored = op.constant(np.ascontiguousarray(arranged), f"{node.name}_codes_channels_last")
+        return op.copy(node, [self._moved(op, rows), stored, *others])
 
-    def _moved(self, new: Replacement, rows: ir.Value) -> ir.Value:
+    def _moved(self, op: Replacement, rows: ir.Value) -> ir.Value:
         """Return the map of `rows`, flattened with its channels last; written where it is first read."""
         if rows not in self._rows:
-            flatten = rows.producer()
-            if flatten is None:
-                raise ValueError(f"nothing computes {rows.name!r}")
+            flatten = producer_of(rows)
             name = str(flatten.name)
-            moved = new.op("Transpose", [flatten.inputs[0]], f"{name}_channels_last", attributes={"perm": [0, 2, 3, 1]})
-            self._rows[rows] = new.op("Flatten", [moved], f"{rows.name}_rows", attributes={"axis": 1}, node_name=name)
+            moved = op.op("Transpose", [flatten.inputs[0]], f"{name}_channels_last", attributes={"perm": [0, 2, 3, 1]})
+            self._rows[rows] = op.op("Flatten", [moved], f"{rows.name}_rows", attributes={"axis": 1}, node_name=name)
             self.notes.rewritten.append(name)
         return self._rows[rows]
 

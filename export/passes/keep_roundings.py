@@ -10,10 +10,11 @@ addition came out one off. Only files for other runtimes need this (`qdq` with i
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnxscript.rewriter import MatchContext, MatchResult
 
 from qil_deploy.export.emitter import QIL_DOMAIN
 
-from .replacement import Replacement, inputs_of
+from .replacement import Replacement, inputs_of, producer_of
 from .rule import NodeRule
 
 
@@ -22,19 +23,23 @@ class KeepRoundings(NodeRule):
 
     domain, op_type = QIL_DOMAIN, "Add"
 
-    def refuse(self, node: ir.Node) -> str | None:
+    def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
         """Leave alone additions that OpenVINO has nothing to fuse into."""
-        return None if any(map(_is_convolution_for, inputs_of(node))) else "no convolution's codes go to it alone"
+        del op
+        if any(map(_is_convolution_for, inputs_of(producer_of(result)))):
+            return MatchResult()
+        return MatchResult().fail("no convolution's codes go to it alone", result)
 
-    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
         """Write the pools, and the addition of what comes out of them."""
+        node = producer_of(result)
         operands = [
-            new.op("MaxPool", [value], f"{value.name}_rounded", attributes={"kernel_shape": [1, 1]})
+            op.op("MaxPool", [value], f"{value.name}_rounded", attributes={"kernel_shape": [1, 1]})
             if _is_convolution_for(value)
             else value
             for value in inputs_of(node)
         ]
-        return new.copy(node, operands)
+        return op.copy(node, operands)
 
 
 def _is_convolution_for(value: ir.Value) -> bool:

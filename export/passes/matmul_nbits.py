@@ -19,12 +19,13 @@ import math
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxscript.rewriter import MatchContext, MatchResult
 
 from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, array_of, integer, real
 from qil_deploy.reference import EXACT_LEVEL, LANE_CODE, SUM_LIMIT, zero_point_byte
 
 from .lower_to_qlinear import clip
-from .replacement import Replacement, inputs_of
+from .replacement import Replacement, inputs_of, producer_of
 from .rule import NodeRule
 
 # Below, the operators around the multiplication take longer than reading the weights.
@@ -44,16 +45,20 @@ class MatMulNBits(NodeRule):
         super().__init__()
         self._min_weights = MIN_WEIGHTS if min_weights is None else min_weights
 
-    def refuse(self, node: ir.Node) -> str | None:
+    def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
         """Leave alone layers that would be no faster, and those whose sums float32 would round."""
+        del op
+        node, match = producer_of(result), MatchResult()
         codes = array_of(inputs_of(node)[1])
         if codes.size < self._min_weights:
-            return f"it has fewer than {self._min_weights:,} weights"
-        return _why_inexact(node, codes.shape[1])
+            return match.fail(f"it has fewer than {self._min_weights:,} weights", node)
+        reason = _why_inexact(node, codes.shape[1])
+        return match if reason is None else match.fail(reason, node)
 
-    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
         """Write the multiplication and what QGemm would do with its sums."""
-        return _emit(new, node, inputs_of(node))
+        node = producer_of(result)
+        return _emit(op, node, inputs_of(node))
 
 
 def pack_blocks(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

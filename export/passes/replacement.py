@@ -127,6 +127,18 @@ def inputs_of(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None]
 
 
+def producer_of(value: ir.Value) -> ir.Node:
+    """Return the node that makes a value.
+
+    Raises:
+        ValueError: none does.
+    """
+    node = value.producer()
+    if node is None:
+        raise ValueError(f"nothing computes {value.name!r}")
+    return node
+
+
 def drop_unread(graph: ir.Graph) -> None:
     """Remove constants that no node reads, and let go of their content.
 

@@ -25,7 +25,7 @@ from onnxscript.rewriter import (
     RewriteRuleSet,
 )
 
-from .replacement import Replacement, Workspace, drop_unread, inputs_of
+from .replacement import Replacement, Workspace, drop_unread, inputs_of, producer_of
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Notes:
 class Rule(RewriteRuleClassBase):
     """A rule that notes what it rewrites and what it leaves alone.
 
-    Subclasses say which nodes they look at (`pattern`, whose result is called `result`), why one of them is left alone
-    (`refuse`), and what takes its place (`replace`).
+    The result of a pattern is called `result`. `check` fails with a sentence that says why the node is left alone,
+    without a full stop. `rewrite` is given a `Replacement` to write with, and returns what takes the place of `result`.
 
     Attributes:
         removes: whether what was matched goes at once; otherwise when nothing reads it any more.
@@ -74,43 +74,35 @@ class Rule(RewriteRuleClassBase):
         """Forget earlier graphs."""
         self.notes, self._workspace, self._written = Notes(), workspace, set()
 
-    def refuse(self, node: ir.Node) -> str | None:
-        """Return why a node is left alone, in a sentence without a full stop; None to rewrite it."""
-        del node
-        return None
-
-    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
-        """Write what takes the place of a node, and return the value that takes the place of its result."""
-        raise NotImplementedError
-
     def name_of(self, node: ir.Node) -> str:
         """Return which name to note where a node is rewritten."""
         return str(node.name)
 
-    def check(self, op: MatchContext, *_: object, result: ir.Value, **_others: object) -> MatchResult:
-        """Refuse a match with a sentence; what this rule has written itself is none of its business."""
-        del op
-        node, match = _producer(result), MatchResult()
-        if node in self._written:
-            return match.fail("the rule has written it", node)
-        reason = self.refuse(node)
-        if reason is None:
-            return match
-        self.notes.leave(str(node.name), reason)
-        return match.fail(reason, node)
-
-    def rewrite(self, op: RewriterContext, result: ir.Value, **_others: object) -> ir.Value:
-        """Write what takes the place of a match, and note its name."""
-        if self._workspace is None:
-            raise ValueError("a rule is applied by a RulePass")
-        node = _producer(result)
-        new = self.replace(Replacement(op, self._workspace, self._written), node)
-        self.notes.rewritten.append(self.name_of(node))
-        return new
+    def rewrite(self, op: Any, *args: Any, **kwargs: Any) -> ir.Value | None:  # noqa: ANN401 - what a pattern binds
+        """Write what takes the place of a match, and return the value that takes the place of `result`."""
+        raise NotImplementedError
 
     def as_rule(self) -> RewriteRule:
         """Return what `onnxscript` applies; without a name, which it would write into every node."""
-        return RewriteRule(self.pattern, self.rewrite, self.check, remove_nodes=self.removes)
+        return RewriteRule(self.pattern, self._rewrite_noted, self._check_noted, remove_nodes=self.removes)
+
+    def _check_noted(self, context: MatchContext, result: ir.Value, **others: Any) -> MatchResult:  # noqa: ANN401 - values and attributes
+        node = producer_of(result)
+        if node in self._written:
+            return MatchResult().fail("the rule has written it", node)
+        match = self.check(context, result=result, **others)
+        if not match:
+            self.notes.leave(str(node.name), match.reason)
+        return match
+
+    def _rewrite_noted(self, op: RewriterContext, result: ir.Value, **others: Any) -> ir.Value | None:  # noqa: ANN401 - as above
+        if self._workspace is None:
+            raise ValueError("a rule is applied by a RulePass")
+        name = self.name_of(producer_of(result))
+        new = self.rewrite(Replacement(op, self._workspace, self._written), result=result, **others)
+        if new is not None:
+            self.notes.rewritten.append(name)
+        return new
 
 
 class NodeRule(Rule):
@@ -128,19 +120,13 @@ def node_rule(domain: str, op_type: str, replace: Callable[[Replacement, ir.Node
     """Return the rule that replaces every node of an operator; `replace` is given the node and its inputs."""
 
     class Lowering(NodeRule):
-        def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
-            return replace(new, node, inputs_of(node))
+        def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
+            node = producer_of(result)
+            return replace(op, node, inputs_of(node))
 
     rule = Lowering()
     rule.domain, rule.op_type = domain, op_type
     return rule
-
-
-def _producer(value: ir.Value) -> ir.Node:
-    node = value.producer()
-    if node is None:
-        raise ValueError(f"nothing computes {value.name!r}")
-    return node
 
 
 class RulePass(ir.passes.InPlacePass):

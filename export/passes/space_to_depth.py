@@ -33,10 +33,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxscript.rewriter import MatchContext, MatchResult
 
 from qil_deploy.export.emitter import QIL_DOMAIN, integer
 
-from .replacement import Replacement, inputs_of
+from .replacement import Replacement, inputs_of, producer_of
 from .rule import NodeRule
 
 MAX_CHANNELS = 3
@@ -55,17 +56,17 @@ class SpaceToDepth(NodeRule):
         super().__init__()
         self._min_results = MIN_RESULTS if min_results is None else min_results
 
-    def refuse(self, node: ir.Node) -> str | None:
+    def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
         """Leave alone what is no stem, what cannot be cut into blocks, and what would be slower."""
-        stem = self._stem(node)
-        return stem if isinstance(stem, str) else None
+        del op
+        stem = self._stem(producer_of(result))
+        return MatchResult().fail(stem, result) if isinstance(stem, str) else MatchResult()
 
-    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value | None:
         """Write the blocks, and the convolution over them."""
+        node = producer_of(result)
         stem = self._stem(node)
-        if isinstance(stem, str):
-            raise TypeError(stem)
-        return stem.emit(new, node, inputs_of(node))
+        return None if isinstance(stem, str) else stem.emit(op, node, inputs_of(node))
 
     def _stem(self, node: ir.Node) -> _Stem | str:
         image = _image_shape(node)

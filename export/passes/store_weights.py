@@ -21,7 +21,7 @@ from qil_deploy.export.emitter import QIL_DOMAIN, array_of, integer
 from qil_deploy.export.options import Storage
 from qil_deploy.onnx_io import stored_bits
 
-from .replacement import Replacement, inputs_of
+from .replacement import Replacement, inputs_of, producer_of
 from .rule import NodeRule
 
 
@@ -35,22 +35,23 @@ class StoreWeights(NodeRule):
         super().__init__()
         self._storage = storage
 
-    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
         """Write the stored weights, and what unpacks them."""
+        node = producer_of(result)
         codes, spread = (array_of(value) for value in inputs_of(node))
         factors = spread.reshape((-1,) + (1,) * (codes.ndim - 1))
         dtype = packed_dtype(integer(node, "bits"))
         if self._storage == "int8" or dtype is ir.DataType.INT8:
-            # Not new.constant: it shares zeros, and weights are looked up by name even where all are zero.
-            return new.tensor(_when_written(lambda: codes * factors, ir.DataType.INT8, codes.shape, str(node.name)))
+            # Not op.constant: it shares zeros, and weights are looked up by name even where all are zero.
+            return op.tensor(_when_written(lambda: codes * factors, ir.DataType.INT8, codes.shape, str(node.name)))
         narrow = ml_dtypes.int2 if dtype is ir.DataType.INT2 else ml_dtypes.int4
-        stored = new.tensor(_when_written(lambda: codes.astype(narrow), dtype, codes.shape, f"{node.name}_packed"))
+        stored = op.tensor(_when_written(lambda: codes.astype(narrow), dtype, codes.shape, f"{node.name}_packed"))
         uniform = bool(np.all(spread == spread[0]))
         if uniform and spread[0] == 1:
-            return new.op("Cast", [stored], str(node.name), attributes={"to": ir.DataType.INT8})
-        cast = new.op("Cast", [stored], f"{node.name}_codes", attributes={"to": ir.DataType.INT8})
-        factor = new.constant(spread[0], "") if uniform else new.constant(factors, f"{node.name}_spread")
-        return new.op("Mul", [cast, factor], str(node.name))
+            return op.op("Cast", [stored], str(node.name), attributes={"to": ir.DataType.INT8})
+        cast = op.op("Cast", [stored], f"{node.name}_codes", attributes={"to": ir.DataType.INT8})
+        factor = op.constant(spread[0], "") if uniform else op.constant(factors, f"{node.name}_spread")
+        return op.op("Mul", [cast, factor], str(node.name))
 
 
 def packed_dtype(bits: int) -> ir.DataType:

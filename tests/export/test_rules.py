@@ -9,11 +9,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnxscript.rewriter import MatchContext, MatchResult
 
 from qil_deploy.export.emitter import QIL_DOMAIN, Emitter
 from qil_deploy.export.options import ExportOptions
 from qil_deploy.export.passes.pipeline import State, Step, run, steps
-from qil_deploy.export.passes.replacement import Replacement, inputs_of
+from qil_deploy.export.passes.replacement import Replacement, inputs_of, producer_of
 from qil_deploy.export.passes.rule import NodeRule, RulePass
 from qil_deploy.export.passes.set_versions import choose_opset
 from qil_deploy.export.passes.tidy import Tidy
@@ -44,8 +45,8 @@ class Additions(NodeRule):
         self.write = write
         self.domain = domain
 
-    def replace(self, new: Replacement, node: ir.Node) -> ir.Value:
-        return self.write(new, node)
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
+        return self.write(op, producer_of(result))
 
 
 def subtract(new: Replacement, node: ir.Node) -> ir.Value:
@@ -71,8 +72,9 @@ def test_a_rule_of_another_domain_does_not_apply() -> None:
 
 def test_why_a_node_is_left_alone_is_noted() -> None:
     class Never(Additions):
-        def refuse(self, node: ir.Node) -> str | None:
-            return f"{node.op_type} is never rewritten"
+        def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
+            del op
+            return MatchResult().fail(f"{producer_of(result).op_type} is never rewritten")
 
     model, notes = rewritten(small_model(), Never(subtract))
     assert ir.to_proto(model) == ir.to_proto(small_model())
