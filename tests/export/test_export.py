@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CertificateError, ConfigError, OutputError, UnsupportedModelError
 from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+from qil_deploy.export import certify as certificate_module
 from qil_deploy.export import export as export_module
-from qil_deploy.export.certify import certify
+from qil_deploy.export.certify import bound, certify
 from qil_deploy.export.passes import set_versions
+from qil_deploy.export.trial_run import differing_logits
 from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.onnx_io.model_file import OnnxFile
 from qil_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -275,6 +278,32 @@ def test_another_number_of_class_names_is_refused(exports: Exports, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"class_names has 9 names, but the model has 10 logits\."):
         export_onnx(case.frozen, tmp_path / "m.onnx", preprocessing=case.preprocessing, class_names=list("012345678"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format_", ["qlinear", "qdq"])
+def test_what_is_certified_is_what_stays(
+    exports: Exports, format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certified: list[bytes] = []
+    run: list[bytes] = []
+
+    def bound_seen(model: OnnxFile, codes: Any) -> Any:  # noqa: ANN401 - those of `bound`
+        certified.append(model.path.read_bytes())
+        return bound(model, codes)
+
+    def run_seen(path: Path, trial: Any) -> tuple[float, str]:  # noqa: ANN401 - that of `differing_logits`
+        run.append(path.read_bytes())
+        return differing_logits(path, trial)
+
+    monkeypatch.setattr(export_module, "bound", bound_seen)
+    monkeypatch.setattr(certificate_module, "differing_logits", run_seen)
+    path = exports.resnet().export(tmp_path / "model.onnx", format=format_)
+    assert run == [path.read_bytes()]
+    assert path.read_bytes().startswith(certified[0])
+    graph, final = onnx.load_from_string(certified[0]), onnx.load(path)
+    assert not graph.metadata_props
+    del final.metadata_props[:]
+    assert graph == final
 
 
 def test_a_failed_certificate_leaves_an_older_file_as_it_was(
