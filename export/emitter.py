@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 QIL_DOMAIN = "qil"
 MICROSOFT_DOMAIN = "com.microsoft"
 
+Bits = tuple[str, tuple[int, ...], bytes]
+
 
 class Emitter:
     """Collects the nodes and initializers of a graph under construction."""
@@ -24,7 +26,7 @@ class Emitter:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
-        self._shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._shared: dict[Bits, ir.Value] = {}
 
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
         """Return an initializer; scalars, and vectors of zeros, share one where every bit is equal.
@@ -33,13 +35,11 @@ class Emitter:
         NaNs of different bits.
         """
         array = np.asarray(array)
-        if array.ndim > 0 and array.any():
+        if not is_shared(array):
             return self.tensor(ir.tensor(array, name=name))
-        key = (str(array.dtype), array.shape, array.tobytes())
+        key = bits_of(array)
         if key not in self._shared:
-            value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
-            shared = free_name(f"{array.dtype}_{value}", self.initializers)
-            self._shared[key] = self.tensor(ir.tensor(array, name=shared))
+            self._shared[key] = self.tensor(ir.tensor(array, name=free_name(value_name(array), self.initializers)))
         return self._shared[key]
 
     def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:
@@ -108,6 +108,22 @@ class Emitter:
             if value not in named:
                 value.name = free_name(str(value.name), taken)
                 taken.add(value.name)
+
+
+def is_shared(array: NDArray[Any]) -> bool:
+    """Whether a constant is stored once, however often it is made: a scalar, or nothing but zeros."""
+    return array.ndim == 0 or not array.any()
+
+
+def bits_of(array: NDArray[Any]) -> Bits:
+    """Return what two constants have in common of which every bit is equal."""
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+def value_name(array: NDArray[Any]) -> str:
+    """Return the name of a shared constant, which tells its type and value."""
+    value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
+    return f"{array.dtype}_{value}"
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript.rewriter import RewriterContext
 
-from qil_deploy.export.emitter import free_name
+from qil_deploy.export.emitter import bits_of, free_name, is_shared, value_name
 
 
 class Workspace:
@@ -25,9 +25,11 @@ class Workspace:
         values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
         self._taken = {str(value.name) for value in values}
         self._shared = {
-            _bits(content.numpy()): value
+            bits_of(content.numpy()): value
             for value in graph.initializers.values()
-            if (content := value.const_value) is not None and _is_shared(content)
+            if (content := value.const_value) is not None
+            and content.dtype not in (ir.DataType.INT2, ir.DataType.INT4)
+            and is_shared(content.numpy())
         }
 
     def take_name(self, name: str) -> str:
@@ -42,12 +44,12 @@ class Workspace:
         A shared one is named after its value, and has a number behind it where that name is taken.
         """
         array = np.asarray(array)
-        if array.ndim > 0 and array.any():
+        if not is_shared(array):
             return self.tensor(ir.tensor(array, name=name))
-        if _bits(array) not in self._shared:
-            value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
-            self._shared[_bits(array)] = self.tensor(ir.tensor(array, name=f"{array.dtype}_{value}"))
-        return self._shared[_bits(array)]
+        key = bits_of(array)
+        if key not in self._shared:
+            self._shared[key] = self.tensor(ir.tensor(array, name=value_name(array)))
+        return self._shared[key]
 
     def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:
         """Return an initializer that holds `tensor`, under its name or the first like it that is free."""
@@ -59,16 +61,6 @@ class Workspace:
         )
         self.graph.register_initializer(value)
         return value
-
-
-def _is_shared(content: ir.TensorProtocol) -> bool:
-    return content.dtype not in (ir.DataType.INT2, ir.DataType.INT4) and (
-        len(content.shape) == 0 or not content.numpy().any()
-    )
-
-
-def _bits(array: NDArray[Any]) -> tuple[str, tuple[int, ...], bytes]:
-    return str(array.dtype), array.shape, array.tobytes()
 
 
 class Replacement:
