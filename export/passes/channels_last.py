@@ -68,7 +68,7 @@ class ChannelsLast(Rule):
             flatten = producer_of(rows)
             name = str(flatten.name)
             moved = op.op("Transpose", [flatten.inputs[0]], f"{name}_channels_last", attributes={"perm": [0, 2, 3, 1]})
-            self._rows[rows] = op.op("Flatten", [moved], f"{rows.name}_rows", attributes={"axis": 1}, node_name=name)
+            self._rows[rows] = op.copy(flatten, [moved], f"{rows.name}_rows")
             self.notes.rewritten.append(name)
         return self._rows[rows]
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript.rewriter import RewriterContext
 
-from qil_deploy.export.emitter import bits_of, free_name, is_shared, value_name
+from qil_deploy.export.emitter import QIL_DOMAIN, bits_of, free_name, is_shared, value_name
 
 
 class Workspace:
@@ -24,6 +24,7 @@ class Workspace:
         self.graph = graph
         values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
         self._taken = {str(value.name) for value in values}
+        self._taken_by_nodes = _tell_nodes_apart(graph)
         self._shared = {
             bits_of(content.numpy()): value
             for value in graph.initializers.values()
@@ -36,6 +37,12 @@ class Workspace:
         """Return `name`, or the first like it that is free; it is taken from now on."""
         free = free_name(name, self._taken)
         self._taken.add(free)
+        return free
+
+    def take_node_name(self, name: str) -> str:
+        """Return `name`, or the first like it that no node has."""
+        free = free_name(name, self._taken_by_nodes)
+        self._taken_by_nodes.add(free)
         return free
 
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
@@ -63,11 +70,28 @@ class Workspace:
         return value
 
 
-class Replacement:
-    """Writes the nodes that take the place of others."""
+def _tell_nodes_apart(graph: ir.Graph) -> set[str]:
+    """Give every node a name of its own, first the layers, which metadata list by their names; return all names."""
+    layers = [node for node in graph if node.domain == QIL_DOMAIN or node.op_type in ("Conv", "Gemm")]
+    taken = {str(node.name) for node in layers}
+    known = set(layers)
+    for node in (node for node in graph if node not in known):
+        if node.name in taken:
+            node.name = free_name(str(node.name), taken)
+        taken.add(str(node.name))
+    return taken
 
-    def __init__(self, op: RewriterContext, workspace: Workspace, written: set[ir.Node]) -> None:
+
+class Replacement:
+    """Writes the nodes that take the place of others.
+
+    A node that is called like the one that is replaced keeps this name; all other names are made free ones.
+    """
+
+    def __init__(self, op: RewriterContext, workspace: Workspace, written: set[ir.Node], name: str = "") -> None:
+        """Write with `op` into the graph of a workspace, instead of the node called `name`; note what is written."""
         self._op = op
+        self._replaced = {name}
         self._workspace = workspace
         self._written = written
         self.constant = workspace.constant
@@ -84,12 +108,13 @@ class Replacement:
         node_name: str | None = None,
     ) -> ir.Value:
         """Write a node with one output called `name`; the node is called `node_name`, by default `name` too."""
+        own = node_name or name
         output: ir.Value = self._op.op(  # type: ignore[attr-defined]  # of the one builder that there is
             op_type,
             *inputs,
             _domain=domain,
             _outputs=[self._workspace.take_name(name)],
-            _name=node_name or name,
+            _name=own if own in self._replaced else self._workspace.take_node_name(own),
             **(attributes or {}),
         )
         self._written.add(output.producer())  # type: ignore[arg-type]  # it has just been made
@@ -103,6 +128,7 @@ class Replacement:
         self, node: ir.Node, inputs: Sequence[ir.Value | None], name: str | None = None, **attributes: object
     ) -> ir.Value:
         """Write a copy of a node with new inputs, its result called `name`; attributes that are None are left out."""
+        self._replaced.add(str(node.name))
         changed = {attribute.name: attribute for attribute in node.attributes.values()} | attributes
         return self.op(
             node.op_type,

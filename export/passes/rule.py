@@ -99,7 +99,8 @@ class Rule(RewriteRuleClassBase):
         if self._workspace is None:
             raise ValueError("a rule is applied by a RulePass")
         name = self.name_of(producer_of(result))
-        new = self.rewrite(Replacement(op, self._workspace, self._written), result=result, **others)
+        node_name = str(producer_of(result).name)
+        new = self.rewrite(Replacement(op, self._workspace, self._written, node_name), result=result, **others)
         if new is not None:
             self.notes.rewritten.append(name)
         return new
