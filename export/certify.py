@@ -1,7 +1,7 @@
 """The certificate: bounds that make the integers exact everywhere, computed from the file that was written.
 
-The file is read back and reduced to its integer operators (QDQ fused as ONNX Runtime fuses it); nothing here knows
-what the exporter meant to write. Lines:
+It is read back and reduced to its integer operators (QDQ fused as ONNX Runtime fuses it); nothing here knows what the
+exporter meant to write. Lines:
 
     int32        max_k sum(|W_k|) * max(X) + |bias_k| < 2**31     no accumulator overflows
     int16        2 * max(X) * max|W| <= 32767              no vpmaddubsw saturates on x86 without VNNI
@@ -36,38 +36,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.config import INT16_MAX
 from qil_deploy.errors import CertificateError, QilDeployError
-from qil_deploy.integers import rounding_error_bound
+from qil_deploy.integers import INT16_MAX, INT32_LIMIT, Operand, added, largest_pair, largest_sums, pooled
 from qil_deploy.onnx_io import (
     Node,
+    OnnxFile,
     dequantized_codes,
-    float_nodes,
     kept_parts,
     optimized_model,
-    parts_of_executed,
     read_model,
 )
-from qil_deploy.reference import SUM_LIMIT, IntegerReference
+from qil_deploy.reference import SUM_LIMIT, IntegerReference, float_nodes, operator_of, parts_of_executed
 
 from .integer_graph import IntegerGraph, Layer
 from .trial_run import Trial, differing_logits
 from .weight_layout import fewest_differences
 
-INT32_LIMIT = 2**31
 _BELOW_256 = float(np.nextafter(np.float32(256), np.float32(0)))
 _SMALLEST_POOL_RATIO = 2.0**-32
-_SATURATED = 512.0  # codes; beyond, zero point and all, every result is the first or the last code
-_SUMS_AT_ONCE = 1 << 20
-# Inputs of operators that are scales.
-_SCALES = {
-    "QLinearConv": (1, 4, 6),
-    "QGemm": (1, 4, 7),
-    "QLinearAdd": (1, 4, 6),
-    "QLinearGlobalAveragePool": (1, 3),
-    "QuantizeLinear": (1,),
-    "DequantizeLinear": (1,),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,29 +66,51 @@ class CertificateLine:
     where: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounded:
+    """What a graph is certified for, all but line `runs`.
+
+    Attributes:
+        lines: all of which hold.
+        trial: what ONNX Runtime is to make of the file.
+    """
+
+    lines: list[CertificateLine]
+    trial: Trial
+
+    def run(self, path: Path) -> list[CertificateLine]:
+        """Return all lines of the file that the graph was written to.
+
+        Raises:
+            CertificateError: ONNX Runtime cannot run it, or computes something else.
+        """
+        return [*self.lines, _hold("runs", 0, [differing_logits(path, self.trial)])]
+
+
 def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
-    """Check every line of the certificate on a written file.
+    """Check every line of the certificate on an exported file; arguments and errors are those of `bound`."""
+    return bound(read_model(path), expected_codes).run(path)
+
+
+def bound(model: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]) -> Bounded:
+    """Check all lines that are computed from a written graph.
 
     Args:
-        path: the exported ONNX file.
+        model: what was written, with metadata.
         expected_codes: by layer (node) name, `codes * spread` of the model.
-
-    Returns:
-        The lines, all of which hold.
 
     Raises:
         CertificateError: a line fails, naming the node and by how much, or the file holds what no export writes.
     """
     # Before the others: they need the integer reference, which has no float operators.
-    float_line = _float_line(path)
+    float_line = _float_line(model)
     try:
-        lines, trial = _integer_lines(path, expected_codes)
+        lines, trial = _integer_lines(model, expected_codes)
     except QilDeployError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise CertificateError(f"{path} holds what no export writes: {error}. Export the model again.") from error
-    runs = _hold("runs", 0, [differing_logits(path, trial)])
-    return [*lines[:-1], float_line, lines[-1], runs]
+        raise CertificateError(f"{model.path} holds what no export writes: {error}. Export the model again.") from error
+    return Bounded(lines=[*lines[:-1], float_line, lines[-1]], trial=trial)
 
 
 def stored_lines(lines: Sequence[CertificateLine]) -> list[dict[str, Any]]:
@@ -110,15 +118,16 @@ def stored_lines(lines: Sequence[CertificateLine]) -> list[dict[str, Any]]:
     return [asdict(line) for line in lines if line.name not in ("scales", "pooling", "runs")]
 
 
-def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> tuple[list[CertificateLine], Trial]:
+def _integer_lines(
+    model: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]
+) -> tuple[list[CertificateLine], Trial]:
     """Return the lines that integers of the file are bounded by, and what ONNX Runtime is to make of it."""
-    model = read_model(path)
     reference = IntegerReference(model)
     graph = IntegerGraph(reference)
     facts = [_measure(layer, expected_codes.get(layer.node.name)) for layer in graph.layers]
     lines = [
         _hold("int32", INT32_LIMIT - 1, [*((fact.accumulator, fact.name) for fact in facts), *_sums(graph)]),
-        _hold("int16", INT16_MAX, ((float(2 * fact.product), fact.name) for fact in facts)),
+        _hold("int16", INT16_MAX, ((float(fact.pair), fact.name) for fact in facts)),
         _hold("matmul", SUM_LIMIT - 1, _partial_sums(graph)),
         _hold("scales", 0, _unusable_scales(graph)),
         _hold("pooling", _BELOW_256, _pool_ratios(graph)),
@@ -128,17 +137,16 @@ def _integer_lines(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -
     return lines, Trial.of(model, None if kept_parts(model) else reference)
 
 
-def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:
-    """Check the lines `weights` and `runs` on a file of `paper` placement, whose float parts have no bounds to check.
+def bound_weights(graph: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]) -> Bounded:
+    """Check line `weights` on a graph of `paper` placement, whose float parts have no bounds to check.
 
     Args:
-        path: the exported ONNX file.
+        graph: what was written, with metadata.
         expected_codes: by layer (node) name, the weight codes with their signs.
 
     Raises:
         CertificateError: a line fails, naming the node and by how much.
     """
-    graph = read_model(path)
     layers = {node.name: node for node in graph.nodes if node.op_type in ("Conv", "Gemm")}
 
     def different(name: str, expected: NDArray[np.int8]) -> float:
@@ -148,7 +156,7 @@ def certify_weights(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) 
         return float(np.count_nonzero(stored != expected))
 
     weights = _hold("weights", 0, ((different(name, codes), name) for name, codes in expected_codes.items()))
-    return [weights, _hold("runs", 0, [differing_logits(path, Trial.of(graph, None))])]
+    return Bounded(lines=[weights], trial=Trial.of(graph, None))
 
 
 def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> CertificateLine:
@@ -166,13 +174,13 @@ class _LayerFacts:
     Attributes:
         name: of its node.
         accumulator: largest magnitude.
-        product: largest magnitude of one product in the kernel.
+        pair: largest sum of two products in the kernel.
         different: weights that are not those of the model; all, where it has no such layer.
     """
 
     name: str
     accumulator: float
-    product: int
+    pair: int
     different: int
 
 
@@ -181,9 +189,8 @@ def _measure(layer: Layer, expected: NDArray[np.int8] | None) -> _LayerFacts:
     accumulator, factor, different = 0, 0, 0
     same_shape = expected is not None and expected.shape == layer.shape
     for rows, weights in layer.blocks():
-        magnitudes = np.abs(weights).reshape(len(weights), -1)
-        sums = magnitudes.sum(1) * layer.largest_input + np.abs(layer.bias[rows])
-        accumulator, factor = max(accumulator, int(sums.max())), max(factor, int(magnitudes.max(initial=0)))
+        sums = largest_sums(weights, layer.largest_input, layer.bias[rows])
+        accumulator, factor = max(accumulator, int(sums.max())), max(factor, int(np.abs(weights).max(initial=0)))
         if expected is not None and same_shape:
             different += int(np.count_nonzero(weights != expected[rows]))
     if expected is not None and not same_shape:
@@ -191,7 +198,7 @@ def _measure(layer: Layer, expected: NDArray[np.int8] | None) -> _LayerFacts:
     return _LayerFacts(
         name=layer.node.name,
         accumulator=float(accumulator),
-        product=layer.kernel_product or layer.largest_input * factor,
+        pair=layer.kernel_pair or largest_pair(layer.largest_input, factor),
         different=different,
     )
 
@@ -224,27 +231,16 @@ def _addition_risk(constants: Mapping[str, NDArray[Any]], node: Node) -> float:
     a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = (
         float(constants[node.inputs[index]]) for index in (1, 2, 4, 5, 6, 7)
     )
-    codes_a = np.arange(256, dtype=np.float64)
+    codes = np.arange(256, dtype=np.float64)
     constant = constants.get(node.inputs[3])
-    codes_b = codes_a if constant is None else constant.astype(np.float64).ravel()
-    ratio_a, ratio_b = a_scale / y_scale, b_scale / y_scale
-    results = (codes_a - a_zero)[:, None] * ratio_a + (codes_b - b_zero)[None] * ratio_b
-    terms = [(255 + a_zero) * ratio_a, (codes_b.max() + b_zero) * ratio_b, y_zero]
-    return _risk(results, terms)
+    b = codes if constant is None else constant.astype(np.float64).ravel()
+    return added(Operand(codes, a_zero, a_scale / y_scale), Operand(b, b_zero, b_scale / y_scale), y_zero).risk()
 
 
 def _pool_risk(graph: IntegerGraph, node: Node) -> float:
     _, x_zero, _, y_zero = (float(graph.constants[node.inputs[index]]) for index in range(1, 5))
-    window, ratio = _window(graph, node), _pool_ratio(graph, node)
-    # Of the sums, those whose result does not saturate anyway; of a large map there are too many to list them at once.
-    first, last = (
-        int(np.clip(code / ratio, -window * x_zero, window * (255 - x_zero))) for code in (-_SATURATED, _SATURATED)
-    )
-    terms = [255 * window * ratio, y_zero]
-    return max(
-        _risk(np.arange(start, min(start + _SUMS_AT_ONCE, last + 1), dtype=np.float64) * ratio, terms)
-        for start in range(first, last + 1, _SUMS_AT_ONCE)
-    )
+    sums = pooled(_window(graph, node), (0, 255), x_zero, _pool_ratio(graph, node), y_zero)
+    return max(some.risk() for some in sums)
 
 
 def _window(graph: IntegerGraph, node: Node) -> int:
@@ -272,15 +268,15 @@ def _unusable_scales(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
     """Yield, for every operator, how many numbers float32 cannot work with it is given or makes of what it is given."""
     for node in graph.nodes:
         scales = [
-            graph.constants[node.inputs[index]]
-            for index in _SCALES.get(node.op_type, ())
-            if index < len(node.inputs) and node.inputs[index]
+            graph.constants[node.inputs[grid.scale]]
+            for grid in operator_of(node).grids
+            if grid.scale < len(node.inputs) and node.inputs[grid.scale]
         ]
         factors = graph.constants.get(node.inputs[1]) if node.op_type == "Mul" else None
         if factors is not None and factors.dtype == np.float32:
             scales = [factors]
         numbers = [scale.ravel() for scale in scales]
-        if node.op_type in ("QLinearConv", "QGemm"):
+        if operator_of(node).is_integer_layer:
             with np.errstate(all="ignore"):  # what comes of it is looked at
                 product = numbers[0] * numbers[1]
                 multipliers = product / numbers[2] if len(numbers) > 2 else product
@@ -305,9 +301,9 @@ def _different_codes(
         yield float(fact.different), fact.name
 
 
-def _float_line(path: Path) -> CertificateLine:
+def _float_line(model: OnnxFile) -> CertificateLine:
     """Return line `float`; raise CertificateError if anything but what is kept in float computes in float."""
-    model, executed = read_model(path), optimized_model(path)
+    executed = optimized_model(model.path)
     parts = parts_of_executed(executed, model)
     kernels = float_nodes(executed)
     outside = [node for node in kernels if node.outputs[0] not in parts]
@@ -317,10 +313,3 @@ def _float_line(path: Path) -> CertificateLine:
         return line
     in_float = {parts[node.outputs[0]] for node in kernels}
     return replace(line, worst=float(len(in_float)), bound=float(len(kept)), where=", ".join(kept))
-
-
-def _risk(results: NDArray[np.float64], terms: list[float]) -> float:
-    """Largest float32 error over the smallest distance from a tie, among results that do not saturate anyway."""
-    distances = np.abs(results - np.floor(results) - 0.5)
-    inside = distances[(results > -256.5) & (results < 256.5)]
-    return rounding_error_bound(terms) / max(float(inside.min(initial=0.5)), 1e-300)

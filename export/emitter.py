@@ -1,14 +1,13 @@
 """Build an ONNX graph node by node: constants become initializers, equal scalars are stored once.
 
 A tensor's name says which codes it holds. Metadata, golden vectors and comparisons find tensors by the names of the
-network's modules, so these names are never left to chance: `rewrite` keeps them, a pass that changes the codes of a
-tensor names it anew (`renamed`), and whatever else a graph needs takes a name that is free.
+network's modules, so these names are never left to chance: whatever else a graph needs takes a name that is free.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 QIL_DOMAIN = "qil"
 MICROSOFT_DOMAIN = "com.microsoft"
 
+Bits = tuple[str, tuple[int, ...], bytes]
+
 
 class Emitter:
     """Collects the nodes and initializers of a graph under construction."""
@@ -25,7 +26,7 @@ class Emitter:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
-        self._shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._shared: dict[Bits, ir.Value] = {}
 
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
         """Return an initializer; scalars, and vectors of zeros, share one where every bit is equal.
@@ -34,13 +35,11 @@ class Emitter:
         NaNs of different bits.
         """
         array = np.asarray(array)
-        if array.ndim > 0 and array.any():
+        if not is_shared(array):
             return self.tensor(ir.tensor(array, name=name))
-        key = (str(array.dtype), array.shape, array.tobytes())
+        key = bits_of(array)
         if key not in self._shared:
-            value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
-            shared = free_name(f"{array.dtype}_{value}", self.initializers)
-            self._shared[key] = self.tensor(ir.tensor(array, name=shared))
+            self._shared[key] = self.tensor(ir.tensor(array, name=free_name(value_name(array), self.initializers)))
         return self._shared[key]
 
     def tensor(self, tensor: ir.TensorProtocol) -> ir.Value:
@@ -111,72 +110,26 @@ class Emitter:
                 taken.add(value.name)
 
 
+def is_shared(array: NDArray[Any]) -> bool:
+    """Whether a constant is stored once, however often it is made: a scalar, or nothing but zeros."""
+    return array.ndim == 0 or not array.any()
+
+
+def bits_of(array: NDArray[Any]) -> Bits:
+    """Return what two constants have in common of which every bit is equal."""
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+def value_name(array: NDArray[Any]) -> str:
+    """Return the name of a shared constant, which tells its type and value."""
+    value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
+    return f"{array.dtype}_{value}"
+
+
 def free_name(name: str, taken: Collection[str]) -> str:
     """Return `name`, or with a number behind it the first name like it that is not taken."""
     candidates = (f"{name}_{number}" for number in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
-
-
-def copy_node(emitter: Emitter, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:
-    """Append a copy of a node of another graph, with new inputs."""
-    return emitter.op(
-        node.op_type,
-        inputs,
-        str(node.outputs[0].name),
-        domain=node.domain,
-        attributes={attribute.name: attribute for attribute in node.attributes.values()},
-        node_name=node.name,
-    )
-
-
-Rule = Callable[[Emitter, ir.Node, list[ir.Value]], ir.Value]
-
-
-def rewrite(
-    model: ir.Model, rules: Mapping[tuple[str, str], Rule], renamed: Mapping[ir.Value, str] | None = None
-) -> ir.Model:
-    """Return `model` with each node that has a rule replaced by what the rule emits, and all others kept.
-
-    What a rule returns takes the name of the old node's output, whatever the rule calls it: it holds the same codes.
-
-    Args:
-        model: left unchanged.
-        rules: by (domain, op type); a rule gets the emitter, the old node and its new inputs, and returns the new
-            value of the node's output.
-        renamed: new names for outputs of old nodes whose codes this rewrite changes.
-    """
-    emitter, renamed = Emitter(), renamed or {}
-    values: dict[ir.Value, ir.Value] = {}
-    named: set[ir.Value] = set()
-    inputs = [ir.Value(name=value.name, shape=value.shape, type=value.type) for value in model.graph.inputs]
-    values.update(zip(model.graph.inputs, inputs, strict=True))
-
-    def translate(value: ir.Value) -> ir.Value:
-        if value not in values:
-            if value.const_value is None:
-                raise ValueError(f"nothing computes {value.name!r}")
-            tensor = value.const_value
-            packed = tensor.dtype in (ir.DataType.INT2, ir.DataType.INT4)
-            values[value] = emitter.tensor(tensor) if packed else emitter.constant(tensor.numpy(), str(value.name))
-        return values[value]
-
-    for node in model.graph:
-        sources = [None if value is None else translate(value) for value in node.inputs]
-        rule = rules.get((node.domain, node.op_type))
-        if rule is not None:
-            new = rule(emitter, node, [source for source in sources if source is not None])
-        else:
-            new = copy_node(emitter, node, sources)
-        if new not in named and new not in inputs:  # else the rule let another tensor take this one's place
-            new.name = renamed.get(node.outputs[0], node.outputs[0].name)
-            named.add(new)
-        values[node.outputs[0]] = new
-    outputs = []
-    for old in model.graph.outputs:
-        new = values[old]
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-        outputs.append(new)
-    return emitter.model(inputs, outputs, model.graph.opset_imports, model.ir_version, named)
 
 
 def release(model: ir.Model) -> None:

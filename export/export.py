@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -18,19 +18,20 @@ from qil_deploy.errors import QilDeployError
 from qil_deploy.files import atomic_path
 from qil_deploy.integers import FreezingReport, FrozenFloat, FrozenInput, FrozenLayer, freeze
 from qil_deploy.network import FrozenModel, QuantConv2d, QuantLinear, input_of, keeps_float, module_of, prepared_model
-from qil_deploy.onnx_io import METADATA_SCHEMA, float_kernels
+from qil_deploy.onnx_io import METADATA_KEY, METADATA_SCHEMA, read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
+from qil_deploy.reference import float_kernels
 
 from .arguments import check_details, check_same_input, checked_names, checked_path, checked_preprocessing
 from .capture import node_names, number_of_logits
 from .capture_paper import paper_codes
-from .certify import CertificateLine, certify, certify_weights, stored_lines
+from .certify import CertificateLine, bound, bound_weights, stored_lines
 from .emitter import release
 from .layer_codes import LayerCodes
-from .lowering import lower
 from .options import ExportOptions, checked_options
-from .write_model import set_metadata, write_graph
+from .passes import lower
+from .write_model import append_metadata, metadata_text, write_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,8 @@ def export_onnx(
     """Write a prepared or frozen model as ONNX.
 
     A prepared model is frozen on the way, except in `paper` placement, whose float layers cannot be. The file appears
-    under its name only when ONNX's checker and every line of the certificate have passed. Beside the model, at most
+    under its name only when ONNX's checker and every line of the certificate have passed. It is written once, from its
+    first byte to its last: what is certified is what stays. Beside the model, at most
     about as much memory is taken as its float weights do.
 
     Args:
@@ -96,23 +98,27 @@ def export_onnx(
         "input": options.input,
         "batch": options.batch,
         "passes": {},
+        "left_alone": {},
         "preprocessing": asdict(preprocessing),
         "class_names": list(names),
         "data": data,
         "freezing": None if freezing is None else asdict(freezing),
     }
     lowered = lower(graph_module, preprocessing, options)
-    metadata["passes"] = lowered.passes
+    metadata["passes"] = {name: notes.rewritten for name, notes in lowered.notes.items()}
+    metadata["left_alone"] = {name: notes.left_alone for name, notes in lowered.notes.items() if notes.left_alone}
     with atomic_path(output) as temporary, _named(temporary, output):
-        size = write_graph(lowered.model, temporary)
+        write_graph(lowered.model, temporary)
         release(lowered.model)  # the file holds all weights now
-        set_metadata(temporary, size, metadata)
+        written = replace(read_model(temporary), metadata={METADATA_KEY: metadata_text(metadata)})
         if paper:
-            lines = certify_weights(temporary, paper_codes(graph_module))
+            bounded = bound_weights(written, paper_codes(graph_module))
             metadata["float_parts"] = [name for _, name in float_kernels(temporary)]
         else:
-            lines = certify(temporary, expected_codes(graph_module))
-        set_metadata(temporary, size, metadata | {"certificate": stored_lines(lines)})
+            bounded = bound(written, expected_codes(graph_module))
+        # The graph stays as it was read; with its metadata behind it, it is run as whoever has the file will run it.
+        append_metadata(temporary, metadata | {"certificate": stored_lines(bounded.lines)})
+        lines = bounded.run(temporary)
     return ExportResult(path=output, size=output.stat().st_size, certificate=tuple(lines))
 
 

@@ -18,7 +18,7 @@ from qil_deploy.preprocessing import Preprocessing
 from .arguments import check_details, checked_names, checked_path, checked_preprocessing
 from .export import ExportResult
 from .trace_float import trace_float
-from .write_model import set_metadata, write_graph
+from .write_model import append_metadata, write_graph
 
 FLOAT_OPSET = 21
 
@@ -65,7 +65,8 @@ def export_float_onnx(
             except Exception as error:  # the tracer's own, of many types
                 reason = str(error).strip().partition("\n")[0]
                 raise UnsupportedModelError(f"PyTorch cannot write the network as ONNX: {reason}.") from error
-            set_metadata(temporary, write_graph(traced, temporary), metadata)
+            write_graph(traced, temporary)
+            append_metadata(temporary, metadata)
     return ExportResult(path=output, size=output.stat().st_size, certificate=())
 
 

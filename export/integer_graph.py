@@ -11,31 +11,33 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
+from qil_deploy.integers import largest_pair
 from qil_deploy.onnx_io import PART_OPERATOR, Node, part_shapes
 from qil_deploy.reference import (
     EXACT_LEVEL,
     LANE_CODE,
+    Effect,
     IntegerReference,
     blocks,
     check_blocks,
     check_zero_points,
+    effect_of,
     find_operator,
     integer,
+    range_of_result,
     unpack_blocks,
 )
 
 from .weight_layout import MovedInput, follow_moves, undo_convolution, undo_linear
 
 Integers = NDArray[np.int64]
-
-_KEEPS_CODES = ("MaxPool", "Resize", "Concat", "Flatten", "Reshape", "Transpose", "Identity", "Pad")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,8 @@ class Layer:
         weights_of: returns the weights of some of the output channels.
         bias: [C_out].
         largest_input: largest magnitude that a code contributes, its zero point taken off or not.
-        kernel_product: largest product in the kernel, where it multiplies something else than codes and weights; 0
-            elsewhere.
+        kernel_pair: largest sum of two products in the kernel, where it multiplies something else than codes and
+            weights; 0 elsewhere.
     """
 
     node: Node
@@ -60,7 +62,7 @@ class Layer:
     weights_of: Callable[[slice], Integers]
     bias: Integers
     largest_input: int
-    kernel_product: int = 0
+    kernel_pair: int = 0
 
     def blocks(self) -> Iterator[tuple[slice, Integers]]:
         """Yield output channels and their weights, until all of them had their turn."""
@@ -109,16 +111,15 @@ class IntegerGraph:
         """Return the largest code of every tensor that a node makes; other tensors reach 255."""
         largest: dict[str, int] = {}
         for node in self.nodes:
-            joined = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-            source = max(largest.get(name, 255) for name in joined)
-            if node.op_type == "Pad" and len(node.inputs) > 2:
-                source = max(source, int(self.constants[node.inputs[2]]))
-            elif node.op_type == "Clip":
-                source = min(source, int(self.constants[node.inputs[2]]))
-            elif node.op_type not in _KEEPS_CODES:
-                source = 255
-            largest[node.outputs[0]] = source
+            joined = node.inputs if effect_of(node) is Effect.JOINS else node.inputs[:1]
+            read = [(0, largest.get(name, 255)) for name in joined]
+            _, largest[node.outputs[0]] = range_of_result(node, read, (0, 255), partial(self._scalar, node))
         return largest
+
+    def _scalar(self, node: Node, index: int) -> float | None:
+        """Return a constant input of a node."""
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        return float(self.constants[name]) if name else None
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -200,7 +201,7 @@ class IntegerGraph:
             weights_of=lambda rows: undo_linear(node, stored(rows), moved) * spread[rows, None],
             bias=bias,
             largest_input=self.largest.get(moved.source, 255),
-            kernel_product=LANE_CODE * (2**bits - 1),
+            kernel_pair=largest_pair(LANE_CODE, 2**bits - 1),
         )
         return MatMul(
             layer=layer,

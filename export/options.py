@@ -8,9 +8,9 @@ from typing import Literal
 from qil_deploy.errors import ConfigError
 
 from .capture import InputKind
-from .store_weights import Storage
 
 Format = Literal["qlinear", "qdq"]
+Storage = Literal["packed", "int8"]
 _LARGEST_BATCH = 2**20
 
 

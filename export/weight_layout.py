@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
 from qil_deploy.onnx_io import Node
-from qil_deploy.reference import find_operator, pad_images, window_of, window_views
+from qil_deploy.reference import Effect, effect_of, find_operator, pad_images, window_of, window_views
 
 Positions = NDArray[np.int64]
 
-MOVES = ("Pad", "Reshape", "Transpose", "Flatten", "Cast", "Identity")
 # Positions begin above all codes, so that constants among them show.
 _FIRST_POSITION = 256
 
@@ -59,13 +58,13 @@ def follow_moves(
         shapes: of all tensors, for one image.
     """
     moves: list[Node] = []
-    while name in producers and producers[name].op_type in MOVES:
+    while name in producers and effect_of(producers[name]) in (Effect.MOVES, Effect.CASTS):
         moves.append(producers[name])
         name = moves[-1].inputs[0]
     shape = tuple(shapes[name])
     positions = np.arange(np.prod(shape), dtype=np.int64).reshape(shape) + _FIRST_POSITION
     for move in reversed(moves):
-        if move.op_type != "Cast":
+        if effect_of(move) is Effect.MOVES:
             operands = [constants[entry] if entry else None for entry in move.inputs[1:]]
             positions = find_operator(move).compute(move, [positions, *operands])
     is_constant = positions < _FIRST_POSITION

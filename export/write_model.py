@@ -23,8 +23,8 @@ _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # numbers of ModelProto.graph, GraphP
 _MOST_BYTES = 2**31 - 1  # of one protobuf message
 
 
-def write_graph(model: ir.Model, path: Path) -> int:
-    """Write a model without metadata, let ONNX's checker read it back, and return its size in bytes.
+def write_graph(model: ir.Model, path: Path) -> None:
+    """Write a model without metadata, and let ONNX's checker read it back.
 
     Raises:
         CertificateError: the checker refuses the graph, or it is too large for an ONNX file.
@@ -35,7 +35,6 @@ def write_graph(model: ir.Model, path: Path) -> int:
         onnx.checker.check_model(path if _is_unicode(path) else path.read_bytes(), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CertificateError(f"ONNX's checker refuses the graph: {error}") from error
-    return path.stat().st_size
 
 
 def _is_unicode(path: Path) -> bool:
@@ -47,13 +46,16 @@ def _is_unicode(path: Path) -> bool:
     return True
 
 
-def set_metadata(path: Path, graph_size: int, metadata: dict[str, Any]) -> None:
-    """Put metadata behind a graph of `graph_size` bytes, in the place of any that stand there."""
-    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(metadata, separators=(",", ":")))
-    with path.open("r+b") as file:
-        file.truncate(graph_size)
-        file.seek(graph_size)
+def append_metadata(path: Path, metadata: dict[str, Any]) -> None:
+    """Write metadata behind a graph that has none; what stands in the file already stays as it is."""
+    entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata_text(metadata))
+    with path.open("ab") as file:
         file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
+
+
+def metadata_text(metadata: dict[str, Any]) -> str:
+    """Return metadata as files hold them."""
+    return json.dumps(metadata, separators=(",", ":"))
 
 
 def _write(model: ir.Model, file: IO[bytes]) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from qil_deploy.integers import INT16_MAX, largest_pair
+
 from .errors import ConfigError
 from .untrusted_text import excerpt
 
@@ -18,7 +20,6 @@ OutputScales = Literal["without_batchnorm", "all"]
 # (2 * 255 * 127 > 32767), so the first and last layer take seven-bit weights, and 8/8 is refused.
 EDGE_ACTIVATION_BITS = 8
 EDGE_WEIGHT_BITS = 7
-INT16_MAX = 32767
 
 _PROBLEMS_SHOWN = 4
 _LAYERS_SHOWN = 20
@@ -36,7 +37,7 @@ class LayerBits(BaseModel):
 
     @model_validator(mode="after")
     def _no_int16_saturation(self) -> Self:
-        largest = 2 * (2**self.activation_bits - 1) * (2 ** (self.weight_bits - 1) - 1)
+        largest = largest_pair(2**self.activation_bits - 1, 2 ** (self.weight_bits - 1) - 1)
         if largest > INT16_MAX:
             raise ValueError(
                 f"weight_bits={self.weight_bits} with activation_bits={self.activation_bits} would saturate the "

@@ -14,11 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import Effect, effect_of
 
 from .backends import ExecutedGraph
 from .compare_tensors import TensorDifference, compare_tensors
 
-_MOVES_OR_CLIPS = ("Clip", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Transpose")
+_MOVES_OR_CLIPS = frozenset({Effect.MOVES, Effect.CHOOSES, Effect.BOUNDS})
 _SEPARATORS = "_./"
 
 
@@ -159,7 +160,7 @@ def _node_to_blame(graph: ExecutedGraph, shared: Collection[str], tensor: str) -
     while chain[-1].inputs[0] not in shared and chain[-1].inputs[0] in producers:
         chain.append(producers[chain[-1].inputs[0]])
     layers = [node for node in chain if node.name in graph.layers]
-    computing = [node for node in chain if node.op_type not in _MOVES_OR_CLIPS]
+    computing = [node for node in chain if effect_of(node) not in _MOVES_OR_CLIPS]
     return layers[-1] if layers else [*computing, chain[-1]][0]
 
 

@@ -21,13 +21,11 @@ from qil_deploy.onnx_io import (
     read_metadata,
     with_outputs,
 )
-from qil_deploy.reference import IntegerReference, blocks, check_blocks, integer, unpack_blocks
+from qil_deploy.reference import IntegerReference, blocks, check_blocks, integer, operator_of, unpack_blocks
 from qil_deploy.untrusted_text import excerpt
 
 from .exported_model import ExportedModel
 from .sessions import create_session
-
-_LAYER_OPERATORS = ("QLinearConv", "QGemm", "MatMulNBits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
     if model.float_parts and not kept:
         return _describe_paper(model, listed)
     reference = IntegerReference(model.graph)
-    nodes = {node.name: node for node in reference.nodes if node.op_type in _LAYER_OPERATORS}
+    nodes = {node.name: node for node in reference.nodes if operator_of(node).weights is not None}
     if kept:  # which the reference does not compute
         shapes = part_shapes(model.graph, tuple(node.outputs[0] for node in nodes.values()))
     else:
@@ -219,12 +217,12 @@ def _count_nonzero(shape: tuple[int, ...], rows: Iterable[NDArray[Any]]) -> _Wei
 
 
 def _multipliers(node: Node, constants: _Constants) -> NDArray[Any] | None:
-    if node.op_type == "MatMulNBits":
+    grid = operator_of(node).result
+    if grid is None:
         return None
-    output = 6 if node.op_type == "QLinearConv" else 7
     with np.errstate(all="ignore"):
         scale = constants.of(node, 1) * constants.of(node, 4)
-        return np.asarray(scale / constants.of(node, output) if len(node.inputs) > output else scale)
+        return np.asarray(scale / constants.of(node, grid.scale) if len(node.inputs) > grid.scale else scale)
 
 
 class _StoredFile:

@@ -22,15 +22,16 @@ def inspect_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The exported model.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
 ) -> None:
-    """Print format, input, layers and certificate of an exported model, and the kernels that ONNX Runtime runs."""
+    """Print what an exported model is made of, what rewrites left alone and why, and the kernels ONNX Runtime runs."""
     from qil_deploy.files import ensure_writable, write_text
-    from qil_deploy.onnx_io import executed_operators, float_kernels, read_metadata
+    from qil_deploy.onnx_io import executed_operators, read_metadata
+    from qil_deploy.reference import float_kernels
     from qil_deploy.runtime_tests.affordable import require_affordable
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
     from qil_deploy.terminal import Console
 
-    from .tables import certificate_table, kernel_table, layer_table
+    from .tables import certificate_table, kernel_table, layer_table, rewrite_table
 
     if json_file is not None:
         ensure_writable(json_file)
@@ -51,6 +52,8 @@ def inspect_command(
         console.print(line)
     if quantized:
         console.print(layer_table(layers))
+        if metadata.get("left_alone"):
+            console.print(rewrite_table(metadata["left_alone"]))
         console.print(certificate_table(metadata["certificate"]))
     console.print(kernel_table(Counter(operator for operator, _ in executed), in_float))
     if json_file is not None:
@@ -61,10 +64,27 @@ def inspect_command(
             "opset": exported.graph.opsets[""],
             "metadata": metadata,
             "layers": [asdict(layer) for layer in layers],
+            "rewrites": _rewrites(metadata),
             "kernels": [{"operator": operator, "name": name} for operator, name in executed],
             "float_kernels": [{"operator": operator, "name": name} for operator, name in in_float],
         }
         write_text(json_file, json.dumps(content, indent=2) + "\n")
+
+
+def _rewrites(metadata: dict[str, Any]) -> list[dict[str, str | bool]]:
+    """Return what each pass did with each node that it looked at."""
+    rewritten = [
+        {"node": str(node), "pass": name, "rewritten": True, "because": ""}
+        for name, nodes in metadata.get("passes", {}).items()
+        for node in nodes
+    ]
+    left = [
+        {"node": node, "pass": name, "rewritten": False, "because": reason}
+        for name, reasons in metadata.get("left_alone", {}).items()
+        for reason, nodes in reasons.items()
+        for node in nodes
+    ]
+    return [*rewritten, *left]
 
 
 def _heading(exported: ExportedModel, metadata: dict[str, Any]) -> list[str]:

@@ -60,6 +60,15 @@ def _range(smallest: float | None, largest: float | None) -> str:
     return f"{smallest:.3g}" if smallest == largest else f"{smallest:.3g}..{largest:.3g}"
 
 
+def rewrite_table(left_alone: Mapping[str, Mapping[str, Sequence[str]]]) -> Table:
+    """Table of the nodes that rewrites left as they were, and why."""
+    table = Table("Not rewritten", ("pass", Column(heading="because", text=True), Column(heading="nodes", text=True)))
+    for name, reasons in left_alone.items():
+        for reason, nodes in reasons.items():
+            table.row(name, reason, some_of(nodes))
+    return table
+
+
 def kernel_table(counts: Mapping[str, int], in_float: Sequence[tuple[str, str]]) -> Table:
     """Table of the operators that ONNX Runtime executes; those that compute in float by name, in red."""
     columns = ("operator", "nodes", Column(heading="computing in float", text=True, style="red"))

@@ -1,6 +1,6 @@
 """From a prepared model to integers: fold, freeze, ratios that no machine rounds differently.
 
-The names below are loaded on first use, so that a device can ask for `ratios` without torch.
+The names below are loaded on first use, so that a device can ask for `bounds` without torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .bounds import (
+        INT16_MAX,
+        INT32_LIMIT,
+        Operand,
+        added,
+        largest_pair,
+        largest_sums,
+        pooled,
+        rounding_error_bound,
+    )
     from .fold import BIAS_LIMIT, gain_and_shift, integer_codes, largest_spread
     from .freeze_model import freeze, freeze_structure
     from .freezing_report import FreezingReport, compare_freezing, predictions
@@ -24,10 +34,12 @@ if TYPE_CHECKING:
         Grid,
         drop_float_weights,
     )
-    from .ratios import MAX_DENOMINATOR, rounding_error_bound, shrink_factor
+    from .ratios import MAX_DENOMINATOR, shrink_factor
 
 __all__ = [
     "BIAS_LIMIT",
+    "INT16_MAX",
+    "INT32_LIMIT",
     "MAX_DENOMINATOR",
     "FreezingReport",
     "FrozenAdd",
@@ -39,13 +51,18 @@ __all__ = [
     "FrozenMeanLogits",
     "FrozenRescale",
     "Grid",
+    "Operand",
+    "added",
     "compare_freezing",
     "drop_float_weights",
     "freeze",
     "freeze_structure",
     "gain_and_shift",
     "integer_codes",
+    "largest_pair",
     "largest_spread",
+    "largest_sums",
+    "pooled",
     "predictions",
     "rounding_error_bound",
     "shrink_factor",
@@ -63,16 +80,23 @@ _HOMES = {
     "FrozenMeanLogits": "frozen_modules",
     "FrozenRescale": "frozen_modules",
     "Grid": "frozen_modules",
+    "INT16_MAX": "bounds",
+    "INT32_LIMIT": "bounds",
     "MAX_DENOMINATOR": "ratios",
+    "Operand": "bounds",
+    "added": "bounds",
     "compare_freezing": "freezing_report",
     "drop_float_weights": "frozen_modules",
     "freeze": "freeze_model",
     "freeze_structure": "freeze_model",
     "gain_and_shift": "fold",
     "integer_codes": "fold",
+    "largest_pair": "bounds",
     "largest_spread": "fold",
+    "largest_sums": "bounds",
+    "pooled": "bounds",
     "predictions": "freezing_report",
-    "rounding_error_bound": "ratios",
+    "rounding_error_bound": "bounds",
     "shrink_factor": "ratios",
 }
 

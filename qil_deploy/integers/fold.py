@@ -35,9 +35,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qil_deploy.config import INT16_MAX
 from qil_deploy.network import BatchNorm, QuantLayer
 from qil_deploy.quantizers import WeightQuantizer, round_straight_through
+
+from .bounds import INT16_MAX
 
 INT8_MAX = 127
 BIAS_LIMIT = 2**30

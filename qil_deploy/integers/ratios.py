@@ -20,19 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .bounds import rounding_error_bound
+
 MAX_DENOMINATOR = 4095
-_FLOAT32_ERROR = 5 * 2.0**-24
 _LARGEST_TERMS = 2.0**19
 _SATURATING_RATIO = 255.0
-
-
-def rounding_error_bound(largest_terms: Sequence[float]) -> float:
-    """Largest error of a float32 rescale.
-
-    Args:
-        largest_terms: the largest magnitude of each term of the sum, in output codes.
-    """
-    return _FLOAT32_ERROR * sum(abs(term) for term in largest_terms)
 
 
 def shrink_factor(largest_terms: Sequence[float]) -> float:

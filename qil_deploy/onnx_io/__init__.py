@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from .dequantized_weights import dequantized_codes
-from .executed_kernels import executed_operators, float_kernels, float_nodes, optimized_model, write_optimized_model
+from .executed_kernels import executed_operators, optimized_model, write_optimized_model
 from .float_parts import (
     PART_DOMAIN,
     PART_OPERATOR,
     cut_out_parts,
     inner_name,
+    is_inside,
     kept_parts,
     part_shapes,
-    parts_of_executed,
 )
 from .metadata import read_metadata
 from .model_file import UNREAD, Node, OnnxFile, TensorInfo, convert_model, loadable, parse_file, read_model
@@ -42,9 +42,8 @@ __all__ = [
     "data_type_name",
     "dequantized_codes",
     "executed_operators",
-    "float_kernels",
-    "float_nodes",
     "inner_name",
+    "is_inside",
     "kept_parts",
     "loadable",
     "optimized_model",
@@ -52,7 +51,6 @@ __all__ = [
     "parse_message",
     "parse_model",
     "part_shapes",
-    "parts_of_executed",
     "read_metadata",
     "read_model",
     "stored_bits",

@@ -6,7 +6,6 @@ float operators, QuantizeLinear. Around it everything is integers. Needs neither
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -20,8 +19,6 @@ from .model_file import Node, OnnxFile
 from .schema import with_outputs
 
 PART_DOMAIN, PART_OPERATOR = "qil", "Float"
-# What ONNX Runtime hangs on the names of nodes that it changes the layout of.
-_SUFFIX = re.compile(r"(_nchwc|_token_\d+)$")
 
 
 def inner_name(part: str, name: str) -> str:
@@ -90,49 +87,6 @@ def _cut_out(model: OnnxFile, inside: list[Node], part: str, read: Mapping[str, 
     sources = tuple(dict.fromkeys(name for _, name in reading))
     whole = Node(op_type=PART_OPERATOR, domain=PART_DOMAIN, name=part, inputs=sources, outputs=(leaving[0],))
     return made[leaving[0]], whole
-
-
-def parts_of_executed(executed: OnnxFile, model: OnnxFile) -> dict[str, str]:
-    """Return which part every node that ONNX Runtime executes belongs to, by the node's first output.
-
-    ONNX Runtime fuses nodes, takes them apart and gives them new names or none. A node is of a part if it, its result
-    or a float that it reads is called so; a node of another name that the file does not have either is of the part
-    from or to which its floats go.
-
-    Args:
-        executed: the optimized graph.
-        model: the file.
-    """
-    kept = kept_parts(model)
-    outside = {node.name for node in model.nodes} - {""}
-    parts: dict[str, str] = {}
-    open_nodes: list[Node] = []
-    for node in executed.nodes:
-        own = next((part for part in kept for name in (node.name, *node.outputs) if is_inside(part, name)), None)
-        if own is not None:
-            parts[node.outputs[0]] = own
-        elif _SUFFIX.sub("", node.name) not in outside:
-            open_nodes.append(node)
-    producers = {output: node for node in executed.nodes for output in node.outputs}
-    floats = [
-        (producers[name].outputs[0], node.outputs[0])
-        for node in executed.nodes
-        if node.op_type != "DequantizeLinear" and not node.op_type.startswith("QLinear")
-        for name in node.inputs
-        if name in producers and not _makes_codes(producers[name])
-    ]
-    unnamed = {node.outputs[0] for node in open_nodes}
-    count = -1
-    while count != len(parts):
-        count = len(parts)
-        for ends in (*floats, *((reader, maker) for maker, reader in floats)):
-            if ends[0] in parts and ends[1] in unnamed:
-                parts.setdefault(ends[1], parts[ends[0]])
-    return parts
-
-
-def _makes_codes(node: Node) -> bool:
-    return node.op_type.startswith(("QuantizeLinear", "QLinear"))
 
 
 def part_shapes(model: OnnxFile, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -83,6 +83,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST**2
 
 
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 _TEXT = (lambda value: isinstance(value, str), "text")
 _COUNT = (_is_count, f"a whole number from 0 to {_LARGEST}")
 _SIZE = (_is_size, f"a whole number from 1 to {_LARGEST}")
@@ -95,6 +99,14 @@ _NODES = (
     "an object of lists",
 )
 
+_REASONS = (
+    lambda value: (
+        isinstance(value, dict)
+        and all(isinstance(reasons, dict) and all(map(_is_names, reasons.values())) for reasons in value.values())
+    ),
+    "an object of objects of lists of text",
+)
+
 _METADATA: dict[str, object] = {
     "placement": _TEXT,
     "weights": _TEXT,
@@ -104,5 +116,6 @@ _METADATA: dict[str, object] = {
     "preprocessing": {"channels": _SIZE, "height": _SIZE, "width": _SIZE, "scale": _NUMBER, "zero_point": _COUNT},
     "layers": [{"name": _TEXT, "weight_bits": _COUNT, "largest_input_code": _COUNT, "weight_shape": [_SIZE]}],
     "passes": _NODES,
+    "left_alone": _REASONS,
     "certificate": [{"name": _TEXT, "worst": _NUMBER, "bound": _NUMBER, "where": _TEXT}],
 }

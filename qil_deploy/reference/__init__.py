@@ -4,7 +4,9 @@ It executes the file itself, so that it shares no code with the exporter whose w
 """
 
 from .arguments import integer, window_of
+from .code_ranges import Range, range_of_result
 from .evaluate import IntegerReference
+from .executed_floats import float_kernels, float_nodes, parts_of_executed
 from .kernels import blocks
 from .matmul_nbits import (
     EXACT_LEVEL,
@@ -15,20 +17,34 @@ from .matmul_nbits import (
     unpack_blocks,
     zero_point_byte,
 )
-from .operators import find_operator
+from .operator_row import FLOAT32, INT8, Effect, Operator
+from .operators import OPERATORS, effect_of, find_operator, names_of, operator_of
 from .windows import pad_images, window_views
 
 __all__ = [
     "EXACT_LEVEL",
+    "FLOAT32",
+    "INT8",
     "LANE_CODE",
+    "OPERATORS",
     "SUM_LIMIT",
+    "Effect",
     "IntegerReference",
+    "Operator",
+    "Range",
     "blocks",
     "check_blocks",
     "check_zero_points",
+    "effect_of",
     "find_operator",
+    "float_kernels",
+    "float_nodes",
     "integer",
+    "names_of",
+    "operator_of",
     "pad_images",
+    "parts_of_executed",
+    "range_of_result",
     "unpack_blocks",
     "window_of",
     "window_views",

@@ -26,19 +26,7 @@ import numpy as np
 
 from qil_deploy.onnx_io import Array, Node
 
-from .operators import MICROSOFT
-
-_MOVES_CODES = ("Reshape", "Identity", "MaxPool")
-# Inputs that an operator of a pattern has at least.
-_FEWEST_INPUTS = {
-    "QuantizeLinear": 2,
-    "DequantizeLinear": 2,
-    "Conv": 2,
-    "Gemm": 2,
-    "Add": 2,
-    "AveragePool": 1,
-    "GlobalAveragePool": 1,
-}
+from .operators import OPERATORS, operator_of
 
 
 def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[str, Array]) -> tuple[Node, ...]:
@@ -55,7 +43,7 @@ def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[s
     """
     nodes = tuple(nodes)
     for node in nodes:
-        fewest = _FEWEST_INPUTS.get(node.op_type, 0)
+        fewest = operator_of(node).least_inputs
         if len(node.inputs) < fewest:
             raise ValueError(
                 f"{node.name or node.outputs[0]!r} ({node.op_type}) has {len(node.inputs)} inputs of {fewest}"
@@ -74,7 +62,7 @@ def _sink_dequantize(nodes: Iterable[Node]) -> tuple[Node, ...]:
     moved: list[Node] = []
     dequantized: dict[str, Node] = {}
     for node in nodes:
-        source = dequantized.get(node.inputs[0]) if node.op_type in _MOVES_CODES and node.inputs else None
+        source = dequantized.get(node.inputs[0]) if operator_of(node).sinks and node.inputs else None
         sunk = [node] if source is None else _swap(source, node)
         moved += sunk
         if sunk[-1].op_type == "DequantizeLinear":
@@ -140,12 +128,11 @@ class _Graph:
         source = self.producers.get(node.inputs[0]) if node.op_type == "QuantizeLinear" else None
         if source is None or self.uses[node.inputs[0]] != 1:
             return node
-        fused = None
-        if source.op_type in ("Add", "AveragePool", "GlobalAveragePool"):
-            fused = self._fuse_elementwise(source, node)
-        elif source.op_type in ("Conv", "Gemm"):
-            fused = self._fuse_matrix(source, "QLinearConv" if source.op_type == "Conv" else "QGemm", node)
-        return fused or node
+        kernel = OPERATORS.get(operator_of(source).fused_to)
+        if source.domain or kernel is None or not kernel.is_executed or kernel.result is None:
+            return node
+        fuse = self._fuse_elementwise if kernel.weights is None else self._fuse_matrix
+        return fuse(source, kernel.name, node) or node
 
     def _feeds_one_quantize(self, node: Node) -> bool:
         output = node.outputs[0]
@@ -157,7 +144,7 @@ class _Graph:
         node = self.producers.get(name)
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def _fuse_elementwise(self, source: Node, quantize: Node) -> Node | None:
+    def _fuse_elementwise(self, source: Node, op_type: str, quantize: Node) -> Node | None:
         dequantized = [self._dequantize(name) for name in source.inputs]
         inputs: list[str] = []
         for node in dequantized:
@@ -165,8 +152,8 @@ class _Graph:
                 return None
             inputs += _parameters(node)
         return Node(
-            op_type=f"QLinear{source.op_type}",
-            domain=MICROSOFT,
+            op_type=op_type,
+            domain=OPERATORS[op_type].domain,
             name=source.name,
             inputs=(*inputs, *_parameters(quantize)[1:]),
             outputs=quantize.outputs,
@@ -194,7 +181,7 @@ class _Graph:
         operands = [*_parameters(data), *_parameters(weights)]
         return Node(
             op_type=op_type,
-            domain="" if op_type == "QLinearConv" else MICROSOFT,
+            domain=OPERATORS[op_type].domain,
             name=source.name,
             inputs=tuple([*operands, *output, bias] if op_type == "QLinearConv" else [*operands, bias, *output]),
             outputs=(quantize or source).outputs,

@@ -1,58 +1,62 @@
-"""From ONNX nodes to kernels: which inputs and attributes an operator has and which kernel computes it.
+"""The table of ONNX operators: one row for each that exports write, the reference executes, or other code asks about.
 
-Every function here takes a node and its input arrays (None for an optional input that is left out) and
-returns the node's one output.
+A row says what an operator does to the elements it reads, how the reference executes it, where its scales, weights and
+bias stand among its inputs, and what ONNX Runtime makes of it. Who adds an operator adds one row, and the functions
+that it names (`compute`, `costs`); whoever wants to know something of a node asks its row.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Final
 
-import numpy as np
-
-from qil_deploy.onnx_io import PART_DOMAIN, PART_OPERATOR, Array, Node, data_type_name
+from qil_deploy.onnx_io import PART_DOMAIN, PART_OPERATOR, Node
 from qil_deploy.untrusted_text import excerpt
 
-from . import costs, kernels
-from .arguments import (
-    Inputs,
-    grid_along_axis,
-    grid_at,
-    images_of,
-    integer,
-    integers,
-    optional,
-    required,
-    scalar_grid_at,
-    window_of,
-)
-from .budget import Cost
-from .matmul_nbits import check_blocks, check_zero_points, matmul_nbits, unpack_blocks
+from . import compute, costs
+from .operator_row import FLOAT32, INT8, Effect, GridAt, Operator
 
-MICROSOFT = "com.microsoft"
+MICROSOFT: Final = "com.microsoft"
 
 
-@dataclass(frozen=True)
-class Operator:
-    """How one ONNX operator is computed: its function, what that takes, and the attributes that may take any value."""
+def operator_of(node: Node) -> Operator:
+    """Return the row of a node; of an operator that has none, one that says nothing.
 
-    compute: Callable[[Node, Inputs], Array]
-    cost: Callable[[Node, Inputs], Cost]
-    attributes: frozenset[str] = frozenset()
+    ONNX Runtime calls whatever leads from codes to codes QLinear..., and there are more than anybody asks about.
+    """
+    known = OPERATORS.get(node.op_type)
+    if known is not None:
+        return known
+    is_quantized = node.op_type.startswith(("QLinear", "QOrdered"))
+    effect = Effect.QUANTIZES if node.op_type.startswith("QLinear") else Effect.COMPUTES
+    return Operator(name=node.op_type, domain=node.domain, effect=effect, quantized=is_quantized)
+
+
+def effect_of(node: Node) -> Effect:
+    """Return what a node does to the elements it reads: without a grid for its result, it makes no codes."""
+    operator = operator_of(node)
+    result = operator.result
+    if operator.effect is Effect.QUANTIZES and result is not None and len(node.inputs) <= result.scale:
+        return Effect.COMPUTES
+    return operator.effect
+
+
+def names_of(*effects: Effect) -> frozenset[str]:
+    """Return the operators that have one of these effects."""
+    return frozenset(operator.name for operator in OPERATORS.values() if operator.effect in effects)
 
 
 def find_operator(node: Node) -> Operator:
-    """Return the operator of a node.
+    """Return the operator of a node that the reference is to execute.
 
     Raises:
-        ValueError: the operator is unknown, or an attribute asks for what no kernel here computes.
+        ValueError: it cannot, or an attribute asks for what no kernel here computes.
     """
-    operator = _OPERATORS.get((node.domain, node.op_type))
-    if operator is None:
+    operator = OPERATORS.get(node.op_type)
+    if operator is None or operator.domain != node.domain or not operator.is_executed:
         surrounded = ""
-        if node.op_type in ("Conv", "Gemm", "AveragePool", "GlobalAveragePool"):
+        fused = OPERATORS.get(operator.fused_to) if operator is not None and not node.domain else None
+        if fused is not None and fused.is_executed:
             surrounded = "; in a QDQ file it has to stand between DequantizeLinear and QuantizeLinear"
         raise ValueError(f"no integer kernel exists for {node.domain or 'ai.onnx'} {node.op_type}{surrounded}")
     for name, value in node.attributes.items():
@@ -83,205 +87,222 @@ _FIXED_ATTRIBUTES: dict[str, int | float | str] = {
     "storage_order": 0,
     "transA": 0,
 }
-
-
-def _qlinear_conv(node: Node, inputs: Inputs) -> Array:
-    x, w = images_of(inputs), required(inputs, 3)
-    return kernels.qlinear_conv(
-        x,
-        scalar_grid_at(inputs, 1, x.dtype),
-        w,
-        grid_at(inputs, 4, w.dtype),
-        scalar_grid_at(inputs, 6, x.dtype),
-        bias=optional(inputs, 8),
-        window=window_of(node, w.shape[2:]),
-        groups=integer(node, "group", 1),
-    )
-
-
-def _qgemm(node: Node, inputs: Inputs) -> Array:
-    a, b = required(inputs, 0), required(inputs, 3)
-    return kernels.qgemm(
-        a,
-        scalar_grid_at(inputs, 1, a.dtype),
-        b,
-        grid_at(inputs, 4, b.dtype),
-        None if optional(inputs, 7) is None else scalar_grid_at(inputs, 7, a.dtype),
-        bias=optional(inputs, 6),
-        transpose_b=bool(integer(node, "transB", 0)),
-    )
-
-
-def _qlinear_add(_node: Node, inputs: Inputs) -> Array:
-    a, b = required(inputs, 0), required(inputs, 3)
-    grids = [scalar_grid_at(inputs, index, a.dtype) for index in (1, 4, 6)]
-    return kernels.qlinear_add(a, grids[0], b, grids[1], grids[2])
-
-
-def _qlinear_average_pool(node: Node, inputs: Inputs) -> Array:
-    x = images_of(inputs)
-    return kernels.qlinear_average_pool(
-        x,
-        scalar_grid_at(inputs, 1, x.dtype),
-        scalar_grid_at(inputs, 3, x.dtype),
-        window_of(node, []),
-        count_include_pad=bool(integer(node, "count_include_pad", 0)),
-    )
-
-
-def _qlinear_global_average_pool(_node: Node, inputs: Inputs) -> Array:
-    x = required(inputs, 0)
-    grids = [scalar_grid_at(inputs, index, x.dtype) for index in (1, 3)]
-    return kernels.qlinear_global_average_pool(x, grids[0], grids[1])
-
-
-def _clip(_node: Node, inputs: Inputs) -> Array:
-    x, low, high = required(inputs, 0), optional(inputs, 1), optional(inputs, 2)
-    if low is not None:
-        x = np.maximum(x, low)
-    return x if high is None else np.minimum(x, high)
-
-
-def _max_pool(node: Node, inputs: Inputs) -> Array:
-    return kernels.max_pool(images_of(inputs), window_of(node, []))
-
-
-def _quantize_linear(node: Node, inputs: Inputs) -> Array:
-    grid = grid_along_axis(node, inputs, np.dtype(np.uint8))
-    return kernels.quantize_linear(required(inputs, 0), grid)
-
-
-def _dequantize_linear(node: Node, inputs: Inputs) -> Array:
-    x = required(inputs, 0)
-    return kernels.dequantize_linear(x, grid_along_axis(node, inputs, x.dtype))
-
-
-def _flatten(node: Node, inputs: Inputs) -> Array:
-    x = required(inputs, 0)
-    axis = integer(node, "axis", 1) % (x.ndim + 1)
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-
-
-def _reshape(_node: Node, inputs: Inputs) -> Array:
-    x, shape = required(inputs, 0), required(inputs, 1)
-    return x.reshape([x.shape[axis] if size == 0 else int(size) for axis, size in enumerate(shape)])
-
-
-def _identity(_node: Node, inputs: Inputs) -> Array:
-    return required(inputs, 0)
-
-
-def _concat(node: Node, inputs: Inputs) -> Array:
-    return np.concatenate([required(inputs, index) for index in range(len(inputs))], integer(node, "axis", 0))
-
-
-def _transpose(node: Node, inputs: Inputs) -> Array:
-    x = required(inputs, 0)
-    return x.transpose(integers(node, "perm", range(x.ndim)[::-1]))
-
-
-def _expand(_node: Node, inputs: Inputs) -> Array:
-    x, shape = required(inputs, 0), tuple(int(size) for size in required(inputs, 1))
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, shape)).copy()
-
-
-def _cast(node: Node, inputs: Inputs) -> Array:
-    return required(inputs, 0).astype(data_type_name(integer(node, "to", 0)))
-
-
-def _add(_node: Node, inputs: Inputs) -> Array:
-    return kernels.exact_int32(np.add, required(inputs, 0), required(inputs, 1))
-
-
-def _subtract(_node: Node, inputs: Inputs) -> Array:
-    return kernels.exact_int32(np.subtract, required(inputs, 0), required(inputs, 1))
-
-
-def _reduce_sum(node: Node, inputs: Inputs) -> Array:
-    x, axes = required(inputs, 0), required(inputs, 1)
-    if x.dtype != np.int32:
-        raise ValueError(f"ReduceSum of {x.dtype} is not supported, only of int32")
-    keep = bool(integer(node, "keepdims", 1))
-    return kernels.checked_int32(x.sum(axis=tuple(int(axis) for axis in axes), keepdims=keep, dtype=np.int64))
-
-
-def _resize(node: Node, inputs: Inputs) -> Array:
-    x, factors = images_of(inputs), required(inputs, 2)
-    expected = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    found = {name: node.attributes.get(name) for name in expected}
-    if found != expected or factors.shape != (4,) or np.any(factors[:2] != 1) or np.any(factors != np.rint(factors)):
-        raise ValueError(f"only Resize that repeats pixels is supported, not {found} by {factors.tolist()}")
-    rows, columns = (int(factor) for factor in factors[2:])
-    return x.repeat(rows, axis=2).repeat(columns, axis=3)
-
-
-def _multiply(_node: Node, inputs: Inputs) -> Array:
-    return kernels.multiply(required(inputs, 0), required(inputs, 1))
-
-
-def _pad(_node: Node, inputs: Inputs) -> Array:
-    x, value, axes = required(inputs, 0), optional(inputs, 2), optional(inputs, 3)
-    return kernels.pad(
-        x,
-        pads=[int(count) for count in required(inputs, 1)],
-        value=np.zeros((), x.dtype) if value is None else value,
-        axes=range(x.ndim) if axes is None else [int(axis) for axis in axes],
-    )
-
-
-def _matmul_nbits(node: Node, inputs: Inputs) -> Array:
-    outputs, columns, bits = integer(node, "N", 0), integer(node, "K", 0), integer(node, "bits", 4)
-    block, level = integer(node, "block_size", 0), integer(node, "accuracy_level", 0)
-    a, b, scales = (required(inputs, index) for index in range(3))
-    if len(inputs) > 4:
-        raise ValueError(f"{len(inputs)} inputs are given; only data, weights, scales and zero points are supported")
-    check_blocks(b, (outputs, columns), bits, block)
-    check_zero_points(inputs[3] if len(inputs) > 3 else None, outputs, columns // block, bits)
-    scales = scales.reshape(outputs, -1)
-    products = [
-        matmul_nbits(a, unpack_blocks(b[some], (len(b[some]), columns), bits, block), scales[some], bits, level)
-        for some in kernels.blocks(outputs, columns)
-    ]
-    return np.concatenate(products, axis=1)
-
-
-def _kept_in_float(node: Node, _inputs: Inputs) -> Array:
-    raise ValueError(
-        f"{node.name!r} is kept in float, and the integer reference computes integers only; "
-        "`verify` compares such a file with ONNX Runtime"
-    )
-
-
 _WINDOW = frozenset({"kernel_shape", "strides", "dilations", "pads"})
-_OPERATORS: dict[tuple[str, str], Operator] = {
-    ("", "QLinearConv"): Operator(_qlinear_conv, costs.convolved, _WINDOW | {"group"}),
-    (MICROSOFT, "QGemm"): Operator(_qgemm, costs.multiplied, frozenset({"transB"})),
-    (MICROSOFT, "QLinearAdd"): Operator(_qlinear_add, costs.quantized_sum),
-    (MICROSOFT, "QLinearAveragePool"): Operator(
-        _qlinear_average_pool, costs.pooled, _WINDOW | {"ceil_mode", "count_include_pad"}
-    ),
-    (MICROSOFT, "QLinearGlobalAveragePool"): Operator(_qlinear_global_average_pool, costs.same_size),
-    ("", "Clip"): Operator(_clip, costs.broadcast),
-    ("", "MaxPool"): Operator(_max_pool, costs.pooled, _WINDOW | {"ceil_mode"}),
-    ("", "QuantizeLinear"): Operator(_quantize_linear, costs.on_grid, frozenset({"axis"})),
-    ("", "DequantizeLinear"): Operator(_dequantize_linear, costs.on_grid, frozenset({"axis"})),
-    ("", "Flatten"): Operator(_flatten, costs.same_size, frozenset({"axis"})),
-    ("", "Reshape"): Operator(_reshape, costs.same_size),
-    ("", "Identity"): Operator(_identity, costs.same_size),
-    ("", "Concat"): Operator(_concat, costs.joined, frozenset({"axis"})),
-    ("", "Cast"): Operator(_cast, costs.cast, frozenset({"to"})),
-    ("", "Mul"): Operator(_multiply, costs.broadcast),
-    ("", "Sub"): Operator(_subtract, costs.broadcast),
-    ("", "ReduceSum"): Operator(_reduce_sum, costs.reduced, frozenset({"keepdims"})),
-    ("", "Resize"): Operator(
-        _resize, costs.resized, frozenset({"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a"})
-    ),
-    ("", "Pad"): Operator(_pad, costs.padded),
-    ("", "Transpose"): Operator(_transpose, costs.same_size, frozenset({"perm"})),
-    ("", "Expand"): Operator(_expand, costs.expanded),
-    ("", "Add"): Operator(_add, costs.broadcast),
-    (PART_DOMAIN, PART_OPERATOR): Operator(_kept_in_float, costs.nothing),
-    (MICROSOFT, "MatMulNBits"): Operator(
-        _matmul_nbits, costs.multiplied_nbits, frozenset({"N", "K", "bits", "block_size", "accuracy_level"})
-    ),
+_UNARY = (GridAt("input", 1, 2), GridAt("result", 3, 4))
+_BINARY = (GridAt("first input", 1, 2), GridAt("second input", 4, 5), GridAt("result", 6, 7))
+
+
+def _executed() -> Iterable[Operator]:
+    """Yield what the reference executes: what exports write, and what QDQ files are fused to."""
+    yield Operator(
+        name="QLinearConv",
+        effect=Effect.QUANTIZES,
+        compute=compute.qlinear_conv,
+        cost=costs.convolved,
+        attributes=_WINDOW | {"group"},
+        exact=True,
+        grids=(GridAt("input", 1, 2), GridAt("weights", 4, 5, many=True), GridAt("result", 6, 7)),
+        weights=3,
+        bias=8,
+        arithmetic=INT8,
+    )
+    yield Operator(
+        name="QGemm",
+        domain=MICROSOFT,
+        effect=Effect.QUANTIZES,
+        compute=compute.qgemm,
+        cost=costs.multiplied,
+        attributes=frozenset({"transB"}),
+        grids=(GridAt("input", 1, 2), GridAt("weights", 4, 5, many=True), GridAt("result", 7, 8)),
+        weights=3,
+        bias=6,
+        arithmetic=INT8,
+    )
+    yield Operator(
+        name="MatMulNBits",
+        domain=MICROSOFT,
+        compute=compute.matmul_nbits,
+        cost=costs.multiplied_nbits,
+        attributes=frozenset({"N", "K", "bits", "block_size", "accuracy_level"}),
+        weights=1,
+        arithmetic=INT8,
+    )
+    yield Operator(
+        name="QLinearAdd",
+        domain=MICROSOFT,
+        effect=Effect.QUANTIZES,
+        compute=compute.qlinear_add,
+        cost=costs.quantized_sum,
+        exact=True,
+        grids=_BINARY,
+    )
+    yield Operator(
+        name="QLinearAveragePool",
+        domain=MICROSOFT,
+        effect=Effect.QUANTIZES,
+        compute=compute.qlinear_average_pool,
+        cost=costs.pooled,
+        attributes=_WINDOW | {"ceil_mode", "count_include_pad"},
+        grids=_UNARY,
+    )
+    yield Operator(
+        name="QLinearGlobalAveragePool",
+        domain=MICROSOFT,
+        effect=Effect.QUANTIZES,
+        compute=compute.qlinear_global_average_pool,
+        cost=costs.same_size,
+        exact=True,
+        grids=_UNARY,
+    )
+    yield Operator(
+        name="QuantizeLinear",
+        effect=Effect.QUANTIZES,
+        compute=compute.quantize_linear,
+        cost=costs.on_grid,
+        attributes=frozenset({"axis"}),
+        least_inputs=2,
+        grids=(GridAt("result", 1, 2, many=True),),
+    )
+    yield Operator(
+        name="DequantizeLinear",
+        compute=compute.dequantize_linear,
+        cost=costs.on_grid,
+        attributes=frozenset({"axis"}),
+        least_inputs=2,
+        grids=(GridAt("input", 1, 2, many=True),),
+    )
+    yield Operator(name="Clip", effect=Effect.BOUNDS, compute=compute.clip, cost=costs.broadcast, exact=True)
+    yield Operator(
+        name="MaxPool",
+        effect=Effect.CHOOSES,
+        compute=compute.max_pool,
+        cost=costs.pooled,
+        attributes=_WINDOW | {"ceil_mode"},
+        exact=True,
+        fused_to="MaxPool",
+        sinks=True,
+    )
+    yield Operator(
+        name="Resize",
+        effect=Effect.CHOOSES,
+        compute=compute.resize,
+        cost=costs.resized,
+        attributes=frozenset({"mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a"}),
+        exact=True,
+        fused_to="Resize",
+    )
+    yield Operator(
+        name="Concat",
+        effect=Effect.JOINS,
+        compute=compute.concat,
+        cost=costs.joined,
+        attributes=frozenset({"axis"}),
+        exact=True,
+        fused_to="QLinearConcat",
+    )
+    yield Operator(
+        name="Flatten",
+        effect=Effect.MOVES,
+        compute=compute.flatten,
+        cost=costs.same_size,
+        attributes=frozenset({"axis"}),
+    )
+    yield Operator(name="Reshape", effect=Effect.MOVES, compute=compute.reshape, cost=costs.same_size, sinks=True)
+    yield Operator(
+        name="Transpose",
+        effect=Effect.MOVES,
+        compute=compute.transpose,
+        cost=costs.same_size,
+        attributes=frozenset({"perm"}),
+    )
+    yield Operator(name="Pad", effect=Effect.MOVES, compute=compute.pad, cost=costs.padded)
+    yield Operator(name="Expand", effect=Effect.MOVES, compute=compute.expand, cost=costs.expanded)
+    yield Operator(name="Identity", effect=Effect.MOVES, compute=compute.identity, cost=costs.same_size, sinks=True)
+    yield Operator(
+        name="Cast", effect=Effect.CASTS, compute=compute.cast, cost=costs.cast, attributes=frozenset({"to"})
+    )
+    yield Operator(
+        name="Add",
+        compute=compute.add,
+        cost=costs.broadcast,
+        least_inputs=2,
+        exact=True,
+        fused_to="QLinearAdd",
+    )
+    yield Operator(name="Sub", compute=compute.subtract, cost=costs.broadcast, exact=True)
+    yield Operator(name="Mul", compute=compute.multiply, cost=costs.broadcast, exact=True, fused_to="QLinearMul")
+    yield Operator(
+        name="ReduceSum",
+        compute=compute.reduce_sum,
+        cost=costs.reduced,
+        attributes=frozenset({"keepdims"}),
+        exact=True,
+    )
+    yield Operator(name=PART_OPERATOR, domain=PART_DOMAIN, compute=compute.kept_in_float)
+
+
+def _float_operators() -> Iterable[Operator]:
+    """Yield what computes in float, and may be fused to an integer kernel."""
+    yield Operator(name="Conv", weights=1, bias=2, arithmetic=FLOAT32, least_inputs=2, fused_to="QLinearConv")
+    yield Operator(name="Gemm", weights=1, bias=2, arithmetic=FLOAT32, least_inputs=2, fused_to="QGemm")
+    yield Operator(name="MatMul", weights=1, arithmetic=FLOAT32, fused_to="QLinearMatMul")
+    yield Operator(name="ConvTranspose", weights=1, bias=2, arithmetic=FLOAT32)
+    fused = {"FusedConv": "QLinearConv", "FusedGemm": "QGemm"}
+    for name, kernel in fused.items():
+        yield Operator(name=name, domain=MICROSOFT, weights=1, bias=2, arithmetic=FLOAT32, fused_to=kernel)
+    yield Operator(name="FusedMatMul", domain=MICROSOFT, weights=1, arithmetic=FLOAT32)
+    yield Operator(name="AveragePool", least_inputs=1, fused_to="QLinearAveragePool")
+    yield Operator(name="GlobalAveragePool", least_inputs=1, fused_to="QLinearGlobalAveragePool")
+    yield Operator(name="Relu", effect=Effect.BOUNDS)
+    for name in ("ReduceMax", "ReduceMin"):
+        yield Operator(name=name, effect=Effect.CHOOSES, fused_to=name)
+
+
+def _quantized_operators() -> Iterable[Operator]:
+    """Yield what other programs' quantized models hold, or ONNX Runtime makes of them."""
+    # What ONNX Runtime makes of MaxPool between convolutions.
+    yield Operator(name="NhwcMaxPool", domain=MICROSOFT, effect=Effect.CHOOSES, exact=True)
+    yield Operator(
+        name="QLinearMatMul",
+        effect=Effect.QUANTIZES,
+        grids=(
+            GridAt("input", 1, 2, many=True),
+            GridAt("weights", 4, 5, many=True),
+            GridAt("result", 6, 7, many=True),
+        ),
+        weights=3,
+        arithmetic=INT8,
+    )
+    yield Operator(name="QLinearMul", domain=MICROSOFT, effect=Effect.QUANTIZES, grids=_BINARY)
+    for name in ("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"):
+        yield Operator(name=name, domain=MICROSOFT, effect=Effect.QUANTIZES, grids=_UNARY)
+    yield Operator(name="QLinearConcat", domain=MICROSOFT, effect=Effect.QUANTIZES, grids=(GridAt("result", 0, 1),))
+    for name in ("ConvInteger", "MatMulInteger"):
+        yield Operator(name=name, weights=1, arithmetic=INT8, result_type="int32")
+    for name in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
+        yield Operator(name=name, domain=MICROSOFT, weights=1, arithmetic=INT8, result_type="float32")
+    yield Operator(name="DynamicQuantizeLinear", quantized=True)
+    for name in (
+        *("DynamicQuantizeLSTM", "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "QAttention"),
+        *("QEmbedLayerNormalization", "QMoE"),
+    ):
+        yield Operator(name=name, domain=MICROSOFT, quantized=True)
+
+
+def _other_operators() -> Iterable[Operator]:
+    """Yield what moves elements or makes results of a type of its own, and is not executed here."""
+    for name in ("DepthToSpace", "Gather", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Unsqueeze"):
+        yield Operator(name=name, effect=Effect.MOVES)
+    for name in ("ReorderInput", "ReorderOutput"):
+        yield Operator(name=name, domain="com.microsoft.nchwc", effect=Effect.LAYOUT)
+    for name in ("Shape", "Size", "NonZero", "ArgMax", "ArgMin"):
+        yield Operator(name=name, result_type="int64")
+    for name in ("Equal", "Greater", "Less", "Not", "And", "Or"):
+        yield Operator(name=name, result_type="bool")
+
+
+OPERATORS: Final[dict[str, Operator]] = {
+    operator.name: operator
+    for operators in (_executed(), _float_operators(), _quantized_operators(), _other_operators())
+    for operator in operators
 }

@@ -18,14 +18,13 @@ from pathlib import Path
 
 from qil_deploy.errors import ModelFileError
 from qil_deploy.onnx_io import Node, OnnxFile, optimized_model, read_model, with_outputs
+from qil_deploy.reference import operator_of
 from qil_deploy.runtime_tests.sessions import create_session
 
-INT8, FLOAT32, MIXED = "int8", "float32", "mixed"
+MIXED = "mixed"
 Shape = tuple[int | str | None, ...]
 
-# Position of the weights among the inputs.
-_CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3, "ConvInteger": 1}
-_PRODUCTS = {"Gemm": 1, "MatMul": 1, "QGemm": 3, "QLinearMatMul": 3, "MatMulInteger": 1}
+_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger"})
 # Operators that multiply with weights in ways that are not counted here.
 _UNCOUNTED = frozenset(
     {
@@ -33,13 +32,6 @@ _UNCOUNTED = frozenset(
         "FusedMatMul", "GRU", "LSTM", "MatMulIntegerToFloat", "MultiHeadAttention", "QAttention", "QMoE", "MoE", "RNN",
     }
 )  # fmt: skip
-_INTEGER_KERNELS = frozenset(
-    {
-        "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "QGemm",
-        "QLinearConv", "QLinearMatMul",
-    }
-)  # fmt: skip
-_FLOAT_KERNELS = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
 
 
 def count_macs(path: Path) -> int:
@@ -53,7 +45,7 @@ def count_macs(path: Path) -> int:
     uncounted = sorted({node.op_type for node in graph.nodes if node.op_type in _UNCOUNTED})
     if uncounted:
         raise ModelFileError(f"{path} has {', '.join(uncounted)}, whose multiplications are not counted.")
-    nodes = [node for node in graph.nodes if _weights_of(node) is not None]
+    nodes = [node for node in graph.nodes if operator_of(node).weights is not None]
     shapes = _shapes(path, graph, nodes)
     return sum(_macs(node, shapes, path) for node in nodes)
 
@@ -64,23 +56,19 @@ def arithmetic_of(path: Path) -> str | None:
     Raises:
         ModelFileError: the file cannot be loaded, or read without the `onnx` package.
     """
-    operators = {node.op_type for node in optimized_model(path).nodes}
-    found = [name for name, kernels in ((INT8, _INTEGER_KERNELS), (FLOAT32, _FLOAT_KERNELS)) if operators & kernels]
+    found = {operator_of(node).arithmetic for node in optimized_model(path).nodes} - {None}
     return MIXED if len(found) > 1 else next(iter(found), None)
-
-
-def _weights_of(node: Node) -> int | None:
-    """Return which input of a node holds the weights, None if it has none."""
-    if node.op_type in ("ConvTranspose", "MatMulNBits"):
-        return 1
-    return {**_CONVOLUTIONS, **_PRODUCTS}.get(node.op_type)
 
 
 def _shapes(path: Path, graph: OnnxFile, nodes: list[Node]) -> Mapping[str, Shape]:
     """Return the shapes of all that some nodes read and of what they make, as ONNX Runtime infers them."""
     known: dict[str, Shape] = {name: array.shape for name, array in graph.initializers.items()}
     known |= {info.name: info.shape for info in graph.inputs if info.shape is not None}
-    wanted = [name for node in nodes for name in (node.inputs[0], node.inputs[_weights_of(node) or 0], node.outputs[0])]
+    wanted = [
+        name
+        for node in nodes
+        for name in (node.inputs[0], node.inputs[operator_of(node).weights or 0], node.outputs[0])
+    ]
     missing = set(wanted) - set(known)
     if missing:
         inner = sorted(missing - {info.name for info in graph.outputs})
@@ -91,7 +79,7 @@ def _shapes(path: Path, graph: OnnxFile, nodes: list[Node]) -> Mapping[str, Shap
 
 def _macs(node: Node, shapes: Mapping[str, Shape], path: Path) -> int:
     x, weights, y = (
-        shapes.get(name, ()) for name in (node.inputs[0], node.inputs[_weights_of(node) or 0], node.outputs[0])
+        shapes.get(name, ()) for name in (node.inputs[0], node.inputs[operator_of(node).weights or 0], node.outputs[0])
     )
     if node.op_type in _CONVOLUTIONS:
         factors = (*weights[1:], *y[1:])

@@ -13,9 +13,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.onnx_io import parse_model
+from qil_deploy.reference import FLOAT32, INT8
 from qil_deploy.runtime_tests.sessions import session_options
 
-from .macs import FLOAT32, INT8
 from .pinning import pinned
 from .report import Peak
 

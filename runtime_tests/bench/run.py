@@ -23,6 +23,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, ModelFileError
+from qil_deploy.reference import FLOAT32, INT8
 from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
 from qil_deploy.runtime_tests.reports import ModelFile
@@ -30,7 +31,7 @@ from qil_deploy.runtime_tests.sessions import create_session, run_session
 
 from .eviction import CacheEvictor
 from .inputs import random_inputs
-from .macs import FLOAT32, INT8, arithmetic_of, count_macs
+from .macs import arithmetic_of, count_macs
 from .noise import machine_warnings
 from .options import BenchOptions, check_unique
 from .peak import measure_peak

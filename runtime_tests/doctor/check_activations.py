@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import Effect, names_of, operator_of
 
-from .check_weights import INTEGER_LAYERS
 from .findings import Finding, found
 from .graphs import MOVES, Graph
 
@@ -15,7 +15,7 @@ X86: Final = frozenset({"x86_64", "amd64", "i386", "i686", "x86"})
 _DYNAMIC: Final = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 _INTEGER_SUMS: Final = frozenset({"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"})
 _FLOAT_LAYERS: Final = frozenset({"Conv", "FusedConv", "MatMul"})  # QGemm and others take int8 codes
-_PASSED: Final = MOVES | {"Clip", "MaxPool", "NhwcMaxPool", "Relu"}
+_PASSED: Final = MOVES | names_of(Effect.CHOOSES, Effect.BOUNDS)
 
 
 def is_x86(machine: str) -> bool:
@@ -47,7 +47,7 @@ def signed_activations(executed: Sequence[Graph], machine: str) -> list[Finding]
 
 
 def _reads_signed_codes(graph: Graph, node: Node) -> bool:
-    if node.op_type in INTEGER_LAYERS:
+    if operator_of(node).is_integer_layer:
         return bool(node.inputs) and graph.type_of(node.inputs[0]) == "int8"
     if node.op_type not in _FLOAT_LAYERS or not node.inputs:
         return False

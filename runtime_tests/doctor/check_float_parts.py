@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from qil_deploy.onnx_io import Node, float_nodes
+from qil_deploy.onnx_io import Node
+from qil_deploy.reference import float_nodes, operator_of
 
-from .check_weights import LAYERS
 from .findings import Finding, found, label
 from .graphs import FLOAT_TYPES, MOVES, Graph
 
@@ -40,7 +40,7 @@ class FloatPart:
     @property
     def has_layers(self) -> bool:
         """Whether there are layers with weights among the operators."""
-        return any(node.op_type in LAYERS for node in self.nodes)
+        return any(operator_of(node).is_float_layer for node in self.nodes)
 
     @property
     def is_island(self) -> bool:

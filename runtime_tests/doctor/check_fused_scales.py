@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 
 from .check_scale_shapes import scale_axis
-from .check_weights import INTEGER_LAYERS, LAYERS
 from .findings import Finding, found
 from .graphs import Graph
 
@@ -94,9 +94,9 @@ def differing_scale(own: Scales, expected: Scales) -> tuple[float, float] | None
 def _fused_layers(written: Sequence[Graph], executed: Sequence[Graph]) -> Iterator[tuple[Graph, Node, Node]]:
     """Yield written layers that became integer kernels, with the DequantizeLinear of their weights."""
     nodes = [node for graph in executed for node in graph.file.nodes]
-    fused = {node.inputs[3] for node in nodes if node.op_type in INTEGER_LAYERS and len(node.inputs) > 3}
+    fused = {node.inputs[3] for node in nodes if operator_of(node).is_integer_layer and len(node.inputs) > 3}
     # Layers that share their weights with one that is fused may be left.
-    left = {name for node in nodes if node.op_type in LAYERS for name in (node.name, *node.outputs) if name}
+    left = {name for node in nodes if operator_of(node).is_float_layer for name in (node.name, *node.outputs) if name}
     for graph in written:
         for node in graph.file.nodes:
             if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Final
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 
 from .findings import Finding, found, quoted
 from .fusion_inputs import float_parameters, input_reasons
@@ -20,13 +21,6 @@ from .fusion_reason import CASTS, Reason, dequantizes, overridable, readers
 from .fusion_results import result_reasons
 from .graphs import Graph
 
-# What ONNX Runtime has integer kernels for: layers, what joins tensors, pools.
-_FUSIBLE: Final = frozenset(
-    {
-        "Add", "AveragePool", "Concat", "Conv", "FusedConv", "FusedGemm", "Gemm", "GlobalAveragePool", "MatMul",
-        "MaxPool", "Mul", "ReduceMax", "ReduceMin", "Resize",
-    }
-)  # fmt: skip
 _UNKNOWN: Final = Reason(
     "its neighbours do not tell why",
     "Compare it with a layer that fuses: quantize_static of ONNX Runtime places QDQ pairs that do.",
@@ -58,7 +52,7 @@ def unfused_findings(graphs: Sequence[Graph], machine: str) -> Iterator[Finding]
 
 def _why_unfused(graph: Graph, node: Node, machine: str) -> Reason | None:
     """Return why an operator was not fused; None where it computes no floats, or of no codes."""
-    if node.op_type not in _FUSIBLE or not graph.is_float(node.outputs[0]):
+    if not operator_of(node).fused_to or not graph.is_float(node.outputs[0]):
         return None
     sources = {name: graph.source(name, CASTS) for name in graph.data_inputs(node)}
     data = [source for source in sources.values() if source is not None and dequantizes(source)]

@@ -11,24 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 
-from .check_weights import INTEGER_LAYERS
 from .findings import Finding, found
 from .graphs import Graph
 
 _DEFAULT_AXIS: Final = 1
-# Among the inputs: (what, scale, zero point) of activations, which have one scale.
-_ACTIVATIONS: Final = {
-    "QLinearConv": (("input", 1, 2), ("result", 6, 7)),
-    "QGemm": (("input", 1, 2), ("result", 7, 8)),
-    "QLinearAdd": (("first input", 1, 2), ("second input", 4, 5), ("result", 6, 7)),
-    "QLinearMul": (("first input", 1, 2), ("second input", 4, 5), ("result", 6, 7)),
-    "QLinearAveragePool": (("input", 1, 2), ("result", 3, 4)),
-    "QLinearGlobalAveragePool": (("input", 1, 2), ("result", 3, 4)),
-    "QLinearSigmoid": (("input", 1, 2), ("result", 3, 4)),
-    "QLinearLeakyRelu": (("input", 1, 2), ("result", 3, 4)),
-}
-_BIAS: Final = {"QLinearConv": 8, "QGemm": 6}
 _SCALE, _ZERO_POINT = 4, 5  # of the weights of integer layers
 
 
@@ -72,12 +60,12 @@ def scale_axis(graph: Graph, node: Node) -> int | None:
 def _defects(graph: Graph, node: Node) -> Iterator[str]:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.inputs) > 1:
         yield from _pair_defects(graph, node)
-    for what, scale, zero_point in _ACTIVATIONS.get(node.op_type, ()):
-        for name, index in (("scales", scale), ("zero points", zero_point)):
+    for grid in operator_of(node).grids:
+        for name, index in (("scales", grid.scale), ("zero points", grid.zero_point)) if not grid.many else ():
             value = graph.constant(node, index)
             if value is not None and value.size != 1:
-                yield f"its {what} has {value.size} {name}, and may have one"
-    if node.op_type in INTEGER_LAYERS:
+                yield f"its {grid.what} has {value.size} {name}, and may have one"
+    if operator_of(node).is_integer_layer:
         yield from _layer_defects(graph, node)
 
 
@@ -125,7 +113,8 @@ def _layer_defects(graph: Graph, node: Node) -> Iterator[str]:
             yield f"its weights have {value.size} {name}, and {channels} output channels"
         elif value is not None and value.ndim > 1 and value.size > 1 and node.op_type == "QLinearConv":
             yield f"its weights' {name} have shape {list(value.shape)}; one number or a list of them is allowed"
-    bias = graph.constant(node, _BIAS[node.op_type]) if node.op_type in _BIAS else None
+    place = operator_of(node).bias
+    bias = graph.constant(node, place) if place is not None else None
     if bias is not None and bias.size != channels and node.op_type == "QLinearConv":
         yield f"its bias has {bias.size} numbers, and it has {channels} output channels"
 

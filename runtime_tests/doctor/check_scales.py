@@ -8,24 +8,11 @@ from typing import Final
 import numpy as np
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 
 from .findings import Finding, found
 from .graphs import Graph
 
-# Where the scales of each operator stand among its inputs.
-_SCALES: Final = {
-    "QuantizeLinear": (1,),
-    "DequantizeLinear": (1,),
-    "QLinearConv": (1, 4, 6),
-    "QLinearMatMul": (1, 4, 6),
-    "QGemm": (1, 4, 7),
-    "QLinearAdd": (1, 4, 6),
-    "QLinearMul": (1, 4, 6),
-    "QLinearAveragePool": (1, 3),
-    "QLinearGlobalAveragePool": (1, 3),
-    "QLinearSigmoid": (1, 3),
-    "QLinearLeakyRelu": (1, 3),
-}
 _ZERO_POINTS: Final = 3
 _ROUNDING_LEVEL: Final = 4
 
@@ -70,7 +57,7 @@ def rounding_by_machine(executed: Sequence[Graph], written: Sequence[Graph]) -> 
 
 
 def _has_bad_scale(graph: Graph, node: Node) -> bool:
-    scales = [graph.constant(node, index) for index in _SCALES.get(node.op_type, ())]
+    scales = [graph.constant(node, grid.scale) for grid in operator_of(node).grids]
     return any(
         scale is not None and scale.dtype.kind == "f" and not np.all(np.isfinite(scale) & (scale > 0))
         for scale in scales

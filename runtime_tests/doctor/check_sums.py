@@ -1,12 +1,12 @@
 """Findings about sums and roundings in the integer kernels that ONNX Runtime executes.
 
-    int16    x86 without VNNI adds two products of a uint8 code and an int8 weight in int16, and saturates:
-             possible where 2 * max(X) * max|W| > 32767
-    int32    sums wrap: possible where max_k sum(|W_k|) * max|X - x_zero_point| + |bias_k| >= 2**31
+    int16    x86 without VNNI adds two products of a uint8 code and an int8 weight in int16, and saturates
+    int32    sums wrap
     ties     additions and average pools rescale in float32; where a result lies closer to a tie than float32 errs,
-             the order of operations, which differs between machines, decides the code (qil_deploy/integers/ratios.py)
+             the order of operations, which differs between machines, decides the code
 
-`max(X)` is what the producers of a tensor can make: Clip lowers it.
+The bounds are those of `qil_deploy/integers/bounds.py`, which the certificate of an export goes by. How large codes are
+is what the producers of a tensor can make: Clip lowers it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.integers import rounding_error_bound
+from qil_deploy.integers import INT16_MAX, INT32_LIMIT, Operand, added, largest_pair, largest_sums, pooled
 from qil_deploy.onnx_io import Array, Node
+from qil_deploy.reference import Range, operator_of, range_of_result
 
 from .findings import Finding, found
-from .graphs import MOVES, Graph
+from .graphs import Graph
 
-Range = tuple[int, int]
-
-_INT16_MAX = 32767
-_INT32_LIMIT = 2**31
 _CODES: dict[str, Range] = {"uint8": (0, 255), "int8": (-128, 127)}
-_KEEPING = MOVES | {"Clip", "MaxPool", "NhwcMaxPool", "Concat"}
 _POOLS = frozenset({"QLinearAveragePool", "QLinearGlobalAveragePool"})
 _MOST_SUMS = 2**24
 
@@ -59,8 +56,8 @@ def _saturation(layers: list[_Layer]) -> list[Finding]:
     return found(
         "int16-saturation",
         "inexact",
-        [f"{layer.label}: sums up to {layer.pair:,}" for layer in layers if layer.pair > _INT16_MAX],
-        what=f"sums of two products may exceed {_INT16_MAX:,}",
+        [f"{layer.label}: sums up to {layer.pair:,}" for layer in layers if layer.pair > INT16_MAX],
+        what=f"sums of two products may exceed {INT16_MAX:,}",
         why="x86 without VNNI adds two products in int16, which saturates: other results, and worse ones, than on "
         "other machines. VNNI and ARM are exact.",
         remedy="If such machines matter, use 7-bit weights (quantize_static: reduce_range=True) or fewer bits of "
@@ -72,7 +69,7 @@ def _overflow(layers: list[_Layer]) -> list[Finding]:
     return found(
         "int32-overflow",
         "inexact",
-        [f"{layer.label}: sums up to {layer.total:,}" for layer in layers if layer.total >= _INT32_LIMIT],
+        [f"{layer.label}: sums up to {layer.total:,}" for layer in layers if layer.total >= INT32_LIMIT],
         what="sums may exceed 2**31 - 1",
         why="Accumulators are int32 and wrap around: a large positive result becomes negative.",
         remedy="Look for biases whose scale is far too small, or give the layer fewer bits.",
@@ -82,7 +79,7 @@ def _overflow(layers: list[_Layer]) -> list[Finding]:
 def _layers(graph: Graph) -> Iterator[_Layer]:
     ranges = _code_ranges(graph)
     for node in graph.file.nodes:
-        if node.op_type not in ("QLinearConv", "QGemm", "QLinearMatMul"):
+        if not operator_of(node).is_integer_layer:
             continue
         stored, zero_point = graph.constant(node, 3), graph.scalars(node, [2])
         if stored is None or stored.dtype not in (np.int8, np.uint8) or stored.ndim < 2 or zero_point is None:
@@ -97,18 +94,18 @@ def _layer(graph: Graph, node: Node, stored: Array, codes: Range, zero_point: fl
     weights = np.abs(stored.astype(np.int64))
     if not is_convolution and not (node.op_type == "QGemm" and node.attributes.get("transB", 0)):
         weights = np.moveaxis(weights, -1, 0)
-    bias = graph.constant(node, {"QLinearConv": 8, "QGemm": 6}.get(node.op_type, len(node.inputs)))
+    place = operator_of(node).bias
+    bias = None if place is None else graph.constant(node, place)
     is_usable = bias is not None and bias.size in (1, len(weights)) and bias.dtype == np.int32
-    bias = bias.astype(np.int64).ravel() if bias is not None and is_usable else np.zeros(1, np.int64)
+    bias = bias.ravel() if bias is not None and is_usable else np.zeros(1, np.int64)
     # Signed codes are shifted by 128 for the instruction; a depthwise layer has no second product to add.
     shift = 128 if codes[0] < 0 else 0
     adds_pairs = stored.dtype == np.int8 and weights[0].size > math.prod(weights.shape[2:])
     largest_code = max(abs(code - int(zero_point)) for code in codes)
-    sums = weights.reshape(len(weights), -1).sum(1) * largest_code
     return _Layer(
         label=graph.label(node),
-        pair=2 * (codes[1] + shift) * int(weights.max(initial=0)) if adds_pairs else 0,
-        total=int((sums + np.abs(bias)).max(initial=0)),
+        pair=largest_pair(codes[1] + shift, int(weights.max(initial=0))) if adds_pairs else 0,
+        total=int(largest_sums(weights, largest_code, bias).max(initial=0)),
     )
 
 
@@ -123,22 +120,13 @@ def _code_ranges(graph: Graph) -> dict[str, Range]:
     for node in graph.file.nodes:
         for output in node.outputs:
             if (whole := _CODES.get(graph.types.get(output, ""))) is not None:
-                ranges[output] = _range(graph, node, whole, ranges) if node.op_type in _KEEPING else whole
+                read = [ranges.get(name, whole) for name in graph.data_inputs(node)] or [whole]
+                ranges[output] = range_of_result(node, read, whole, partial(_scalar, graph, node))
     return ranges
 
 
-def _range(graph: Graph, node: Node, whole: Range, ranges: dict[str, Range]) -> Range:
-    known = [ranges.get(name, whole) for name in graph.data_inputs(node)] or [whole]
-    low, high = min(codes[0] for codes in known), max(codes[1] for codes in known)
-    if node.op_type == "Clip":
-        bounds = [graph.scalars(node, [index]) for index in (1, 2)]
-        low = max(low, int(bounds[0][0])) if bounds[0] else low
-        return low, (min(high, int(bounds[1][0])) if bounds[1] else high)
-    if node.op_type == "Pad":
-        filling = graph.scalars(node, [2])
-        value = int(filling[0]) if filling else 0
-        return min(low, value), max(high, value)
-    return low, high
+def _scalar(graph: Graph, node: Node, index: int) -> float | None:
+    return next(iter(graph.scalars(node, [index]) or ()), None)
 
 
 def _ties(graphs: Sequence[Graph]) -> list[Finding]:
@@ -169,15 +157,13 @@ def _close_additions(graph: Graph, node: Node) -> int:
     if numbers is None or min(numbers[0], numbers[2], numbers[4]) <= 0:
         return 0
     a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = numbers
-    ratio_a, ratio_b = a_scale / y_scale, b_scale / y_scale
     low, high = _whole(graph, node.outputs[0])
-    terms_a = (_operand(graph, node, 0) - a_zero) * ratio_a
-    terms_b = (_operand(graph, node, 3) - b_zero) * ratio_b
-    bound = rounding_error_bound([np.abs(terms_a).max(initial=0), np.abs(terms_b).max(initial=0), y_zero])
-    return _close_to_ties(terms_a[:, None] + terms_b, (low - y_zero, high - y_zero), bound)
+    a = Operand(_codes(graph, node, 0), a_zero, a_scale / y_scale)
+    b = Operand(_codes(graph, node, 3), b_zero, b_scale / y_scale)
+    return added(a, b, y_zero).count_near_ties(low - y_zero, high - y_zero)
 
 
-def _operand(graph: Graph, node: Node, index: int) -> NDArray[np.float64]:
+def _codes(graph: Graph, node: Node, index: int) -> NDArray[np.float64]:
     """Return every code that an operand of an addition can be."""
     constant = graph.constant(node, index)
     if constant is not None:
@@ -192,11 +178,9 @@ def _close_pools(graph: Graph, node: Node) -> int:
     if numbers is None or window is None or min(numbers[0], numbers[2]) <= 0 or 256 * window > _MOST_SUMS:
         return 0
     x_scale, x_zero, y_scale, y_zero = numbers
-    (x_low, x_high), (y_low, y_high) = _whole(graph, node.inputs[0]), _whole(graph, node.outputs[0])
-    ratio = x_scale / (window * y_scale)
-    sums = np.arange(window * (x_low - x_zero), window * (x_high - x_zero) + 1) * ratio
-    bound = rounding_error_bound([np.abs(sums).max(), y_zero])
-    return _close_to_ties(sums, (y_low - y_zero, y_high - y_zero), bound)
+    low, high = _whole(graph, node.outputs[0])
+    sums = pooled(window, _whole(graph, node.inputs[0]), x_zero, x_scale / (window * y_scale), y_zero)
+    return sum(some.count_near_ties(low - y_zero, high - y_zero) for some in sums)
 
 
 def _window(graph: Graph, node: Node) -> int | None:
@@ -208,10 +192,3 @@ def _window(graph: Graph, node: Node) -> int | None:
     sizes = shape[1:-1] if node.attributes.get("channels_last", 0) else shape[2:]
     fixed = [size for size in sizes if isinstance(size, int) and size > 0]
     return math.prod(fixed) if fixed and len(fixed) == len(sizes) else None
-
-
-def _close_to_ties(results: NDArray[np.float64], limits: tuple[float, float], bound: float) -> int:
-    """Count results at most `bound` from a tie, among those that do not saturate anyway."""
-    distances = np.abs(results - np.floor(results) - 0.5)
-    inside = (results > limits[0] - 1) & (results < limits[1] + 1)
-    return int(np.count_nonzero((distances <= bound) & inside))

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 
 from .findings import Finding, found, quoted
 from .graphs import Graph
 
-LAYERS: Final = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
-INTEGER_LAYERS: Final = frozenset({"QLinearConv", "QGemm", "QLinearMatMul"})
 PACKED: Final = frozenset({"int4", "uint4", "int2", "uint2"})
 _CODES: Final = PACKED | {"int8", "uint8", "int16", "uint16", "int32"}
 _BY_HAND: Final = frozenset({"Add", "Cast", "Div", "Mul", "Reshape", "Sub", "Transpose", "Unsqueeze", "Identity"})
@@ -61,7 +60,7 @@ def packed_weights(graphs: Sequence[Graph], *, loads: bool) -> Iterator[Finding]
 
 def weights_dequantizer(graph: Graph, node: Node) -> Node | None:
     """Return the DequantizeLinear of constant codes that a layer's weights come from."""
-    if node.op_type not in LAYERS or len(node.inputs) < 2:
+    if not operator_of(node).is_float_layer or len(node.inputs) < 2:
         return None
     source = graph.source(node.inputs[1])
     if source is None or source.op_type != "DequantizeLinear" or not source.inputs:
@@ -74,7 +73,7 @@ def one_scale(graphs: Sequence[Graph]) -> list[Finding]:
     places = []
     for graph in graphs:
         for node in graph.file.nodes:
-            if node.op_type in INTEGER_LAYERS:
+            if operator_of(node).is_integer_layer:
                 scale, weights = graph.constant(node, 4), graph.constant(node, 3)
             else:
                 dequantizer = weights_dequantizer(graph, node)
@@ -99,7 +98,9 @@ def dequantized_by_hand(graphs: Sequence[Graph]) -> list[Finding]:
         f"{graph.label(node)}: weights {quoted(codes)}, {graph.file.stored_types[codes]}"
         for graph in graphs
         for node in graph.file.nodes
-        if node.op_type in LAYERS and len(node.inputs) > 1 and (codes := _codes_by_hand(graph, node.inputs[1]))
+        if operator_of(node).is_float_layer
+        and len(node.inputs) > 1
+        and (codes := _codes_by_hand(graph, node.inputs[1]))
     ]
     return found(
         "dequantized-by-hand",
@@ -135,7 +136,7 @@ def float_weights(executed: Sequence[Graph], written: Sequence[Graph]) -> list[F
         graph.label(node)
         for graph in executed
         for node in graph.file.nodes
-        if node.op_type in INTEGER_LAYERS
+        if operator_of(node).is_integer_layer
         and len(node.inputs) > 3
         and _MADE_BY_RUNTIME in node.inputs[3]
         and node.inputs[3] not in stored

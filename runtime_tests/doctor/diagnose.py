@@ -12,6 +12,7 @@ import numpy as np
 
 from qil_deploy.errors import ModelFileError
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.untrusted_text import excerpt
@@ -33,13 +34,6 @@ from .inputs import Range
 from .read_graphs import Unread, read_graphs
 from .try_runtime import Hints, Limits, RuntimeTrial, try_runtime
 
-_QUANTIZED: Final = frozenset(
-    {
-        "ConvInteger", "DequantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
-        "GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
-        "MatMulNBits", "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "QuantizeLinear",
-    }
-)  # fmt: skip
 # Drawn anew by ONNX Runtime, or by where an operator stands, which the optimizer changes.
 _RANDOM: Final = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -177,7 +171,7 @@ def _findings(
 
 
 def _is_quantized(node: Node) -> bool:
-    return node.op_type in _QUANTIZED or node.op_type.startswith(("QLinear", "QOrdered"))
+    return operator_of(node).is_quantized
 
 
 def _not_quantized(*, quantized: bool) -> list[Finding]:

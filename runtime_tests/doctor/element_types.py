@@ -6,44 +6,11 @@ It tells types for the main graph of what it executes; of subgraphs, and of file
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 
 from qil_deploy.onnx_io import DATA_TYPES, Node, OnnxFile
-
-# Where among the inputs the zero point of the result stands; what an operator makes has its type.
-_RESULT_ZERO_POINT: Final = {
-    "QuantizeLinear": 2,
-    "QLinearConv": 7,
-    "QLinearMatMul": 7,
-    "QGemm": 8,
-    "QLinearAdd": 7,
-    "QLinearMul": 7,
-    "QLinearAveragePool": 4,
-    "QLinearGlobalAveragePool": 4,
-    "QLinearSigmoid": 4,
-    "QLinearLeakyRelu": 4,
-    "QLinearSoftmax": 4,
-    "QLinearConcat": 1,
-}
-_FIXED: Final = {
-    "ConvInteger": "int32",
-    "MatMulInteger": "int32",
-    "MatMulIntegerToFloat": "float32",
-    "DynamicQuantizeMatMul": "float32",
-    "Shape": "int64",
-    "Size": "int64",
-    "NonZero": "int64",
-    "ArgMax": "int64",
-    "ArgMin": "int64",
-    "Equal": "bool",
-    "Greater": "bool",
-    "Less": "bool",
-    "Not": "bool",
-    "And": "bool",
-    "Or": "bool",
-}
+from qil_deploy.reference import operator_of
 
 
 def infer_types(file: OnnxFile, known: Mapping[str, str]) -> dict[str, str]:
@@ -78,12 +45,12 @@ def _result(node: Node, types: Mapping[str, str]) -> str:
             return _named_type(node.attributes.get("to"))
         case "DequantizeLinear":
             return inputs[1] if len(inputs) > 1 else ""
-        case operator if operator in _RESULT_ZERO_POINT:
-            zero_point = "".join(inputs[_RESULT_ZERO_POINT[operator] :][:1])
+        case operator if (result := operator_of(node).result) is not None:
+            zero_point = "".join(inputs[result.zero_point :][:1])
             without = "float32" if operator == "QGemm" else _named_type(node.attributes.get("output_dtype")) or "uint8"
             return zero_point or without
-        case operator:
-            return _FIXED.get(operator) or next((kind for kind in inputs if kind), "")
+        case _:
+            return operator_of(node).result_type or next((kind for kind in inputs if kind), "")
 
 
 def _named_type(number: object) -> str:

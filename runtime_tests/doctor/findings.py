@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 from qil_deploy.untrusted_text import excerpt
 
 SEVERITIES: Final = ("blocks", "wrong", "slow", "inexact", "unknown", "note")  # the worst first
 _SHOWN: Final = 8
 # What ONNX Runtime adds to the names of nodes that it makes, fuses or moves to another layout.
 _ADDED: Final = re.compile(r"^(fused |InsertedPrecisionFreeCast_)+|(_token_\d+|_nchwc)+$")
-_INTEGER_LAYERS: Final = frozenset({"QLinearConv", "QGemm", "QLinearMatMul"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def label(node: Node) -> str:
     """Return a node's operator and name; where it has none, the tensor it makes, or its weights."""
     names = [name for name in (node.name, *node.outputs) if name]
     own = next((name for name in (_ADDED.sub("", name) for name in names) if name), "")
-    if not own and node.op_type in _INTEGER_LAYERS and len(node.inputs) > 3:
+    if not own and operator_of(node).is_integer_layer and len(node.inputs) > 3:
         return f"{excerpt(node.op_type)} of weights {quoted(node.inputs[3])}"
     return f"{excerpt(node.op_type)} {quoted(own or ''.join(names[:1]))}"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import operator_of
 
 from .check_fused_scales import bias_scales, differing_scale, output_axis
 from .check_scale_shapes import scale_axis
@@ -14,7 +15,6 @@ from .findings import label, quoted
 from .fusion_reason import CASTS, EIGHT_BITS, Reason, dequantizes, many_scales, overridable, wide_codes
 from .graphs import FLOAT_TYPES, Graph
 
-_WEIGHTED: Final = frozenset({"Conv", "FusedConv", "FusedGemm", "Gemm", "MatMul"})
 _CONVOLUTIONS: Final = frozenset({"Conv", "FusedConv"})
 _ALL_DEQUANTIZED: Final = frozenset({"Add", "Concat", "Mul"})
 _ADDED: Final = 3  # of FusedConv's inputs
@@ -38,14 +38,14 @@ def input_reasons(graph: Graph, node: Node, sources: dict[str, Node | None]) -> 
     for source in data:
         yield _codes(graph, source, "its input is")
         yield many_scales(graph, source, "input")
-    if node.op_type in _WEIGHTED and len(node.inputs) > 1 and node.inputs[1] in graph.constants:
+    if operator_of(node).is_float_layer and len(node.inputs) > 1 and node.inputs[1] in graph.constants:
         yield from _weights(graph, node, data[0])
 
 
 def float_parameters(graph: Graph, node: Node) -> Iterator[Reason | None]:
     """Yield weights and bias that are float: ONNX Runtime quantizes them itself where all else is as it should be."""
     for index, what in ((1, "weights"), (2, "bias")):
-        if node.op_type not in _WEIGHTED or len(node.inputs) <= index or not node.inputs[index]:
+        if not operator_of(node).is_float_layer or len(node.inputs) <= index or not node.inputs[index]:
             continue
         source = graph.source(node.inputs[index], CASTS)
         if dequantizes(source):

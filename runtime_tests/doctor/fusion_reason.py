@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import Effect, names_of
 
 from .graphs import Graph
 
 EIGHT_BITS: Final = frozenset({"int8", "uint8"})
 ONE_TYPE: Final = "Quantize all activations to uint8 (quantize_static: activation_type=QuantType.QUInt8)."
 # Around float convolutions, which ONNX Runtime computes on blocks of channels; and around float16.
-CASTS: Final = frozenset({"Cast", "ReorderInput", "ReorderOutput"})
+CASTS: Final = names_of(Effect.CASTS, Effect.LAYOUT)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from qil_deploy.onnx_io import Node
+from qil_deploy.reference import Effect, effect_of
 
 from .check_activations import is_x86
 from .findings import label, quoted
@@ -16,8 +17,6 @@ from .graphs import Graph
 
 # There are integer kernels for these that make floats, so that QuantizeLinear is not needed.
 _FLOAT_RESULT: Final = frozenset({"FusedGemm", "Gemm", "MatMul"})
-# Their integer kernels choose or hand on codes: of one scale, before and behind.
-_SAME_SCALE: Final = frozenset({"MaxPool", "ReduceMax", "ReduceMin", "Resize"})
 # Whose integer kernels take no int8 codes on x86.
 _UNSIGNED: Final = frozenset({"Conv", "FusedConv", "MatMul"})
 _RANGES: Final = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
@@ -95,7 +94,7 @@ def _codes(graph: Graph, node: Node, data: Sequence[Node], quantizer: Node) -> I
     if made and read and read[0]:
         yield Reason(f"it reads {read[0]} codes and makes {made} ones, where all must be of one type", ONE_TYPE)
     yield many_scales(graph, quantizer, "result")
-    if node.op_type in _SAME_SCALE:
+    if effect_of(node) is Effect.CHOOSES:  # of one scale, before and behind
         pairs = [[graph.constant(each, index) for index in (1, 2)] for each in (data[0], quantizer)]
         if any(before is None or behind is None or before != behind for before, behind in zip(*pairs, strict=True)):
             yield Reason(

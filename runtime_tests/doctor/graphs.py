@@ -10,17 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qil_deploy.onnx_io import Array, Node, OnnxFile
+from qil_deploy.reference import Effect, names_of
 
 from .findings import label
 
 FLOAT_TYPES = frozenset({"float16", "float32", "float64", "bfloat16"})
 # Operators that hand elements on as they are. A hostile file may let them go round in circles.
-MOVES = frozenset(
-    {
-        "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "ReorderInput", "ReorderOutput", "Reshape",
-        "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
+MOVES = names_of(Effect.MOVES, Effect.LAYOUT)
 _LONGEST_WALK = 16
 
 

@@ -70,6 +70,7 @@ def metadata_edits(content: bytes, text: str) -> Iterator[dict[str, Any]]:
         yield {name: text}
     yield {"float_parts": [text]}
     yield {"passes": {text: [text] * 20}}
+    yield {"left_alone": {text: {text: [text] * 20}}}
     yield {"freezing": {text: text}}
     yield {"certificate": [line | {"name": text, "where": text} for line in about["certificate"]]}
     yield {"layers": [layer | {"name": text} for layer in about["layers"]]}

@@ -77,6 +77,14 @@ def test_the_json_says_what_the_tables_say(run: Run, call: Call, tmp_path: Path)
     assert [layer["name"] for layer in content["layers"]][::9] == ["conv1", "fc"]
     assert content["float_kernels"] == []
     assert content["metadata"]["certificate"]
+    rewrites = {(rewrite["pass"], rewrite["node"]): rewrite for rewrite in content["rewrites"]}
+    assert rewrites["space_to_depth", "conv1"] == {
+        "node": "conv1", "pass": "space_to_depth", "rewritten": False,
+        "because": "it makes fewer than 12 rows or columns",
+    }  # fmt: skip
+    assert rewrites["matmul_nbits", "fc"]["because"] == "it has fewer than 1,048,576 weights"
+    printed = call("inspect", path).out.split("Not rewritten", 1)[1].split("Certificate")[0]
+    assert " ".join(printed.split()).count("it makes fewer than 12 rows or columns conv1") == 1
     assert {"operator": "QLinearConv", "name": "conv1"}.items() <= {
         **next(kernel for kernel in content["kernels"] if kernel["operator"] == "QLinearConv"), "name": "conv1"
     }.items()  # fmt: skip

@@ -1,4 +1,4 @@
-"""The emitter: shared constants, unique names, and rewriting that keeps what no rule is for."""
+"""The emitter: shared constants and unique names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qil_deploy.export.emitter import Emitter, copy_node, integer, real, rewrite
+from qil_deploy.export.emitter import Emitter, integer, real
 
 
 def image() -> ir.Value:
@@ -93,68 +93,6 @@ def test_a_model_holds_what_its_nodes_read() -> None:
     assert [node.name for node in model.graph] == ["sum", "factor", "times"]
     assert model.graph.opset_imports == {"": 21}
     assert model.ir_version == 10
-
-
-def test_rewrite_without_rules_copies() -> None:
-    model = small_model()
-    copy = rewrite(model, {})
-    assert ir.to_proto(copy) == ir.to_proto(model)
-    assert not set(copy.graph) & set(model.graph)
-
-
-def test_rewrite_replaces_what_has_a_rule_and_leaves_the_old_model_alone() -> None:
-    model = small_model()
-    before = ir.to_proto(model)
-
-    def subtract(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
-        negated = emitter.op("Neg", [inputs[1]], f"{node.name}_negated")
-        return emitter.op("Sub", [inputs[0], negated], str(node.name))
-
-    result = rewrite(model, {("", "Add"): subtract})
-    assert [(node.op_type, node.name) for node in result.graph] == [
-        ("Neg", "sum_negated"),
-        ("Sub", "sum"),
-        ("Cast", "factor"),
-        ("Mul", "times"),
-    ]
-    assert [output.name for output in result.graph.outputs] == ["product"]
-    assert ir.to_proto(model) == before
-
-
-def test_a_rule_of_another_domain_does_not_apply() -> None:
-    model = small_model()
-
-    def fail(*_: object) -> ir.Value:
-        raise AssertionError
-
-    assert ir.to_proto(rewrite(model, {("qil", "Add"): fail})) == ir.to_proto(model)
-
-
-def test_what_a_rule_returns_takes_the_name_of_what_it_replaces() -> None:
-    def negate(emitter: Emitter, _node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
-        return emitter.op("Neg", [inputs[0]], "of no account")
-
-    result = rewrite(small_model(), {("", "Add"): negate})
-    assert [node.outputs[0].name for node in result.graph] == ["sum", "factor", "product"]
-
-
-def test_a_rewrite_says_which_tensors_hold_something_else() -> None:
-    model = small_model()
-    total = next(iter(model.graph)).outputs[0]
-    result = rewrite(model, {}, {total: "sum_unclipped"})
-    assert [node.outputs[0].name for node in result.graph] == ["sum_unclipped", "factor", "product"]
-
-
-def test_tensors_that_a_rule_adds_take_names_that_are_free() -> None:
-    def twice(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
-        for name in ("factor", "product", "packed", "other", "other"):
-            inputs = [emitter.op("Neg", inputs[:1], name), inputs[1]]
-        return copy_node(emitter, node, inputs)
-
-    result = rewrite(small_model(), {("", "Add"): twice})
-    names = [node.outputs[0].name for node in result.graph]
-    assert names == ["factor_2", "product_2", "packed", "other", "other_2", "sum", "factor", "product"]
-    assert sorted(result.graph.initializers) == ["float32_1", "packed_2"]
 
 
 def test_attributes_are_read_by_type() -> None:

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CertificateError, ConfigError, OutputError, UnsupportedModelError
-from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx, lowering
+from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+from qil_deploy.export import certify as certificate_module
 from qil_deploy.export import export as export_module
-from qil_deploy.export.certify import certify
+from qil_deploy.export.certify import bound, certify
+from qil_deploy.export.passes import set_versions
+from qil_deploy.export.trial_run import differing_logits
 from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.onnx_io.model_file import OnnxFile
 from qil_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -137,6 +141,13 @@ def test_metadata(exports: Exports, tmp_path: Path) -> None:
         shape = list(case.frozen.get_buffer(f"{layer['name']}.weight_codes").shape)
         assert layer == {"name": layer["name"], "weight_shape": shape, **expected}
     pixels = case.preprocessing
+    middle = [layer["name"] for layer in layers if layer["name"] not in ("conv1", "fc")]
+    assert metadata.pop("left_alone") == {
+        "space_to_depth": {
+            "it makes fewer than 12 rows or columns": ["conv1"],
+            "it reads codes, not the image": middle,
+        },
+    }
     assert metadata == {
         "schema": 1,
         "format": "qdq",
@@ -269,6 +280,32 @@ def test_another_number_of_class_names_is_refused(exports: Exports, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("format_", ["qlinear", "qdq"])
+def test_what_is_certified_is_what_stays(
+    exports: Exports, format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certified: list[bytes] = []
+    run: list[bytes] = []
+
+    def bound_seen(model: OnnxFile, codes: Any) -> Any:  # noqa: ANN401 - those of `bound`
+        certified.append(model.path.read_bytes())
+        return bound(model, codes)
+
+    def run_seen(path: Path, trial: Any) -> tuple[float, str]:  # noqa: ANN401 - that of `differing_logits`
+        run.append(path.read_bytes())
+        return differing_logits(path, trial)
+
+    monkeypatch.setattr(export_module, "bound", bound_seen)
+    monkeypatch.setattr(certificate_module, "differing_logits", run_seen)
+    path = exports.resnet().export(tmp_path / "model.onnx", format=format_)
+    assert run == [path.read_bytes()]
+    assert path.read_bytes().startswith(certified[0])
+    graph, final = onnx.load_from_string(certified[0]), onnx.load(path)
+    assert not graph.metadata_props
+    del final.metadata_props[:]
+    assert graph == final
+
+
 def test_a_failed_certificate_leaves_an_older_file_as_it_was(
     exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,7 +327,7 @@ def test_a_graph_that_the_checker_refuses_is_not_written(
     exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A QLinearConv reads no int4: without what unpacks them, the weights do not fit.
-    monkeypatch.setattr(lowering, "choose_opset", lambda *_: 13)
+    monkeypatch.setattr(set_versions, "choose_opset", lambda *_: 13)
     with pytest.raises(CertificateError, match="ONNX's checker refuses the graph"):
         exports.resnet().export(tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

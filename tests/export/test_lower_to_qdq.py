@@ -12,9 +12,10 @@ import pytest
 
 from qil_deploy.export.capture import capture
 from qil_deploy.export.emitter import QIL_DOMAIN
-from qil_deploy.export.lower_to_qdq import lower_to_qdq
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
+
+from .rewriting import lowered
 
 if TYPE_CHECKING:
     from tests.export.conftest import Exports
@@ -25,7 +26,7 @@ FLOAT_OPERATORS = ("Conv", "Gemm", "Add", "GlobalAveragePool")
 @pytest.fixture
 def model(exports: Exports) -> ir.Model:
     case = exports.resnet()
-    return lower_to_qdq(capture(case.frozen, case.preprocessing, "uint8"))
+    return lowered(capture(case.frozen, case.preprocessing, "uint8"), "qdq")
 
 
 def test_nothing_is_left_of_the_captured_domain_but_weights(model: ir.Model) -> None:

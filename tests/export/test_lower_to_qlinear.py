@@ -9,9 +9,11 @@ import onnx_ir as ir
 import pytest
 
 from qil_deploy.export.capture import capture
-from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, Emitter
-from qil_deploy.export.lower_to_qlinear import clip, lower_to_qlinear, offset_operand
+from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN
+from qil_deploy.export.passes.lower_to_qlinear import clip, offset_operand
 from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
+
+from .rewriting import lowered, replacement
 
 if TYPE_CHECKING:
     from tests.export.conftest import Case, Exports
@@ -30,7 +32,7 @@ def case(exports: Exports) -> Case:
 
 @pytest.fixture
 def nodes(case: Case) -> dict[str, ir.Node]:
-    model = lower_to_qlinear(capture(case.frozen, case.preprocessing, "float"))
+    model = lowered(capture(case.frozen, case.preprocessing, "float"))
     return {str(node.name): node for node in model.graph}
 
 
@@ -94,13 +96,13 @@ def test_a_requantization_adds_minus_the_lower_threshold(case: Case, nodes: dict
 @pytest.mark.parametrize(("offset", "code", "zero_point"), [(0.25, 0, 1), (-0.25, 1, 0)])
 def test_the_operand_of_an_offset(offset: float, code: int, zero_point: int) -> None:
     node = ir.node("Rescale", [], attributes={"offset": offset}, name="r")
-    values = offset_operand(Emitter(), node)
+    values = offset_operand(replacement()[0], node)
     assert [scalar(value) for value in values] == [code, 0.25, zero_point]
 
 
 def test_the_operand_of_no_offset_is_zero() -> None:
     code, scale, zero_point = map(
-        scalar, offset_operand(Emitter(), ir.node("Rescale", [], attributes={"offset": 0.0}, name="r"))
+        scalar, offset_operand(replacement()[0], ir.node("Rescale", [], attributes={"offset": 0.0}, name="r"))
     )
     assert (code - zero_point) * scale == 0
     assert scale > 0  # a scale of zero is none
@@ -119,13 +121,14 @@ def test_pooling(case: Case, nodes: dict[str, ir.Node]) -> None:
     ("limits", "clipped"), [((0, 15), True), ((0, 254), True), ((3, 255), True), ((0, 255), False), (None, False)]
 )
 def test_a_clip_only_where_uint8_does_not_saturate(limits: tuple[int, int] | None, clipped: bool) -> None:
-    emitter = Emitter()
+    new, tape = replacement()
     attributes = {} if limits is None else {"low": limits[0], "high": limits[1]}
     codes = ir.Value(name="layer")
-    result = clip(emitter, ir.node("Conv", [], attributes=attributes, name="layer"), codes)
+    layer = ir.node("Conv", [], attributes=attributes, name="layer", outputs=[ir.Value(name="layer")])
+    result = clip(new, layer, codes)
     assert result.name == "layer"
     assert (result is codes) == (not clipped)
     if clipped:
-        (node,) = emitter.nodes
+        (node,) = tape.nodes
         assert (node.op_type, node.name, codes.name) == ("Clip", "layer_clip", "layer_unclipped")
         assert tuple(scalar(value) for value in node.inputs[1:]) == limits

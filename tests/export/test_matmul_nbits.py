@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qil_deploy.export.emitter import QIL_DOMAIN, Emitter
-from qil_deploy.export.lower_to_qlinear import lower_to_qlinear
-from qil_deploy.export.matmul_nbits import MAX_BITS, MIN_WEIGHTS, matmul_nbits, pack_blocks
-from qil_deploy.export.store_weights import store_weights
+from qil_deploy.export.passes.matmul_nbits import MAX_BITS, MIN_WEIGHTS, MatMulNBits, pack_blocks
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reference.matmul_nbits import unpack_blocks
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 
 from .conftest import run_runtime
+from .rewriting import lowered, rewritten, stored
 
 Array = NDArray[Any]
 
@@ -51,10 +50,10 @@ def linear(
 
 
 def write(model: ir.Model, path: Path) -> Path:
-    lowered = store_weights(lower_to_qlinear(model), "int8")
-    lowered.graph.opset_imports.clear()
-    lowered.graph.opset_imports.update({"": 13, "com.microsoft": 1})
-    ir.save(lowered, path, format="protobuf")
+    written = stored(lowered(model))
+    written.graph.opset_imports.clear()
+    written.graph.opset_imports.update({"": 13, "com.microsoft": 1})
+    ir.save(written, path, format="protobuf")
     return path
 
 
@@ -73,9 +72,9 @@ def test_the_codes_of_qgemm(
 ) -> None:  # fmt: skip
     folder = tmp_path_factory.mktemp("matmul")
     model = linear(inputs, outputs, bits, largest, **form)
-    rewritten, names = matmul_nbits(model, min_weights=1)
-    assert names == ["fc"]
-    plain, packed = write(model, folder / "plain.onnx"), write(rewritten, folder / "packed.onnx")
+    changed, notes = rewritten(model, MatMulNBits(min_weights=1))
+    assert notes.rewritten == ["fc"]
+    plain, packed = write(model, folder / "plain.onnx"), write(changed, folder / "packed.onnx")
     assert "MatMulNBits" in {node.op_type for node in onnx.load(packed).graph.node}
     x = np.random.default_rng(rows).integers(0, largest, (rows, inputs), np.uint8, endpoint=True)
     expected = IntegerReference(read_model(plain)).run(x)
@@ -88,21 +87,22 @@ def test_the_codes_of_qgemm(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"bits": 5}, "bits"),
-        ({"largest": 128}, "codes above the constant"),
-        ({"inputs": 10_000, "largest": 127}, "sums that float32 may round"),
+        ({"bits": 5}, "its weights have 5 bits, more than 4"),
+        ({"largest": 128}, "the codes it reads reach 128, above 127"),
+        ({"inputs": 10_000, "largest": 127}, "its sums may reach 16,777,216, where float32 rounds integers"),
     ],
 )
 def test_layers_that_are_left_alone(change: dict[str, int], reason: str) -> None:
     layer = {"inputs": 300, "outputs": 8, "bits": 4, "largest": 15} | change
     model = linear(layer["inputs"], layer["outputs"], layer["bits"], layer["largest"])
-    assert matmul_nbits(model, min_weights=1)[1] == [], reason
+    assert rewritten(model, MatMulNBits(min_weights=1))[1].left_alone == {reason: ["fc"]}
 
 
 def test_small_layers_are_left_alone() -> None:
     assert MIN_WEIGHTS == 2**20
-    assert matmul_nbits(linear(1024, 1023, 4, 15))[1] == []
-    assert matmul_nbits(linear(1024, 1024, 4, 15))[1] == ["fc"]
+    small = rewritten(linear(1024, 1023, 4, 15), MatMulNBits())[1]
+    assert (small.rewritten, small.left_alone) == ([], {"it has fewer than 1,048,576 weights": ["fc"]})
+    assert rewritten(linear(1024, 1024, 4, 15), MatMulNBits())[1].rewritten == ["fc"]
 
 
 @pytest.mark.parametrize("bits", [2, 4])

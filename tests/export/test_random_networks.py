@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from qil_deploy.config import LayerOverride, QuantConfig
-from qil_deploy.export import lowering
-from qil_deploy.export.matmul_nbits import matmul_nbits
+from qil_deploy.export.passes import matmul_nbits
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
 
@@ -149,7 +147,7 @@ def case_of(exports: Exports, spec: Spec) -> Case:
 def small_linears_are_large_enough() -> Iterator[None]:
     """Let linear layers of any size become MatMulNBits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowering, "matmul_nbits", partial(matmul_nbits, min_weights=1))
+        patch.setattr(matmul_nbits, "MIN_WEIGHTS", 1)
         yield
 
 

@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 
 from qil_deploy.export.emitter import QIL_DOMAIN, Emitter
 from qil_deploy.export.integer_graph import IntegerGraph
-from qil_deploy.export.lower_to_qdq import lower_to_qdq
-from qil_deploy.export.lower_to_qlinear import lower_to_qlinear
-from qil_deploy.export.space_to_depth import MIN_RESULTS, space_to_depth
-from qil_deploy.export.store_weights import store_weights
+from qil_deploy.export.passes.space_to_depth import MIN_RESULTS, SpaceToDepth
 from qil_deploy.export.weight_layout import fewest_differences
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 
 from .conftest import EXACT_LEVELS, run_runtime
+from .rewriting import lowered, rewritten, stored
 
 Array = NDArray[Any]
 OUTPUTS = 6
@@ -84,9 +82,9 @@ class Stem:
 
 
 def write(model: ir.Model, path: Path, format_: str = "qlinear") -> Path:
-    lowered = store_weights(lower_to_qlinear(model) if format_ == "qlinear" else lower_to_qdq(model), "int8")
-    del lowered.graph.opset_imports[QIL_DOMAIN]
-    ir.save(lowered, path)
+    written = stored(lowered(model, format_))
+    del written.graph.opset_imports[QIL_DOMAIN]
+    ir.save(written, path)
     onnx.checker.check_model(path, full_check=True)
     return path
 
@@ -95,16 +93,17 @@ def check(stem: Stem, folder: Path) -> list[str]:
     """Require the codes to stay, and the certificate to find the weights; return the operators in front."""
     images, captured = stem.images(), stem.captured()
     plain = IntegerReference(read_model(write(captured, folder / "plain.onnx"))).run(images)
-    rewritten, names = space_to_depth(captured, min_results=1)
+    model, notes = rewritten(captured, SpaceToDepth(min_results=1))
     for format_, levels in EXACT_LEVELS.items():
-        path = write(rewritten, folder / "rewritten.onnx", format_)
+        path = write(model, folder / "rewritten.onnx", format_)
         np.testing.assert_array_equal(IntegerReference(read_model(path)).run(images), plain, strict=True)
         for level in levels:
             np.testing.assert_array_equal(run_runtime(onnx.load(path), images, level)["conv"], plain, strict=True)
         (layer,) = IntegerGraph(IntegerReference(read_model(path))).layers
         assert fewest_differences(layer.weights_of(slice(None)), stem.codes.astype(np.int64)) == 0
-    assert names in ([], ["conv"])
-    return [node.op_type for node in rewritten.graph]
+    assert notes.rewritten in ([], ["conv"])
+    assert bool(notes.left_alone) != bool(notes.rewritten)
+    return [node.op_type for node in model.graph]
 
 
 @pytest.fixture(scope="module")
@@ -136,28 +135,34 @@ def test_blocks_become_channels(stem: Stem, operators: list[str], folder: Path) 
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"channels": 4},
-        {"channels": 6},
-        {"stride": (2, 1)},
-        {"stride": (1, 1)},  # a kernel of 7
-        {"dilation": 2},
-        {"group": 3},
-        {"kernel": (2, 2)},
-        {"kernel": (2, 7)},
-        {"size": (6, 20)},  # some taps see padding alone
-        {"size": (15, 15), "kernel": (8, 8), "stride": (4, 4), "pads": (0, 0, 0, 0)},  # would have to be cropped
+        ({"channels": 4}, "its image has more than 3 channels"),
+        ({"channels": 6}, "its image has more than 3 channels"),
+        ({"stride": (2, 1)}, "it is dilated, in groups, or of two strides"),
+        ({"stride": (1, 1)}, "its kernel is larger than 5, and planes of nothing would cost more"),
+        ({"dilation": 2}, "it is dilated"),
+        ({"group": 3}, "it is dilated, in groups"),
+        ({"kernel": (2, 2)}, "or its kernel is no larger than its stride"),
+        ({"kernel": (2, 7)}, "or its kernel is no larger than its stride"),
+        ({"size": (6, 20)}, "or some windows in the padding alone"),
+        (
+            {"size": (15, 15), "kernel": (8, 8), "stride": (4, 4), "pads": (0, 0, 0, 0)},
+            "its last blocks lie outside of the image",
+        ),
     ],
 )
-def test_what_is_left_alone(change: dict[str, Any], folder: Path) -> None:
-    assert check(replace(Stem(), **change), folder) == ["Conv"]
+def test_what_is_left_alone(change: dict[str, Any], reason: str, folder: Path) -> None:
+    stem = replace(Stem(), **change)
+    assert check(stem, folder) == ["Conv"]
+    (found,) = rewritten(stem.captured(), SpaceToDepth(min_results=1))[1].left_alone
+    assert reason in found
 
 
 def test_small_results_are_left_alone_by_default() -> None:
     for results, count in ((MIN_RESULTS - 1, 0), (MIN_RESULTS, 1)):
-        _, names = space_to_depth(Stem(size=(2 * results, 2 * results)).captured())
-        assert len(names) == count
+        _, notes = rewritten(Stem(size=(2 * results, 2 * results)).captured(), SpaceToDepth())
+        assert len(notes.rewritten) == count
 
 
 sizes = st.integers(9, 24)
@@ -191,5 +196,5 @@ def test_a_convolution_of_something_else_than_the_image_is_left_alone() -> None:
     pool = ir.node("MaxPool", [captured.graph.inputs[0]], {"kernel_shape": [1, 1]}, outputs=[ir.Value(name="pooled")])
     captured.graph.insert_before(conv, pool)
     conv.replace_input_with(0, pool.outputs[0])
-    _, names = space_to_depth(captured)
-    assert names == []
+    _, notes = rewritten(captured, SpaceToDepth())
+    assert (notes.rewritten, notes.left_alone) == ([], {"it reads codes, not the image": ["conv"]})

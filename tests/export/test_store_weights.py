@@ -11,9 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from qil_deploy.export.emitter import QIL_DOMAIN, Emitter
-from qil_deploy.export.store_weights import Storage, packed_dtype, store_weights
+from qil_deploy.export.options import Storage
+from qil_deploy.export.passes.store_weights import packed_dtype
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
+
+from .rewriting import stored
 
 Array = NDArray[Any]
 
@@ -34,7 +37,7 @@ def weight_model(codes: Array, spread: Array, bits: int) -> ir.Model:
 
 
 def store(codes: Array, spread: Array, bits: int, storage: Storage) -> ir.Model:
-    return store_weights(weight_model(codes, spread, bits), storage)
+    return stored(weight_model(codes, spread, bits), storage)
 
 
 def weights_of(model: ir.Model, folder: Path) -> Array:
@@ -96,4 +99,4 @@ def test_computed_codes_are_refused() -> None:
     ones = emitter.constant(np.ones(1, np.int8), "ones")
     weight = emitter.op("Weight", [image, ones], "w", domain=QIL_DOMAIN, attributes={"bits": 4})
     with pytest.raises(ValueError, match="'image' is computed, and has to be a constant"):
-        store_weights(emitter.model([image], [weight], {"": 21, QIL_DOMAIN: 1}, 10), "packed")
+        stored(emitter.model([image], [weight], {"": 21, QIL_DOMAIN: 1}, 10), "packed")

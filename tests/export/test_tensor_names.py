@@ -6,7 +6,6 @@ import itertools
 import json
 import tempfile
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qil_deploy.config import QuantConfig
-from qil_deploy.export import lowering
-from qil_deploy.export.matmul_nbits import matmul_nbits
-from qil_deploy.export.space_to_depth import space_to_depth
+from qil_deploy.export.passes import matmul_nbits, space_to_depth
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import RangeQuantizer
@@ -107,8 +104,8 @@ def check_forms(case: Case, folder: Path) -> None:
 def every_pass_finds_work() -> Any:  # noqa: ANN401 - an iterator
     """Let linear layers and stems of any size be rewritten."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowering, "matmul_nbits", partial(matmul_nbits, min_weights=1))
-        patch.setattr(lowering, "space_to_depth", partial(space_to_depth, min_results=1))
+        patch.setattr(matmul_nbits, "MIN_WEIGHTS", 1)
+        patch.setattr(space_to_depth, "MIN_RESULTS", 1)
         yield
 
 

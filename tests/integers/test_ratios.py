@@ -9,12 +9,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from qil_deploy.integers.bounds import rounding_error_bound
 from qil_deploy.integers.ratios import (
     MAX_DENOMINATOR,
     choose_denominator,
     nearest_numerator,
     pool_ratio,
-    rounding_error_bound,
     shrink_factor,
 )
 

@@ -33,8 +33,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxscript.rewriter import MatchContext, MatchResult
 
-from .emitter import QIL_DOMAIN, Emitter, copy_node, integer, rewrite
+from qil_deploy.export.emitter import QIL_DOMAIN, integer
+
+from .replacement import Replacement, inputs_of, producer_of
+from .rule import NodeRule
 
 MAX_CHANNELS = 3
 MIN_RESULTS = 12
@@ -42,27 +46,31 @@ MAX_FILLED_KERNEL = 5
 _ALIGNMENT = 4
 
 
-def space_to_depth(model: ir.Model, min_results: int = MIN_RESULTS) -> tuple[ir.Model, list[str]]:
-    """Rewrite every `qil.Conv` that reads the image, has few input channels, and gains from it.
+class SpaceToDepth(NodeRule):
+    """Rewrites convolutions that read the image, have few input channels, and gain from it."""
 
-    Args:
-        model: from `capture`; left unchanged.
-        min_results: rows and columns that a convolution has to make at least.
+    domain, op_type = QIL_DOMAIN, "Conv"
 
-    Returns:
-        The model, and the names of the rewritten layers.
-    """
-    rewritten: list[str] = []
+    def __init__(self, min_results: int | None = None) -> None:
+        """Rewrite convolutions that make at least so many rows and columns, by default `MIN_RESULTS`."""
+        super().__init__()
+        self._min_results = MIN_RESULTS if min_results is None else min_results
 
-    def rule(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
+        """Leave alone what is no stem, what cannot be cut into blocks, and what would be slower."""
+        del op
+        stem = self._stem(producer_of(result))
+        return MatchResult().fail(stem, result) if isinstance(stem, str) else MatchResult()
+
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value | None:
+        """Write the blocks, and the convolution over them."""
+        node = producer_of(result)
+        stem = self._stem(node)
+        return None if isinstance(stem, str) else stem.emit(op, node, inputs_of(node))
+
+    def _stem(self, node: ir.Node) -> _Stem | str:
         image = _image_shape(node)
-        stem = None if image is None else _Stem.of(node, image, min_results)
-        if stem is None:
-            return copy_node(emitter, node, inputs)
-        rewritten.append(str(node.name))
-        return stem.emit(emitter, node, inputs)
-
-    return rewrite(model, {(QIL_DOMAIN, "Conv"): rule}), rewritten
+        return "it reads codes, not the image" if image is None else _Stem.of(node, image, self._min_results)
 
 
 def _image_shape(node: ir.Node) -> tuple[int, int, int] | None:
@@ -136,38 +144,43 @@ class _Stem:
     columns: _Axis
 
     @classmethod
-    def of(cls, node: ir.Node, image: tuple[int, int, int], min_results: int) -> _Stem | None:
-        """Return how to rewrite a convolution of an image [C, H, W], or None where that is impossible or in vain."""
+    def of(cls, node: ir.Node, image: tuple[int, int, int], min_results: int) -> _Stem | str:
+        """Return how to rewrite a convolution of an image [C, H, W], or why that is impossible or in vain."""
         codes = node.inputs[1]
         if codes is None or codes.shape is None:
             raise ValueError(f"{node.name} has no weight codes")
         kernel = codes.shape.numpy()[2:]
         (block, other), pads = (list(node.attributes[name].as_ints()) for name in ("strides", "pads"))
-        plain = list(node.attributes["dilations"].as_ints()) == [1, 1] and integer(node, "group") == 1
-        if not plain or other != block or image[0] > MAX_CHANNELS or min(kernel) <= block:
-            return None
+        if list(node.attributes["dilations"].as_ints()) != [1, 1] or integer(node, "group") != 1 or other != block:
+            return "it is dilated, in groups, or of two strides"
+        if image[0] > MAX_CHANNELS or min(kernel) <= block:
+            return f"its image has more than {MAX_CHANNELS} channels, or its kernel is no larger than its stride"
         rows, columns = (
             _Axis.of(image[1 + axis], int(kernel[axis]), block, (pads[axis], pads[2 + axis])) for axis in (0, 1)
         )
         if rows is None or columns is None:
-            return None
-        if min(rows.results, columns.results) < min_results or (block == 1 and max(kernel) > MAX_FILLED_KERNEL):
-            return None
+            return "its last blocks lie outside of the image, or some windows in the padding alone"
+        if min(rows.results, columns.results) < min_results:
+            return f"it makes fewer than {min_results} rows or columns"
+        if block == 1 and max(kernel) > MAX_FILLED_KERNEL:
+            return (
+                f"its kernel is larger than {MAX_FILLED_KERNEL}, and planes of nothing would cost more than they save"
+            )
         added = -image[0] % _ALIGNMENT if block % 2 else 0
         return cls(block=block, channels=image[0] + added, added_channels=added, rows=rows, columns=columns)
 
-    def emit(self, emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    def emit(self, new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
         """Emit the convolution over blocks, under the node's own name."""
         name, (x, codes, *others) = str(node.name), inputs
         if codes.const_value is None:
             raise ValueError(f"{name} has computed weights")
-        weights = emitter.constant(self.arrange(codes.const_value.numpy()), f"{name}_block_codes")
+        weights = new.constant(self.arrange(codes.const_value.numpy()), f"{name}_block_codes")
         attributes = {attribute.name: attribute for attribute in node.attributes.values()} | {
             "strides": [1, 1],
             "pads": [*(axis.pads[0] for axis in (self.rows, self.columns)), self.rows.pads[1], self.columns.pads[1]],
         }
-        blocks = self._blocks(emitter, name, self._padded(emitter, node, x))
-        return emitter.op("Conv", [blocks, weights, *others], name, domain=QIL_DOMAIN, attributes=attributes)
+        blocks = self._blocks(new, name, self._padded(new, node, x))
+        return new.op("Conv", [blocks, weights, *others], name, domain=QIL_DOMAIN, attributes=attributes)
 
     def arrange(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
         """Return the weights [C_out, s * s * C, K, K] over blocks for those [C_out, C, k, k] over pixels."""
@@ -178,16 +191,16 @@ class _Stem:
         split = spaced.reshape(outputs, self.channels, rows.taps, s, columns.taps, s)
         return split.transpose(0, 5, 3, 1, 2, 4).reshape(outputs, -1, rows.taps, columns.taps)
 
-    def _padded(self, emitter: Emitter, node: ir.Node, x: ir.Value) -> ir.Value:
+    def _padded(self, new: Replacement, node: ir.Node, x: ir.Value) -> ir.Value:
         (top, bottom), (left, right) = self.rows.image_pads, self.columns.image_pads
         pads = [0, 0, top, left, 0, self.added_channels, bottom, right]
         if not any(pads):
             return x
-        operands = [emitter.constant(np.array(pads), f"{node.name}_pads")]
-        operands.append(emitter.constant(np.uint8(integer(node, "x_zero_point")), ""))
-        return emitter.op("Pad", [x, *operands], f"{node.name}_padded")
+        operands = [new.constant(np.array(pads), f"{node.name}_pads")]
+        operands.append(new.constant(np.uint8(integer(node, "x_zero_point")), ""))
+        return new.op("Pad", [x, *operands], f"{node.name}_padded")
 
-    def _blocks(self, emitter: Emitter, name: str, x: ir.Value) -> ir.Value:
+    def _blocks(self, new: Replacement, name: str, x: ir.Value) -> ir.Value:
         """Move the places of a block to channels: column within the block outermost, then row, then channel."""
         s, channels, height, width = self.block, self.channels, self.rows.size, self.columns.size
         if s == 1:
@@ -195,11 +208,11 @@ class _Stem:
 
         def reshape(value: ir.Value, shape: list[int], what: str) -> ir.Value:
             # A 0 keeps the batch as it is.
-            sizes = emitter.constant(np.array([0, *shape]), f"{name}_{what}_shape")
-            return emitter.op("Reshape", [value, sizes], f"{name}_{what}")
+            sizes = new.constant(np.array([0, *shape]), f"{name}_{what}_shape")
+            return new.op("Reshape", [value, sizes], f"{name}_{what}")
 
         def transpose(value: ir.Value, order: list[int], what: str) -> ir.Value:
-            return emitter.op("Transpose", [value], f"{name}_{what}", attributes={"perm": order})
+            return new.op("Transpose", [value], f"{name}_{what}", attributes={"perm": order})
 
         rows = reshape(x, [channels * (height // s), s, width], "split_rows")
         rows = reshape(transpose(rows, [0, 2, 1, 3], "rows"), [s * channels, height // s, width], "row_blocks")

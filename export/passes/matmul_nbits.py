@@ -19,11 +19,14 @@ import math
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxscript.rewriter import MatchContext, MatchResult
 
+from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, array_of, integer, real
 from qil_deploy.reference import EXACT_LEVEL, LANE_CODE, SUM_LIMIT, zero_point_byte
 
-from .emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, Emitter, array_of, copy_node, integer, real, rewrite
 from .lower_to_qlinear import clip
+from .replacement import Replacement, inputs_of, producer_of
+from .rule import NodeRule
 
 # Below, the operators around the multiplication take longer than reading the weights.
 MIN_WEIGHTS = 2**20
@@ -32,26 +35,30 @@ MAX_BITS = 4
 BLOCK = 128
 
 
-def matmul_nbits(model: ir.Model, min_weights: int = MIN_WEIGHTS) -> tuple[ir.Model, list[str]]:
-    """Rewrite every `qil.Gemm` that is large, of few bits, and exact in float32's integers.
+class MatMulNBits(NodeRule):
+    """Rewrites linear layers that are large, of few bits, and exact in float32's integers."""
 
-    Args:
-        model: from `capture`; left unchanged.
-        min_weights: weights that a layer has to have at least.
+    domain, op_type = QIL_DOMAIN, "Gemm"
 
-    Returns:
-        The model, and the names of the rewritten layers.
-    """
-    rewritten: list[str] = []
+    def __init__(self, min_weights: int | None = None) -> None:
+        """Rewrite layers that have at least `min_weights`, by default `MIN_WEIGHTS`."""
+        super().__init__()
+        self._min_weights = MIN_WEIGHTS if min_weights is None else min_weights
 
-    def rule(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
-        codes = array_of(inputs[1])
-        if codes.size < min_weights or not _is_exact(node, codes.shape[1]):
-            return copy_node(emitter, node, inputs)
-        rewritten.append(str(node.name))
-        return _emit(emitter, node, inputs)
+    def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
+        """Leave alone layers that would be no faster, and those whose sums float32 would round."""
+        del op
+        node, match = producer_of(result), MatchResult()
+        codes = array_of(inputs_of(node)[1])
+        if codes.size < self._min_weights:
+            return match.fail(f"it has fewer than {self._min_weights:,} weights", node)
+        reason = _why_inexact(node, codes.shape[1])
+        return match if reason is None else match.fail(reason, node)
 
-    return rewrite(model, {(QIL_DOMAIN, "Gemm"): rule}), rewritten
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
+        """Write the multiplication and what QGemm would do with its sums."""
+        node = producer_of(result)
+        return _emit(op, node, inputs_of(node))
 
 
 def pack_blocks(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
@@ -72,14 +79,21 @@ def pack_blocks(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     return packed
 
 
-def _is_exact(node: ir.Node, inputs: int) -> bool:
+def _why_inexact(node: ir.Node, inputs: int) -> str | None:
+    """Return why MatMulNBits would not compute a layer's integers; None if it does."""
     largest = integer(node, "x_high")
     bits = integer(node, "weight_bits")
-    if bits > MAX_BITS or integer(node, "x_zero_point") != 0 or largest > LANE_CODE:
-        return False
+    if bits > MAX_BITS:
+        return f"its weights have {bits} bits, more than {MAX_BITS}"
+    if integer(node, "x_zero_point") != 0:
+        return "the codes it reads have a zero point other than 0"
+    if largest > LANE_CODE:
+        return f"the codes it reads reach {largest}, above {LANE_CODE}"
     blocks, per_block = _split(inputs)
     largest_sum = inputs * largest + blocks * (BLOCK - per_block) * LANE_CODE
-    return bool((2 ** _stored_bits(bits) - 1) * largest_sum < SUM_LIMIT)
+    if (2 ** _stored_bits(bits) - 1) * largest_sum >= SUM_LIMIT:
+        return f"its sums may reach {SUM_LIMIT:,}, where float32 rounds integers"
+    return None
 
 
 def _stored_bits(bits: int) -> int:
@@ -92,30 +106,30 @@ def _split(inputs: int) -> tuple[int, int]:
     return blocks, math.ceil(inputs / blocks)
 
 
-def _emit(emitter: Emitter, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+def _emit(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     x, codes, spread, bias, w_scale = inputs
     name, outputs = str(node.name), len(array_of(codes))
-    products = _multiply(emitter, node, x, array_of(codes))
-    sums = emitter.op("Cast", [products], f"{name}_sums", attributes={"to": ir.DataType.INT32})
+    products = _multiply(new, node, x, array_of(codes))
+    sums = new.op("Cast", [products], f"{name}_sums", attributes={"to": ir.DataType.INT32})
     factors = array_of(spread).astype(np.int32)
     if np.any(factors != 1):
         uniform = bool(np.all(factors == factors[0]))
-        factor = emitter.constant(factors[0] if uniform else factors, f"{name}_factors")
-        sums = emitter.op("Mul", [sums, factor], f"{name}_spread_sums")
-    accumulator = emitter.op("Add", [sums, bias], f"{name}_accumulator")
-    in_float = emitter.op("Cast", [accumulator], f"{name}_float", attributes={"to": ir.DataType.FLOAT})
+        factor = new.constant(factors[0] if uniform else factors, f"{name}_factors")
+        sums = new.op("Mul", [sums, factor], f"{name}_spread_sums")
+    accumulator = new.op("Add", [sums, bias], f"{name}_accumulator")
+    in_float = new.op("Cast", [accumulator], f"{name}_float", attributes={"to": ir.DataType.FLOAT})
     multiplier = np.broadcast_to(np.float32(real(node, "x_scale")) * array_of(w_scale), (outputs,))
     if "y_scale" not in node.attributes:
-        return emitter.op(
-            "Mul", [in_float, emitter.constant(multiplier, f"{name}_multiplier")], name, node_name=f"{name}_scaled"
+        return new.op(
+            "Mul", [in_float, new.constant(multiplier, f"{name}_multiplier")], name, node_name=f"{name}_scaled"
         )
     multiplier = multiplier / np.float32(real(node, "y_scale"))
-    scaled = emitter.op("Mul", [in_float, emitter.constant(multiplier, f"{name}_multiplier")], f"{name}_scaled")
-    grid = [emitter.constant(np.float32(1), ""), emitter.constant(np.uint8(integer(node, "y_zero_point")), "")]
-    return clip(emitter, node, emitter.op("QuantizeLinear", [scaled, *grid], name, node_name=f"{name}_quantize"))
+    scaled = new.op("Mul", [in_float, new.constant(multiplier, f"{name}_multiplier")], f"{name}_scaled")
+    grid = [new.constant(np.float32(1), ""), new.constant(np.uint8(integer(node, "y_zero_point")), "")]
+    return clip(new, node, new.op("QuantizeLinear", [scaled, *grid], name, node_name=f"{name}_quantize"))
 
 
-def _multiply(emitter: Emitter, node: ir.Node, x: ir.Value, codes: NDArray[np.int8]) -> ir.Value:
+def _multiply(new: Replacement, node: ir.Node, x: ir.Value, codes: NDArray[np.int8]) -> ir.Value:
     """Return the products of codes [batch, K] and weights [N, K], as float32 integers."""
     name, (outputs, inputs) = str(node.name), codes.shape
     blocks, per_block = _split(inputs)
@@ -126,21 +140,21 @@ def _multiply(emitter: Emitter, node: ir.Node, x: ir.Value, codes: NDArray[np.in
     arranged[:, -1, : inputs - whole] = codes[:, whole:]
 
     def filled_with(value: np.generic, columns: int, what: str) -> ir.Value:
-        shape = emitter.constant(np.array([outputs, columns]), f"{name}_{what}_shape")
-        return emitter.op("Expand", [emitter.constant(value, ""), shape], f"{name}_{what}")
+        shape = new.constant(np.array([outputs, columns]), f"{name}_{what}_shape")
+        return new.op("Expand", [new.constant(value, ""), shape], f"{name}_{what}")
 
     scales = filled_with(np.float32(1), blocks, "scales")
     zero_points = filled_with(np.uint8(zero_point_byte(bits)), math.ceil(blocks * bits / 8), "zero_points")
-    stored = emitter.constant(pack_blocks(arranged, bits), f"{name}_weight_packed")
+    stored = new.constant(pack_blocks(arranged, bits), f"{name}_weight_packed")
     # ONNX Runtime packs constant weights together with their scales, and takes none where those are no constants yet:
     # so weights, too, become constants only when the graph is optimized. Without, an exact but slow kernel is used.
-    weights = emitter.op("Identity", [stored], f"{name}_weight")
+    weights = new.op("Identity", [stored], f"{name}_weight")
     attributes = {
         "N": outputs, "K": blocks * BLOCK, "bits": bits, "block_size": BLOCK, "accuracy_level": EXACT_LEVEL
     }  # fmt: skip
-    return emitter.op(
+    return new.op(
         "MatMulNBits",
-        [_with_constants(emitter, name, x, inputs), weights, scales, zero_points],
+        [_with_constants(new, name, x, inputs), weights, scales, zero_points],
         f"{name}_products",
         domain=MICROSOFT_DOMAIN,
         attributes=attributes,
@@ -148,23 +162,21 @@ def _multiply(emitter: Emitter, node: ir.Node, x: ir.Value, codes: NDArray[np.in
     )
 
 
-def _with_constants(emitter: Emitter, name: str, x: ir.Value, inputs: int) -> ir.Value:
+def _with_constants(new: Replacement, name: str, x: ir.Value, inputs: int) -> ir.Value:
     """Return codes [batch, K] as float32 [batch, blocks * BLOCK], each block filled up with the constant."""
     blocks, per_block = _split(inputs)
 
     def pad(value: ir.Value, pads: list[int], code: int, what: str) -> ir.Value:
-        operands = [emitter.constant(np.array(pads), f"{name}_{what}_pads"), emitter.constant(np.uint8(code), "")]
-        return emitter.op("Pad", [value, *operands], f"{name}_{what}")
+        operands = [new.constant(np.array(pads), f"{name}_{what}_pads"), new.constant(np.uint8(code), "")]
+        return new.op("Pad", [value, *operands], f"{name}_{what}")
 
     def reshape(value: ir.Value, shape: list[int], what: str) -> ir.Value:
         # A 0 keeps the batch as it is.
-        return emitter.op(
-            "Reshape", [value, emitter.constant(np.array([0, *shape]), f"{name}_{what}_shape")], f"{name}_{what}"
-        )
+        return new.op("Reshape", [value, new.constant(np.array([0, *shape]), f"{name}_{what}_shape")], f"{name}_{what}")
 
     if blocks * per_block > inputs:
         x = pad(x, [0, 0, 0, blocks * per_block - inputs], 0, "filled")
     x = reshape(x, [blocks, per_block], "blocks")
     x = pad(x, [0, 0, 0, 0, 0, BLOCK - per_block], LANE_CODE, "laned")
     x = reshape(x, [blocks * BLOCK], "rows")
-    return emitter.op("Cast", [x], f"{name}_codes_float", attributes={"to": ir.DataType.FLOAT})
+    return new.op("Cast", [x], f"{name}_codes_float", attributes={"to": ir.DataType.FLOAT})

@@ -1,0 +1,67 @@
+"""Write down the versions that a file needs, once: its operator sets, and the file format of that time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from qil_deploy.errors import ConfigError
+from qil_deploy.export.emitter import MICROSOFT_DOMAIN
+from qil_deploy.export.options import Storage
+
+MIN_OPSET, MAX_OPSET = 13, 25
+# The oldest opset that has what the storage needs (per-channel QDQ, INT4 and INT2 tensors), and the IR of that time.
+_OPSETS = {ir.DataType.INT4: 21, ir.DataType.INT2: 25}
+_IR_VERSIONS = {13: 7, 21: 10, 25: 13}
+
+
+def oldest_opset(types: Iterable[ir.DataType]) -> int:
+    """Return the oldest operator set in which weights of these types can be stored."""
+    return max((_OPSETS.get(dtype, MIN_OPSET) for dtype in types), default=MIN_OPSET)
+
+
+def choose_opset(types: Iterable[ir.DataType], wanted: int | None, weights: Storage, float_opset: int | None) -> int:
+    """Return the opset to write: the wanted one, or the oldest that holds the weights and what is kept in float.
+
+    Args:
+        types: of the constants.
+        wanted: by the user, if any.
+        weights: how they are stored, for the message.
+        float_opset: that of the operators that are kept in float; None where there are none.
+
+    Raises:
+        ConfigError: the wanted one is too old for the storage, or newer than what is supported.
+    """
+    needed = oldest_opset(types)
+    if wanted is None:
+        return max(needed, float_opset or needed)
+    if not needed <= wanted <= MAX_OPSET:
+        raise ConfigError(
+            f"opset is {wanted}; {weights} weights of this model need {needed} to {MAX_OPSET}"
+            + (", or store them as int8." if weights == "packed" else ".")
+        )
+    return wanted
+
+
+class SetVersions(ir.passes.InPlacePass):
+    """Sets the operator sets of the domains that are used, and the IR version."""
+
+    def __init__(self, opset: int | None, weights: Storage, float_opset: int | None) -> None:
+        """Take the arguments of `choose_opset`."""
+        super().__init__()
+        self._opset, self._weights, self._float_opset = opset, weights, float_opset
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Set them.
+
+        Raises:
+            ConfigError: the wanted opset is too old or too new.
+        """
+        types = [value.dtype for value in model.graph.initializers.values() if value.dtype]
+        opset = choose_opset(types, self._opset, self._weights, self._float_opset)
+        uses_microsoft = any(node.domain == MICROSOFT_DOMAIN for node in model.graph)
+        model.graph.opset_imports.clear()
+        model.graph.opset_imports.update({"": opset} | ({MICROSOFT_DOMAIN: 1} if uses_microsoft else {}))
+        model.ir_version = max(version for minimum, version in _IR_VERSIONS.items() if minimum <= opset)
+        return ir.passes.PassResult(model, modified=True)
