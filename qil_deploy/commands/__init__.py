@@ -72,6 +72,7 @@ app.command("report")(report_command)
 app.command("demo")(demo_command)
 
 
+_BROWSER_PACKAGES = ("h11", "playwright", "starlette", "uvicorn")  # of the extra `browser`
 # What is raised for wrong options and arguments: a class of click's, which newer versions of typer have in themselves.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
@@ -106,7 +107,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
         if error.name is None or error.name.startswith("qil_deploy"):
             raise
         package = error.name.partition(".")[0]
-        _fail(f"this command needs the package {package!r}; install it with: pip install 'qil-deploy[train,export]'.")
+        extras = "browser" if package in _BROWSER_PACKAGES else "train,export"
+        _fail(f"this command needs the package {package!r}; install it with: pip install 'qil-deploy[{extras}]'.")
 
 
 def _run(arguments: Sequence[str] | None, program: str | None) -> int:

@@ -18,7 +18,7 @@ from .verify_targets import GOLDEN_IMAGES, first_images
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from qil_deploy.runtime_tests.browser.phone import Address
+    from qil_deploy.runtime_tests.phone.verify_on_phone import Address
     from qil_deploy.runtime_tests.targets import RunOptions, TargetsReport
     from qil_deploy.terminal import Console
 
@@ -55,9 +55,9 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     from qil_deploy.files import ensure_writable
     from qil_deploy.reports import write_report
     from qil_deploy.runtime_tests.backends import exact_levels
-    from qil_deploy.runtime_tests.browser.phone import choose_address
-    from qil_deploy.runtime_tests.browser.web_runtime import runtime_files
     from qil_deploy.runtime_tests.exported_model import read_exported_model
+    from qil_deploy.runtime_tests.phone.verify_on_phone import choose_address
+    from qil_deploy.runtime_tests.phone.web_runtime import runtime_files
     from qil_deploy.runtime_tests.targets import RunOptions
     from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
     from qil_deploy.terminal import Console
@@ -87,9 +87,9 @@ def _serve(
     model: Path, golden: Path | None, data: str | None, options: RunOptions, address: Address, console: Console
 ) -> TargetsReport:
     """Serve the page until the result is there, saying where it is."""
-    from qil_deploy.runtime_tests.browser.phone import LOOPBACK, verify_on_phone
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import write_golden
+    from qil_deploy.runtime_tests.phone.verify_on_phone import LOOPBACK, verify_on_phone
     from qil_deploy.terminal import Console
 
     status = Console(stderr=True).status("the integer reference: every code")

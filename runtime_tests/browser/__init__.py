@@ -1,7 +1,7 @@
-"""The model in a browser: ONNX Runtime Web on this machine's Chromium (target `wasm`), or on a phone.
+"""Target `wasm`: the page of `phone/`, opened by a Chromium on this machine instead of by a person.
 
-A small server (`server.py`) hands out the page in `page/`, the runtime, the model and its golden vectors, and takes the
-report that the page posts (`verification.py`), in the form that devices have (`targets/report.py`).
+A room of its own, since a phone needs none of it: it starts and ends browsers, which needs playwright, and measures
+latencies in them (`bench.py`).
 """
 
 from .run import browser_state, run_in_browser, set_up_browser

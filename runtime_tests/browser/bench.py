@@ -32,16 +32,15 @@ from qil_deploy.runtime_tests.bench.run import check_models, describe_work
 from qil_deploy.runtime_tests.bench.statistics import Samples, bench_report
 from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
+from qil_deploy.runtime_tests.phone.server import PageServer, Resource, Service, bytes_resource, page_resources
+from qil_deploy.runtime_tests.phone.wait_for_result import Patience, wait_for_result
+from qil_deploy.runtime_tests.phone.web_runtime import VERSION, runtime_files
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.sessions import create_session
 from qil_deploy.runtime_tests.targets.checks import check_environment, check_word, expect, within
 from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
 
 from .chromium import browser_at
-from .resources import bytes_resource, page_resources
-from .server import PageServer, Service
-from .waiting import Patience, wait_for_result
-from .web_runtime import VERSION, runtime_files
 
 NAME: Final = "wasm"
 PAGE_FILES: Mapping[str, str] = MappingProxyType(
@@ -182,7 +181,7 @@ def _measure(
     """Measure with one number of threads."""
     with tempfile.TemporaryDirectory() as folder:
         service = bench_service(drawn, threads, options, runtime, Path(folder))
-        with PageServer(service) as server, browser_at(server.url("127.0.0.1")) as browser:
+        with PageServer(service) as server, browser_at(server.url("127.0.0.1"), options.timeout) as browser:
             patience = Patience(
                 name=f"target {NAME}",
                 timeout=options.timeout,
@@ -228,7 +227,7 @@ def bench_service(
     resources = page_resources(PAGE_FILES, runtime)
     resources["job.json"] = bytes_resource(json.dumps(job).encode(), ".json")
     for index, (path, inputs) in enumerate(drawn.items()):
-        resources[f"model-{index}"] = replace(bytes_resource(b""), read=path.read_bytes)
+        resources[f"model-{index}"] = Resource(read=path.read_bytes)
         resources[f"inputs-{index}"] = bytes_resource(b"".join(value.tobytes() for value in inputs.values()))
     return Service(
         resources=resources,

@@ -9,15 +9,12 @@ from pathlib import Path
 
 from qil_deploy.errors import DataError, TargetError
 from qil_deploy.runtime_tests.environment import cpu_name
+from qil_deploy.runtime_tests.phone.web_runtime import runtime_files, runtime_state, set_up_runtime
 from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 
 from .chromium import browser_at, find_chromium
-from .server import PageServer
-from .trial import write_trial
-from .verification import prepare_verification
-from .waiting import Patience, Progress, wait_for_result
-from .web_runtime import runtime_files, runtime_state, set_up_runtime
+from .trial_model import write_trial_model
 
 _TRIAL_TIMEOUT = 120.0
 
@@ -35,7 +32,7 @@ def run_in_browser(
     model: Path,
     data: Path,
     options: RunOptions,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
     *,
     files: Mapping[str, Path] | None = None,
 ) -> DeviceReport:
@@ -53,6 +50,10 @@ def run_in_browser(
             this run.
         ModelFileError: the model cannot be read.
     """
+    from qil_deploy.runtime_tests.phone.server import PageServer
+    from qil_deploy.runtime_tests.phone.verification import prepare_verification
+    from qil_deploy.runtime_tests.phone.wait_for_result import Patience, wait_for_result
+
     with tempfile.TemporaryDirectory() as folder:
         try:
             verification = prepare_verification(
@@ -60,7 +61,10 @@ def run_in_browser(
             )
         except DataError as error:
             raise TargetError(f"target wasm was not started: {error}") from error
-        with PageServer(verification.service()) as server, browser_at(server.url("127.0.0.1")) as browser:
+        with (
+            PageServer(verification.service()) as server,
+            browser_at(server.url("127.0.0.1"), options.timeout) as browser,
+        ):
             patience = Patience(
                 name="target wasm",
                 timeout=options.timeout,
@@ -92,5 +96,5 @@ def _try(files: Mapping[str, Path]) -> None:
     except TargetError:
         return
     with tempfile.TemporaryDirectory() as folder:
-        model, images = write_trial(Path(folder))
+        model, images = write_trial_model(Path(folder))
         run_in_browser(model, images, RunOptions(timeout=_TRIAL_TIMEOUT), files=files)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError
-from qil_deploy.runtime_tests.browser.verification import prepare_verification
+from qil_deploy.runtime_tests.phone.verification import prepare_verification
 from qil_deploy.runtime_tests.targets import RunOptions
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.reports import write_report
 from qil_deploy.runtime_tests.backends import ExecutedGraph
-from qil_deploy.runtime_tests.browser.verification import prepare_verification
 from qil_deploy.runtime_tests.doctor import diagnose
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden import read_golden
 from qil_deploy.runtime_tests.layers import describe_layers
+from qil_deploy.runtime_tests.phone.verification import prepare_verification
 from qil_deploy.runtime_tests.report import collect, render
 from qil_deploy.runtime_tests.targets import RunOptions
 

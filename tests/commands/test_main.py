@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -130,6 +131,24 @@ def test_what_extras_bring_is_named_where_it_is_missing(arguments: tuple[str, ..
     assert done.stderr.startswith("Error: this command needs the package '")
     assert done.stderr.endswith("'; install it with: pip install 'qil-deploy[train,export]'.\n")
     assert done.stderr.count("\n") == 1
+
+
+BROWSER = ("h11", "playwright", "starlette", "uvicorn")
+MODEL = str(Path(__file__).parents[2] / "zoo" / "fashion_mnist" / "w2a2.onnx")
+
+
+@pytest.mark.parametrize("command", [("phone", MODEL), ("bench", MODEL, "--target", "wasm")])
+def test_the_extra_of_browsers_is_named_where_it_is_missing(command: tuple[str, ...]) -> None:
+    done = without(BROWSER, "qil_deploy", *command)
+    assert (done.returncode, done.stdout) == (2, "")
+    sentence = r"Error: this command needs the package '\w+'; install it with: pip install 'qil-deploy\[browser\]'\.\n"
+    assert re.fullmatch(sentence, done.stderr)
+
+
+def test_targets_are_listed_without_the_extra_of_browsers() -> None:
+    done = without(BROWSER, "qil_deploy", "target", "list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pip install 'qil-deploy[browser]'" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("door", ["qil_deploy", "qil_deploy.export"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from qil_deploy.runtime_tests.browser import browser_state
 
 CLASSES = ("cat", "dog", "fox", "hen", "owl")
 SHAPE = (3, 8, 8)
@@ -209,3 +212,23 @@ def images() -> NDArray[np.uint8]:
 def labels() -> NDArray[np.int64]:
     """Return 60 random labels."""
     return np.random.default_rng(2).integers(0, len(CLASSES), 60)
+
+
+@pytest.fixture(scope="session")
+def browser() -> None:
+    """Skip a test unless target wasm is set up."""
+    reason = browser_state()
+    if reason is not None:
+        pytest.skip(f"target wasm: {reason}")
+
+
+@pytest.fixture(scope="session")
+def asked_for() -> Callable[[Mapping[str, Any]], set[str]]:
+    """Return a function that finds the names in imports, URLs and links of a page's own resources."""
+    names = re.compile(r'(?:from "\./|new URL\("|href="|src=")([\w.-]+)"')
+
+    def find(resources: Mapping[str, Any]) -> set[str]:
+        pages = [each for each in resources.values() if each.content_type.startswith(("text/html", "text/javascript"))]
+        return {name for page in pages for name in names.findall(page.read().decode())}
+
+    return find

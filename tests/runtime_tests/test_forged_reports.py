@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from qil_deploy.errors import DataError
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests import device_runner
-from qil_deploy.runtime_tests.browser.verification import prepare_verification
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.golden_chunks import open_golden
+from qil_deploy.runtime_tests.phone.verification import prepare_verification
 from qil_deploy.runtime_tests.report import collect
 from qil_deploy.runtime_tests.targets import RunOptions
 from qil_deploy.runtime_tests.targets.check_report import check_report

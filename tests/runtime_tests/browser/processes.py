@@ -1,29 +1,19 @@
-"""Which processes run, where the system shows them (`/proc`)."""
+"""Which processes a process has started."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-_PROFILE = "--user-data-dir="
+import psutil
 
 
-def command_lines() -> list[str]:
-    """Return the command lines of all processes, where the system shows them."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:  # it ended meanwhile
-            continue
-    return lines
+def browser_processes(parent: int) -> list[psutil.Process]:
+    """Return the browser, and what drives it, that a process has started."""
+    found = psutil.Process(parent).children(recursive=True)
+    started = any("--remote-debugging-pipe" in line for line in map(_command_line, found))
+    return found if started else []
 
 
-def profile_of_browser(parent: int) -> str | None:
-    """Return the profile of the browser that a process has started, if it has."""
-    children = Path(f"/proc/{parent}/task/{parent}/children")
-    for child in children.read_text().split() if children.is_file() else ():
-        parts = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
-        found = [part.removeprefix(_PROFILE) for part in parts if part.startswith(_PROFILE)]
-        if found:
-            return found[0]
-    return None
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return list(map(str, process.cmdline()))
+    except psutil.Error:  # it ended meanwhile
+        return []

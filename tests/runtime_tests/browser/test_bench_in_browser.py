@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,13 +23,12 @@ from qil_deploy.runtime_tests.bench import BenchOptions, BenchReport
 from qil_deploy.runtime_tests.bench.report import COLD, WARM
 from qil_deploy.runtime_tests.browser import bench as bench_module
 from qil_deploy.runtime_tests.browser.bench import BrowserSamples, bench_service, benchmark_in_browser, browser_name
-from qil_deploy.runtime_tests.browser.server import Service
-from qil_deploy.runtime_tests.browser.web_runtime import FILES
+from qil_deploy.runtime_tests.phone.server import Service
+from qil_deploy.runtime_tests.phone.web_runtime import FILES
 from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
 
-from .page_names import asked_for
-
 WriteModel = Callable[..., Path]
+AskedFor = Callable[[Mapping[str, Any]], set[str]]
 QUICK = BenchOptions(caches=(WARM,), repeats=6, warmup=1, timeout=60)
 ENVIRONMENT = {
     "onnxruntime": "1.30.0",
@@ -173,7 +173,7 @@ def test_settings_that_were_finished_are_kept(write_model: WriteModel, monkeypat
         benchmark_in_browser([write_model()], options)
 
 
-def test_the_page_is_given_models_inputs_and_an_order_that_is_drawn(tmp_path: Path) -> None:
+def test_the_page_is_given_models_inputs_and_an_order_that_is_drawn(asked_for: AskedFor, tmp_path: Path) -> None:
     resources = service(tmp_path).resources
     job = json.loads(resources["job.json"].read())
     assert job["models"] == [{"inputs": [{"name": "x", "dtype": "int64", "shape": [3]}]}] * 2

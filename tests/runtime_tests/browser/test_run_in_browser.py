@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -25,11 +27,11 @@ from qil_deploy.runtime_tests import golden_chunks
 from qil_deploy.runtime_tests.browser import browser_state, run_in_browser
 from qil_deploy.runtime_tests.browser import run as run_module
 from qil_deploy.runtime_tests.browser.chromium import VARIABLE, browser_at, find_chromium
-from qil_deploy.runtime_tests.browser.resources import PAGE
 from qil_deploy.runtime_tests.golden import write_golden
+from qil_deploy.runtime_tests.phone.server import PAGE
 from qil_deploy.runtime_tests.targets import RunOptions, find_target, run_on_target, verify_targets, write_golden_logits
 
-from .processes import command_lines, profile_of_browser
+from .processes import browser_processes
 
 WriteModel = Callable[..., Path]
 ZOO = Path(__file__).parents[3] / "zoo" / "fashion_mnist"
@@ -150,33 +152,29 @@ def test_a_page_that_shows_no_progress_is_given_up(
     page = tmp_path / "page"
     shutil.copytree(PAGE, page)
     (page / "runner.js").write_text("for (;;);")
-    monkeypatch.setattr("qil_deploy.runtime_tests.browser.resources.PAGE", page)
+    monkeypatch.setattr("qil_deploy.runtime_tests.phone.server.PAGE", page)
     with pytest.raises(TargetError, match="target wasm has not answered for 3 seconds and was stopped"):
         run_in_browser(*golden, replace(OPTIONS, timeout=3))
 
 
 @pytest.mark.usefixtures("browser")
 def test_no_process_of_the_browser_is_left(golden: tuple[Path, Path]) -> None:
-    profiles: list[str] = []
-
-    def look(_: str) -> None:
-        profiles.extend(line for line in command_lines() if "qil-deploy-chromium-" in line)
-
-    run_in_browser(*golden, OPTIONS, look)
-    own = {part for line in profiles for part in line.split() if part.startswith("--user-data-dir=")}
+    own: set[psutil.Process] = set()
+    run_in_browser(*golden, OPTIONS, lambda _: own.update(browser_processes(os.getpid())))
     assert own
-    assert not [line for line in command_lines() if any(part in line for part in own)]
+    assert not psutil.wait_procs(own, timeout=10)[1]
 
 
 @pytest.mark.usefixtures("browser")
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux shows whose child a process is")
-def test_a_browser_whose_command_was_killed_ends_by_itself(golden: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_browser_whose_command_was_ended_ends_by_itself(
+    golden: tuple[Path, Path], signal_number: signal.Signals
+) -> None:
     arguments = [sys.executable, "-m", "qil_deploy", "bench", str(golden[0])]
     with subprocess.Popen([*arguments, "--target", "wasm", "--repeats", "100000"]) as process:
-        profile = wait_for(lambda: profile_of_browser(process.pid))
-        process.kill()
-    wait_for(lambda: not [line for line in command_lines() if profile in line])
-    shutil.rmtree(Path(profile).parent)  # what is killed leaves its temporary files
+        own = wait_for(lambda: browser_processes(process.pid))
+        process.send_signal(signal_number)
+    assert not psutil.wait_procs(own, timeout=60)[1]
 
 
 T = TypeVar("T")
@@ -209,9 +207,9 @@ BAD_BROWSERS = {
     "silence": ("import time; time.sleep(600)", "target wasm has not answered for 2 seconds and was stopped"),
     "end": (
         "print('no \\x1b[2J display'); raise SystemExit(7)",
-        "failed: the browser ended with exit code 7. .*: no .2J",
+        r"failed: the browser ended \(exitCode=7, signal=null\)\. Its last words: no \\x1b\[2J display",
     ),
-    "crash": ("import os; os.kill(os.getpid(), 11)", "failed: the browser ended with exit code 139"),
+    "crash": ("import os; os.kill(os.getpid(), 11)", r"failed: the browser ended \(exitCode=null, signal=SIGSEGV\)"),
     "deafness": (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
         "target wasm has not answered for 2 seconds",
@@ -252,10 +250,9 @@ def test_a_browser_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv(VARIABLE)
     assert find_chromium() == str(program)
     program.write_text("#!/absent/interpreter")
-    with browser_at("http://127.0.0.1/") as browser:
-        browser.process.wait(20)
-        ended = str(browser.ended())
-    assert re.search(r"ended with exit code 127\. .*cannot start .*chromium-browser: No such file", ended)
+    with browser_at("http://127.0.0.1/", 20) as browser:
+        ended = wait_for(browser.ended)
+    assert re.search(r"ended\. Its last words: .* Failed to launch: .*chromium-browser ENOENT", ended)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="only some systems have a user that may do everything")
@@ -266,6 +263,6 @@ def test_the_sandbox_is_off_for_root_alone(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(VARIABLE, str(program))
     for user, expected in ((0, True), (1000, False)):
         monkeypatch.setattr(os, "geteuid", lambda user=user: user)
-        with browser_at("http://127.0.0.1/") as browser:
-            browser.process.wait(20)
+        with browser_at("http://127.0.0.1/", 20) as browser:
+            wait_for(browser.ended)
         assert ("--no-sandbox" in (tmp_path / "seen").read_text()) == expected

@@ -16,10 +16,11 @@ import pytest
 
 from qil_deploy.errors import TargetError
 from qil_deploy.runtime_tests.browser import run as run_module
-from qil_deploy.runtime_tests.browser import set_up_browser, web_runtime
-from qil_deploy.runtime_tests.browser.trial import write_trial
-from qil_deploy.runtime_tests.browser.web_runtime import FILES, VERSION, runtime_files, runtime_state, set_up_runtime
+from qil_deploy.runtime_tests.browser import set_up_browser
+from qil_deploy.runtime_tests.browser.trial_model import write_trial_model
 from qil_deploy.runtime_tests.exported_model import read_exported_model
+from qil_deploy.runtime_tests.phone import web_runtime
+from qil_deploy.runtime_tests.phone.web_runtime import FILES, VERSION, runtime_files, runtime_state, set_up_runtime
 from qil_deploy.runtime_tests.targets import find_target, set_up_target, target_names, target_state
 
 NPM = """#!{python}
@@ -158,7 +159,7 @@ def test_damaged_folders_are_named(here: Path) -> None:
 
 
 def test_the_trial_is_a_model_like_any_other(tmp_path: Path) -> None:
-    path, images = write_trial(tmp_path)
+    path, images = write_trial_model(tmp_path)
     logits = read_exported_model(path).onnx_predictor()(np.load(images))
     assert logits.tolist() == [[3, 9, 1, 2]]
 

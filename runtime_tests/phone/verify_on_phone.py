@@ -16,7 +16,7 @@ from qil_deploy.runtime_tests.targets.report import DeviceReport, TargetResult, 
 
 from .server import PageServer
 from .verification import prepare_verification
-from .waiting import Patience, Progress, wait_for_result
+from .wait_for_result import Patience, Progress, wait_for_result
 from .web_runtime import runtime_files
 
 NAME: Final = "phone"

@@ -13,7 +13,7 @@ _FLOAT, _UINT8, _INT = 1, 2, 2
 _SHAPE = (1, 2, 2)
 
 
-def write_trial(folder: Path) -> tuple[Path, Path]:
+def write_trial_model(folder: Path) -> tuple[Path, Path]:
     """Write a model whose logits are its pixels, and an image; return both paths."""
     model = parse_model(b"")
     model.ir_version = 8

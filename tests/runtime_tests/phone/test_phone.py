@@ -26,10 +26,10 @@ from typer.testing import CliRunner
 from qil_deploy.commands.phone import phone_command, qr_code
 from qil_deploy.errors import ConfigError, QilDeployError, TargetError
 from qil_deploy.reports import read_report
-from qil_deploy.runtime_tests.browser import phone as phone_module
-from qil_deploy.runtime_tests.browser.phone import Address, choose_address, network_address, verify_on_phone
-from qil_deploy.runtime_tests.browser.web_runtime import runtime_state
 from qil_deploy.runtime_tests.golden import write_golden
+from qil_deploy.runtime_tests.phone import verify_on_phone as phone_module
+from qil_deploy.runtime_tests.phone.verify_on_phone import Address, choose_address, network_address, verify_on_phone
+from qil_deploy.runtime_tests.phone.web_runtime import runtime_state
 from qil_deploy.runtime_tests.targets import RunOptions, TargetsReport
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def test_a_machine_in_no_network_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_wrong_use_is_refused_before_anything_is_served(
     golden: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qil_deploy.runtime_tests.browser.web_runtime.runtime_files", dict)
+    monkeypatch.setattr("qil_deploy.runtime_tests.phone.web_runtime.runtime_files", dict)
     monkeypatch.setattr(phone_module, "runtime_files", dict)
     app = typer.Typer()
     app.command()(phone_command)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from qil_deploy.errors import DataError
 from qil_deploy.onnx_io.schema import parse_model
 from qil_deploy.runtime_tests import device_runner, golden_chunks
-from qil_deploy.runtime_tests.browser.verification import Verification, prepare_verification
-from qil_deploy.runtime_tests.browser.web_runtime import FILES
 from qil_deploy.runtime_tests.golden import write_golden
+from qil_deploy.runtime_tests.phone.verification import Verification, prepare_verification
+from qil_deploy.runtime_tests.phone.web_runtime import FILES
 from qil_deploy.runtime_tests.targets import RunOptions
 
-from .page_names import asked_for
-
 WriteModel = Callable[..., Path]
+AskedFor = Callable[[Mapping[str, Any]], set[str]]
 OPTIONS = RunOptions(levels=("disabled", "all"), batch=2, repeats=3)
 
 
@@ -171,7 +170,7 @@ def test_zeros_are_no_way_around_the_digest(prepared: Verification, honest: dict
         prepared.accept(encoded(honest))
 
 
-def test_everything_that_the_page_asks_for_is_served(prepared: Verification) -> None:
+def test_everything_that_the_page_asks_for_is_served(prepared: Verification, asked_for: AskedFor) -> None:
     resources = prepared.service().resources
     assert asked_for(resources) <= {*resources, *FILES}
     assert asked_for(resources) >= {"page.css", "page.js", "runner.js", "sha256.js", "ort.wasm.min.mjs"}

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from qil_deploy.runtime_tests.browser.server import PageServer
-from qil_deploy.runtime_tests.browser.waiting import Patience, wait_for_result
+from qil_deploy.runtime_tests.phone.server import PageServer
+from qil_deploy.runtime_tests.phone.wait_for_result import Patience, wait_for_result
 
 
 @pytest.mark.parametrize("event", [None, SimpleNamespace(kind="progress", text="1 of 2", result=None)])

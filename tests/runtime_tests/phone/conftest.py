@@ -1,4 +1,4 @@
-"""Tests that need a browser are skipped where there is none."""
+"""A browser that opens the page as a phone would."""
 
 from __future__ import annotations
 
@@ -9,21 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qil_deploy.runtime_tests.browser import browser_state
 from qil_deploy.runtime_tests.browser.chromium import find_chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
     OpenPhone = Callable[..., Page]
-
-
-@pytest.fixture(scope="session")
-def browser() -> None:
-    """Skip a test unless target wasm is set up."""
-    reason = browser_state()
-    if reason is not None:
-        pytest.skip(f"target wasm: {reason}")
 
 
 @pytest.fixture

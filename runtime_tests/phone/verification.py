@@ -20,8 +20,7 @@ from qil_deploy.runtime_tests.targets.check_report import check_report, largest_
 from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 
-from .resources import BYTES, bytes_resource, page_resources
-from .server import Resource, Service
+from .server import Resource, Service, bytes_resource, page_resources
 
 PAGE_FILES: Mapping[str, str] = MappingProxyType(
     {"": "index.html"}
@@ -88,7 +87,7 @@ class Verification:
         resources["model.onnx"] = bytes_resource(content)
         resources["model-with-outputs.onnx"] = bytes_resource(with_outputs(content, self.golden.inner))
         for index in range(len(self.golden.counts)):
-            resources[f"chunk-{index}"] = Resource(content_type=BYTES, read=partial(self.golden.chunk, index))
+            resources[f"chunk-{index}"] = Resource(read=partial(self.golden.chunk, index))
         most = largest_report(self.golden, self.options)
         return Service(resources=resources, accept=self.accept, largest_result=most)
 
