@@ -10,11 +10,10 @@ from qil_deploy.onnx_io import read_metadata
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.reports import ModelFile
 
-from .figures import CertificateLine, ModelContent
-from .gathered import MeasuredFile
+from .figures import CertificateLine, Model, ModelContent
 
 
-def read_content(file: MeasuredFile, folder: Path) -> tuple[ModelContent | None, str | None]:
+def read_content(file: Model, folder: Path) -> tuple[ModelContent | None, str | None]:
     """Read a model's metadata from the file that its report names, or that lies beside the report.
 
     Only a file of the reported size and digest is read.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.differences import describe_difference
 from qil_deploy.runtime_tests.doctor.diagnosis import FirstDiagnosis
@@ -10,16 +12,15 @@ from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, T
 from qil_deploy.runtime_tests.verify import VerifyReport
 
 from .facts import describe_place
-from .figures import Accuracy, Exactness, Finding, Latency, NotRun, Remark
-from .gathered import NATIVE, Figures, MeasuredFile, merge
+from .figures import NATIVE, NOTHING, Accuracy, Exactness, Finding, Latency, Model, NotRun, Remark, Run, merge
 
 RUNTIME = "ONNX Runtime"
 _REFERENCE = "integer reference"
 
 
-def of_verify(report: VerifyReport) -> Figures:
+def of_verify(report: VerifyReport) -> Run:
     """Return logits compared and accuracies."""
-    file = MeasuredFile.of(report.model)
+    file = Model.of(report.model)
     levels = {onnx_backend_name(level): level for level in OPTIMIZATION_LEVELS}
     firsts = {
         name: describe_difference(comparison)
@@ -47,8 +48,9 @@ def of_verify(report: VerifyReport) -> Figures:
     accuracies = [(report.reference, report.reference_accuracy)]
     accuracies += [(backend.name, backend.accuracy) for backend in report.backends]
     counted = report.exact is None or report.exact == all(row.differing == 0 for row in exactness if row.must_equal)
-    return Figures(
-        files=(file,),
+    return replace(
+        NOTHING,
+        models=(file,),
         exactness=exactness,
         accuracies=tuple(
             Accuracy(model=file.sha256, backend=name, images=report.images, accuracy=accuracy)
@@ -62,28 +64,31 @@ def of_verify(report: VerifyReport) -> Figures:
     )
 
 
-def of_targets(report: TargetsReport) -> Figures:
+def of_targets(report: TargetsReport) -> Run:
     """Return codes and logits compared on targets, their latency, and what was not run."""
-    file = MeasuredFile.of(report.model)
+    file = Model.of(report.model)
     counted = report.exact is None or report.exact == (
         not any(result.failed for result in report.targets)
         and all(device.differing == 0 for result in report.targets for device in result.reports)
     )
     remarks = () if counted else (_contradiction(file.name, report.exact),)
-    return merge(Figures(files=(file,), remarks=remarks), *(_of_target(file, result) for result in report.targets))
+    return merge(
+        replace(NOTHING, models=(file,), remarks=remarks), *(_of_target(file, result) for result in report.targets)
+    )
 
 
-def of_device(report: DeviceReport, target: str) -> Figures:
+def of_device(report: DeviceReport, target: str) -> Run:
     """Return the same of what `device_runner.py` wrote; `target` is what it is called."""
-    file = MeasuredFile(path=report.model, sha256=report.sha256, bytes=None)
+    file = Model.measured(report.model, report.sha256, None)
     return _of_device(file, target, report)
 
 
-def of_diagnosis(report: FirstDiagnosis) -> Figures:
+def of_diagnosis(report: FirstDiagnosis) -> Run:
     """Return what `doctor` found, today or when it wrote its first version."""
-    file = MeasuredFile.of(report.model)
-    return Figures(
-        files=(file,),
+    file = Model.of(report.model)
+    return replace(
+        NOTHING,
+        models=(file,),
         environments=(describe_place(NATIVE, "doctor", report.environment),),
         diagnosed=(file.sha256,),
         findings=tuple(
@@ -102,7 +107,7 @@ def _contradiction(name: str, exact: bool | None) -> Remark:
     )
 
 
-def _of_target(file: MeasuredFile, result: TargetResult) -> Figures:
+def _of_target(file: Model, result: TargetResult) -> Run:
     """Return the figures of one target."""
     reasons = ((False, result.skipped), (True, result.failed))
     not_run = tuple(
@@ -116,11 +121,11 @@ def _of_target(file: MeasuredFile, result: TargetResult) -> Figures:
         grave=True,
     )
     remarks = () if len(fitting) == len(result.reports) else (other,)
-    own = Figures(files=(file,), not_run=not_run, remarks=remarks)
+    own = replace(NOTHING, models=(file,), not_run=not_run, remarks=remarks)
     return merge(own, *(_of_device(file, result.target, device) for device in fitting))
 
 
-def _of_device(file: MeasuredFile, target: str, report: DeviceReport) -> Figures:
+def _of_device(file: Model, target: str, report: DeviceReport) -> Run:
     exactness = tuple(_of_level(file, target, report, level) for level in report.levels) if report.compared else ()
     latency = report.latency
     latencies = (
@@ -141,8 +146,9 @@ def _of_device(file: MeasuredFile, target: str, report: DeviceReport) -> Figures
         )
     )
     remark = Remark(text=f"{file.name}: {target} ran it with nothing to compare with.", grave=True)
-    return Figures(
-        files=(file,),
+    return replace(
+        NOTHING,
+        models=(file,),
         exactness=exactness,
         latencies=latencies,
         environments=(describe_place(target, "codes", report.environment),),
@@ -150,7 +156,7 @@ def _of_device(file: MeasuredFile, target: str, report: DeviceReport) -> Figures
     )
 
 
-def _of_level(file: MeasuredFile, target: str, report: DeviceReport, level: LevelResult) -> Exactness:
+def _of_level(file: Model, target: str, report: DeviceReport, level: LevelResult) -> Exactness:
     tensors = (level.logits, *level.tensors)
     first = level.first_difference
     return Exactness(

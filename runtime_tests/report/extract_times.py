@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PureWindowsPath
 
 from qil_deploy.runtime_tests import bench
@@ -11,20 +12,33 @@ from qil_deploy.runtime_tests.bench.statistics import median_interval
 from qil_deploy.runtime_tests.instructions import InstructionsReport
 
 from .facts import describe_place
-from .figures import Control, Cost, InstructionCount, Latency, NotRun, OperatorTime, Remark
-from .gathered import NATIVE, Figures, MeasuredFile
+from .figures import (
+    LATENCY,
+    NATIVE,
+    NOTHING,
+    Control,
+    Cost,
+    InstructionCount,
+    Latency,
+    Model,
+    NotRun,
+    OperatorTime,
+    Remark,
+    Run,
+)
 
 
-def of_bench(report: bench.BenchReport) -> Figures:
+def of_bench(report: bench.BenchReport) -> Run:
     """Return latencies and costs, and what makes them doubtful."""
     models = [each.model for group in (report.latencies, report.models, report.profiles) for each in group]
-    files = {file.sha256: file for file in map(MeasuredFile.of, models)}
+    files = {file.sha256: file for file in map(Model.of, models)}
     firsts: dict[tuple[str, int, str], str] = {}
     for row in report.latencies:
         firsts.setdefault((row.target, row.threads, row.caches), row.model.sha256)
     targets = dict.fromkeys([row.target for row in report.latencies]) or {NATIVE: None}
-    return Figures(
-        files=tuple(files.values()),
+    return replace(
+        NOTHING,
+        models=tuple(files.values()),
         latencies=tuple(_latency(report, row, firsts[row.target, row.threads, row.caches]) for row in report.latencies),
         controls=tuple(
             Control(
@@ -68,15 +82,16 @@ def of_bench(report: bench.BenchReport) -> Figures:
             describe_place(target, "bench", report.environment, report.machine, report.activity) for target in targets
         ),
         not_run=_failed(report.failures, "bench"),
-        remarks=tuple(Remark(text=f"bench: {warning}", grave=False, about="latency") for warning in report.warnings),
+        remarks=tuple(Remark(text=f"bench: {warning}", grave=False, about=LATENCY) for warning in report.warnings),
     )
 
 
-def of_instructions(report: InstructionsReport) -> Figures:
+def of_instructions(report: InstructionsReport) -> Run:
     """Return instructions counted on an emulated target."""
-    files = tuple(MeasuredFile.of(each.model) for each in report.models)
-    return Figures(
-        files=files,
+    files = tuple(Model.of(each.model) for each in report.models)
+    return replace(
+        NOTHING,
+        models=files,
         instructions=tuple(
             InstructionCount(
                 model=each.model.sha256,

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import PureWindowsPath
+from typing import Final
 
-FILES = "files"
+from qil_deploy.runtime_tests.reports import ModelFile
+
+NATIVE: Final = "native"
+"""The target that this machine is."""
+FILES: Final = "files"
 """What a remark about files that were left out is about."""
+LATENCY: Final = "latency"
+"""What a remark about times is about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,11 @@ class CertificateLine:
     worst: float
     bound: float
     where: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the worst is allowed."""
+        return self.worst <= self.bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +78,17 @@ class Model:
     bytes: int | None
     content: ModelContent | None
     unread: str | None
+
+    @classmethod
+    def of(cls, file: ModelFile) -> Model:
+        """Return a model of which a report has path, size and digest."""
+        return cls.measured(file.path, file.sha256, file.bytes)
+
+    @classmethod
+    def measured(cls, path: str, sha256: str, size: int | None) -> Model:
+        """Return a model as a report names it; its name ends folders as Windows has them, or as others do."""
+        name = PureWindowsPath(path).name or path
+        return cls(sha256=sha256, name=name, path=path, bytes=size, content=None, unread=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +209,11 @@ class Cost:
     peak_bytes: int | None
     runtime_bytes: int | None
 
+    @property
+    def memory(self) -> int | None:
+        """What a process with the model needs at most, above one that loads no model, in bytes."""
+        return None if self.peak_bytes is None or self.runtime_bytes is None else self.peak_bytes - self.runtime_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionCount:
@@ -289,3 +318,28 @@ class Run:
     diagnosed: tuple[str, ...]
     findings: tuple[Finding, ...]
     remarks: tuple[Remark, ...]
+
+
+NOTHING: Final = Run(
+    name="",
+    sources=(),
+    models=(),
+    exactness=(),
+    accuracies=(),
+    latencies=(),
+    controls=(),
+    profiles=(),
+    costs=(),
+    environments=(),
+    not_run=(),
+    diagnosed=(),
+    findings=(),
+    remarks=(),
+)
+"""A run without figures."""
+
+
+def merge(*parts: Run) -> Run:
+    """Put the figures of some runs together, in order, into one that has no name."""
+    names = [field.name for field in fields(Run) if field.name != "name"]
+    return Run(name="", **{name: tuple(row for part in parts for row in getattr(part, name)) for name in names})

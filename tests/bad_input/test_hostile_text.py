@@ -17,7 +17,7 @@ import safetensors.numpy
 from PIL import Image
 from safetensors import safe_open
 
-from qil_deploy.html_elements import TEXT_LENGTH
+from qil_deploy.pages import TEXT_LENGTH
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.untrusted_text import LINE_LENGTH
 

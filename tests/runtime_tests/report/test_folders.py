@@ -111,7 +111,7 @@ def test_a_float_baseline_is_beside_the_quantized_models(write: Write) -> None:
     assert sentence == "Nothing was compared bit for bit: it is a float32 baseline, of which the accuracy was measured."
     page = render(report)
     assert sentence in page
-    assert re.search(r"float\.onnx</th><td>93\.00 % of 50</td>.*net\.onnx</th><td>90\.00 % of 50</td>", page)
+    assert re.search(r"float\.onnx</th><td>93\.00 % of 50</td>.*net\.onnx</th><td>90\.00 % of 50</td>", page, re.DOTALL)
 
 
 def test_a_float_baseline_alone_says_nothing_about_exactness(write: Write) -> None:

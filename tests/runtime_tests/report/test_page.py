@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
 from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests.report import DeploymentReport, collect, render
-from qil_deploy.runtime_tests.report.plots import Mark, bar_chart, dot_chart
+from qil_deploy.runtime_tests.report.chart import Chart, Mark
+from qil_deploy.runtime_tests.report.page import TEMPLATES
 
 from .conftest import backend, counted, device, model, on_targets, ran, timed, verified
 
@@ -168,13 +170,17 @@ def test_the_page_of_what_was_read_back_is_the_same(write: Write, tmp_path: Path
     assert render(read_report(tmp_path / "r.json", DeploymentReport)) == render(report)
 
 
-@pytest.mark.parametrize("chart", [bar_chart, dot_chart])
-def test_pictures_stay_inside_their_frame_whatever_the_values(chart: Callable[..., object]) -> None:
+def drawn(chart: Chart) -> Element:
+    """Return a chart as the page has it."""
+    return fromstring(TEMPLATES.get_template("chart.html.jinja").module.figure(chart))  # type: ignore[attr-defined] # noqa: S314 - our own
+
+
+@pytest.mark.parametrize("dots", [False, True])
+def test_pictures_stay_inside_their_frame_whatever_the_values(dots: bool) -> None:
     values = (0.0, 1e-300, 0.3, 7.0, 1e300, 1.7e308)
     marks = [Mark(label="m", text="t", value=value, low=value / 2, high=value, tail=value) for value in values]
     for shown in ([marks[index]] for index in range(len(marks))):
-        figure = chart("title", shown, "ms")
-        for shape in figure.iter():  # type: ignore[attr-defined] # an Element
+        for shape in drawn(Chart("title", shown, "ms", dots)).iter():
             for name in ("x", "x1", "x2", "cx", "width"):
                 share = re.fullmatch(r"([\d.]+)%", shape.get(name, "0%"))
                 assert share is not None
@@ -183,7 +189,7 @@ def test_pictures_stay_inside_their_frame_whatever_the_values(chart: Callable[..
 
 def test_bars_are_as_long_as_their_values() -> None:
     marks = [Mark(label="a", text="", value=0.5, low=0.4, high=0.6), Mark(label="b", text="", value=2.0)]
-    figure = bar_chart("title", marks, "ms")
+    figure = drawn(Chart("title", marks, "ms"))
     bars = [each.get("width") for each in figure.iter("rect") if each.get("class") == "c0"]
     assert bars == ["25.000%", "100.000%"]
     whisker = next(each for each in figure.iter("line"))
