@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element
 
 import torch
 
@@ -21,7 +20,6 @@ from qil_deploy.checkpoint import Builder, load_model, read_info
 from qil_deploy.datasets import load_batches
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
-from qil_deploy.html_elements import picture
 from qil_deploy.reports import write_report
 from qil_deploy.terminal import Progress
 from qil_deploy.training.metrics_file import read_epochs
@@ -30,7 +28,7 @@ from qil_deploy.training.recipe import Recipe, recipe_from_dict
 
 from .interval_shares import QuantizedValues, input_quantizers
 from .plots import histogram_figure, interval_activations, png
-from .report_page import Histograms, render
+from .report_page import Histogram, Histograms, render
 from .run_report import (
     RunReport,
     describe_versions,
@@ -157,8 +155,10 @@ def _draw(
     )
 
 
-def _histogram(values: QuantizedValues, text: str, title: str) -> Element:
-    interval = f"{values.lower:.4g} to {values.upper:.4g}"
-    return picture(
-        png(histogram_figure(values)), f"Histogram of the {text}; interval {interval}", f"{title}, {values.bits} bits"
+def _histogram(values: QuantizedValues, about: str, title: str) -> Histogram:
+    return Histogram(
+        png=png(histogram_figure(values)),
+        about=about,
+        interval=f"{values.lower:.4g} to {values.upper:.4g}",
+        caption=f"{title}, {values.bits} bits",
     )
