@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -259,6 +260,18 @@ def test_what_needs_an_extra_names_it(device: Device, command: list[object]) -> 
         "Error: this command needs the package 'torch'; install it with: pip install 'qil-deploy[train,export]'.\n"
     )
     assert sorted(device.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command", [["phone", MODEL], ["bench", MODEL, "--target", "wasm"]], ids=lambda command: command[0]
+)
+def test_what_needs_the_extra_of_browsers_names_it(device: Device, command: list[object]) -> None:
+    done = device.qil(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"Error: this command needs the package '\w+'; install it with: pip install 'qil-deploy\[browser\]'\.\n",
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize(("data", "needs"), [("pictures", "Pillow: pip install pillow"), ("digits", "scikit-learn")])
