@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
@@ -43,55 +44,15 @@ def find_chromium() -> str:
     raise TargetError(f"there is no Chromium on the PATH; install it, or name one with {VARIABLE}.")
 
 
+@dataclass
 class Browser:
-    """A browser that shows one page, in a thread of its own: playwright is not made to be interrupted by Ctrl-C.
+    """A browser that shows one page."""
 
-    Args:
-        program: Chromium.
-        url: the page.
-        timeout: seconds that it may take to start.
-    """
-
-    def __init__(self, program: str, url: str, timeout: float) -> None:
-        self._program, self._url, self._timeout = program, url, timeout
-        self._stop = threading.Event()
-        self._end: str | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        """Begin to show the page."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the browser and everything that it started."""
-        self._stop.set()
-        self._thread.join()
+    end: str | None = None
 
     def ended(self) -> str | None:
         """Return how it ended, as the end of a sentence, or None as long as it runs."""
-        return self._end
-
-    def _run(self) -> None:
-        from playwright.sync_api import Error, sync_playwright
-        from playwright.sync_api import TimeoutError as SilentError
-
-        try:
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path=self._program,
-                    args=["--no-proxy-server"],
-                    chromium_sandbox=_sandbox(),
-                    timeout=1000 * self._timeout,
-                )
-                page = browser.new_page()
-                page.goto(self._url, wait_until="commit")
-                while not self._stop.is_set():
-                    page.wait_for_timeout(_LOOK_MS)
-                browser.close()
-        except SilentError:
-            pass  # it is silent, which whoever waits for the page will say
-        except Error as error:
-            self._end = describe_end(error.message)
+        return self.end
 
 
 @contextlib.contextmanager
@@ -107,12 +68,39 @@ def browser_at(url: str, timeout: float) -> Iterator[Browser]:
     Raises:
         TargetError: there is no Chromium.
     """
-    browser = Browser(find_chromium(), url, timeout)
-    browser.start()
+    program, browser, stop = find_chromium(), Browser(), threading.Event()
+    # A thread of its own: playwright cannot be used again after Ctrl-C has interrupted it, not even to end the browser.
+    thread = threading.Thread(target=_show, args=(program, url, timeout, browser, stop), daemon=True)
+    thread.start()
     try:
         yield browser
     finally:
-        browser.stop()
+        stop.set()
+        thread.join()
+
+
+def _show(program: str, url: str, timeout: float, browser: Browser, stop: threading.Event) -> None:
+    """Show a page until `stop` is set, or until the browser ends by itself."""
+    from playwright.sync_api import Error, sync_playwright
+    from playwright.sync_api import TimeoutError as SilentError
+
+    try:
+        with sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(
+                executable_path=program,
+                args=["--no-proxy-server"],
+                chromium_sandbox=_has_sandbox(),
+                timeout=1000 * timeout,
+            )
+            page = chromium.new_page()
+            page.goto(url, wait_until="commit")
+            while not stop.is_set():
+                page.wait_for_timeout(_LOOK_MS)
+            chromium.close()
+    except SilentError:
+        pass  # which whoever waits for the page will say
+    except Error as error:
+        browser.end = describe_end(error.message)
 
 
 def describe_end(message: str) -> str:
@@ -123,6 +111,6 @@ def describe_end(message: str) -> str:
     return f"ended{'' if code is None else f' ({code[1]})'}. Its last words: {shown}"
 
 
-def _sandbox() -> bool:
+def _has_sandbox() -> bool:
     """Chromium refuses to run as root with its sandbox, which needs a user to change to."""
     return not (hasattr(os, "geteuid") and os.geteuid() == 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -31,48 +31,10 @@ ELEMENTS = ("uint8", "int8", "int32", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the worker is to do, as it reads it from `job.json`.
-
-    Attributes:
-        schema: of the report it has to send.
-        model, sha256: file name and digest of the model.
-        input, shape: name of the model's input, and [C, H, W] of an image.
-        takes_float, scale, zero_point: whether it takes (pixel - zero_point) * scale, in float32.
-        fixed_batch: images that each run takes, or None for any number.
-        batch, threads, levels, repeats: how to run it.
-        images: how many there are.
-        chunks: how many images each chunk has.
-        tensors: {"name", "dtype", "shape" of one image} of the golden tensors, in order of execution.
-        every_tensor: whether there are more than logits.
-        autostart: whether the page begins by itself.
-    """
-
-    schema: str
-    model: str
-    sha256: str
-    input: str
-    shape: tuple[int, ...]
-    takes_float: bool
-    scale: float
-    zero_point: int
-    fixed_batch: int | None
-    batch: int
-    threads: int
-    levels: tuple[str, ...]
-    repeats: int
-    images: int
-    chunks: tuple[int, ...]
-    tensors: tuple[dict[str, Any], ...]
-    every_tensor: bool
-    autostart: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verification:
-    """One job, the vectors it is about, and the files of the runtime that does it."""
+    """One job, the vectors it is about, and the files of the runtime that does it; what the job says is `job.json`."""
 
-    job: Job
+    job: dict[str, Any]
     options: RunOptions
     model: ExportedModel
     golden: GoldenChunks
@@ -83,7 +45,7 @@ class Verification:
         """Return what a server needs for it."""
         content = self.model.path.read_bytes()
         resources = page_resources(PAGE_FILES, self.runtime)
-        resources["job.json"] = bytes_resource(json.dumps(asdict(self.job), allow_nan=False).encode(), ".json")
+        resources["job.json"] = bytes_resource(json.dumps(self.job, allow_nan=False).encode(), ".json")
         resources["model.onnx"] = bytes_resource(content)
         resources["model-with-outputs.onnx"] = bytes_resource(with_outputs(content, self.golden.inner))
         for index in range(len(self.golden.counts)):
@@ -133,28 +95,27 @@ def prepare_verification(
     for name, tensor in golden.tensors.items():
         if str(tensor.dtype) not in ELEMENTS:
             raise DataError(f"{data} has {name!r} as {tensor.dtype}; a browser compares {', '.join(ELEMENTS)}.")
-    pixels = exported.preprocessing
-    job = Job(
-        schema=DeviceReport.SCHEMA,
-        model=model.name,
-        sha256=ModelFile.of(model).sha256,
-        input=INPUT_NAME,
-        shape=pixels.shape,
-        takes_float=exported.input == "float",
-        scale=pixels.scale,
-        zero_point=pixels.zero_point,
-        fixed_batch=exported.batch,
-        batch=batch,
-        threads=options.threads,
-        levels=options.levels,
-        repeats=options.repeats,
-        images=len(golden.images),
-        chunks=golden.counts,
-        tensors=tuple(
+    job = {
+        "schema": DeviceReport.SCHEMA,  # of the report that the worker has to send
+        "model": model.name,
+        "sha256": ModelFile.of(model).sha256,
+        "input": INPUT_NAME,
+        "shape": exported.preprocessing.shape,  # [C, H, W] of an image
+        "takes_float": exported.input == "float",  # (pixel - zero_point) * scale, in float32
+        "scale": exported.preprocessing.scale,
+        "zero_point": exported.preprocessing.zero_point,
+        "fixed_batch": exported.batch,  # images that each run takes, or None for any number
+        "batch": batch,
+        "threads": options.threads,
+        "levels": options.levels,
+        "repeats": options.repeats,
+        "images": len(golden.images),
+        "chunks": golden.counts,  # how many images each chunk has
+        "tensors": [  # golden ones, in order of execution, each with the shape of one image
             {"name": name, "dtype": str(tensor.dtype), "shape": tensor.shape[1:]}
             for name, tensor in golden.tensors.items()
-        ),
-        every_tensor=bool(golden.inner),
-        autostart=autostart,
-    )
+        ],
+        "every_tensor": bool(golden.inner),  # more than logits
+        "autostart": autostart,  # the page begins by itself
+    }
     return Verification(job=job, options=options, model=exported, golden=golden, runtime=runtime, folder=folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.differences import describe_difference
 from qil_deploy.runtime_tests.doctor.diagnosis import FirstDiagnosis
@@ -12,7 +10,7 @@ from qil_deploy.runtime_tests.targets.report import DeviceReport, LevelResult, T
 from qil_deploy.runtime_tests.verify import VerifyReport
 
 from .facts import describe_place
-from .figures import NATIVE, NOTHING, Accuracy, Exactness, Finding, Latency, Model, NotRun, Remark, Run, merge
+from .figures import NATIVE, Accuracy, Exactness, Finding, Latency, Model, NotRun, Remark, Run, copy_fields, merge
 
 RUNTIME = "ONNX Runtime"
 _REFERENCE = "integer reference"
@@ -48,8 +46,8 @@ def of_verify(report: VerifyReport) -> Run:
     accuracies = [(report.reference, report.reference_accuracy)]
     accuracies += [(backend.name, backend.accuracy) for backend in report.backends]
     counted = report.exact is None or report.exact == all(row.differing == 0 for row in exactness if row.must_equal)
-    return replace(
-        NOTHING,
+    return Run(
+        name="verify",
         models=(file,),
         exactness=exactness,
         accuracies=tuple(
@@ -72,9 +70,8 @@ def of_targets(report: TargetsReport) -> Run:
         and all(device.differing == 0 for result in report.targets for device in result.reports)
     )
     remarks = () if counted else (_contradiction(file.name, report.exact),)
-    return merge(
-        replace(NOTHING, models=(file,), remarks=remarks), *(_of_target(file, result) for result in report.targets)
-    )
+    own = Run(name=file.name, models=(file,), remarks=remarks)
+    return merge(own.name, own, *(_of_target(file, result) for result in report.targets))
 
 
 def of_device(report: DeviceReport, target: str) -> Run:
@@ -86,15 +83,12 @@ def of_device(report: DeviceReport, target: str) -> Run:
 def of_diagnosis(report: FirstDiagnosis) -> Run:
     """Return what `doctor` found, today or when it wrote its first version."""
     file = Model.of(report.model)
-    return replace(
-        NOTHING,
+    return Run(
+        name="doctor",
         models=(file,),
         environments=(describe_place(NATIVE, "doctor", report.environment),),
         diagnosed=(file.sha256,),
-        findings=tuple(
-            Finding(model=file.sha256, severity=each.severity, what=each.what, count=each.count, remedy=each.remedy)
-            for each in report.findings
-        ),
+        findings=tuple(copy_fields(Finding, each, model=file.sha256) for each in report.findings),
     )
 
 
@@ -121,36 +115,33 @@ def _of_target(file: Model, result: TargetResult) -> Run:
         grave=True,
     )
     remarks = () if len(fitting) == len(result.reports) else (other,)
-    own = replace(NOTHING, models=(file,), not_run=not_run, remarks=remarks)
-    return merge(own, *(_of_device(file, result.target, device) for device in fitting))
+    own = Run(name=result.target, models=(file,), not_run=not_run, remarks=remarks)
+    return merge(own.name, own, *(_of_device(file, result.target, device) for device in fitting))
 
 
 def _of_device(file: Model, target: str, report: DeviceReport) -> Run:
     exactness = tuple(_of_level(file, target, report, level) for level in report.levels) if report.compared else ()
-    latency = report.latency
-    latencies = (
-        ()
-        if latency is None
-        else (
-            Latency(
-                model=file.sha256,
-                by="while verifying",
-                target=target,
-                threads=report.threads,
-                batch=latency.images,
-                caches="warm",
-                runs=latency.runs,
-                median=latency.median_ms,
-                p95=latency.p95_ms,
-            ),
+    latencies = [
+        Latency(
+            model=file.sha256,
+            by="while verifying",
+            target=target,
+            threads=report.threads,
+            batch=latency.images,
+            caches="warm",
+            runs=latency.runs,
+            median=latency.median_ms,
+            p95=latency.p95_ms,
         )
-    )
+        for latency in [report.latency]
+        if latency is not None
+    ]
     remark = Remark(text=f"{file.name}: {target} ran it with nothing to compare with.", grave=True)
-    return replace(
-        NOTHING,
+    return Run(
+        name=target,
         models=(file,),
         exactness=exactness,
-        latencies=latencies,
+        latencies=tuple(latencies),
         environments=(describe_place(target, "codes", report.environment),),
         remarks=() if report.compared else (remark,),
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import PureWindowsPath
 
 from qil_deploy.runtime_tests import bench
-from qil_deploy.runtime_tests.bench.report import Failure
+from qil_deploy.runtime_tests.bench.report import Failure, Interval
 from qil_deploy.runtime_tests.bench.statistics import median_interval
 from qil_deploy.runtime_tests.instructions import InstructionsReport
 
@@ -15,7 +14,6 @@ from .facts import describe_place
 from .figures import (
     LATENCY,
     NATIVE,
-    NOTHING,
     Control,
     Cost,
     InstructionCount,
@@ -25,7 +23,10 @@ from .figures import (
     OperatorTime,
     Remark,
     Run,
+    copy_fields,
 )
+
+_BENCH = "bench"
 
 
 def of_bench(report: bench.BenchReport) -> Run:
@@ -36,52 +37,33 @@ def of_bench(report: bench.BenchReport) -> Run:
     for row in report.latencies:
         firsts.setdefault((row.target, row.threads, row.caches), row.model.sha256)
     targets = dict.fromkeys([row.target for row in report.latencies]) or {NATIVE: None}
-    return replace(
-        NOTHING,
+    return Run(
+        name=_BENCH,
         models=tuple(files.values()),
         latencies=tuple(_latency(report, row, firsts[row.target, row.threads, row.caches]) for row in report.latencies),
         controls=tuple(
-            Control(
+            copy_fields(
+                Control,
+                each,
+                report,
                 model=firsts[each.target, each.threads, each.caches],
-                by="bench",
-                target=each.target,
-                threads=each.threads,
-                batch=report.batch,
-                caches=each.caches,
-                ratio=each.ratio,
-                ratio_low=None if each.ratio_interval is None else each.ratio_interval.low,
-                ratio_high=None if each.ratio_interval is None else each.ratio_interval.high,
+                by=_BENCH,
+                ratio_low=_low(each.ratio_interval),
+                ratio_high=_high(each.ratio_interval),
             )
             for each in report.controls
             if (each.target, each.threads, each.caches) in firsts
         ),
         profiles=tuple(
-            OperatorTime(
-                model=profile.model.sha256,
-                threads=profile.threads,
-                operator=each.operator,
-                nodes=each.nodes,
-                microseconds=each.median_us,
-                share=each.share,
-            )
+            copy_fields(OperatorTime, each, profile, model=profile.model.sha256, microseconds=each.median_us)
             for profile in report.profiles
             for each in profile.operators
         ),
-        costs=tuple(
-            Cost(
-                model=cost.model.sha256,
-                macs=cost.macs,
-                load_ms=cost.load_ms,
-                first_run_ms=cost.first_run_ms,
-                peak_bytes=cost.peak_bytes,
-                runtime_bytes=cost.runtime_bytes,
-            )
-            for cost in report.models
-        ),
+        costs=tuple(copy_fields(Cost, cost, model=cost.model.sha256) for cost in report.models),
         environments=tuple(
-            describe_place(target, "bench", report.environment, report.machine, report.activity) for target in targets
+            describe_place(target, _BENCH, report.environment, report.machine, report.activity) for target in targets
         ),
-        not_run=_failed(report.failures, "bench"),
+        not_run=_failed(report.failures, _BENCH),
         remarks=tuple(Remark(text=f"bench: {warning}", grave=False, about=LATENCY) for warning in report.warnings),
     )
 
@@ -89,19 +71,11 @@ def of_bench(report: bench.BenchReport) -> Run:
 def of_instructions(report: InstructionsReport) -> Run:
     """Return instructions counted on an emulated target."""
     files = tuple(Model.of(each.model) for each in report.models)
-    return replace(
-        NOTHING,
+    return Run(
+        name=report.target,
         models=files,
         instructions=tuple(
-            InstructionCount(
-                model=each.model.sha256,
-                target=report.target,
-                batch=report.batch,
-                instructions=each.instructions,
-                spread=each.spread,
-                ratio=each.ratio,
-                first=files[0].sha256,
-            )
+            copy_fields(InstructionCount, each, report, model=each.model.sha256, first=files[0].sha256)
             for each in report.models
         ),
         environments=()
@@ -122,13 +96,12 @@ def _failed(failures: Sequence[Failure], target: str) -> tuple[NotRun, ...]:
 
 def _latency(report: bench.BenchReport, row: bench.Latency, first: str) -> Latency:
     median = median_interval(row.samples_ns, seed=abs(report.seed))
-    return Latency(
+    return copy_fields(
+        Latency,
+        row,
+        report,
         model=row.model.sha256,
-        by="bench",
-        target=row.target,
-        threads=row.threads,
-        batch=report.batch,
-        caches=row.caches,
+        by=_BENCH,
         runs=len(row.samples_ns),
         median=row.median_ms,
         p95=row.p95_ms,
@@ -136,10 +109,15 @@ def _latency(report: bench.BenchReport, row: bench.Latency, first: str) -> Laten
         spread=row.iqr_ms,
         median_low=None if median is None else median.low / 1e6,
         median_high=None if median is None else median.high / 1e6,
-        ratio=row.ratio,
-        ratio_low=None if row.ratio_interval is None else row.ratio_interval.low,
-        ratio_high=None if row.ratio_interval is None else row.ratio_interval.high,
+        ratio_low=_low(row.ratio_interval),
+        ratio_high=_high(row.ratio_interval),
         first=first,
-        gmacs=row.gmacs,
-        peak_share=row.peak_share,
     )
+
+
+def _low(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.low
+
+
+def _high(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.high

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import PureWindowsPath
-from typing import Final
+from typing import Final, TypeVar
 
 from qil_deploy.runtime_tests.reports import ModelFile
 
 NATIVE: Final = "native"
 """The target that this machine is."""
+Row = TypeVar("Row")
 FILES: Final = "files"
 """What a remark about files that were left out is about."""
 LATENCY: Final = "latency"
@@ -304,42 +305,30 @@ class Run:
     """All figures that belong together: of one date, one commit, one machine."""
 
     name: str
-    sources: tuple[SourceFile, ...]
-    models: tuple[Model, ...]
-    exactness: tuple[Exactness, ...]
-    accuracies: tuple[Accuracy, ...]
-    latencies: tuple[Latency, ...]
-    controls: tuple[Control, ...]
-    profiles: tuple[OperatorTime, ...]
-    costs: tuple[Cost, ...]
-    instructions: tuple[InstructionCount, ...] = ()  # files of earlier versions have none
-    environments: tuple[Environment, ...]
-    not_run: tuple[NotRun, ...]
-    diagnosed: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    remarks: tuple[Remark, ...]
+    sources: tuple[SourceFile, ...] = ()
+    models: tuple[Model, ...] = ()
+    exactness: tuple[Exactness, ...] = ()
+    accuracies: tuple[Accuracy, ...] = ()
+    latencies: tuple[Latency, ...] = ()
+    controls: tuple[Control, ...] = ()
+    profiles: tuple[OperatorTime, ...] = ()
+    costs: tuple[Cost, ...] = ()
+    instructions: tuple[InstructionCount, ...] = ()
+    environments: tuple[Environment, ...] = ()
+    not_run: tuple[NotRun, ...] = ()
+    diagnosed: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
 
-NOTHING: Final = Run(
-    name="",
-    sources=(),
-    models=(),
-    exactness=(),
-    accuracies=(),
-    latencies=(),
-    controls=(),
-    profiles=(),
-    costs=(),
-    environments=(),
-    not_run=(),
-    diagnosed=(),
-    findings=(),
-    remarks=(),
-)
-"""A run without figures."""
-
-
-def merge(*parts: Run) -> Run:
-    """Put the figures of some runs together, in order, into one that has no name."""
+def merge(name: str, *parts: Run) -> Run:
+    """Put the figures of some runs together, in order."""
     names = [field.name for field in fields(Run) if field.name != "name"]
-    return Run(name="", **{name: tuple(row for part in parts for row in getattr(part, name)) for name in names})
+    return Run(name=name, **{each: tuple(row for part in parts for row in getattr(part, each)) for each in names})
+
+
+def copy_fields(row_class: type[Row], *sources: object, **given: object) -> Row:
+    """Make a row of the fields that reports have under the same names, the first report that has one, and of others."""
+    names = [field.name for field in fields(row_class)]  # type: ignore[arg-type] # a dataclass
+    found = {name: getattr(each, name) for each in reversed(sources) for name in names if hasattr(each, name)}
+    return row_class(**(found | given))

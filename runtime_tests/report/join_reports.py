@@ -36,11 +36,10 @@ def join_reports(name: str, reports: Sequence[tuple[Path, SingleReport]], remark
         parts.append(figures_of(path, report))
         for model in parts[-1].models:
             places.setdefault(model.sha256, path.parent)
-    run = merge(*_tell_apart(parts, [Path(source.path).stem for source in sources.values()]))
+    run = merge(name, *_tell_apart(parts, [Path(source.path).stem for source in sources.values()]))
     models = tuple(_models(run.models, places))
     return replace(
         run,
-        name=name,
         sources=tuple(sources.values()),
         models=models,
         environments=_merge_environments(run.environments),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from .deployment import Change
 from .figures import Accuracy, Control, Exactness, InstructionCount, Latency, Model, Remark, Run
@@ -54,56 +55,33 @@ def _by_name(models: Iterable[Model]) -> dict[str, Model]:
 
 
 def _changes(first: Run, run: Run, before: Model, after: Model) -> Iterator[Change]:
-    same = before.sha256 == after.sha256
-
-    def change(
-        figure: str,
-        setting: str,
-        values: tuple[float, float],
-        *,
-        ratio: bool = False,
-        overlap: bool | None = None,
-        remark: str | None = None,
-    ) -> Change:
-        old, new = (float(value) for value in values)
-        return Change(
-            run=run.name,
-            first=first.name,
-            name=after.name,
-            same_file=same,
-            figure=figure,
-            setting=setting,
-            before=old,
-            after=new,
-            ratio=divide(new, old) if ratio else None,
-            overlap=overlap,
-            remark=remark,
-        )
-
+    """Yield every figure that a model has in both runs."""
+    change = partial(
+        Change, run=run.name, first=first.name, name=after.name, same_file=before.sha256 == after.sha256, remark=None
+    )
     if before.bytes is not None and after.bytes is not None:
-        yield change("size", "", (before.bytes, after.bytes), ratio=True)
+        yield change(figure="size", setting="", **_step(before.bytes, after.bytes, ratio=True))
     for old, new in _matching(first.accuracies, run.accuracies, before, after, lambda row: (row.backend,)):
-        yield change("accuracy", old.backend, (old.accuracy, new.accuracy), remark=_images(old, new))
+        step = _step(old.accuracy, new.accuracy)
+        yield change(figure="accuracy", setting=old.backend, **step, remark=_images(old, new))
     for old_row, new_row in _matching(first.exactness, run.exactness, before, after, _comparison):
-        yield change(
-            "differing",
-            f"{new_row.what}, {place(new_row)}",
-            (old_row.differing, new_row.differing),
-            remark=_images(old_row, new_row),
-        )
+        setting = f"{new_row.what}, {place(new_row)}"
+        step = _step(old_row.differing, new_row.differing)
+        yield change(figure="differing", setting=setting, **step, remark=_images(old_row, new_row))
     for slow, fast in _matching(first.latencies, run.latencies, before, after, setting_of):
-        yield change(
-            "latency",
-            describe_setting(fast),
-            (slow.median, fast.median),
-            ratio=True,
-            overlap=_overlap(slow, fast),
-            remark=_hardware(first, run, fast.target),
-        )
+        step = _step(slow.median, fast.median, ratio=True) | {"overlap": _overlap(slow, fast)}
+        remark = _hardware(first, run, fast.target)
+        yield change(figure="latency", setting=describe_setting(fast), **step, remark=remark)
     for few, many in _matching(first.instructions, run.instructions, before, after, counted_on):
-        values = (few.instructions, many.instructions)
+        step = _step(few.instructions, many.instructions, ratio=True)
         remark = _hardware(first, run, many.target)
-        yield change("instructions", describe_count(many), values, ratio=True, remark=remark)
+        yield change(figure="instructions", setting=describe_count(many), **step, remark=remark)
+
+
+def _step(before: float, after: float, *, ratio: bool = False) -> dict[str, Any]:
+    """Return a figure in both runs, and its ratio where that says something, as fields of `Change`."""
+    old, new = float(before), float(after)
+    return {"before": old, "after": new, "ratio": _divide(new, old) if ratio else None, "overlap": None}
 
 
 def _matching(
@@ -152,7 +130,7 @@ def place(row: Exactness) -> str:
     return f"{row.backend}{level} on {row.target}"
 
 
-def divide(value: float, by: float) -> float | None:
+def _divide(value: float, by: float) -> float | None:
     """Return a ratio; None where it is no number."""
     ratio = value / by if by else math.inf
     return ratio if math.isfinite(ratio) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from qil_deploy.errors import DataError
 from qil_deploy.reports import read_report_of
@@ -25,16 +25,7 @@ SingleReport = (
 )
 """What one command or device wrote; `DeploymentReport` is of many."""
 
-_CLASSES: Final[tuple[type[SingleReport | DeploymentReport], ...]] = (
-    VerifyReport,
-    TargetsReport,
-    DeviceReport,
-    BenchReport,
-    InstructionsReport,
-    Diagnosis,
-    FirstDiagnosis,
-    DeploymentReport,
-)
+_CLASSES: Final[tuple[type[SingleReport | DeploymentReport], ...]] = (*get_args(SingleReport), DeploymentReport)
 _LARGEST: Final = 2**28  # bytes; reports of large networks have some 2**20
 
 
