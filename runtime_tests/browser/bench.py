@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -32,7 +31,7 @@ from qil_deploy.runtime_tests.bench.run import check_models, describe_work
 from qil_deploy.runtime_tests.bench.statistics import Samples, bench_report
 from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
-from qil_deploy.runtime_tests.phone.server import PageServer, Resource, Service, bytes_resource, page_resources
+from qil_deploy.runtime_tests.phone.server import PageServer, Service, page_resources
 from qil_deploy.runtime_tests.phone.wait_for_result import Patience, wait_for_result
 from qil_deploy.runtime_tests.phone.web_runtime import VERSION, runtime_files
 from qil_deploy.runtime_tests.reports import ModelFile
@@ -43,10 +42,6 @@ from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
 from .chromium import browser_at
 
 NAME: Final = "wasm"
-PAGE_FILES: Mapping[str, str] = MappingProxyType(
-    {"": "bench.html"}
-    | {name: name for name in ("bench.js", "bench_page.js", "runtime.js", "server.js", "sha256.js", "tally.js")}
-)
 _ELEMENTS = ("uint8", "int8", "int32", "int64", "bool", "float32", "float64")
 _MAX_NS = 1e15
 
@@ -224,11 +219,11 @@ def bench_service(
             {"inputs": [_describe_input(name, value) for name, value in inputs.items()]} for inputs in drawn.values()
         ],
     }
-    resources = page_resources(PAGE_FILES, runtime)
-    resources["job.json"] = bytes_resource(json.dumps(job).encode(), ".json")
+    resources = page_resources("bench.html", runtime)
+    resources["job.json"] = json.dumps(job).encode()
     for index, (path, inputs) in enumerate(drawn.items()):
-        resources[f"model-{index}"] = Resource(read=path.read_bytes)
-        resources[f"inputs-{index}"] = bytes_resource(b"".join(value.tobytes() for value in inputs.values()))
+        resources[f"model-{index}"] = path.read_bytes
+        resources[f"inputs-{index}"] = b"".join(value.tobytes() for value in inputs.values())
     return Service(
         resources=resources,
         accept=partial(_accept, folder / "samples.json", threads, len(drawn), options.repeats),

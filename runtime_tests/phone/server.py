@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -48,7 +48,6 @@ HEADERS: Final = {
 }
 PAGE: Final = Path(__file__).parent / "page"
 MAX_WORDS: Final = 2000
-_BYTES = "application/octet-stream"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -61,28 +60,19 @@ _NOTHING_HERE = "There is nothing here; use the whole address that the command p
 _GRACE = 2  # seconds for answers that are on their way when the server ends
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resource:
-    """What a GET returns: a type and the function that makes the bytes."""
-
-    read: Callable[[], bytes]
-    content_type: str = _BYTES
+Resource = bytes | Callable[[], bytes]
+"""What a GET returns: bytes, or the function that makes them when they are asked for."""
 
 
-def bytes_resource(content: bytes, suffix: str = "") -> Resource:
-    """Serve bytes, of the type that files with a suffix have."""
-    return Resource(content_type=_TYPES.get(suffix, _BYTES), read=lambda: content)
-
-
-def page_resources(files: Mapping[str, str], runtime: Mapping[str, Path]) -> dict[str, Resource]:
-    """Serve files of the page and those of ONNX Runtime Web, each read when it is asked for.
+def page_resources(page: str, runtime: Mapping[str, Path]) -> dict[str, Resource]:
+    """Return the files of the folder `page`, each read when it is asked for, and those of ONNX Runtime Web.
 
     Args:
-        files: of the folder `page`, by the names that are asked for.
+        page: file that is the page itself.
         runtime: paths, by the names that are asked for.
     """
-    paths = {name: PAGE / file for name, file in files.items()} | dict(runtime)
-    return {name: Resource(content_type=_TYPES[path.suffix], read=path.read_bytes) for name, path in paths.items()}
+    paths = {"": PAGE / page} | {path.name: path for path in PAGE.iterdir()} | dict(runtime)
+    return {name: path.read_bytes for name, path in paths.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +192,9 @@ class PageServer:
         if resource is None:
             raise HTTPException(404)
         self._events.put(Event(kind="asked", text=name))
-        content = await run_in_threadpool(resource.read)
-        return Response(content, headers={"Content-Type": resource.content_type})
+        content = resource if isinstance(resource, bytes) else await run_in_threadpool(resource)
+        kind = _TYPES.get(PurePosixPath(name or "page.html").suffix, "application/octet-stream")
+        return Response(content, headers={"Content-Type": kind})
 
     async def _take(self, request: Request) -> Response:
         """Take progress, a failure, or the result."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from qil_deploy.errors import DataError
@@ -20,12 +19,8 @@ from qil_deploy.runtime_tests.targets.check_report import check_report, largest_
 from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 
-from .server import Resource, Service, bytes_resource, page_resources
+from .server import Service, page_resources
 
-PAGE_FILES: Mapping[str, str] = MappingProxyType(
-    {"": "index.html"}
-    | {name: name for name in ("page.css", "page.js", "runner.js", "runtime.js", "server.js", "sha256.js", "tally.js")}
-)
 ELEMENTS = ("uint8", "int8", "int32", "float32")
 """Types of elements that the page knows."""
 
@@ -44,12 +39,12 @@ class Verification:
     def service(self) -> Service:
         """Return what a server needs for it."""
         content = self.model.path.read_bytes()
-        resources = page_resources(PAGE_FILES, self.runtime)
-        resources["job.json"] = bytes_resource(json.dumps(self.job, allow_nan=False).encode(), ".json")
-        resources["model.onnx"] = bytes_resource(content)
-        resources["model-with-outputs.onnx"] = bytes_resource(with_outputs(content, self.golden.inner))
+        resources = page_resources("index.html", self.runtime)
+        resources["job.json"] = json.dumps(self.job, allow_nan=False).encode()
+        resources["model.onnx"] = content
+        resources["model-with-outputs.onnx"] = with_outputs(content, self.golden.inner)
         for index in range(len(self.golden.counts)):
-            resources[f"chunk-{index}"] = Resource(read=partial(self.golden.chunk, index))
+            resources[f"chunk-{index}"] = partial(self.golden.chunk, index)
         most = largest_report(self.golden, self.options)
         return Service(resources=resources, accept=self.accept, largest_result=most)
 

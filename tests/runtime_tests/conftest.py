@@ -228,7 +228,7 @@ def asked_for() -> Callable[[Mapping[str, Any]], set[str]]:
     names = re.compile(r'(?:from "\./|new URL\("|href="|src=")([\w.-]+)"')
 
     def find(resources: Mapping[str, Any]) -> set[str]:
-        pages = [each for each in resources.values() if each.content_type.startswith(("text/html", "text/javascript"))]
-        return {name for page in pages for name in names.findall(page.read().decode())}
+        pages = [read() for name, read in resources.items() if name == "" or name.endswith((".html", ".js"))]
+        return {name for page in pages for name in names.findall(page.decode())}
 
     return find

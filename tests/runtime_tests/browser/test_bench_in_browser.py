@@ -23,7 +23,7 @@ from qil_deploy.runtime_tests.bench import BenchOptions, BenchReport
 from qil_deploy.runtime_tests.bench.report import COLD, WARM
 from qil_deploy.runtime_tests.browser import bench as bench_module
 from qil_deploy.runtime_tests.browser.bench import BrowserSamples, bench_service, benchmark_in_browser, browser_name
-from qil_deploy.runtime_tests.phone.server import Service
+from qil_deploy.runtime_tests.phone.server import Resource, Service
 from qil_deploy.runtime_tests.phone.web_runtime import FILES
 from qil_deploy.runtime_tests.targets.report import DeviceEnvironment
 
@@ -48,6 +48,10 @@ HONEST = {
     "reasons": [None, "it is odd"],
     "environment": ENVIRONMENT,
 }
+
+
+def read(resource: Resource) -> bytes:
+    return resource if isinstance(resource, bytes) else resource()
 
 
 def service(folder: Path, *, models: int = 2) -> Service:
@@ -175,13 +179,13 @@ def test_settings_that_were_finished_are_kept(write_model: WriteModel, monkeypat
 
 def test_the_page_is_given_models_inputs_and_an_order_that_is_drawn(asked_for: AskedFor, tmp_path: Path) -> None:
     resources = service(tmp_path).resources
-    job = json.loads(resources["job.json"].read())
+    job = json.loads(read(resources["job.json"]))
     assert job["models"] == [{"inputs": [{"name": "x", "dtype": "int64", "shape": [3]}]}] * 2
     assert [sorted(order) for order in job["orders"]] == [[0, 1, 2]] * 5
     assert len({tuple(order) for order in job["orders"]}) > 1
-    assert resources["model-1"].read() == b"1.onnx"
-    assert resources["inputs-1"].read() == np.arange(3, dtype=np.int64).tobytes()
-    assert b"bench_page.js" in resources[""].read()
+    assert read(resources["model-1"]) == b"1.onnx"
+    assert read(resources["inputs-1"]) == np.arange(3, dtype=np.int64).tobytes()
+    assert b"bench_page.js" in read(resources[""])
     assert asked_for(resources) <= {*resources, *FILES}
 
 

@@ -13,7 +13,7 @@ import pytest
 from qil_deploy.errors import DataError, TargetError
 from qil_deploy.runtime_tests.phone import connections as connections_module
 from qil_deploy.runtime_tests.phone.connections import MOST, BoundedConnection, Stage, choose_to_end
-from qil_deploy.runtime_tests.phone.server import HEADERS, MAX_WORDS, Event, PageServer, Resource, Service
+from qil_deploy.runtime_tests.phone.server import HEADERS, MAX_WORDS, Event, PageServer, Service
 
 LARGEST = 1000
 
@@ -27,9 +27,9 @@ def accept(content: bytes) -> str:
 
 SERVICE = Service(
     resources={
-        "": Resource(content_type="text/html", read=lambda: b"<p>page"),
-        "model.onnx": Resource(content_type="application/octet-stream", read=lambda: b"model"),
-        "large": Resource(content_type="application/octet-stream", read=lambda: bytes(1 << 24)),
+        "": b"<p>page",
+        "model.onnx": lambda: b"model",
+        "large": bytes(1 << 24),
     },
     accept=accept,
     largest_result=LARGEST,
@@ -65,7 +65,9 @@ def ask(server: PageServer) -> Ask:
 
 def test_it_serves_its_table_with_headers_that_isolate_the_page(ask: Ask) -> None:
     status, text, response = ask("GET", "")
-    assert (status, text, response.getheader("Content-Type")) == (200, "<p>page", "text/html")
+    assert (status, text, response.getheader("Content-Type")) == (200, "<p>page", "text/html; charset=utf-8")
+    for name in ("model.onnx", "large"):
+        assert ask("GET", name)[2].getheader("Content-Type") == "application/octet-stream"
     assert ask("GET", "model.onnx")[1] == "model"
     assert response.getheader("Cross-Origin-Opener-Policy") == "same-origin"
     assert response.getheader("Cross-Origin-Embedder-Policy") == "require-corp"

@@ -171,13 +171,13 @@ def test_zeros_are_no_way_around_the_digest(prepared: Verification, honest: dict
 
 
 def test_everything_that_the_page_asks_for_is_served(prepared: Verification, asked_for: AskedFor) -> None:
-    resources = prepared.service().resources
+    resources: dict[str, Any] = dict(prepared.service().resources)
     assert asked_for(resources) <= {*resources, *FILES}
     assert asked_for(resources) >= {"page.css", "page.js", "runner.js", "sha256.js", "ort.wasm.min.mjs"}
-    assert resources["model.onnx"].read() == prepared.model.path.read_bytes()
-    outputs = parse_model(resources["model-with-outputs.onnx"].read()).graph.output
+    assert resources["model.onnx"] == prepared.model.path.read_bytes()
+    outputs = parse_model(resources["model-with-outputs.onnx"]).graph.output
     assert {output.name for output in outputs} == set(prepared.golden.tensors)
-    job = json.loads(resources["job.json"].read())
+    job = json.loads(resources["job.json"])
     assert job["tensors"][-1] == {"name": "logits", "dtype": "float32", "shape": [5]}
     assert sum(job["chunks"]) == job["images"] == 5
 
