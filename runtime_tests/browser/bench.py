@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,8 +19,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.errors import ConfigError, DataError, ModelFileError, TargetError
-from qil_deploy.reports import read_report
+from qil_deploy.errors import ConfigError, ModelFileError, TargetError
 from qil_deploy.runtime_tests.bench.inputs import random_inputs
 from qil_deploy.runtime_tests.bench.noise import machine_warnings
 from qil_deploy.runtime_tests.bench.options import BenchOptions
@@ -31,6 +29,7 @@ from qil_deploy.runtime_tests.bench.run import check_models, describe_work
 from qil_deploy.runtime_tests.bench.statistics import Samples, bench_report
 from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
+from qil_deploy.runtime_tests.phone.read_result import read_result
 from qil_deploy.runtime_tests.phone.server import PageServer, Service, page_resources
 from qil_deploy.runtime_tests.phone.wait_for_result import Patience, wait_for_result
 from qil_deploy.runtime_tests.phone.web_runtime import VERSION, runtime_files
@@ -174,18 +173,16 @@ def _measure(
     drawn: dict[Path, _Inputs], threads: int, options: BenchOptions, runtime: Mapping[str, Path], progress: Progress
 ) -> BrowserSamples:
     """Measure with one number of threads."""
-    with tempfile.TemporaryDirectory() as folder:
-        service = bench_service(drawn, threads, options, runtime, Path(folder))
-        with PageServer(service) as server, browser_at(server.url("127.0.0.1"), options.timeout) as browser:
-            patience = Patience(
-                name=f"target {NAME}",
-                timeout=options.timeout,
-                silence=f"has not answered for {options.timeout:g} seconds and was stopped; give it longer with "
-                "--timeout.",
-                ended=browser.ended,
-            )
-            samples: BrowserSamples = wait_for_result(server, patience, partial(_tell, progress, threads))
-            return samples
+    service = bench_service(drawn, threads, options, runtime)
+    with PageServer(service) as server, browser_at(server.url("127.0.0.1"), options.timeout) as browser:
+        patience = Patience(
+            name=f"target {NAME}",
+            timeout=options.timeout,
+            silence=f"has not answered for {options.timeout:g} seconds and was stopped; give it longer with --timeout.",
+            ended=browser.ended,
+        )
+        samples: BrowserSamples = wait_for_result(server, patience, partial(_tell, progress, threads))
+        return samples
 
 
 def _tell(progress: Progress, threads: int, words: str) -> None:
@@ -196,7 +193,7 @@ def _tell(progress: Progress, threads: int, words: str) -> None:
 
 
 def bench_service(
-    drawn: Mapping[Path, _Inputs], threads: int, options: BenchOptions, runtime: Mapping[str, Path], folder: Path
+    drawn: Mapping[Path, _Inputs], threads: int, options: BenchOptions, runtime: Mapping[str, Path]
 ) -> Service:
     """Return what the server needs to measure models in one setting.
 
@@ -205,7 +202,6 @@ def bench_service(
         threads: of the runtime.
         options: how to measure.
         runtime: files of ONNX Runtime Web.
-        folder: for temporary files.
     """
     generator = np.random.default_rng(options.seed)
     rounds = options.warmup + options.repeats
@@ -224,33 +220,16 @@ def bench_service(
     for index, (path, inputs) in enumerate(drawn.items()):
         resources[f"model-{index}"] = path.read_bytes
         resources[f"inputs-{index}"] = b"".join(value.tobytes() for value in inputs.values())
+    check = partial(_check, threads=threads, models=len(drawn), repeats=options.repeats)
     return Service(
         resources=resources,
-        accept=partial(_accept, folder / "samples.json", threads, len(drawn), options.repeats),
+        accept=partial(read_result, report_class=BrowserSamples, check=check, expected="not of this measurement"),
         largest_result=2**16 + 20 * (len(drawn) + 1) * options.repeats + 4096 * len(drawn),
     )
 
 
 def _describe_input(name: str, value: NDArray[Any]) -> dict[str, Any]:
     return {"name": name, "dtype": str(value.dtype), "shape": value.shape}
-
-
-def _accept(path: Path, threads: int, models: int, repeats: int, content: bytes) -> BrowserSamples:
-    """Turn what was posted into samples.
-
-    Raises:
-        DataError: they are none, or not of this measurement.
-    """
-    path.write_bytes(content)
-    try:
-        samples = read_report(path, BrowserSamples)
-    except DataError as error:
-        raise DataError(str(error).replace(str(path), "what the browser sent")) from error
-    try:
-        _check(samples, threads, models, repeats)
-    except DataError as error:
-        raise DataError(f"what the browser sent is not of this measurement: {error}.") from error
-    return samples
 
 
 def _check(samples: BrowserSamples, threads: int, models: int, repeats: int) -> None:

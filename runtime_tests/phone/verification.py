@@ -11,7 +11,6 @@ from typing import Any
 
 from qil_deploy.errors import DataError
 from qil_deploy.onnx_io import INPUT_NAME, with_outputs
-from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.exported_model import ExportedModel, read_exported_model
 from qil_deploy.runtime_tests.golden_chunks import GoldenChunks, open_golden
 from qil_deploy.runtime_tests.reports import ModelFile
@@ -19,6 +18,7 @@ from qil_deploy.runtime_tests.targets.check_report import check_report, largest_
 from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 
+from .read_result import read_result
 from .server import Service, page_resources
 
 ELEMENTS = ("uint8", "int8", "int32", "float32")
@@ -34,7 +34,6 @@ class Verification:
     model: ExportedModel
     golden: GoldenChunks
     runtime: Mapping[str, Path]
-    folder: Path
 
     def service(self) -> Service:
         """Return what a server needs for it."""
@@ -54,17 +53,10 @@ class Verification:
         Raises:
             DataError: it is no report, or not one of this job.
         """
-        path = self.folder / "result.json"
-        path.write_bytes(content)
-        try:
-            report = read_report(path, DeviceReport)
-        except DataError as error:
-            raise DataError(str(error).replace(str(path), "what the browser sent")) from error
-        try:
-            check_report(report, self.model, self.golden, self.options, browser=True)
-        except DataError as error:
-            raise DataError(f"what the browser sent is no report of this run: {error}.") from error
-        return report
+        return read_result(content, DeviceReport, self._check, "no report of this run")
+
+    def _check(self, report: DeviceReport) -> None:
+        check_report(report, self.model, self.golden, self.options, browser=True)
 
 
 def prepare_verification(
@@ -113,4 +105,4 @@ def prepare_verification(
         "every_tensor": bool(golden.inner),  # more than logits
         "autostart": autostart,  # the page begins by itself
     }
-    return Verification(job=job, options=options, model=exported, golden=golden, runtime=runtime, folder=folder)
+    return Verification(job=job, options=options, model=exported, golden=golden, runtime=runtime)

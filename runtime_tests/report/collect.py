@@ -12,10 +12,10 @@ from typing import Final
 
 from qil_deploy.errors import DataError, OtherSchemaError
 
+from .compare_runs import compare_runs
 from .deployment import DeploymentReport
 from .figures import FILES, Remark, Run
 from .join_reports import join_reports
-from .match import compare_runs
 from .read_report import check_figures, read_any_report
 from .verdict import judge
 
@@ -30,7 +30,7 @@ _OTHER_COMMANDS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What a path stands for: runs, and remarks about files that are none."""
+    """The runs that a path stands for, and remarks about files that hold none."""
 
     runs: list[Run]
     remarks: list[Remark]

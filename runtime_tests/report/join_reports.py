@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .content import read_content
+from .compare_runs import setting_of
 from .figures import FILES, Environment, Model, Remark, Run, SourceFile, merge
-from .match import setting_of
+from .model_content import read_content
 from .read_report import SingleReport, figures_of
 
 

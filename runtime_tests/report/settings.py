@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .chart import Chart, Mark
+from .compare_runs import counted_on, describe_count, describe_setting, setting_of
 from .figures import Control, InstructionCount, Latency, Run
-from .match import counted_on, describe_count, describe_setting, setting_of
 from .models import model_labels
 from .text import NOT_MEASURED, between, milliseconds, percent
 

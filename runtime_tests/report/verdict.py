@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from .compare_runs import place
 from .deployment import ModelVerdict, Verdict
 from .figures import Exactness, Model, Remark, Run
-from .match import place
 from .text import plural
 
 EQUAL, DIFFERS, INCOMPLETE, NOT_COMPARED = "equal", "differs", "incomplete", "not compared"

@@ -60,7 +60,7 @@ def service(folder: Path, *, models: int = 2) -> Service:
     for path in paths:
         path.write_bytes(path.name.encode())
     drawn = {path: {"x": np.arange(3, dtype=np.int64)} for path in paths}
-    return bench_service(drawn, 1, BenchOptions(repeats=3, warmup=2), {}, folder)
+    return bench_service(drawn, 1, BenchOptions(repeats=3, warmup=2), {})
 
 
 @pytest.mark.usefixtures("browser")
@@ -226,7 +226,7 @@ def test_the_largest_honest_result_is_taken(tmp_path: Path) -> None:
     drawn = {tmp_path / f"{index}.onnx": {"x": np.zeros(3, np.uint8)} for index in range(5)}
     report = HONEST | {"runs_ns": [[10**15] * 1000] * 5, "control_ns": [10**15] * 1000, "reasons": [None] * 5}
     content = json.dumps(report).encode()
-    running = bench_service(drawn, 1, options, {}, tmp_path)
+    running = bench_service(drawn, 1, options, {})
     assert len(content) <= running.largest_result
     running.accept(content)
 
