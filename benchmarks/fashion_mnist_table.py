@@ -7,7 +7,7 @@ Every variant of a seed starts from the same float network, sees the same images
     progressive    the recipe: 5, 4, 3, 2 bits, each from the last
     direct         2 bits at once from the float network, with the epochs of all four stages
     gamma          progressive, the exponent of each weight transformer trained
-    lsq            direct, learned steps in place of learned intervals (`lsq`)
+    lsq            direct, learned steps in place of learned intervals (`method = "lsq"`)
     continued      the float network trained on in float, for the epochs and at the rate of the stages down to 4 bits:
                    what more epochs alone would bring
 
@@ -31,7 +31,6 @@ import typer
 from accelerate import Accelerator
 from torch import fx
 
-from lsq import LsqRun
 from qil_deploy.checkpoint import load_model
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.integers import freeze
@@ -66,7 +65,7 @@ class Outcome:
         seed: of the recipe.
         stage: `float`, `float, trained on`, or bits, such as `w4a4`.
         accuracy: with fake quantization.
-        frozen_accuracy: of the same weights, frozen, as they would be exported; None for float networks and `lsq`.
+        frozen_accuracy: of the same weights, frozen, as they would be exported; None for float networks.
     """
 
     variant: str
@@ -107,7 +106,7 @@ def main(
                 recipe = continued(recipe, source)
             elif variant != "progressive":
                 share_float(source, folder)
-            outcomes += outcomes_of(variant, seed, run_of(variant, recipe, folder))
+            outcomes += outcomes_of(variant, seed, run_of(recipe, folder))
     write_text(out / "table.json", json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
     rows = table_rows(outcomes)
     write_text(out / "table.md", markdown_table(rows) + "\n")
@@ -128,7 +127,8 @@ def recipe_of(variant: str, seed: int, budget: str) -> Recipe:
     if variant in ("direct", "lsq"):
         epochs = sum(stage.epochs for stage in stages)
         stages = [stages[-1].model_copy(update={"epochs": epochs, "from_float": True})]
-    return recipe.model_copy(update={"stages": tuple(stages), "train_gamma": variant == "gamma"})
+    method = "lsq" if variant == "lsq" else recipe.method
+    return recipe.model_copy(update={"stages": tuple(stages), "train_gamma": variant == "gamma", "method": method})
 
 
 def continued(recipe: Recipe, weights: Path) -> Recipe:
@@ -151,10 +151,9 @@ def share_float(source: Path, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
 
 
-def run_of(variant: str, recipe: Recipe, folder: Path) -> Run:
+def run_of(recipe: Recipe, folder: Path) -> Run:
     """Return the run that trains a variant."""
-    kind = LsqRun if variant == "lsq" else Run
-    return kind(recipe, folder, Progress(), Accelerator(), resume=True, settings=Settings(save_minutes=2.0))
+    return Run(recipe, folder, Progress(), Accelerator(), resume=True, settings=Settings(save_minutes=2.0))
 
 
 def outcomes_of(variant: str, seed: int, run: Run) -> list[Outcome]:
@@ -166,7 +165,7 @@ def outcomes_of(variant: str, seed: int, run: Run) -> list[Outcome]:
             seed=seed,
             stage="float, trained on" if variant == "continued" else stage.name,
             accuracy=stage.accuracy,
-            frozen_accuracy=frozen_accuracy(run, stage) if stage.name != "float" and variant != "lsq" else None,
+            frozen_accuracy=frozen_accuracy(run, stage) if stage.name != "float" else None,
         )
 
     result = carry_out(run)

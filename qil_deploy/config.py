@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from qil_deploy.integers import INT16_MAX, largest_pair
@@ -21,10 +21,24 @@ OutputScales = Literal["without_batchnorm", "all"]
 EDGE_ACTIVATION_BITS = 8
 EDGE_WEIGHT_BITS = 7
 
+DEFAULT_METHOD = "qil"
+
 _PROBLEMS_SHOWN = 4
 _LAYERS_SHOWN = 20
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
+
+
+def _known_method(name: str) -> str:
+    from .quantizers import METHODS  # which needs torch
+
+    if name not in METHODS:
+        raise ValueError(f"there is no such method; choose {' or '.join(map(repr, METHODS))}")
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
+"""How quantizers learn: a key of `quantizers.METHODS`."""
 
 
 class LayerBits(BaseModel):
@@ -64,7 +78,8 @@ class QuantConfig(BaseModel):
         placement: `paper`: float first and last layer, float residual stream, one interval per layer, as in
             the paper. `integer`: integer arithmetic from input to logits; the first and last layers take
             8-bit activations and 7-bit weights, the residual stream and pooled features 8-bit codes.
-        train_gamma: learn the exponent of each weight transformer (1 otherwise).
+        method: how quantizers learn: `qil` (centre and width of each interval) or `lsq` (the step of each tensor).
+        train_gamma: learn the exponent of each weight transformer (1 otherwise); for method `qil`.
         allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where otherwise the
             network would be refused; only in `integer` placement.
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
@@ -79,6 +94,7 @@ class QuantConfig(BaseModel):
     weight_bits: Bits = 4
     activation_bits: Bits = 4
     placement: Placement = "integer"
+    method: MethodName = DEFAULT_METHOD
     train_gamma: bool = False
     allow_float: bool = False
     output_scales: OutputScales = "without_batchnorm"
@@ -94,6 +110,12 @@ class QuantConfig(BaseModel):
     @model_validator(mode="after")
     def _inner_layers_are_possible(self) -> Self:
         LayerBits(weight_bits=self.weight_bits, activation_bits=self.activation_bits)
+        return self
+
+    @model_validator(mode="after")
+    def _gamma_is_of_one_method(self) -> Self:
+        if self.train_gamma and self.method != "qil":
+            raise ValueError(f"train_gamma is for method 'qil'; method {self.method!r} has no exponent to train")
         return self
 
     @model_validator(mode="after")

@@ -163,6 +163,7 @@ def recipe_text(probe: Probe, bits: dict[str, LayerBits], checkpoint: Path, name
         "data": info.data,
         **({} if size is None else {"image_size": size}),
         "placement": probe.config.placement,
+        "method": probe.config.method,
         "train_gamma": probe.config.train_gamma,
         "allow_float": probe.config.allow_float,
         "model": model,

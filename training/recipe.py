@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qil_deploy.config import Bits, Placement, QuantConfig, validation_sentences
+from qil_deploy.config import DEFAULT_METHOD, Bits, MethodName, Placement, QuantConfig, validation_sentences
 from qil_deploy.errors import ConfigError
 from qil_deploy.untrusted_text import excerpt
 
@@ -223,6 +223,7 @@ class Recipe(_Section):
         image_size: height and width to which images are brought; None keeps those of the data set.
         train_images: train on the first so many images only; None takes all. For data sets in memory.
         seed: of weights, order, augmentation and dropout.
+        method: how quantizers learn (`QuantConfig`).
         train_gamma: learn the exponent of each weight transformer.
         allow_float: keep operations without an integer form in float.
         overrides: bits by layer-name pattern.
@@ -236,6 +237,7 @@ class Recipe(_Section):
     train_images: Images | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     placement: Placement = "integer"
+    method: MethodName = DEFAULT_METHOD
     train_gamma: Switch = False
     allow_float: Switch = False
     overrides: Overrides = Field(default_factory=dict)
@@ -281,6 +283,7 @@ class Recipe(_Section):
             weight_bits=stage.weight_bits,
             activation_bits=stage.activation_bits,
             placement=self.placement,
+            method=self.method,
             train_gamma=self.train_gamma,
             allow_float=self.allow_float,
             output_scales="without_batchnorm" if self.quantizer_only is None else "all",

@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from qil_deploy.checkpoint import CheckpointInfo
-from qil_deploy.errors import CheckpointError, ConfigError
+from qil_deploy.errors import CheckpointError, ConfigError, QilDeployError
 from qil_deploy.files import ensure_writable, remove_unfinished, write_text
 from qil_deploy.folder_lock import locked_folder
 
@@ -44,7 +46,7 @@ def check_folder(recipe: Recipe, folder: Path, *, resume: bool) -> None:
         ConfigError: it holds a run (and `resume` is false), or one of another recipe.
     """
     kept = folder / RECIPE_NAME
-    if resume and kept.is_file() and kept.read_bytes() != _content(recipe).encode():
+    if resume and kept.is_file() and not _is_kept(kept, recipe):
         raise ConfigError(f"{folder} holds a run of another recipe (see {kept.name}); choose another --out.")
     if not resume and any(folder.glob("*.safetensors")):
         raise ConfigError(f"{folder} already holds a run; continue it with --resume or choose another --out.")
@@ -71,6 +73,17 @@ def check_finished(path: Path, found: CheckpointInfo, expected: CheckpointInfo, 
     missing = [name for name in metrics if name not in found.metrics]
     if missing:
         raise CheckpointError(f"{path} does not say its {' and '.join(missing)}; remove it to train its phase again.")
+
+
+def _is_kept(path: Path, recipe: Recipe) -> bool:
+    """Whether a file holds this recipe, written by this version or by one that knew fewer keys."""
+    content = path.read_bytes()
+    if content == _content(recipe).encode():
+        return True
+    try:
+        return Recipe.model_validate_json(content) == recipe
+    except (ValidationError, QilDeployError):
+        return False
 
 
 def _content(recipe: Recipe) -> str:

@@ -38,13 +38,10 @@ from qil_deploy.integers import (
     shrink_factor,
 )
 from qil_deploy.network import MOVING_KINDS, BatchNorm, QuantConv2d, QuantLinear, kind_of, module_of, require_finite
-from qil_deploy.quantizers import InputQuantizer, IntervalQuantizer, RangeQuantizer
+from qil_deploy.quantizers import LARGEST_LOG, InputQuantizer, IntervalQuantizer, RangeQuantizer
 from qil_deploy.untrusted_text import excerpt
 
-# exp(80) and exp(-80) are normal float32 numbers, and so are their products with a few thousand.
-_LARGEST_LOG = 80.0
-_SMALLEST_SCALE, _LARGEST_SCALE = math.exp(-_LARGEST_LOG), math.exp(_LARGEST_LOG)
-_LARGEST_CENTER_RATIO = 1e6  # beyond, both thresholds are the same float32 number
+_SMALLEST_SCALE, _LARGEST_SCALE = math.exp(-LARGEST_LOG), math.exp(LARGEST_LOG)
 _LARGEST_NUMERATOR = 2**40  # ratios are at most 2**19, denominators 2**12
 _NEARLY = 1.01  # a shrunk ratio ends at the limit, but for the rounding of its numerator
 _BIAS_MARGIN = 2**16  # the float32 scale that a bias of BIAS_LIMIT is divided by may be rounded down
@@ -112,12 +109,15 @@ def _check_learned(
     name: str, module: IntervalQuantizer | RangeQuantizer | QuantConv2d | QuantLinear, problem: _Problem
 ) -> None:
     """Check the dimensionless parameters of a quantizer, or the output scale of a layer."""
-    for parameter in ("log_distance", "log_step", "log_output_scale"):
-        value = getattr(module, parameter, None)
-        if isinstance(value, Tensor) and abs(float(value.detach())) > _LARGEST_LOG:
-            problem(f"{name}.{parameter} is {float(value.detach()):.6g}, beyond {-_LARGEST_LOG:g} to {_LARGEST_LOG:g}")
-    if isinstance(module, IntervalQuantizer) and abs(float(module.center_ratio.detach())) > _LARGEST_CENTER_RATIO:
-        problem(f"{name}.center_ratio is {float(module.center_ratio.detach()):.6g}: its thresholds are the same")
+    if isinstance(module, IntervalQuantizer):
+        fault = module.fault()
+        if fault is not None:
+            problem(f"{name}.{fault}")
+        return
+    parameter = "log_step" if isinstance(module, RangeQuantizer) else "log_output_scale"
+    value = getattr(module, parameter)
+    if value is not None and abs(float(value.detach())) > LARGEST_LOG:
+        problem(f"{name}.{parameter} is {float(value.detach()):.6g}, beyond {-LARGEST_LOG:g} to {LARGEST_LOG:g}")
 
 
 def _check_same(name: str, value: Tensor, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:

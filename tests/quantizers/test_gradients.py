@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qil_deploy.quantizers import functional, quantize_activation, quantize_range, quantize_weight
+from qil_deploy.quantizers.qil import quantize_activation, quantize_weight, weight_codes_real
+from qil_deploy.quantizers.ranges import quantize_range
 
 Array = NDArray[np.float64]
 
@@ -102,7 +103,7 @@ def test_real_codes_have_the_gradients_of_the_values_and_are_finite_at_zero(gamm
     inputs = [w, *(double(value, grad=True) for value in (0.5, 0.5, float(gamma)))]
     c, d, g = inputs[1:]
     values = torch.autograd.grad(quantize_weight(w, c, d, g, 7).sum(), inputs)
-    codes = torch.autograd.grad(functional.weight_codes_real(w, c, d, g, 7).sum(), inputs)
+    codes = torch.autograd.grad(weight_codes_real(w, c, d, g, 7).sum(), inputs)
     for value, code in zip(values, codes, strict=True):
         assert torch.isfinite(code).all()
         torch.testing.assert_close(code, 7 * value)

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qil_deploy.quantizers import (
-    ActivationQuantizer,
     InputQuantizer,
-    IntervalQuantizer,
+    QilActivationQuantizer,
+    QilWeightQuantizer,
     RangeQuantizer,
-    WeightQuantizer,
     best_threshold,
     interval_parameters,
 )
@@ -26,13 +25,15 @@ BITS = range(2, 9)
 
 @pytest.mark.parametrize("bits", BITS)
 def test_largest_codes(bits: int) -> None:
-    assert WeightQuantizer(bits).largest_code == 2 ** (bits - 1) - 1
-    assert ActivationQuantizer(bits).largest_code == 2**bits - 1
+    assert QilWeightQuantizer(bits).largest_code == 2 ** (bits - 1) - 1
+    assert QilActivationQuantizer(bits).largest_code == 2**bits - 1
 
 
-@pytest.mark.parametrize("quantizer", [WeightQuantizer(4), ActivationQuantizer(4)])
+@pytest.mark.parametrize("quantizer", [QilWeightQuantizer(4), QilActivationQuantizer(4)])
 @given(lower=st.floats(-10, 10), width=st.floats(1e-3, 100))
-def test_thresholds_are_what_was_set(quantizer: IntervalQuantizer, lower: float, width: float) -> None:
+def test_thresholds_are_what_was_set(
+    quantizer: QilWeightQuantizer | QilActivationQuantizer, lower: float, width: float
+) -> None:
     quantizer.set_thresholds(lower, lower + width)
     # Float32 parameters: the error is relative to the largest of what is stored.
     tolerance = 1e-5 * (abs(lower) + width)
@@ -42,12 +43,12 @@ def test_thresholds_are_what_was_set(quantizer: IntervalQuantizer, lower: float,
 @pytest.mark.parametrize(("lower", "upper"), [(1.0, 1.0), (2.0, 1.0), (0.0, math.inf), (math.nan, 1.0)])
 def test_impossible_thresholds_are_refused(lower: float, upper: float) -> None:
     with pytest.raises(ValueError, match="an interval needs finite thresholds, lower below upper; got"):
-        WeightQuantizer(4).set_thresholds(lower, upper)
+        QilWeightQuantizer(4).set_thresholds(lower, upper)
 
 
 @pytest.mark.parametrize("value", [-80.0, -20.0, 0.0, 20.0, 80.0])
 def test_distance_and_step_are_positive_whatever_the_parameter(value: float) -> None:
-    interval, grid = ActivationQuantizer(4), RangeQuantizer(signed=True)
+    interval, grid = QilActivationQuantizer(4), RangeQuantizer(signed=True)
     with torch.no_grad():
         interval.log_distance.fill_(value)
         grid.log_step.fill_(value)
@@ -56,7 +57,7 @@ def test_distance_and_step_are_positive_whatever_the_parameter(value: float) -> 
 
 
 def test_gamma_is_one_with_slope_one_at_the_start_and_bounded_everywhere() -> None:
-    quantizer = WeightQuantizer(4, train_gamma=True)
+    quantizer = QilWeightQuantizer(4, train_gamma=True)
     assert quantizer.gamma_raw is not None
     assert quantizer.gamma is not None
     assert float(quantizer.gamma.detach()) == 1.0
@@ -66,12 +67,12 @@ def test_gamma_is_one_with_slope_one_at_the_start_and_bounded_everywhere() -> No
         with torch.no_grad():
             quantizer.gamma_raw.fill_(value)
         assert float(quantizer.gamma.detach()) == pytest.approx(bound, rel=1e-6)
-    assert WeightQuantizer(4).gamma is None
+    assert QilWeightQuantizer(4).gamma is None
 
 
 @pytest.mark.parametrize("raw", [-1e4, -3.0, 0.0, 3.0, 1e4])
 def test_everything_is_finite_at_the_bounds_of_gamma(raw: float) -> None:
-    quantizer = WeightQuantizer(2, train_gamma=True)
+    quantizer = QilWeightQuantizer(2, train_gamma=True)
     quantizer.set_thresholds(0.25, 1.0)
     assert quantizer.gamma_raw is not None
     with torch.no_grad():
@@ -91,7 +92,7 @@ def test_intervals_stay_usable_under_a_hundred_steps_of_absurd_size(rng: np.rand
     weight = nn.Parameter(torch.tensor(rng.normal(size=(8, 27)), dtype=torch.float32))
     x = torch.tensor(rng.normal(size=(32, 27)), dtype=torch.float32)
     target = torch.tensor(rng.normal(size=(32, 8)), dtype=torch.float32)
-    weights, activations = WeightQuantizer(3, train_gamma=True), ActivationQuantizer(3)
+    weights, activations = QilWeightQuantizer(3, train_gamma=True), QilActivationQuantizer(3)
     weights.initialize(weight)
     activations.set_thresholds(0.0, activations.initialize(x))
     parameters = [*weights.parameters(), *activations.parameters()]
@@ -111,7 +112,7 @@ def test_intervals_stay_usable_under_a_hundred_steps_of_absurd_size(rng: np.rand
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("train_gamma", [False, True])
 def test_codes_real_round_to_the_codes(bits: int, train_gamma: bool) -> None:
-    quantizer = WeightQuantizer(bits, train_gamma=train_gamma)
+    quantizer = QilWeightQuantizer(bits, train_gamma=train_gamma)
     quantizer.set_thresholds(-0.1, 0.9)
     if quantizer.gamma_raw is not None:
         with torch.no_grad():
@@ -170,7 +171,7 @@ def test_best_threshold_is_the_same_share_in_every_unit(unit: float) -> None:
 @pytest.mark.parametrize("largest", [1e-45, 1e-42, 1e-31])
 def test_values_whose_interval_would_have_no_reciprocal_count_as_zero(largest: float) -> None:
     weight = largest * torch.rand(8, 4)
-    quantizer = WeightQuantizer(4)
+    quantizer = QilWeightQuantizer(4)
     quantizer.initialize(weight)
     assert quantizer.thresholds == (0.0, 1.0)
     assert not quantizer(weight).any()
@@ -214,8 +215,8 @@ def test_images_pass_the_input_quantizer_unchanged(zero_point: int) -> None:
 def test_interval_parameters_are_those_of_quantizers_only() -> None:
     model = nn.Sequential(
         nn.Linear(3, 3),
-        WeightQuantizer(4, train_gamma=True),
-        ActivationQuantizer(4),
+        QilWeightQuantizer(4, train_gamma=True),
+        QilActivationQuantizer(4),
         RangeQuantizer(signed=True),
     )
     assert len(interval_parameters(model)) == 3 + 2 + 1
@@ -223,9 +224,9 @@ def test_interval_parameters_are_those_of_quantizers_only() -> None:
 
 
 def test_repr_shows_bits_and_interval() -> None:
-    quantizer = ActivationQuantizer(3)
+    quantizer = QilActivationQuantizer(3)
     quantizer.set_thresholds(-0.5, 1.5)
-    assert repr(quantizer) == "ActivationQuantizer(bits=3, interval=[-0.5, 1.5])"
+    assert repr(quantizer) == "QilActivationQuantizer(bits=3, interval=[-0.5, 1.5])"
     grid = RangeQuantizer(signed=True)
     grid.set_largest(12.7)
     assert repr(grid) == "RangeQuantizer(bits=8, range=[-12.8, 12.7])"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.network.calibration import calibrate
-from qil_deploy.quantizers import WeightQuantizer, interval_parameters
+from qil_deploy.quantizers import QilWeightQuantizer, interval_parameters
 from qil_deploy.training.fit import make_optimizers
 from qil_deploy.training.recipe import OptimizerSection
 
@@ -48,7 +48,7 @@ def train(model: nn.Module, digits: Digits, *, steps: int, gradient_factor: floa
 
 
 def gammas(model: nn.Module) -> list[float]:
-    found = [module.gamma for module in model.modules() if isinstance(module, WeightQuantizer)]
+    found = [module.gamma for module in model.modules() if isinstance(module, QilWeightQuantizer)]
     return [float(gamma.detach()) for gamma in found if gamma is not None]
 
 
@@ -69,7 +69,7 @@ def test_gamma_trains_in_a_frozen_model_too(digits: Digits) -> None:
     model = digits.prepare(3, train_gamma=True)
     calibrate(model, digits.batches())
     quantizer = model.get_submodule("conv1.weight_quantizer")
-    assert isinstance(quantizer, WeightQuantizer)
+    assert isinstance(quantizer, QilWeightQuantizer)
     assert quantizer.gamma_raw is not None
     with torch.no_grad():
         quantizer.gamma_raw.fill_(-10.0)

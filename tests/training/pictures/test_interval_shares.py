@@ -12,7 +12,7 @@ from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.layers import QuantConv2d
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer
+from qil_deploy.quantizers import QilActivationQuantizer, QilWeightQuantizer, RangeQuantizer
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.pictures.interval_shares import activation_values, input_quantizers, weight_values
 
@@ -29,8 +29,9 @@ def model() -> fx.GraphModule:
     calibrate(result, [torch.randn(32, 1, 8, 8)])
     layer, interval, stream = (result.get_submodule(name) for name in (LAYER, INTERVAL, RANGE))
     assert isinstance(layer, QuantConv2d)
-    assert isinstance(interval, ActivationQuantizer)
+    assert isinstance(interval, QilActivationQuantizer)
     assert isinstance(stream, RangeQuantizer)
+    assert isinstance(layer.weight_quantizer, QilWeightQuantizer)
     layer.weight_quantizer.set_thresholds(0.05, 0.2)
     assert layer.weight_quantizer.gamma_raw is not None
     layer.weight_quantizer.gamma_raw.data.fill_(0.5)
@@ -75,7 +76,7 @@ def test_shares_of_activations(model: fx.GraphModule, count: int) -> None:
     x = images(count)
     found = activation_values(model, x)
     quantizer = model.get_submodule(INTERVAL)
-    assert isinstance(quantizer, ActivationQuantizer)
+    assert isinstance(quantizer, QilActivationQuantizer)
     values, (lower, upper) = seen_by(model, INTERVAL, x), np.array(quantizer.thresholds, np.float32)
     interval = found[INTERVAL]
     assert (interval.pruned, interval.clipped) == ((values < lower).mean(), (values > upper).mean())

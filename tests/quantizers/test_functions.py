@@ -1,4 +1,4 @@
-"""The quantizers as pure functions: levels, ties, gradients against the equations and against gradcheck."""
+"""QIL and ranges as pure functions: levels, ties, gradients against the equations and against gradcheck."""
 
 from __future__ import annotations
 
@@ -17,14 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qil_deploy.quantizers import (
-    compile_quantizers,
-    functional,
-    quantize_activation,
-    quantize_range,
-    quantize_weight,
-    round_straight_through,
-)
+from qil_deploy.quantizers import compile_quantizers, kernels, round_straight_through
+from qil_deploy.quantizers.qil import quantize_activation, quantize_weight
+from qil_deploy.quantizers.ranges import quantize_range
 
 BITS = range(2, 9)
 Array = NDArray[np.float64]
@@ -266,7 +261,7 @@ def test_blocks_layouts_and_compilation_change_nothing_but_last_bits(
     for quantizer, scalars in quantizers:
         results = []
         for block, layout in ((1 << 20, torch.contiguous_format), (1000, torch.channels_last)):
-            monkeypatch.setattr(functional, "_BLOCK", block)
+            monkeypatch.setattr(kernels, "_BLOCK", block)
             compile_quantizers(compiled and layout is torch.channels_last)
             leaf = x.contiguous(memory_format=layout).requires_grad_()
             y = quantizer(leaf)
@@ -279,7 +274,8 @@ def test_blocks_layouts_and_compilation_change_nothing_but_last_bits(
 
 COMPILED = """
 import torch
-from qil_deploy.quantizers import compile_quantizers, quantize_range
+from qil_deploy.quantizers import compile_quantizers
+from qil_deploy.quantizers.ranges import quantize_range
 
 torch.manual_seed(0)
 x, s = torch.randn(4097, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)

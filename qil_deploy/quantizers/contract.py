@@ -1,0 +1,145 @@
+"""What every method of learning quantizers provides, and all that other rooms know of it.
+
+A quantizer spreads codes evenly over an interval `[l, u]` with centre `c` and distance `d > 0`:
+
+    l = c - d    u = c + d    weights: W = sign(w) * rint(q * t**gamma)    t = clip((|w| - l) / (2d), 0, 1)
+                              activations: X = rint(q * clip((x - l) / (2d), 0, 1))
+
+and returns `W / q` or `X / q`. The scale of what a layer computes belongs to the BatchNorm behind it, or to its output
+scale; so freezing, checkpoints and export are the same for every method. Methods differ in what they learn of the
+interval, by which gradient, and where it starts (decision 0036).
+
+To add a method, write one file with subclasses of `WeightQuantizer` and `ActivationQuantizer` and a `Method`, and list
+the `Method` in `methods.py`. Parameters of a quantizer should be dimensionless scalars: one rate suits every layer
+then, and no step makes an interval empty (decision 0009).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .thresholds import best_threshold, strided_sample
+
+if TYPE_CHECKING:
+    from qil_deploy.config import QuantConfig
+
+LARGEST_LOG = 80.0
+"""Logarithms of scales lie within this of 0: exp(80) and exp(-80) are normal float32 numbers, and so are their products
+with a few thousand."""
+
+
+class IntervalQuantizer(nn.Module, ABC):
+    """A learned interval; what quantizers of weights and of activations share.
+
+    Args:
+        bits: 2 to 8.
+        largest_code: `q`, the code of the clipping threshold.
+    """
+
+    def __init__(self, bits: int, largest_code: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.largest_code = largest_code
+
+    @property
+    @abstractmethod
+    def distance(self) -> Tensor:
+        """`d`, a positive scalar in the unit of the quantized tensor."""
+
+    @property
+    @abstractmethod
+    def center(self) -> Tensor:
+        """`c`, a scalar in the unit of the quantized tensor."""
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """`(l, u)`: what lies below `l` is pruned, what lies above `u` is clipped; of weights, magnitudes."""
+        center, distance = float(self.center.detach()), float(self.distance.detach())
+        return center - distance, center + distance
+
+    @abstractmethod
+    def set_largest(self, largest: float) -> None:
+        """Start with an interval that ends at `largest > 0`."""
+
+    def fault(self) -> str | None:
+        """Say what is impossible about the present parameters, finite numbers from a file; None if nothing is."""
+        for name, tensor in self.state_dict().items():
+            value = float(tensor)
+            if name.startswith("log_") and abs(value) > LARGEST_LOG:
+                return f"{name} is {value:.6g}, beyond {-LARGEST_LOG:g} to {LARGEST_LOG:g}"
+        return None
+
+    def extra_repr(self) -> str:
+        """Bits and interval."""
+        lower, upper = self.thresholds
+        return f"bits={self.bits}, interval=[{lower:.4g}, {upper:.4g}]"
+
+
+class WeightQuantizer(IntervalQuantizer):
+    """Quantizer of weights: values `W / q` with codes `W` in `-q..q`, `q = 2**(bits-1) - 1`; 2 bits are ternary."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits, 2 ** (bits - 1) - 1)
+
+    @property
+    def gamma(self) -> Tensor | None:
+        """The exponent, a positive scalar; None stands for 1."""
+        return None
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
+
+    @abstractmethod
+    def codes_real(self, weight: Tensor) -> Tensor:
+        """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor) -> None:
+        """Set the interval to `[0, u]` with the `u` of least squared error for these weights."""
+        self.set_largest(best_threshold(strided_sample(weight).abs(), self.largest_code))
+
+
+class ActivationQuantizer(IntervalQuantizer):
+    """Quantizer of activations: values `X / q` with codes `X` in `0..q`, `q = 2**bits - 1`.
+
+    Args:
+        bits: 2 to 8.
+        signed: whether activations can be negative; the interval then starts on both sides of 0.
+    """
+
+    def __init__(self, bits: int, *, signed: bool = False) -> None:
+        super().__init__(bits, 2**bits - 1)
+        self.signed = signed
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized activations, in [0, 1], of the shape of `x`."""
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> float:
+        """Return the largest value of the interval of least squared error for these activations."""
+        if self.signed:
+            return best_threshold(strided_sample(x).abs(), (self.largest_code + 1) // 2)
+        return best_threshold(strided_sample(x).clamp_min(0), self.largest_code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to learn quantizers, chosen by `QuantConfig.method`.
+
+    Attributes:
+        name: what a `QuantConfig`, a recipe and a checkpoint call it.
+        weights: makes the quantizer of a layer's weights, from its bits and the whole config.
+        activations: makes a quantizer of activations, from its bits, whether they can be negative, and the config.
+    """
+
+    name: str
+    weights: Callable[[int, QuantConfig], WeightQuantizer]
+    activations: Callable[[int, bool, QuantConfig], ActivationQuantizer]

@@ -1,0 +1,116 @@
+"""Run elementwise kernels over tensors: block by block for the cache, or compiled; and round, straight through.
+
+A kernel writes its result for a flat piece of a tensor into `out`; the kernel of a backward pass also returns the sums
+that the gradients of its scalars are made of. Each quantizer's file has its own.
+
+Backward recomputes everything from the quantizer's input, which the layer before it keeps anyway, so quantizing
+costs no memory. Without a compiler each kernel goes over its tensors block by block, so that its passes find
+them in the cache; compiled, a kernel is one pass (decision 0016).
+
+The arithmetic is float32, or float64 for float64 tensors: half precision, which autocast hands over, is cast first, and
+the result stays float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements that go through all passes of a kernel at once; they and the temporaries fit into a second-level cache.
+_BLOCK = 1 << 17
+
+# Widths from 2 to 8 bits of weights and of activations, with and without gamma, signed and unsigned.
+_RECOMPILATIONS = 64
+
+between = torch.ops.aten.hardtanh_backward
+"""`between(values, x, low, high)`: the values where `low < x < high`, otherwise 0."""
+
+Kernel = Callable[..., Any]
+
+
+class _Compilation:
+    """Whether the kernels of this process are compiled."""
+
+    enabled = False
+
+
+_VECTOR_BITS = {"DEFAULT": 1, "AVX2": 256, "AVX512": 512}  # by what torch calls the instructions it runs on
+
+
+@cache
+def _compiled(kernel: Kernel) -> Kernel:
+    # The key of torch.compile's cache on disk holds its options, but not the vector instructions that it chooses: a
+    # kernel made for others would be loaded, and compute something else.
+    width = _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())
+    return torch.compile(kernel, dynamic=True, options={} if width is None else {"cpp.simdlen": width})
+
+
+def compile_quantizers(enabled: bool = True) -> None:
+    """Fuse the elementwise passes over each tensor into one, for this process.
+
+    Uses torch.compile and needs a C++ compiler. Compiled arithmetic may differ in the last bit. That is as good for
+    training; what is evaluated and exported is the frozen model, which does not use these functions.
+    """
+    _Compilation.enabled = enabled
+    if enabled:  # a kernel is compiled once for each width, with and without gamma; the limit is 8 by default
+        torch._dynamo.config.recompile_limit = max(_RECOMPILATIONS, torch._dynamo.config.recompile_limit)
+
+
+def run_forward(kernel: Kernel, x: Tensor, *arguments: Any) -> Tensor:
+    """Return what `kernel` writes for `x`, in the layout of `x`."""
+    out = torch.empty_like(x, memory_format=_layout(x))
+    if _Compilation.enabled:
+        kernel = _compiled(kernel)
+    for out_block, x_block in _blocks(out, x):
+        kernel(out_block, x_block, *arguments)
+    return out
+
+
+def run_backward(kernel: Kernel, grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return the gradient that `kernel` writes for `x`, and its sums over all of `x`."""
+    out = torch.empty_like(x, memory_format=_layout(x))
+    if _Compilation.enabled:
+        kernel = _compiled(kernel)
+    sums = [kernel(*blocks, *arguments) for blocks in _blocks(out, grad, x)]
+    return out, sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not x.is_contiguous() else torch.contiguous_format
+
+
+def _blocks(out: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield `out` and tensors of its shape as flat views, block by block, in the order of `out` in memory."""
+    layout = _layout(out)
+    flat = [
+        tensor.permute(0, 2, 3, 1).reshape(-1) if layout is torch.channels_last else tensor.reshape(-1)
+        for tensor in (out, *tensors)
+    ]
+    whole = _Compilation.enabled or out.device.type != "cpu" or out.numel() <= _BLOCK
+    return iter([tuple(flat)]) if whole else zip(*(tensor.split(_BLOCK) for tensor in flat), strict=True)
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return float32 for half precision, and other tensors as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes unchanged."""
+    result: Tensor = _RoundStraightThrough.apply(x)
+    return result

@@ -1,0 +1,216 @@
+"""Learned step size quantization (LSQ; Esser et al., ICLR 2020): one step per tensor is learned.
+
+    code = clip(rint(x / s), low, high)        weights: -q..q
+                                               activations: 0..q, or -(q+1)/2..(q-1)/2 where they can be negative
+
+The paper goes on with `s * code`. Here, as with every method (`contract`), a layer reads `code / q`, of signed
+activations `(code - low) / q`, and the scale of its result belongs to BatchNorm or to its output scale:
+
+    value = (code - offset) / q
+    d value/dx = 1 / (q*s) inside, 0 outside        d value/ds = -x / (q * s**2) inside, 0 outside
+
+(inside: `low < x/s < high`). That learns the same. With `g` the gradient of the loss by `s * code`, the paper's
+derivative by `s` is
+
+    sum(g * (rint(x/s) - x/s)) inside + sum(g * limit) outside  =  sum(g * code) - sum(g * x/s) inside
+
+Behind a BatchNorm the loss does not depend on the scale of what goes in, so `sum(g * code)` is zero; with an output
+scale it is the gradient of that scale. What is left is the derivative above.
+
+The gradient of `s` is scaled by `1 / sqrt(N * high)` (the paper's section 2.2), where N counts the weights, or the
+activations of one image. The parameter is dimensionless: `s = exp(log_step)`.
+
+Steps start with the least squared error. The paper starts at `2 * mean(abs(x)) / sqrt(high)`, which leaves most codes
+unused at 7 bits, and a model that is only calibrated (`sensitivity`) would stay there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .contract import ActivationQuantizer, IntervalQuantizer, Method, WeightQuantizer
+from .kernels import between, full_precision, run_backward, run_forward
+
+if TYPE_CHECKING:
+    from qil_deploy.config import QuantConfig
+
+
+def _values_forward(out: Tensor, x: Tensor, s: Tensor, low: int, high: int, offset: int, q: int) -> None:
+    """Write the values."""
+    torch.div(x, s, out=out).round_().clamp_(low, high).sub_(offset).div_(q)
+
+
+def _codes_forward(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> None:
+    """Write the codes before rounding."""
+    torch.div(x, s, out=out).clamp_(low, high)
+
+
+def _codes_backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    """Write the gradient of `x`; return the sum that the gradient of `s` is made of."""
+    steps = x / s
+    inside = between(grad, steps, low, high)
+    torch.div(inside, s, out=out)
+    total: Tensor = inside.dot(steps.clamp_(low, high))
+    return total
+
+
+class _QuantizeBySteps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: Tensor, low: int, high: int, offset: int, q: int, step_factor: float) -> Tensor:
+        ctx.save_for_backward(x, s)
+        ctx.constants = low, high, q, step_factor
+        return run_forward(_values_forward, x, s, low, high, offset, q)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        low, high, q, step_factor = ctx.constants
+        x, s = ctx.saved_tensors
+        return (*_gradients(grads[0] / q, x, s, low, high, step_factor), None, None, None, None, None)
+
+
+class _CodesReal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: Tensor, low: int, high: int, step_factor: float) -> Tensor:
+        ctx.save_for_backward(x, s)
+        ctx.constants = low, high, step_factor
+        return run_forward(_codes_forward, x, s, low, high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, s = ctx.saved_tensors
+        return (*_gradients(grads[0], x, s, *ctx.constants), None, None, None)
+
+
+def _gradients(grad: Tensor, x: Tensor, s: Tensor, low: int, high: int, step_factor: float) -> tuple[Tensor, Tensor]:
+    grad_x, total = run_backward(_codes_backward, grad, x, s, low, high)
+    return grad_x, -step_factor * total / s
+
+
+def quantize_by_steps(
+    x: Tensor, s: Tensor, low: int, high: int, *, offset: int, q: int, step_factor: float = 1.0
+) -> Tensor:
+    """Return `(clip(rint(x / s), low, high) - offset) / q` (module docstring).
+
+    Args:
+        x: weights or activations, any shape, floating point.
+        s: step, a positive scalar in the unit of `x`.
+        low, high: smallest and largest code.
+        offset: the code that value 0 stands for.
+        q: what codes are divided by.
+        step_factor: of the gradient of `s`.
+
+    Returns:
+        Values of the shape of `x`, float64 if `x` is and otherwise float32.
+    """
+    result: Tensor = _QuantizeBySteps.apply(full_precision(x), s, low, high, offset, q, step_factor)
+    return result
+
+
+def codes_by_steps(x: Tensor, s: Tensor, low: int, high: int, *, step_factor: float = 1.0) -> Tensor:
+    """Return `clip(x / s, low, high)`: codes before rounding; arguments as for `quantize_by_steps`."""
+    result: Tensor = _CodesReal.apply(full_precision(x), s, low, high, step_factor)
+    return result
+
+
+class _LsqInterval(IntervalQuantizer):
+    """A learned step; the interval is what its codes cover, `[low * s, (low + q) * s]`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_step = nn.Parameter(torch.zeros((), dtype=torch.float32))
+
+    @property
+    def first_code(self) -> int:
+        """The number of steps from 0 to the lower end of the interval, not above 0."""
+        return 0
+
+    @property
+    def step(self) -> Tensor:
+        """`s`, a positive scalar in the unit of the quantized tensor."""
+        return self.log_step.exp()
+
+    @property
+    def distance(self) -> Tensor:
+        """Half of what the codes cover: `q * s / 2`."""
+        return self.step * (0.5 * self.largest_code)
+
+    @property
+    def center(self) -> Tensor:
+        """The middle of what the codes cover: `(low + q/2) * s`."""
+        return self.step * (self.first_code + 0.5 * self.largest_code)
+
+    @torch.no_grad()
+    def set_step(self, step: float) -> None:
+        """Set the step.
+
+        Raises:
+            ValueError: unless it is positive and finite.
+        """
+        if not 0 < step < math.inf:
+            raise ValueError(f"a step has to be positive and finite; got {step}.")
+        self.log_step.fill_(math.log(step))
+
+
+class LsqWeightQuantizer(_LsqInterval, WeightQuantizer):
+    """LSQ weight quantizer: values `W / q` with codes `W` in `-q..q`, `q = 2**(bits-1) - 1`."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
+        q = self.largest_code
+        return quantize_by_steps(weight, self.step, -q, q, offset=0, q=q, step_factor=_step_factor(weight.numel(), q))
+
+    def codes_real(self, weight: Tensor) -> Tensor:
+        """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
+        q = self.largest_code
+        return codes_by_steps(weight, self.step, -q, q, step_factor=_step_factor(weight.numel(), q))
+
+    def set_largest(self, largest: float) -> None:
+        """Set the step so that the largest code stands for `largest`."""
+        self.set_step(largest / self.largest_code)
+
+
+class LsqActivationQuantizer(_LsqInterval, ActivationQuantizer):
+    """LSQ activation quantizer: values `X / q` with codes `X` in `0..q`, `q = 2**bits - 1`.
+
+    Args:
+        bits: 2 to 8.
+        signed: whether activations can be negative; half of the codes then stand for negative ones.
+    """
+
+    @property
+    def first_code(self) -> int:
+        """`low`: 0, or `-(q + 1) / 2` where activations can be negative."""
+        return -(self.largest_code + 1) // 2 if self.signed else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the quantized activations, in [0, 1], of the shape of `x`."""
+        q, low = self.largest_code, self.first_code
+        factor = _step_factor(x.numel() // max(1, len(x)), low + q)
+        return quantize_by_steps(x, self.step, low, low + q, offset=low, q=q, step_factor=factor)
+
+    def set_largest(self, largest: float) -> None:
+        """Set the step so that codes reach from 0 to `largest`, or from `-largest` where there are negative ones."""
+        self.set_step(largest / (-self.first_code if self.signed else self.largest_code))
+
+
+def _step_factor(count: int, high: int) -> float:
+    """Return the paper's factor on the gradient of a step."""
+    return 1.0 / math.sqrt(max(1, count) * high)
+
+
+def _weights(bits: int, _config: QuantConfig) -> WeightQuantizer:
+    return LsqWeightQuantizer(bits)
+
+
+def _activations(bits: int, signed: bool, _config: QuantConfig) -> ActivationQuantizer:
+    return LsqActivationQuantizer(bits, signed=signed)
+
+
+LSQ = Method(name="lsq", weights=_weights, activations=_activations)
