@@ -168,7 +168,7 @@ def _activation_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry
 
 
 def _same(old: nn.Module, new: ActivationQuantizer, carry_over: bool) -> bool:
-    if not isinstance(old, ActivationQuantizer) or old.signed != new.signed:
+    if not isinstance(old, type(new)) or old.signed != new.signed:  # by another method, parameters mean something else
         return False
     return carry_over or old.bits == new.bits
 
@@ -179,7 +179,7 @@ def _weight_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry_ove
     for name, module in changed.named_modules():
         if isinstance(module, WeightQuantizer):
             other = known.get(name)
-            alike = isinstance(other, WeightQuantizer) and (carry_over or other.bits == module.bits)
+            alike = isinstance(other, type(module)) and (carry_over or other.bits == module.bits)
             sources[name] = name if alike else None
     return sources
 

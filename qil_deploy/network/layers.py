@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qil_deploy.config import LayerBits
-from qil_deploy.quantizers import WeightQuantizer
+from qil_deploy.config import LayerBits, QuantConfig
+from qil_deploy.quantizers import QilWeightQuantizer, WeightQuantizer, weight_quantizer
 
 AVERAGING_BITS = 2  # a weight of 1 needs no more
 
@@ -103,7 +103,7 @@ def _scale_and_shift(y: Tensor, layer: QuantLayer) -> Tensor:
 
 
 def quantize_layer(
-    layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized: bool, scaled: bool, train_gamma: bool
+    layer: nn.Conv2d | nn.Linear, bits: LayerBits, *, normalized: bool, scaled: bool, config: QuantConfig
 ) -> QuantLayer:
     """Return the quantized form of a float layer, with its weights and with an interval set from them.
 
@@ -112,7 +112,7 @@ def quantize_layer(
         bits: widths; only `weight_bits` matters here.
         normalized: whether BatchNorm follows. It takes the place of the bias, which the caller has moved into its mean.
         scaled: whether the layer has an output scale.
-        train_gamma: whether the exponent of the weight transformer is trained.
+        config: says by which method weights are quantized.
     """
     result: QuantLayer
     if isinstance(layer, nn.Conv2d):
@@ -132,7 +132,7 @@ def quantize_layer(
         result = QuantLinear(layer.in_features, layer.out_features, bias=False, device="meta")
     result.weight = layer.weight
     result.bias = None if normalized else layer.bias
-    result.weight_quantizer = WeightQuantizer(bits.weight_bits, train_gamma=train_gamma)
+    result.weight_quantizer = weight_quantizer(bits.weight_bits, config)
     result.weight_quantizer.initialize(layer.weight)
     result.log_output_scale = nn.Parameter(torch.zeros((), dtype=torch.float32)) if scaled else None
     return result
@@ -168,8 +168,8 @@ def averaging_layer(
         channels, channels, kernel, stride, padding, groups=channels, bias=False, dtype=torch.float32
     )
     nn.init.ones_(layer.weight)
-    layer.weight_quantizer = WeightQuantizer(AVERAGING_BITS)
-    layer.weight_quantizer.set_thresholds(0.0, 1.0)
+    layer.weight_quantizer = QilWeightQuantizer(AVERAGING_BITS)  # whatever the method is: nothing here is learned
+    layer.weight_quantizer.set_largest(1.0)
     scale = None if divisor is None else torch.tensor(-math.log(divisor), dtype=torch.float32)
     layer.log_output_scale = None if scale is None else nn.Parameter(scale)
     for module in layer.modules():

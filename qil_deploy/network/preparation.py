@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from qil_deploy.config import LayerBits, QuantConfig
 from qil_deploy.errors import DataError, UnsupportedModelError
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
+from qil_deploy.quantizers import InputQuantizer, RangeQuantizer, activation_quantizer
 
 from .calibrator import CALIBRATED, NORMS_STAY
 from .callers_state import nothing_left_behind
@@ -167,9 +167,9 @@ def _place_quantizers(graph_module: fx.GraphModule, config: QuantConfig, input_g
         if config.placement == "paper":
             for reader in group.readers:
                 if reader.interval_bits is not None:
-                    _insert_interval(graph_module, reader.via, [reader], signed=group.signed)
+                    _insert_interval(graph_module, reader.via, [reader], config, signed=group.signed)
         else:
-            _insert_grid(graph_module, group, input_grid)
+            _insert_grid(graph_module, group, input_grid, config)
 
 
 def _write_only_where_nobody_reads(graph_module: fx.GraphModule) -> None:
@@ -197,7 +197,7 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
         bits,
         normalized=norm is not None,
         scaled=norm is None or config.output_scales == "all",
-        train_gamma=config.train_gamma,
+        config=config,
     )
     graph_module.add_submodule(name, quantized)
 
@@ -217,7 +217,7 @@ def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: Quant
     graph_module.add_submodule(str(site.producer.target), layer)
 
 
-def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preprocessing) -> None:
+def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preprocessing, config: QuantConfig) -> None:
     """Put onto one group what its readers want in `integer` placement."""
     first = group.sites[0]
     widths = {reader.interval_bits for reader in group.readers}
@@ -227,7 +227,7 @@ def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preproc
         name, grid = "input_quantizer", InputQuantizer(input_grid.scale, input_grid.zero_point)
         behind = {first.end: _insert_after(graph_module, first.end, add_module(graph_module, name, grid))}
     elif len(widths) == 1 and None not in widths and all(site.kind in LAYER_KINDS for site in group.sites):
-        name = _add_interval(graph_module, group.readers[0], signed=group.signed)
+        name = _add_interval(graph_module, group.readers[0], config, signed=group.signed)
         for site in group.sites:
             _insert_after(graph_module, site.end, name)
         return
@@ -240,7 +240,7 @@ def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preproc
             source = behind.get(reader.via, reader.via)
             intervals.setdefault((source, reader.interval_bits), []).append(reader)
     for (source, _), readers in intervals.items():
-        _insert_interval(graph_module, source, readers, signed=group.signed)
+        _insert_interval(graph_module, source, readers, config, signed=group.signed)
 
 
 def _makes_float_logits(group: Group) -> bool:
@@ -251,19 +251,21 @@ def _makes_float_logits(group: Group) -> bool:
     return site.kind == "pool" or (site.kind == "linear" and site.relu is None)
 
 
-def _insert_interval(graph_module: fx.GraphModule, source: fx.Node, readers: list[Reader], *, signed: bool) -> None:
+def _insert_interval(
+    graph_module: fx.GraphModule, source: fx.Node, readers: list[Reader], config: QuantConfig, *, signed: bool
+) -> None:
     """Put one interval quantizer between `source` and the given readers."""
-    name = _add_interval(graph_module, readers[0], signed=signed)
+    name = _add_interval(graph_module, readers[0], config, signed=signed)
     _insert_after(graph_module, source, name, [reader.node for reader in readers])
 
 
-def _add_interval(graph_module: fx.GraphModule, reader: Reader, *, signed: bool) -> str:
+def _add_interval(graph_module: fx.GraphModule, reader: Reader, config: QuantConfig, *, signed: bool) -> str:
     """Add the interval quantizer that `reader` wants; return its name."""
     if reader.interval_bits is None:
         raise TypeError(f"{reader.node.name} reads 8-bit codes")
     # Module names cannot hold dots; the quantizer is named after the first layer that reads it.
     name = f"intervals.{str(reader.node.target).replace('.', '_')}"
-    return add_module(graph_module, name, ActivationQuantizer(reader.interval_bits, signed=signed))
+    return add_module(graph_module, name, activation_quantizer(reader.interval_bits, config, signed=signed))
 
 
 def _insert_after(

@@ -28,7 +28,7 @@ from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.preparation import prepare
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import ActivationQuantizer
+from qil_deploy.quantizers import QilActivationQuantizer
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 from qil_deploy.training.models.build import build_model
@@ -69,7 +69,7 @@ def disturb(model: fx.GraphModule, rng: np.random.Generator) -> None:
     lowest = itertools.cycle((-0.4, 0.3, -0.2))
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, ActivationQuantizer):
+            if isinstance(module, QilActivationQuantizer):
                 upper = module.thresholds[1] * rng.uniform(0.7, 1.3)
                 module.set_thresholds(upper * next(lowest) * rng.uniform(), upper)
             elif isinstance(module, nn.BatchNorm2d):

@@ -17,7 +17,7 @@ from qil_deploy.config import QuantConfig
 from qil_deploy.export.capture import capture
 from qil_deploy.export.passes.share_repeated import ShareRepeated
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import ActivationQuantizer
+from qil_deploy.quantizers import QilActivationQuantizer
 
 if TYPE_CHECKING:
     from .conftest import Case, Exports
@@ -98,7 +98,7 @@ def test_clipping_follows_the_pool(exports: Exports, tmp_path: Path) -> None:
 
 def test_equal_quantizers_of_one_tensor_share_their_work(exports: Exports, tmp_path: Path) -> None:
     case = case_of(exports, TwoReaders())
-    shared = [module for module in case.prepared.modules() if isinstance(module, ActivationQuantizer)]
+    shared = [module for module in case.prepared.modules() if isinstance(module, QilActivationQuantizer)]
     for quantizer in shared:
         quantizer.set_thresholds(0.05, 1.1)
     case = exports.frozen(case, case.prepared)

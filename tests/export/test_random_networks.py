@@ -22,7 +22,7 @@ from torch import fx, nn
 from qil_deploy.config import LayerOverride, QuantConfig
 from qil_deploy.export.passes import matmul_nbits
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
+from qil_deploy.quantizers import QilActivationQuantizer, QilWeightQuantizer, RangeQuantizer
 
 from .random_networks import HEADS, Head, RandomNetwork, Step, steps
 
@@ -102,11 +102,11 @@ def make_extreme(model: fx.GraphModule, rng: np.random.Generator) -> None:
         if rng.random() < 0.6:
             continue
         with torch.no_grad():
-            if isinstance(module, ActivationQuantizer):
+            if isinstance(module, QilActivationQuantizer):
                 width = module.thresholds[1] * float(10 ** rng.uniform(-2, 1))
                 lower = width * float(rng.choice((-3, -0.5, 0, 0.5, 3)))
                 module.set_thresholds(lower, lower + width)
-            elif isinstance(module, WeightQuantizer):
+            elif isinstance(module, QilWeightQuantizer):
                 module.set_thresholds(float(rng.uniform(-1, 1)), float(rng.uniform(1, 4)))
                 if module.gamma_raw is not None:
                     module.gamma_raw.fill_(float(rng.normal(0, 3)))

@@ -29,7 +29,7 @@ from qil_deploy.integers.frozen_modules import FrozenGlobalAveragePool
 from qil_deploy.network.layers import GlobalAveragePool, QuantConv2d, QuantLinear
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer
+from qil_deploy.quantizers import QilActivationQuantizer, RangeQuantizer
 
 from .random_networks import Step
 from .test_random_networks import Spec, case_of, forms, specs
@@ -168,7 +168,7 @@ def test_a_file_that_cannot_be_loaded_gets_no_name(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", [RangeQuantizer, ActivationQuantizer])
+@pytest.mark.parametrize("kind", [RangeQuantizer, QilActivationQuantizer])
 @pytest.mark.parametrize("shift", [-90.0, 80.0])
 def test_steps_beyond_float32_are_refused_by_name(exports: Exports, kind: type[nn.Module], shift: float) -> None:
     case = exports.resnet()
@@ -203,7 +203,7 @@ def move_far(model: fx.GraphModule, rng: np.random.Generator, reach: float) -> N
         for module in model.modules():
             if rng.random() < 0.6:
                 continue
-            if isinstance(module, ActivationQuantizer):
+            if isinstance(module, QilActivationQuantizer):
                 module.log_distance.add_(math.log(factor()))
                 if rng.random() < 0.3:
                     module.center_ratio.fill_(float(rng.choice([-1e6, -3, 0, 1, 3, 1e6])))

@@ -18,7 +18,7 @@ from qil_deploy.config import LayerOverride, OutputScales, QuantConfig
 from qil_deploy.integers.frozen_modules import FrozenLayer
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer, WeightQuantizer
+from qil_deploy.quantizers import QilActivationQuantizer, QilWeightQuantizer, RangeQuantizer
 
 Array = NDArray[Any]
 
@@ -98,7 +98,7 @@ def build(case: Case) -> fx.GraphModule:
     grid = Preprocessing(channels=4, height=SIZE, width=SIZE, scale=0.0111, zero_point=73)
     model = prepare(Network(case), config, torch.zeros(1, 4, SIZE, SIZE), input_grid=grid).eval()
     quantizer = model.get_submodule("layer.weight_quantizer")
-    assert isinstance(quantizer, WeightQuantizer)
+    assert isinstance(quantizer, QilWeightQuantizer)
     with torch.no_grad():
         weight = model.get_parameter("layer.weight")
         weight.normal_()
@@ -123,7 +123,7 @@ def build(case: Case) -> fx.GraphModule:
         if case.scaled or not case.norm:
             model.get_parameter("layer.log_output_scale").fill_(float(rng.normal(-1, 1)))
         output = output_quantizer(model)
-        if isinstance(output, ActivationQuantizer):
+        if isinstance(output, QilActivationQuantizer):
             output.set_thresholds(case.lower, case.lower + case.width)
         else:
             output.set_largest(case.width)
@@ -131,10 +131,10 @@ def build(case: Case) -> fx.GraphModule:
     return model
 
 
-def output_quantizer(model: fx.GraphModule) -> ActivationQuantizer | RangeQuantizer:
+def output_quantizer(model: fx.GraphModule) -> QilActivationQuantizer | RangeQuantizer:
     (node,) = [node for node in model.graph.nodes if node.target == "reader"]
     quantizer = model.get_submodule(str(node.all_input_nodes[0].target))
-    assert isinstance(quantizer, ActivationQuantizer | RangeQuantizer)
+    assert isinstance(quantizer, QilActivationQuantizer | RangeQuantizer)
     return quantizer
 
 
@@ -196,13 +196,13 @@ class Integers:
 def fold_by_hand(model: fx.GraphModule, case: Case) -> Integers:
     """The docstring of `fold`, channel by channel, in NumPy float64, from the parameters of the unfrozen model."""
     quantizer = model.get_submodule("layer.weight_quantizer")
-    assert isinstance(quantizer, WeightQuantizer)
+    assert isinstance(quantizer, QilWeightQuantizer)
     q_w, weight = quantizer.largest_code, model.get_parameter("layer.weight")
     values = quantizer(weight).detach().double().numpy()
     codes = np.rint(values * q_w).astype(np.int64)
     gain, shift = gain_and_shift(model, case)
     output = output_quantizer(model)
-    if isinstance(output, ActivationQuantizer):
+    if isinstance(output, QilActivationQuantizer):
         d = float(output.distance.detach())
         y_scale, offset = np.float32(2 * d / output.largest_code), float(output.center.detach()) - d
     else:
@@ -306,7 +306,7 @@ def fake_output(model: fx.GraphModule, x: Tensor) -> Tensor:
         if any(node.target == name for node in model.graph.nodes):
             x = model.get_submodule(name)(x)
     output = output_quantizer(model)
-    unit = output.largest_code if isinstance(output, ActivationQuantizer) else 1 / output.step.detach()
+    unit = output.largest_code if isinstance(output, QilActivationQuantizer) else 1 / output.step.detach()
     codes: Tensor = output(x) * unit
     return codes
 
