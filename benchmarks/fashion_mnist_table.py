@@ -36,7 +36,8 @@ from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.integers import freeze
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console, Progress
-from qil_deploy.training.recipe import Recipe, load_recipe
+from qil_deploy.training.recipe import Recipe
+from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.run import Run, Settings
 from qil_deploy.training.train import StageResult, carry_out
 from tables import Rows, console_table, markdown_table

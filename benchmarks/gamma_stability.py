@@ -34,8 +34,8 @@ from qil_deploy.quantizers import ActivationQuantizer, IntervalQuantizer, Weight
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.terminal import Console
-from qil_deploy.training.fit import make_optimizers
 from qil_deploy.training.models import build_model
+from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.recipe import OptimizerSection
 from tables import Rows, console_table
 

@@ -21,7 +21,8 @@ from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_ce
 from qil_deploy.files import write_text
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console, Progress
-from qil_deploy.training.recipe import Recipe, load_recipe
+from qil_deploy.training.recipe import Recipe
+from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.train import RunResult, StageResult, train
 
 

@@ -23,7 +23,8 @@ import typer
 from qil_deploy.checkpoint import read_checkpoint
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.terminal import Console
-from qil_deploy.training.recipe import Recipe, load_recipe
+from qil_deploy.training.recipe import Recipe
+from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.run import Settings
 from qil_deploy.training.train import RunResult, train
 from tables import Rows, console_table, markdown_table

@@ -1,5 +1,7 @@
 """One phase of training: some epochs of one model with one schedule, on one process or many.
 
+`fit` sets a phase up, from where an earlier start left it; `train_epochs` carries it out.
+
 Batch `b` of epoch `e` is the same whenever and in however many processes it is made (`data`), dropout is seeded by its
 position, and learning rates follow from it: a phase that goes on from a saved position ends with the same weights as
 one that was never interrupted.
@@ -9,27 +11,33 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qil_deploy.accuracy import top1_percent
+from qil_deploy.checkpoint import CheckpointInfo
 from qil_deploy.errors import TrainingError
-from qil_deploy.network import BatchNorm
+from qil_deploy.network import BatchNorm, estimate_batchnorm
 from qil_deploy.terminal import Progress, TaskID
 
 from .data import Batches, seeded
 from .divergence import describe_divergence
 from .models import in_memory_format, memory_format_for
-from .optimizers import recipe_optimizers, weight_parameters
+from .optimizers import make_optimizers, quantizer_optimizers, rate_factor, weight_parameters
+from .phase_record import PhaseRecord
 from .recipe import OptimizerSection
-from .run_state import Learner, Position
+from .run import Run
+from .run_state import Extent, Learner, Position, load_state
 from .sync_batchnorm import synchronize_batchnorm
+from .teacher import TeacherLoss
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From logits [n, classes], input [n, C, H, W] and labels [n] to the loss, a scalar."""
@@ -55,14 +63,14 @@ class StepMetrics:
     rate: float
 
 
-def cross_entropy(logits: Tensor, _x: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, _x: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Loss of a classifier against the labels."""
-    return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What is trained, and on what.
+    """What is trained on what, and how.
 
     Attributes:
         name: for messages.
@@ -81,52 +89,83 @@ class Phase:
     norms_stay: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reports:
-    """Whom a phase tells how it goes. All are called in every process.
+class Record(Protocol):
+    """Evaluates and records how a phase goes (`PhaseRecord`). All methods are called in every process.
 
     Attributes:
-        evaluate: returns the accuracy of the model on the test set, in percent.
-        on_step: after every step.
-        on_epoch: after every epoch; the position is that of the next.
-        save: keeps a position.
-        save_seconds: how often, at the least.
+        save_seconds: how often `save` is called, at the least.
     """
 
-    evaluate: Callable[[nn.Module], float]
-    on_step: Callable[[StepMetrics], None]
-    on_epoch: Callable[[EpochMetrics, Position], None]
-    save: Callable[[Position], None]
-    save_seconds: float = math.inf
+    save_seconds: float
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the accuracy of the model on the test set, in percent."""
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        """Take in a step."""
+
+    def on_epoch(self, metrics: EpochMetrics, position: Position) -> None:
+        """Take in an epoch; the position is that of the next one."""
+
+    def save(self, position: Position) -> None:
+        """Keep a position to go on from."""
 
 
-def rate_factor(step: int, steps: int, section: OptimizerSection) -> float:
-    """Factor on the learning rates: linear rise over the first `warmup` share of the steps, then the schedule.
+def fit(run: Run, model: nn.Module, section: OptimizerSection, name: str, number: int, info: CheckpointInfo) -> float:
+    """Train `model` in place, from where an earlier start left it; return its accuracy on the test set.
 
-    `cosine` falls to zero; `step` multiplies by `decay` at each milestone, a share of the steps.
+    Args:
+        run: the run that the phase is one of.
+        model: as the phase begins.
+        section: schedule and optimizers.
+        name: of the phase.
+        number: of the phase, from which its seed follows.
+        info: what the checkpoint of its best epoch says about itself.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number.
+        CheckpointError: the state that an earlier start left is damaged, or not of this phase.
     """
-    rising = max(1, round(section.warmup * steps)) if section.warmup else 0
-    if step < rising:
-        return (step + 1) / rising
-    if section.schedule == "step":
-        return section.decay ** bisect_right(section.milestones, step / steps)
-    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-
-def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that a section asks for; errors as for `recipe_optimizers`."""
-    return recipe_optimizers(
-        model,
-        learning_rate=section.learning_rate,
-        interval_learning_rate=section.interval_learning_rate,
-        weight_decay=section.weight_decay,
+    model.to(run.accelerator.device)
+    averaging = None if section.average is None else get_ema_multi_avg_fn(section.average)
+    average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
+    optimizers = optimizers_of(run, model, section) if section.epochs > 0 else []
+    learner = Learner(model=model, optimizers=optimizers, average=average)
+    phase = Phase(
+        name=name,
+        batches=run.batches(section.batch_size, number),
+        section=section,
+        seed=run.seed(number),
+        loss=loss_of(run, section),
+        norms_stay=run.recipe.quantizer_only is not None,
     )
+    extent = Extent(epochs=section.epochs, batches=len(phase.batches), batch_size=section.batch_size)
+    position = (load_state(run.folder, name, learner, extent) if run.resume else None) or Position()
+    with PhaseRecord(run, name, learner, info, position) as record:
+        train_epochs(phase, learner, record, position=position, accelerator=run.accelerator, progress=run.progress)
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
+    if section.batchnorm_batches:
+        estimate_batchnorm(model, run.whole_batches(section.batchnorm_batches, section.batch_size, number))
+    return run.accuracy(model)
 
 
-def train_phase(
+def optimizers_of(run: Run, model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of what the recipe trains: everything, or quantizers only."""
+    return (make_optimizers if run.recipe.quantizer_only is None else quantizer_optimizers)(model, section)
+
+
+def loss_of(run: Run, section: OptimizerSection) -> Loss:
+    """Return the loss of the recipe: cross-entropy, or distance from the float network."""
+    if run.data.teacher is None or run.recipe.quantizer_only is None:
+        return partial(cross_entropy, smoothing=section.label_smoothing)
+    return TeacherLoss(run.data.teacher.model.to(run.accelerator.device), run.recipe.quantizer_only)
+
+
+def train_epochs(
     phase: Phase,
     learner: Learner,
-    reports: Reports,
+    record: Record,
     *,
     position: Position,
     accelerator: Accelerator,
@@ -156,7 +195,7 @@ def train_phase(
             images = in_memory_format(x.to(accelerator.device), memory_format)
             batch = (images, labels.to(accelerator.device))
             loss, right = _step(wrapped, optimizers, weights, batch, phase, accelerator)
-            due = time.monotonic() - saved > reports.save_seconds
+            due = time.monotonic() - saved > record.save_seconds
             loss, right, due = _over_processes(loss, right, due, accelerator)
             if not math.isfinite(loss):
                 raise TrainingError(_divergence(phase, position, loss, model, images))
@@ -166,12 +205,12 @@ def train_phase(
             position.step += 1
             position.loss_sum += loss
             position.right += right
-            reports.on_step(StepMetrics(step=step, loss=loss, rate=factor))
+            record.on_step(StepMetrics(step=step, loss=loss, rate=factor))
             _show(progress, task, phase.name, loss)
             if due:
-                reports.save(position)
+                record.save(position)
                 saved = time.monotonic()
-        _end_epoch(phase, model, reports, position, time.perf_counter() - began)
+        _end_epoch(phase, model, record, position, time.perf_counter() - began)
     progress.remove_task(task)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     model.eval()
@@ -236,21 +275,21 @@ def _divergence(phase: Phase, position: Position, loss: float, model: nn.Module,
     )
 
 
-def _end_epoch(phase: Phase, model: nn.Module, reports: Reports, position: Position, seconds: float) -> None:
+def _end_epoch(phase: Phase, model: nn.Module, record: Record, position: Position, seconds: float) -> None:
     """Evaluate and report, and move the position to the next epoch."""
     batches = len(phase.batches)
     metrics = EpochMetrics(
         epoch=position.epoch,
         loss=position.loss_sum / batches,
         train_accuracy=top1_percent(position.right, batches * phase.batches.batch_size),
-        test_accuracy=reports.evaluate(model),
+        test_accuracy=record.evaluate(model),
         seconds=seconds,
     )
     best = max(position.best, metrics.test_accuracy)
     position.epoch, position.batch, position.loss_sum, position.right = position.epoch + 1, 0, 0.0, 0
-    reports.on_epoch(metrics, position)
+    record.on_epoch(metrics, position)
     position.best = best
-    reports.save(position)
+    record.save(position)
 
 
 def _show(progress: Progress, task: TaskID, name: str, loss: float) -> None:

@@ -1,4 +1,4 @@
-"""What learns at which rate: the parameter groups of a network, and the optimizers that recipes train it with.
+"""What learns at which rate: parameter groups of a network, the optimizers that recipes train it with, their schedule.
 
     weights of convolutions and linear layers         learning_rate, with weight decay
     biases, BatchNorm, output scales                  learning_rate
@@ -11,15 +11,18 @@ constants; its weights and their intervals learn on.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from typing import Any
 
 import torch
 from torch import nn
 
 from qil_deploy.errors import ConfigError
+from qil_deploy.network import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.quantizers import interval_parameters
 
-from .recipe import INTERVAL_LEARNING_RATE, STAGE_LEARNING_RATE, STAGE_WEIGHT_DECAY
+from .recipe import INTERVAL_LEARNING_RATE, STAGE_LEARNING_RATE, STAGE_WEIGHT_DECAY, OptimizerSection
 
 MOMENTUM = 0.9
 
@@ -89,3 +92,47 @@ def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return all parameters that are trained and belong to no quantizer: those whose gradient frozen epochs bound."""
     known = {id(parameter) for parameter in interval_parameters(model)}
     return [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in known]
+
+
+def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that a section asks for; errors as for `recipe_optimizers`."""
+    return recipe_optimizers(
+        model,
+        learning_rate=section.learning_rate,
+        interval_learning_rate=section.interval_learning_rate,
+        weight_decay=section.weight_decay,
+    )
+
+
+def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
+    """Let gradients reach quantizers and output scales only; return the Adam that trains them.
+
+    Output scales are dimensionless like interval parameters (decision 0009) and have their rate.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    learned = interval_parameters(model)
+    for module in model.modules():
+        scale = module.log_output_scale if isinstance(module, QuantConv2d | QuantLinear) else None
+        if scale is not None and not isinstance(module, AveragingConv2d):
+            learned.append(scale)
+    if not learned:
+        raise ConfigError("there is nothing to train: the model has no quantizer whose interval could be learned.")
+    model.requires_grad_(False)
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    return [torch.optim.Adam(learned, lr=section.interval_learning_rate)]
+
+
+def rate_factor(step: int, steps: int, section: OptimizerSection) -> float:
+    """Factor on the learning rates: linear rise over the first `warmup` share of the steps, then the schedule.
+
+    `cosine` falls to zero; `step` multiplies by `decay` at each milestone, a share of the steps.
+    """
+    rising = max(1, round(section.warmup * steps)) if section.warmup else 0
+    if step < rising:
+        return (step + 1) / rising
+    if section.schedule == "step":
+        return section.decay ** bisect_right(section.milestones, step / steps)
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

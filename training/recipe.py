@@ -8,8 +8,6 @@ export; the next stage starts from the unfrozen weights.
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,10 +23,7 @@ STAGE_LEARNING_RATE = 0.02
 STAGE_WEIGHT_DECAY = 1e-4
 INTERVAL_LEARNING_RATE = 2e-3
 
-RECIPE_LIMIT = 1 << 20  # bytes of a file
 LARGEST_IMAGE_SIDE = 8192
-_DEEPEST_KEY = 8
-
 # Rates become float32, and so do their products with weights.
 _LARGEST = 1e30
 _RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
@@ -291,100 +286,9 @@ class Recipe(_Section):
         )
 
 
-def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
-    """Read and validate a recipe.
-
-    Args:
-        path: a TOML file, or the bare name of a recipe that ships with the package.
-        changes: `key=value` each, applied over the file; the key is dotted (`stages.0.epochs=1`), the value
-            TOML.
-
-    Raises:
-        ConfigError: missing file, invalid TOML, unknown key, or a value that is not allowed.
-    """
-    folder = Path(__file__).parent / "recipes"
-    shipped = folder / f"{path}.toml"
-    chosen = shipped if not path.exists() and shipped.exists() else path
-    try:
-        content = _parse_toml(_read_text(chosen))
-    except OSError as error:
-        known = ", ".join(sorted(entry.stem for entry in folder.glob("*.toml")))
-        raise ConfigError(f"recipe {path} cannot be read ({error.strerror}); shipped recipes: {known}.") from error
-    except ValueError as error:
-        raise ConfigError(f"recipe {path} is not valid TOML: {excerpt(str(error), 240)}.") from error
-    for change in changes:
-        _apply_change(content, change)
-    return recipe_from_dict(content, str(path))
-
-
 def recipe_from_dict(content: dict[str, Any], source: str) -> Recipe:
     """Validate the content of a recipe; `source` names it in errors."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise ConfigError(validation_sentences(f"recipe {source}", error)) from error
-
-
-def _read_text(path: Path) -> str:
-    """Read a file of moderate size as UTF-8; the mark that some editors put in front is no part of it.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no UTF-8, or too large to be a recipe.
-        ConfigError: it is no file.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ConfigError(f"recipe {path} is a device or a pipe, which may never end; name a TOML file.")
-    with path.open("rb") as stream:
-        content = stream.read(RECIPE_LIMIT + 1)
-    if len(content) > RECIPE_LIMIT:
-        raise ValueError(f"it has more than {RECIPE_LIMIT:,} bytes")
-    return content.decode("utf-8-sig")
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML.
-
-    Raises:
-        ValueError: it is no TOML, nested too deep, or holds an integer of thousands of digits.
-    """
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
-def _apply_change(content: dict[str, Any], change: str) -> None:
-    """Set one dotted key of a nested dictionary (integers index lists) to a TOML value."""
-    key, separator, text = change.partition("=")
-    if not separator:
-        raise ConfigError(f"--set {excerpt(repr(change))} must be key=value, for example seed=1.")
-    *parents, last = key.strip().split(".")
-    if len(parents) >= _DEEPEST_KEY:
-        raise ConfigError(f"--set {excerpt(repr(change))}: the recipe has no {excerpt(repr(key.strip()), 60)}.")
-    value = _parse_value(change, text)
-    node: Any = content
-    try:
-        for parent in parents:
-            node = node[_index(parent)] if isinstance(node, list) else node.setdefault(parent, {})
-        node[_index(last) if isinstance(node, list) else last] = value
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"--set {excerpt(repr(change))}: the recipe has no {excerpt(repr(key.strip()), 60)}."
-        ) from error
-
-
-def _parse_value(change: str, text: str) -> Any:  # noqa: ANN401 - whatever TOML holds
-    """Return a TOML value, or the text itself where it is none, as a name without quotes is."""
-    try:
-        return _parse_toml(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    except ValueError as error:
-        raise ConfigError(f"--set {excerpt(repr(change))}: {excerpt(str(error), 240)}.") from error
-
-
-def _index(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{text!r} is no place in a list")
-    return int(text)

@@ -24,9 +24,9 @@ from qil_deploy.untrusted_text import excerpt
 
 from .data import check_batch_size
 from .divergence import describe_divergence
-from .fit import training_mode
+from .fit import loss_of, optimizers_of, training_mode
 from .memory import require_memory
-from .models import describe_error, load_initial_weights, memory_format_for
+from .models import describe_error, memory_format_for
 from .recipe import OptimizerSection, StageSection
 from .run import Run
 
@@ -78,9 +78,7 @@ def _try_all(run: Run, sections: Sequence[OptimizerSection]) -> None:
         if isinstance(section, StageSection):
             _try_stage(run, trial, section)
             continue
-        start = run.recipe.model
-        if start.weights is not None:
-            load_initial_weights(trial.model, start.weights, name=start.name, reset_head=start.reset_head)
+        run.load_initial_weights(trial.model, tell=False)
         _try(run, trial)
 
 
@@ -164,7 +162,7 @@ def _try(run: Run, trial: _Trial) -> None:
                 f"{trial.phase}: every parameter of the network is frozen (requires_grad is false), so nothing would "
                 "be trained; train at least its head, or set epochs to 0, which takes the network as it is."
             )
-        optimizers = run.optimizers(trial.model, trial.section)
+        optimizers = optimizers_of(run, trial.model, trial.section)
         training_mode(trial.model, norms_stay=run.recipe.quantizer_only is not None)
         _step(
             run,
@@ -178,7 +176,7 @@ def _try(run: Run, trial: _Trial) -> None:
 
 def _step(run: Run, trial: _Trial, trained: Sequence[nn.Parameter]) -> None:
     logits = _logits(run, trial, "training")
-    loss = run.loss(trial.section)(logits, trial.images, trial.labels)
+    loss = loss_of(run, trial.section)(logits, trial.images, trial.labels)
     if not bool(loss.isfinite()):
         raise TrainingError(
             f"{trial.phase}: the loss of the first {_count(trial.images)} is {float(loss.detach())} before any "

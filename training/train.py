@@ -21,24 +21,24 @@ import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from torch import fx, nn
 
 from qil_deploy.accuracy import top1_percent
-from qil_deploy.checkpoint import load_model, load_tensors, read_checkpoint
+from qil_deploy.checkpoint import example_input, load_model, load_tensors, read_checkpoint
 from qil_deploy.integers import freeze
-from qil_deploy.network import calibrate, change_bits
+from qil_deploy.network import PreparedModel, calibrate, change_bits
 from qil_deploy.terminal import Progress
 
-from .data import to_input
-from .models import load_initial_weights
+from .fit import fit
 from .recipe import Recipe, StageSection
 from .rehearsal import rehearse
 from .run import Run, Settings
 from .run_folder import check_folder, claimed_folder
 
 CALIBRATION_BATCHES = 8
+
+# Numbers of phases, from which their seeds follow; the index of the stage is added.
+FLOAT, CALIBRATION, QUANTIZED, FROZEN = 0, 100, 200, 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,34 +117,18 @@ def carry_out(run: Run) -> RunResult:
 
 
 def _float_phase(run: Run) -> StageResult:
+    """Train the float network, or take the one whose quantizers are to be learned."""
     if not run.done("float"):
         if run.data.teacher is not None:
             model = run.data.teacher.model.to(run.accelerator.device)
             accuracy = run.accuracy(model)
         else:
             model = run.build()
-            _start_from_weights(run, model)
-            accuracy = run.fit(model, run.recipe.float_training, "float", 0, run.info("float", None))
+            run.load_initial_weights(model, tell=True)
+            accuracy = fit(run, model, run.recipe.float_training, "float", FLOAT, run.info("float", None))
         run.save("float", run.info("float", None, accuracy=accuracy), model)
-    return StageResult(
-        name="float", checkpoint=run.path("float"), accuracy=run.metrics("float", "float", None)["accuracy"]
-    )
-
-
-def _start_from_weights(run: Run, model: nn.Module) -> None:
-    """Load the weights that the recipe starts from, if it names any."""
-    section = run.recipe.model
-    if section.weights is None:
-        return
-    tell = run.progress.console.print
-    fresh = load_initial_weights(model, section.weights, name=section.name, reset_head=section.reset_head, tell=tell)
-    if fresh:
-        tell(f"Started anew, for {section.weights} has another head: {', '.join(fresh)}.")
-
-
-def _prepared(run: Run, stage: StageSection) -> fx.GraphModule:
-    example = to_input(torch.zeros(1, *run.preprocessing.shape, dtype=torch.uint8), run.preprocessing)
-    return run.prepare(run.build(), stage, example)
+    accuracy = run.metrics("float", "float", None)["accuracy"]
+    return StageResult(name="float", checkpoint=run.path("float"), accuracy=accuracy)
 
 
 def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageResult) -> StageResult:
@@ -152,38 +136,32 @@ def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageR
     if not run.done(stage.name):
         model = _starting_point(run, stage, index, previous)
         metrics = {} if run.data.teacher is None else {"accuracy_at_start": run.accuracy(model)}
-        metrics["accuracy"] = run.fit(model, stage, stage.name, 200 + index, run.info("quantized", stage))
+        metrics["accuracy"] = fit(run, model, stage, stage.name, QUANTIZED + index, run.info("quantized", stage))
         run.save(stage.name, run.info("quantized", stage, **metrics), model)
     accuracy = run.metrics(stage.name, "quantized", stage)["accuracy"]
     return StageResult(name=stage.name, checkpoint=run.path(stage.name), accuracy=accuracy)
 
 
-def _starting_point(run: Run, stage: StageSection, index: int, previous: StageResult) -> fx.GraphModule:
+def _starting_point(run: Run, stage: StageSection, index: int, previous: StageResult) -> PreparedModel:
+    """Return the prepared network that a stage begins with."""
     _, tensors = read_checkpoint(previous.checkpoint)
-    if previous.name != "float":
-        model = _prepared(run, stage)
-        if model.state_dict().keys() != tensors.keys():  # other overrides: tensors have other readers, and intervals
-            return _with_other_graph(run, stage, index, previous)
+    if previous.name == "float":
+        network = run.build()
+        load_tensors(network, tensors, str(previous.checkpoint))
+        batches = run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, CALIBRATION + index)
+        model = run.prepare(network.to(run.accelerator.device), stage, batches[0])
+        calibrate(model, batches, float_model=None if run.data.teacher is None else network)
+        return model
+    model = run.prepare(run.build(), stage, example_input(run.preprocessing))
+    if model.state_dict().keys() == tensors.keys():
         load_tensors(model, tensors, str(previous.checkpoint))
         return model
-    float_model = run.build()
-    load_tensors(float_model, tensors, str(previous.checkpoint))
-    batches = run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, 100 + index)
-    model = run.prepare(float_model.to(run.accelerator.device), stage, batches[0])
-    calibrate(model, batches, float_model=None if run.data.teacher is None else float_model)
-    return model
-
-
-def _with_other_graph(run: Run, stage: StageSection, index: int, previous: StageResult) -> fx.GraphModule:
-    """Return the network of a stage before with the quantizers of another, and whatever intervals both have."""
-    _, prepared = load_model(previous.checkpoint, run.builder)
-    if not isinstance(prepared, fx.GraphModule):
-        raise TypeError(f"{previous.checkpoint} holds no prepared model")
+    # Other overrides: tensors have other readers, and intervals.
     return change_bits(
-        prepared.to(run.accelerator.device),
+        _prepared_model(run, previous.checkpoint).to(run.accelerator.device),
         run.build().to(run.accelerator.device),
         run.recipe.quant_config(stage),
-        run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, 100 + index),
+        run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, CALIBRATION + index),
         input_grid=run.preprocessing,
         carry_over=True,
     )
@@ -193,12 +171,10 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
     """Freeze a trained stage and train on with the runtime's arithmetic; the unfrozen checkpoint stays."""
     name = f"{stage.name}_frozen"
     if not run.done(name):
-        _, prepared = load_model(result.checkpoint, run.builder)
-        if not isinstance(prepared, fx.GraphModule):
-            raise TypeError(f"{result.checkpoint} holds no prepared model")
+        prepared = _prepared_model(run, result.checkpoint)
         model = freeze(prepared)
         before, at_once = run.data.predictions(prepared), run.data.predictions(model)
-        accuracy = run.fit(model, stage.frozen_section(), name, 300 + index, run.info("frozen", stage))
+        accuracy = fit(run, model, stage.frozen_section(), name, FROZEN + index, run.info("frozen", stage))
         info = run.info(
             "frozen",
             stage,
@@ -217,3 +193,11 @@ def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult
         frozen_at_once=metrics["accuracy_frozen_at_once"],
         frozen_accuracy=metrics["accuracy"],
     )
+
+
+def _prepared_model(run: Run, checkpoint: Path) -> PreparedModel:
+    """Read the prepared model of a finished stage."""
+    _, model = load_model(checkpoint, run.builder)
+    if not isinstance(model, PreparedModel):
+        raise TypeError(f"{checkpoint} holds no prepared model")
+    return model

@@ -20,7 +20,7 @@ def demo_command(
 
     with loading("PyTorch"):
         from qil_deploy.terminal import Console, Progress
-        from qil_deploy.training.recipe import load_recipe
+        from qil_deploy.training.recipe_file import load_recipe
         from qil_deploy.training.train import train
 
         from .deliver import deliver, delivery_table

@@ -52,7 +52,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         from qil_deploy.quantizers import compile_quantizers
         from qil_deploy.terminal import Console
         from qil_deploy.training.pictures import write_html_report
-        from qil_deploy.training.recipe import load_recipe
+        from qil_deploy.training.recipe_file import load_recipe
         from qil_deploy.training.run import Settings
         from qil_deploy.training.train import train
 

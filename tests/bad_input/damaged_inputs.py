@@ -155,7 +155,7 @@ def reports(folder: Path, count: int, seed: int) -> Iterator[Case]:
 
 def run_folders(folder: Path, count: int, seed: int) -> Iterator[Case]:
     """Folders of runs that were killed in the middle, resumed."""
-    from qil_deploy.training.recipe import load_recipe
+    from qil_deploy.training.recipe_file import load_recipe
     from tests.training.conftest import train_until_killed
 
     recipe, whole, run = folder / "tiny.toml", folder / "whole", folder / "run"

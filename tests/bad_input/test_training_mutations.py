@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.training.recipe import load_recipe
+from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.train import train
 from tests.training.conftest import train_until_killed
 

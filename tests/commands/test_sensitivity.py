@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint, save_checkpoint
 from qil_deploy.training.models.build import build_model
-from qil_deploy.training.recipe import load_recipe
+from qil_deploy.training.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from tests.command_line import Outcome

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.quantizers import QilWeightQuantizer, interval_parameters
-from qil_deploy.training.fit import make_optimizers
+from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.recipe import OptimizerSection
 
 if TYPE_CHECKING:

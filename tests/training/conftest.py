@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ from qil_deploy.accuracy import top1_percent
 from qil_deploy.datasets import ImageSet
 from qil_deploy.integers.freezing_report import predictions
 from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.training.fit import EpochMetrics, StepMetrics
+from qil_deploy.training.phase_record import PhaseRecord
 from qil_deploy.training.recipe import Recipe
-from qil_deploy.training.run import PhaseRecord, Settings
+from qil_deploy.training.run import Settings
 from qil_deploy.training.run_state import Position
 from qil_deploy.training.train import train
 
@@ -21,6 +26,25 @@ def accuracy(model: nn.Module, data: ImageSet, preprocessing: Preprocessing) -> 
     """Top-1 accuracy of a model in evaluation mode, in percent."""
     right = (predictions(model, data.images, preprocessing) == data.labels).sum()
     return top1_percent(int(right), len(data))
+
+
+@dataclass
+class MemoryRecord:
+    """Keeps what a phase reports, and nothing in files."""
+
+    evaluate: Callable[[nn.Module], float]
+    save_seconds: float = math.inf
+    steps: list[StepMetrics] = field(default_factory=list)
+    epochs: list[EpochMetrics] = field(default_factory=list)
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.steps.append(metrics)
+
+    def on_epoch(self, metrics: EpochMetrics, _position: Position) -> None:
+        self.epochs.append(metrics)
+
+    def save(self, position: Position) -> None:
+        pass
 
 
 class KilledError(Exception):

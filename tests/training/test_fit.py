@@ -21,12 +21,13 @@ from qil_deploy.quantizers import interval_parameters
 from qil_deploy.terminal.console import Console
 from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.data.memory_batches import ArrayBatches
-from qil_deploy.training.fit import EpochMetrics, Phase, Reports, StepMetrics, make_optimizers, rate_factor, train_phase
+from qil_deploy.training.fit import EpochMetrics, Phase, train_epochs
 from qil_deploy.training.models.build import build_model, memory_format_for
+from qil_deploy.training.optimizers import make_optimizers, rate_factor
 from qil_deploy.training.recipe import OptimizerSection
 from qil_deploy.training.run_state import Learner, Position
 
-from .conftest import accuracy
+from .conftest import MemoryRecord, accuracy
 
 PREPROCESSING = Preprocessing(channels=1, height=8, width=8, scale=0.01, zero_point=128)
 
@@ -53,20 +54,13 @@ def network() -> nn.Module:
 
 
 def run(model: nn.Module, data: ImageSet, options: OptimizerSection, *, norms_stay: bool = False) -> list[EpochMetrics]:
-    epochs: list[EpochMetrics] = []
-    steps: list[StepMetrics] = []
-    reports = Reports(
-        evaluate=lambda model: accuracy(model, data, PREPROCESSING),
-        on_step=steps.append,
-        on_epoch=lambda metrics, _position: epochs.append(metrics),
-        save=lambda _position: None,
-    )
+    record = MemoryRecord(evaluate=lambda model: accuracy(model, data, PREPROCESSING))
     phase = Phase(name="test", batches=batches(data), section=options, seed=0, norms_stay=norms_stay)
     learner = Learner(model=model, optimizers=make_optimizers(model, options))
     progress = Progress(console=Console(file=io.StringIO()))
-    train_phase(phase, learner, reports, position=Position(), accelerator=Accelerator(), progress=progress)
-    assert [step.step for step in steps] == list(range(4 * options.epochs))
-    return epochs
+    train_epochs(phase, learner, record, position=Position(), accelerator=Accelerator(), progress=progress)
+    assert [step.step for step in record.steps] == list(range(4 * options.epochs))
+    return record.epochs
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 1000])

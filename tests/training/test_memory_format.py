@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qil_deploy.training import fit as loop
+from qil_deploy.training import fit as fit_module
 from qil_deploy.training.models.build import in_memory_format
 from qil_deploy.training.recipe import recipe_from_dict
 from qil_deploy.training.train import train
@@ -32,13 +32,13 @@ def test_a_narrow_network_sees_no_image_in_channels_last(
 ) -> None:
     """Images of one channel are in both formats; convolutions go by their strides."""
     seen: set[tuple[int, ...]] = set()
-    true_step = loop._step
+    true_step = fit_module._step
 
     def step(model: Any, optimizers: Any, weights: Any, batch: Any, *rest: Any) -> Any:  # noqa: ANN401 - handed through
         seen.add(batch[0].stride())
         return true_step(model, optimizers, weights, batch, *rest)
 
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(fit_module, "_step", step)
     content: dict[str, Any] = {
         "name": "narrow",
         "data": "digits",

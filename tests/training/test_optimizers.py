@@ -16,9 +16,8 @@ from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import interval_parameters
 from qil_deploy.training import parameter_groups, recipe_optimizers, weight_parameters
-from qil_deploy.training.fit import make_optimizers
 from qil_deploy.training.models.build import build_model
-from qil_deploy.training.quantizer_only import quantizer_optimizers
+from qil_deploy.training.optimizers import make_optimizers, quantizer_optimizers
 from qil_deploy.training.recipe import StageSection
 
 PIXELS = Preprocessing(channels=1, height=8, width=8, scale=0.0123, zero_point=77)

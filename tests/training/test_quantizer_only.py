@@ -22,10 +22,11 @@ from qil_deploy.integers.frozen_modules import FrozenLayer
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
-from qil_deploy.training import quantizer_only
+from qil_deploy.training.data import unlabelled as unlabelled_module
+from qil_deploy.training.data.unlabelled import noise_images
 from qil_deploy.training.models.build import build_model
-from qil_deploy.training.quantizer_only import TeacherLoss, noise_images
 from qil_deploy.training.recipe import QuantizerOnlySection, Recipe, recipe_from_dict
+from qil_deploy.training.teacher import Teacher, TeacherLoss
 from qil_deploy.training.train import train
 
 from .conftest import train_until_killed
@@ -149,7 +150,7 @@ def test_labels_are_never_read(weights: Path, tmp_path: Path, monkeypatch: pytes
         assert (name, split) == ("digits", "train")
         return Unlabelled(load_images("digits", "train", shape=shape).images)
 
-    monkeypatch.setattr(quantizer_only, "load_images", unlabelled)
+    monkeypatch.setattr(unlabelled_module, "load_images", unlabelled)
     train(recipe(weights, quantizer_only=digits), tmp_path / "unlabelled")
     for name in FILES:
         labelled, other = (tmp_path / folder / f"{name}.safetensors" for folder in ("labelled", "unlabelled"))
@@ -163,7 +164,7 @@ def test_of_its_own_data_set_only_test_images_are_read(
         raise AssertionError("training images were loaded")
 
     monkeypatch.setattr("qil_deploy.training.data.run_data.load_images", refusing)
-    monkeypatch.setattr(quantizer_only, "load_images", refusing)
+    monkeypatch.setattr(unlabelled_module, "load_images", refusing)
     train(recipe(weights), tmp_path / "run")
 
 
@@ -272,9 +273,9 @@ def test_images_of_other_channels_are_brought_to_the_networks_or_refused(
         lambda _name, _split: ImageSet(images=two_channels, labels=np.zeros(64, np.int64), class_names=("a",)),
     )
     with pytest.raises(DataError, match="images of 2 channels cannot become ones of 1"):
-        quantizer_only.unlabelled_images(
+        unlabelled_module.unlabelled_images(
             section(images="digits"),
-            quantizer_only.Teacher(checkpoint=weights, info=info, model=torch.nn.Identity()),
+            Teacher(checkpoint=weights, info=info, model=torch.nn.Identity()),
             seed=0,
         )
 

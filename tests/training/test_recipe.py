@@ -14,7 +14,8 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import MODELS, build_model
-from qil_deploy.training.recipe import load_recipe, recipe_from_dict
+from qil_deploy.training.recipe import recipe_from_dict
+from qil_deploy.training.recipe_file import load_recipe
 
 SHIPPED = sorted(path.stem for path in (Path(qil_deploy.training.__file__).parent / "recipes").glob("*.toml"))
 

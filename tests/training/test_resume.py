@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from qil_deploy.errors import CheckpointError, OutputError
 from qil_deploy.training import run_state
-from qil_deploy.training.fit import make_optimizers
 from qil_deploy.training.models.build import build_model
+from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.recipe import OptimizerSection, Recipe, recipe_from_dict
 from qil_deploy.training.run_state import Learner, Position, load_state, save_state
 from qil_deploy.training.train import train

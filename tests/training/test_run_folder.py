@@ -78,7 +78,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, resume: bool
 PROGRAM = """
 import sys
 from pathlib import Path
-from qil_deploy.training import run
+from qil_deploy.training import fit
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.train import train
 
@@ -86,7 +86,7 @@ def wait(*_arguments, **_options):
     print("training", flush=True)
     sys.stdin.read()
 
-run.train_phase = wait
+fit.train_epochs = wait
 train(Recipe.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 """
 

@@ -21,7 +21,8 @@ from qil_deploy.network.preparation import prepare
 from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.mixed_precision import budget_in_bytes, packed_bytes, propose, recipe_text
 from qil_deploy.training.models.build import build_model
-from qil_deploy.training.recipe import load_recipe, recipe_from_dict
+from qil_deploy.training.recipe import recipe_from_dict
+from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.sensitivity import Plan, Probe, What, measure_sensitivity
 from qil_deploy.training.train import train
 

@@ -8,6 +8,7 @@ In float64: what is left of a difference between one process and many is the ord
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,9 @@ from qil_deploy.network.preparation import prepare
 from qil_deploy.terminal.console import Console
 from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.data.memory_batches import ArrayBatches, Share
-from qil_deploy.training.fit import Phase, Reports, StepMetrics, make_optimizers, train_phase
+from qil_deploy.training.fit import EpochMetrics, Phase, StepMetrics, train_epochs
 from qil_deploy.training.models.build import build_model
+from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.recipe import OptimizerSection
 from qil_deploy.training.run_state import Learner, Position
 
@@ -40,6 +42,26 @@ class DoubleBatches(ArrayBatches):
         """Yield (input float64, labels)."""
         for x, labels in super().epoch(epoch, start):
             yield x.double(), labels
+
+
+class LossRecord:
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.save_seconds = math.inf
+
+    def evaluate(self, _model: nn.Module) -> float:
+        return 0.0
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.losses.append(metrics.loss)
+
+    def on_epoch(self, metrics: EpochMetrics, position: Position) -> None:
+        pass
+
+    def save(self, position: Position) -> None:
+        pass
 
 
 def network(kind: str, calibration: Tensor) -> nn.Module:
@@ -67,13 +89,13 @@ def main(kind: str, path: Path) -> None:
         )
 
     model = network(kind, next(batches(Share()).epoch(0))[0])
-    steps: list[StepMetrics] = []
+    record = LossRecord()
     learner = Learner(model=model, optimizers=make_optimizers(model, SECTION))
     share = Share(rank=accelerator.process_index, of=accelerator.num_processes)
-    train_phase(
+    train_epochs(
         Phase(name=kind, batches=batches(share), section=SECTION, seed=0),
         learner,
-        Reports(evaluate=lambda _: 0.0, on_step=steps.append, on_epoch=lambda *_: None, save=lambda _: None),
+        record,
         position=Position(),
         accelerator=accelerator,
         progress=Progress(console=Console(file=io.StringIO())),
@@ -82,7 +104,7 @@ def main(kind: str, path: Path) -> None:
     accelerator.end_training()  # a process that leaves its group open may abort when it exits
     if accelerator.is_main_process:
         tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-        losses = torch.tensor([step.loss for step in steps], dtype=torch.float64)
+        losses = torch.tensor(record.losses, dtype=torch.float64)
         save_file(tensors | {"losses": losses}, path)
 
 

@@ -26,11 +26,12 @@ from qil_deploy.integers import predictions
 from qil_deploy.network import evaluation_mode
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.memory import require_memory
-from qil_deploy.training.quantizer_only import Teacher, load_teacher, unlabelled_images
 from qil_deploy.training.recipe import QuantizerOnlySection, Recipe
+from qil_deploy.training.teacher import Teacher, load_teacher
 
 from .folder_batches import FolderBatches
 from .memory_batches import ArrayBatches, Batches, Share
+from .unlabelled import unlabelled_images
 
 EVALUATION_BATCH = 250
 
