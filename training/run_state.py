@@ -5,7 +5,7 @@
     optimizer.I.P.KEY          what optimizer I keeps of its parameter P (momentum, moments, step)
 
 The header says which phase, where in it, and what its epoch has summed up so far, and carries the digest of all this.
-Learning rates, order of the images, augmentation and dropout are functions of that position (`data`, `loop`), so
+Learning rates, order of the images, augmentation and dropout are functions of that position (`data`, `fit`), so
 nothing else has to be kept. The file is written whole or not at all: an interrupted write leaves the one before.
 """
 

@@ -2,7 +2,7 @@
 
 Nothing in a checkpoint is executed: tensors are raw bytes, and the network is rebuilt by a function that the
 caller hands in, from a name and plain arguments. Everything that the file says is checked before memory is taken for
-it, and the tensors once they are loaded (`checkpoint_values`).
+it, and the tensors once they are loaded (`values`).
 """
 
 from __future__ import annotations

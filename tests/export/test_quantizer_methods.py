@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qil_deploy.config import QuantConfig
+from qil_deploy.config import DEFAULT_METHOD, QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.integers import FrozenLayer
-from qil_deploy.quantizers import ActivationQuantizer
+from qil_deploy.quantizers import METHODS, ActivationQuantizer
 
 if TYPE_CHECKING:
     from tests.export.conftest import Exports
 
 BITS = [(2, 2), (3, 3), (4, 4), (5, 6), (8, 7)]
-OTHERS = ["lsq"]
+OTHERS = [method for method in METHODS if method != DEFAULT_METHOD]
 
 
 class Bottleneck(nn.Module):
