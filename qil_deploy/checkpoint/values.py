@@ -143,8 +143,8 @@ def _low_bit_grids(model: nn.Module, rebuilt: Mapping[str, Tensor]) -> set[Grid]
 
 
 def _writes_range(name: str, rebuilt: Mapping[str, Tensor]) -> bool:
-    """Whether the codes of a layer count steps of an 8-bit range, which are the real steps."""
-    return torch.equal(rebuilt[f"{name}.y_step"], rebuilt[f"{name}.y.scale"])
+    """Whether the codes of a layer count steps of an 8-bit range: 1 in a model just rebuilt; low-bit codes have 1/q."""
+    return float(rebuilt[f"{name}.y.scale"]) == 1.0
 
 
 def _check_grid(name: str, grid: Grid, low_bit: bool, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
