@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from .checkpoint import (
-    METADATA_KEY,
-    Builder,
-    CheckpointInfo,
-    example_input,
-    load_model,
-    load_tensors,
-    read_checkpoint,
-    read_info,
-    save_checkpoint,
-)
+from .checkpoint import Builder, example_input, load_model, load_tensors, read_checkpoint, save_checkpoint
+from .info import METADATA_KEY, CheckpointInfo, read_info
 from .safetensors_file import DamagedFileError, file_content, has_digest, read_contents, read_tensors
 from .values import check_values, scalars_of
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn, Self
+from typing import Any, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, fx, nn
 
-from qil_deploy.config import QuantConfig, validation_sentences
 from qil_deploy.errors import CheckpointError, QilDeployError
 from qil_deploy.files import write_bytes
 from qil_deploy.integers import freeze_structure
@@ -32,96 +30,26 @@ from qil_deploy.network import (
     unwrapped,
 )
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.strict_json import parse_json
 from qil_deploy.untrusted_text import excerpt
 
+from .info import METADATA_KEY, CheckpointInfo, read_header, refuse_damaged
 from .safetensors_file import (
     Contents,
     DamagedFileError,
     TensorEntry,
     file_content,
     matches_digest,
-    read_contents,
     read_into,
     read_tensors,
 )
 from .values import check_values, scalars_of
 
-SCHEMA: Final = 1
-METADATA_KEY: Final = "qil_deploy"
-
-LARGEST_SIDE: Final = 1 << 16
-LARGEST_IMAGE: Final = 1 << 24
-"""Values of one image: 2,364 pixels square in colour."""
 LARGEST_RESULT: Final = 1 << 26
 """Values of any tensor of the network for one image; ResNet-18 has as many for an image of 2,048 pixels square."""
 SPARE_VALUES: Final = 1 << 25
 """Values that a network may have beyond twice those of its file: of modules that it does not use."""
 
 Builder = Callable[[str, dict[str, Any]], nn.Module]
-Text = Annotated[str, Field(max_length=600)]
-
-
-class CheckpointInfo(BaseModel):
-    """What a checkpoint says about its tensors.
-
-    Attributes:
-        schema_version: version of this format; readers refuse others.
-        kind: `float`; `quantized` (intervals learned, fake quantization); `frozen` (integer arithmetic).
-        model_name, model_arguments: what the builder is called with. Where there are arguments `in_channels` and
-            `num_classes`, they are those of the images and the number of class names.
-        config: the quantization; None for `float`.
-        preprocessing: from uint8 image to input; at most `LARGEST_IMAGE` values.
-        data: name of the data set.
-        class_names: one per logit.
-        metrics: finite figures worth keeping; those whose names begin with `accuracy` in percent, `test_images` and
-            those that begin with `changed_predictions` whole numbers.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    schema_version: Literal[1] = SCHEMA
-    kind: Literal["float", "quantized", "frozen"]
-    model_name: Text
-    model_arguments: dict[str, Any]
-    config: QuantConfig | None
-    preprocessing: Preprocessing
-    data: Text
-    class_names: Annotated[tuple[Text, ...], Field(min_length=1)]
-    metrics: dict[Text, Annotated[float, Field(allow_inf_nan=False)]]
-
-    @model_validator(mode="after")
-    def _check_kind(self) -> Self:
-        if (self.config is None) != (self.kind == "float"):
-            having = "none" if self.config is None else "one"
-            raise ValueError(f"kind {self.kind!r} with {having} as config; float checkpoints have none, others one")
-        if self.kind == "frozen" and self.config is not None and self.config.placement != "integer":
-            raise ValueError(f"kind 'frozen' with placement {self.config.placement!r}, which cannot be frozen")
-        return self
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        shape = self.preprocessing.shape
-        if max(shape) > LARGEST_SIDE or math.prod(shape) > LARGEST_IMAGE:
-            raise ValueError(
-                f"preprocessing: an image of shape {excerpt(list(shape), 60)}; at most {LARGEST_IMAGE:,} values are "
-                "possible"
-            )
-        for name, expected in (("in_channels", shape[0]), ("num_classes", len(self.class_names))):
-            found = self.model_arguments.get(name, expected)
-            if type(found) is not int or found != expected:
-                what = "channels in preprocessing" if name == "in_channels" else "class names"
-                raise ValueError(f"model_arguments: {name} is {excerpt(found, 40)}, but there are {expected} {what}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_metrics(self) -> Self:
-        for name, value in self.metrics.items():
-            if name.startswith("accuracy") and not 0 <= value <= 100:
-                raise ValueError(f"metrics: {excerpt(name, 60)} is {value:g}, not a percentage")
-            if name.startswith(("test_images", "changed_predictions")) and not (0 <= value < 2**53 and value % 1 == 0):
-                raise ValueError(f"metrics: {excerpt(name, 60)} is {value:g}, not a count")
-        return self
 
 
 def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
@@ -140,15 +68,6 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
     _require_agreement(info, network)
     # The layers that write and read a grid share it in a frozen model; each name has its copy in the file.
     write_bytes(path, file_content(network.state_dict(), {METADATA_KEY: info.model_dump_json()}))
-
-
-def read_info(path: Path) -> CheckpointInfo:
-    """Read what a checkpoint says about its tensors, but not these.
-
-    Raises:
-        CheckpointError: missing, damaged, truncated, not a checkpoint of this project, or of another schema.
-    """
-    return _read_header(path)[0]
 
 
 def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
@@ -175,52 +94,15 @@ def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     Raises:
         CheckpointError: as `read_info`, or its bytes are not those that were written.
     """
-    info, _ = _read_header(path)
+    info, _ = read_header(path)
     return info, _read_tensors(path)
-
-
-def _read_header(path: Path) -> tuple[CheckpointInfo, Contents]:
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; train one with: python -m qil_deploy train RECIPE.")
-    try:
-        contents = read_contents(path)
-    except (DamagedFileError, OSError) as error:
-        _refuse_damaged(path, error)
-    if METADATA_KEY not in contents.metadata:
-        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint that qil_deploy wrote.")
-    return _parse_info(path, contents.metadata[METADATA_KEY]), contents
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return read_tensors(path)
     except (DamagedFileError, OSError) as error:
-        _refuse_damaged(path, error)
-
-
-def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
-    raise CheckpointError(
-        f"checkpoint {path} is damaged or truncated ({error}); restore it from a copy or train again."
-    ) from error
-
-
-def _parse_info(path: Path, text: str) -> CheckpointInfo:
-    try:
-        content = parse_json(text)
-    except ValueError as error:
-        raise CheckpointError(f"the header of checkpoint {path} is damaged: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"the header of checkpoint {path} is damaged: it is no JSON object.")
-    version = content.get("schema_version")
-    if type(version) is not int or version != SCHEMA:
-        raise CheckpointError(
-            f"checkpoint {path} has schema version {excerpt(repr(version), 40)}; this version of qil_deploy reads "
-            f"{SCHEMA}."
-        )
-    try:
-        return CheckpointInfo.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise CheckpointError(validation_sentences(f"the header of checkpoint {path} is damaged", error)) from error
+        refuse_damaged(path, error)
 
 
 def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
@@ -235,7 +117,7 @@ def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
         CheckpointError: as `read_checkpoint`, the tensors do not fit the network or contradict each other or the
             header, or the network is larger than the file can be of.
     """
-    info, contents = _read_header(path)
+    info, contents = read_header(path)
     _check_size(path, info, contents, build)
     model = assemble(info, build)
     _check_entries(model, contents.tensors, str(path))
@@ -307,7 +189,7 @@ def _read_into(model: nn.Module, path: Path, contents: Contents) -> None:
         if not matches_digest(contents, tensors):
             raise DamagedFileError("its bytes are not those that were written")
     except (DamagedFileError, OSError) as error:
-        _refuse_damaged(path, error)
+        refuse_damaged(path, error)
 
 
 def _require_same(source: str, tensors: Mapping[str, Tensor]) -> None:

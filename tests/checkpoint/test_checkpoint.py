@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from qil_deploy.checkpoint.checkpoint import (
+from qil_deploy.checkpoint import (
     CheckpointInfo,
     load_model,
     load_tensors,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from qil_deploy.checkpoint.checkpoint import load_model, save_checkpoint
+from qil_deploy.checkpoint import load_model, save_checkpoint
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images
 from qil_deploy.network.calibration import calibrate

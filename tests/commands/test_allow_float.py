@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qil_deploy.checkpoint.checkpoint import METADATA_KEY, CheckpointInfo, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint import METADATA_KEY, CheckpointInfo, read_checkpoint, save_checkpoint
 from qil_deploy.checkpoint.safetensors_file import file_content
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qil_deploy import export
-from qil_deploy.checkpoint.checkpoint import load_model, save_checkpoint
+from qil_deploy.checkpoint import load_model, save_checkpoint
 from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_cells, delivery_table
 from qil_deploy.commands.demo import plot_stage
 from qil_deploy.commands.predictors import checkpoint_predictors

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qil_deploy.checkpoint.checkpoint import load_model
+from qil_deploy.checkpoint import load_model
 from qil_deploy.integers.frozen_modules import FrozenLayer
 from qil_deploy.training.models.build import build_model
 

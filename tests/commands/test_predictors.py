@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qil_deploy.checkpoint.checkpoint import load_model, save_checkpoint
+from qil_deploy.checkpoint import load_model, save_checkpoint
 from qil_deploy.commands.predictors import checkpoint_predictors, model_predictor
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import CheckpointError, DataError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from matplotlib.image import imread
 
-from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint import load_model, read_checkpoint, save_checkpoint
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe_file import load_recipe
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qil_deploy.checkpoint.checkpoint import read_checkpoint
+from qil_deploy.checkpoint import read_checkpoint
 from qil_deploy.training.models import build as models
 
 if TYPE_CHECKING:

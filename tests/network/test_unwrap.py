@@ -12,7 +12,7 @@ from torch import Tensor, distributed, fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from qil_deploy.checkpoint.checkpoint import CheckpointInfo, load_model, save_checkpoint
+from qil_deploy.checkpoint import CheckpointInfo, load_model, save_checkpoint
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.integers.freeze_model import freeze

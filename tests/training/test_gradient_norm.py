@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qil_deploy.checkpoint.checkpoint import read_checkpoint
+from qil_deploy.checkpoint import read_checkpoint
 from qil_deploy.errors import ConfigError
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import Recipe, recipe_from_dict

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx
 
-from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint
+from qil_deploy.checkpoint import load_model, read_checkpoint
 from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.export import export_onnx

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from qil_deploy.checkpoint.checkpoint import read_checkpoint, read_info, save_checkpoint
+from qil_deploy.checkpoint import read_checkpoint, read_info, save_checkpoint
 from qil_deploy.checkpoint.safetensors_file import file_content
 from qil_deploy.errors import CheckpointError, ConfigError, DataError, OutputError
 from qil_deploy.folder_lock import LOCK_NAME, locked_folder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import fx
 
-from qil_deploy.checkpoint.checkpoint import CheckpointInfo, load_model, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint import CheckpointInfo, load_model, read_checkpoint, save_checkpoint
 from qil_deploy.config import LayerBits, LayerOverride, Placement, QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.errors import CheckpointError, ConfigError, DataError

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import fx
 
-from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint
+from qil_deploy.checkpoint import load_model, read_checkpoint
 from qil_deploy.datasets import load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
 from qil_deploy.integers.freeze_model import freeze

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torch import fx
 
-from qil_deploy.checkpoint.checkpoint import load_model
+from qil_deploy.checkpoint import load_model
 from qil_deploy.commands.predictors import checkpoint_predictors
 from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.export import export_onnx

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import fx
 
-from qil_deploy.checkpoint.checkpoint import load_model
+from qil_deploy.checkpoint import load_model
 from qil_deploy.commands.predictors import checkpoint_predictors, frozen_codes
 from qil_deploy.datasets import load_images
 from qil_deploy.export import ExportOptions, export_onnx

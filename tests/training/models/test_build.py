@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from qil_deploy.checkpoint.checkpoint import load_model
+from qil_deploy.checkpoint import load_model
 from qil_deploy.errors import ConfigError
 from qil_deploy.training.models.build import MODELS, build_model
 from qil_deploy.training.recipe import recipe_from_dict

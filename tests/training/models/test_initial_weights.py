@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models
 
-from qil_deploy.checkpoint.checkpoint import CheckpointInfo, save_checkpoint
+from qil_deploy.checkpoint import CheckpointInfo, save_checkpoint
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CheckpointError, ConfigError
 from qil_deploy.network.preparation import prepare

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from qil_deploy.checkpoint.checkpoint import CheckpointInfo, load_model, save_checkpoint
+from qil_deploy.checkpoint import CheckpointInfo, load_model, save_checkpoint
 from qil_deploy.errors import ConfigError
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import build_model, model_builder

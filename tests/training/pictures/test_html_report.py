@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qil_deploy.checkpoint.checkpoint import load_model, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint import load_model, read_checkpoint, save_checkpoint
 from qil_deploy.datasets import ImageBatches, ImageSet, load_images
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.integers.freezing_report import predictions
