@@ -1,4 +1,4 @@
-"""What to quantize to how many bits: `QuantConfig` and the rules for one layer."""
+"""`QuantConfig`: method, placement and bit widths, with the rules for one layer."""
 
 from __future__ import annotations
 

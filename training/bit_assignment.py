@@ -1,4 +1,4 @@
-"""Choose one width per layer: the least summed cost whose summed size stays within a budget.
+"""Choose one width per layer, so that the summed cost is least and the summed size within a budget.
 
     minimise sum_i cost[i][k_i]   subject to   sum_i size[i][k_i] <= budget
 

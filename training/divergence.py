@@ -1,4 +1,4 @@
-"""Find where a network stopped being finite: the parameter, or the first layer on one batch."""
+"""Find the first parameter, or the first layer on one batch, that is not finite."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _non_finite_results(model: nn.Module, x: Tensor) -> Iterator[tuple[str, int]
 
 
 def _intervals(name: str, module: nn.Module) -> str:
-    """Describe the intervals inside a module, and of the quantizer that it may be a part of."""
+    """Describe the intervals and steps of all quantizers inside a module."""
     described = [
         f"its {inner or 'own'} interval is [{part.thresholds[0]:.6g}, {part.thresholds[1]:.6g}]"
         for inner, part in module.named_modules()

@@ -45,7 +45,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """What one epoch came to; accuracies in percent, time in seconds."""
+    """Results of one epoch; accuracies in percent, time in seconds."""
 
     epoch: int
     loss: float
@@ -56,7 +56,7 @@ class EpochMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """What one step came to: its loss and the factor on the learning rates."""
+    """Results of one step: the loss, and the factor on the learning rates."""
 
     step: int
     loss: float
@@ -70,7 +70,7 @@ def cross_entropy(logits: Tensor, _x: Tensor, labels: Tensor, smoothing: float =
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What is trained on what, and how.
+    """Data, schedule and loss of one phase.
 
     Attributes:
         name: for messages.
@@ -78,7 +78,7 @@ class Phase:
         section: schedule and optimizers.
         seed: of dropout.
         loss: what is minimised.
-        norms_stay: whether BatchNorm keeps its statistics and normalizes by them.
+        norms_stay: whether BatchNorm keeps its statistics and normalizes with them.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Phase:
 
 
 class Record(Protocol):
-    """Evaluates and records how a phase goes (`PhaseRecord`). All methods are called in every process.
+    """Evaluates a phase and records its progress (`PhaseRecord`). All methods are called in every process.
 
     Attributes:
         save_seconds: how often `save` is called, at the least.
@@ -102,10 +102,10 @@ class Record(Protocol):
         """Return the accuracy of the model on the test set, in percent."""
 
     def on_step(self, metrics: StepMetrics) -> None:
-        """Take in a step."""
+        """Record a step."""
 
     def on_epoch(self, metrics: EpochMetrics, position: Position) -> None:
-        """Take in an epoch; the position is that of the next one."""
+        """Record an epoch; the position is the start of the next one."""
 
     def save(self, position: Position) -> None:
         """Keep a position to go on from."""
@@ -223,7 +223,7 @@ def _wrap(learner: Learner, accelerator: Accelerator) -> tuple[nn.Module, list[t
 
 
 def training_mode(model: nn.Module, *, norms_stay: bool) -> None:
-    """Put a model into training mode, but BatchNorm into evaluation mode where its statistics stay."""
+    """Put a model into training mode, but BatchNorm into evaluation mode if its statistics are kept."""
     model.train()
     if norms_stay:
         for module in model.modules():
@@ -232,7 +232,7 @@ def training_mode(model: nn.Module, *, norms_stay: bool) -> None:
 
 
 def _seed_dropout(seed: int, step: int, accelerator: Accelerator) -> None:
-    """Let whatever is random in the forward pass depend on the step and the process alone."""
+    """Make everything random in the forward pass depend on the step and the process only."""
     torch.manual_seed(seeded(seed, step, accelerator.process_index).initial_seed())
 
 
@@ -244,7 +244,7 @@ def _step(
     phase: Phase,
     accelerator: Accelerator,
 ) -> tuple[float, int]:
-    """One forward, backward and update; return the loss and how many images were classified rightly."""
+    """One forward, backward and update; return the loss and how many images were classified correctly."""
     x, labels = batch
     logits = model(x)
     loss = phase.loss(logits, x, labels)

@@ -1,4 +1,4 @@
-"""Refuse what this machine's memory cannot hold before it is asked for: the system may notice only when it is used."""
+"""Refuse what does not fit into this machine's memory before it is allocated: systems may notice only on first use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def require_memory(size: float, what: str, advice: str) -> None:
 
 
 def memory_of_machine() -> int | None:
-    """Return the bytes that this machine, or the container that it is, has; None where the system does not say."""
+    """Return the bytes of memory of this machine, or of its container; None where the system does not say."""
     sizes = []
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,7 +1,6 @@
-"""`RUN/metrics.jsonl`: one line per epoch, in the order they ended. Whoever reads it reads it strictly, here.
+"""Read and write `RUN/metrics.jsonl`: one line per epoch, in the order in which epochs ended.
 
-A start that is killed may leave the last line cut off; the next start removes it. Any other damaged line is refused,
-for nobody knows what it said.
+A run that is killed may leave the last line cut off; the next start removes it. Any other damaged line is refused.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def mend_last_line(folder: Path) -> None:
 
 
 def drop_epochs(folder: Path, phase: str, epoch: int) -> None:
-    """Remove the lines of a phase from `epoch` on: they come again.
+    """Remove the lines of a phase from `epoch` on, which will be trained again.
 
     Raises:
         DataError: a line is damaged.
@@ -110,7 +109,7 @@ def _epoch_line(path: Path, number: int, line: bytes) -> EpochLine:
 
 
 def _number(entry: dict[str, Any], name: str) -> float | None:
-    """Return a figure; None where it is infinite or no number, as that of a run that diverged is."""
+    """Return a figure; None where it is infinite or not a number, as after a run that diverged."""
     value = entry[name]
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} is {excerpt(repr(value), 40)}")

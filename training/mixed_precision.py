@@ -29,7 +29,7 @@ FLOAT_EPOCHS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """Every layer at one width, as far as the plan lowers it: bytes of packed weights, and what was measured."""
+    """All layers at one width, as far as the plan lowers it: bytes of packed weights, and the measurement."""
 
     width: int
     bytes: int
@@ -58,7 +58,7 @@ class Proposal:
 
 
 def budget_in_bytes(probe: Probe, bits_per_weight: float) -> int:
-    """Return the budget that comes to so many stored bits per weight, over all quantized layers.
+    """Return the budget, in bytes, for an average of so many stored bits per weight over all quantized layers.
 
     Raises:
         ConfigError: no number of bits.
@@ -175,7 +175,7 @@ def recipe_text(probe: Probe, bits: dict[str, LayerBits], checkpoint: Path, name
 
 
 def _most_common(probe: Probe, bits: dict[str, LayerBits]) -> LayerBits:
-    """Return the bits that most layers have; the first and last ones are a matter of their own."""
+    """Return the bits that most inner layers have; the first and last ones have their own."""
     inner = [entry for name, entry in bits.items() if name not in probe.edges] or list(bits.values())
     return Counter(inner).most_common(1)[0][0]
 
@@ -213,7 +213,7 @@ def _width(info: CheckpointInfo, checkpoint: Path) -> dict[str, int]:
 
 
 def _image_size(info: CheckpointInfo) -> int | None:
-    """Return the size that images are brought to, where the data set has another."""
+    """Return the size to which images are resized, or None where the data set has it already."""
     own = load_batches(info.data, "train", batch_size=1).shape
     return None if own == info.preprocessing.shape else info.preprocessing.shape[1]
 

@@ -1,4 +1,4 @@
-"""What learns at which rate: parameter groups of a network, the optimizers that recipes train it with, their schedule.
+"""Parameter groups, the optimizers that recipes use, and their schedule.
 
     weights of convolutions and linear layers         learning_rate, with weight decay
     biases, BatchNorm, output scales                  learning_rate
@@ -89,7 +89,7 @@ def recipe_optimizers(
 
 
 def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return all parameters that are trained and belong to no quantizer: those whose gradient frozen epochs bound."""
+    """Return all trained parameters outside quantizers; `gradient_norm` bounds their gradient."""
     known = {id(parameter) for parameter in interval_parameters(model)}
     return [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in known]
 
@@ -105,7 +105,7 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
 
 
 def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Let gradients reach quantizers and output scales only; return the Adam that trains them.
+    """Make quantizers and output scales the only trained parameters; return the Adam that trains them.
 
     Output scales are dimensionless like interval parameters (decision 0009) and have their rate.
 

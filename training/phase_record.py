@@ -1,4 +1,4 @@
-"""What a phase leaves in the run's folder while it goes on: curves, a line per epoch, its best network, its state."""
+"""Record a phase in the run's folder: curves, a line per epoch, the best network, the state to resume from."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PhaseRecord:
         return self.run.accuracy(model)
 
     def on_step(self, metrics: StepMetrics) -> None:
-        """Draw a step."""
+        """Add a step to the curves."""
         self.last_step = metrics.step
         if self.curves is None:
             return

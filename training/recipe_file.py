@@ -42,12 +42,12 @@ def load_recipe(path: Path, changes: tuple[str, ...] = ()) -> Recipe:
 
 
 def _read_text(path: Path) -> str:
-    """Read a file of moderate size as UTF-8; the mark that some editors put in front is no part of it.
+    """Read a file of moderate size as UTF-8, with or without a byte order mark.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no UTF-8, or too large to be a recipe.
-        ConfigError: it is no file.
+        ValueError: it is not UTF-8, or too large to be a recipe.
+        ConfigError: it is not a file.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ConfigError(f"recipe {path} is a device or a pipe, which may never end; name a TOML file.")
@@ -62,7 +62,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:
-        ValueError: it is no TOML, nested too deep, or holds an integer of thousands of digits.
+        ValueError: it is not TOML, nested too deep, or holds an integer of thousands of digits.
     """
     try:
         return tomllib.loads(text)
@@ -91,7 +91,7 @@ def _apply_change(content: dict[str, Any], change: str) -> None:
 
 
 def _parse_value(change: str, text: str) -> Any:  # noqa: ANN401 - whatever TOML holds
-    """Return a TOML value, or the text itself where it is none, as a name without quotes is."""
+    """Return a TOML value, or the text itself if it is not one (a name without quotes)."""
     try:
         return _parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

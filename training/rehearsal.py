@@ -1,4 +1,4 @@
-"""One step of every phase on a few real images, before the first epoch: what cannot be trained is found at once.
+"""Try one step of every phase on a few real images before the first epoch, to find at once what cannot be trained.
 
 Each phase is tried as it will be: the float network, every stage with its quantizers, and frozen where it has frozen
 epochs. The networks are built for this and thrown away, and random numbers are put back, so that a run ends with the
@@ -36,7 +36,7 @@ _BYTES_TRAINED = 12  # of a parameter: its value, gradient and momentum
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """What is tried: a phase by name, the network as it begins, its optimization, and the images."""
+    """One phase to try: its name, the network as it begins, its optimization, and the images."""
 
     phase: str
     model: nn.Module
@@ -51,7 +51,7 @@ def rehearse(run: Run) -> None:
     Raises:
         TrainingError: the network does not run on the images, does not return one finite logit per class, or nothing in
             it learns.
-        DataError: labels that are none of the classes, or images that intervals cannot be set from.
+        DataError: labels outside the classes, or images from which intervals cannot be set.
         ConfigError: a batch larger than the training set, one that the processes cannot share evenly, or a network that
             this machine's memory cannot hold.
         CheckpointError: the weights to start from cannot be read, or do not fit.
@@ -65,7 +65,7 @@ def rehearse(run: Run) -> None:
     for section in sections:
         check_batch_size(section.batch_size, len(run.data.train), run.share)
     if sections:
-        with _random_numbers_put_back():
+        with _random_state_restored():
             _check_memory(run)
             _try_all(run, sections)
 
@@ -83,7 +83,7 @@ def _try_all(run: Run, sections: Sequence[OptimizerSection]) -> None:
 
 
 def _try_stage(run: Run, trial: _Trial, stage: StageSection) -> None:
-    """Try a stage, quantized and then frozen; the trial has the float network that it begins with."""
+    """Try a stage, quantized and then frozen; `trial.model` is the float network that it begins with."""
     model = run.prepare(trial.model, stage, trial.images[:1])
     calibrate(model, [trial.images], float_model=None if run.data.teacher is None else trial.model)
     quantized = replace(trial, phase=stage.name, model=model)
@@ -121,13 +121,13 @@ def _check_memory(run: Run) -> None:
 
 
 def _network(run: Run) -> nn.Module:
-    """Return a float network of the run's, to be thrown away."""
+    """Return a copy of the run's float network, to be thrown away."""
     network = run.build() if run.data.teacher is None else copy.deepcopy(run.data.teacher.model)
     return network.to(run.accelerator.device)
 
 
 def _first_images(run: Run, sections: Sequence[OptimizerSection]) -> tuple[Tensor, Tensor]:
-    """Return some training images of this process, as phases get them, and their labels."""
+    """Return a few training images of this process, as phases read them, and their labels."""
     largest = max(section.batch_size for section in sections) // run.share.of
     count = min(IMAGES, largest)
     batches = replace(run.data, workers=0).batches(count * run.share.of, run.recipe.seed, run.share)
@@ -136,9 +136,9 @@ def _first_images(run: Run, sections: Sequence[OptimizerSection]) -> tuple[Tenso
 
 
 @contextlib.contextmanager
-def _random_numbers_put_back() -> Iterator[None]:
-    """Leave every generator of random numbers as it is; networks of the user's may draw from any."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is not ours
+def _random_state_restored() -> Iterator[None]:
+    """Restore every generator of random numbers afterwards; a user's network may draw from any of them."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's network may use it
     try:
         with nothing_left_behind():
             yield
@@ -148,7 +148,7 @@ def _random_numbers_put_back() -> Iterator[None]:
 
 
 def _try(run: Run, trial: _Trial) -> None:
-    """Do one step but for the update: forward, backward, and forward in evaluation."""
+    """Do one step without the update: forward, backward, and forward in evaluation mode."""
     for name, parameter in trial.model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             found = str(parameter.dtype).removeprefix("torch.")

@@ -30,7 +30,7 @@ class Settings:
 
     Attributes:
         mixed_precision: of convolutions and linear layers; quantizers and frozen phases stay float32.
-        save_minutes: how often the middle of a phase is kept, at the least.
+        save_minutes: longest time between two saved states of a phase.
         workers: processes that decode the images of a folder.
     """
 
@@ -73,7 +73,7 @@ class Run:
         return model.to(memory_format=memory_format_for(model)).train()
 
     def load_initial_weights(self, model: nn.Module, *, tell: bool) -> None:
-        """Load the weights that the recipe starts from, if it names any; say what is left as it was, if asked to."""
+        """Load the initial weights that the recipe names, if any; `tell` prints what was changed or left as it was."""
         section = self.recipe.model
         if section.weights is None:
             return
@@ -95,7 +95,7 @@ class Run:
         return self.data.batches(batch_size, self.seed(phase), share or self.share)
 
     def whole_batches(self, count: int, batch_size: int, phase: int) -> list[Tensor]:
-        """Return the first inputs of a phase, whole: what every process sets intervals and statistics from."""
+        """Return the first inputs of a phase, the same in every process, to set intervals and statistics from."""
         batches = self.batches(batch_size, phase, Share())
         count = min(count, len(batches))
         return [x.to(self.accelerator.device) for _, (x, _) in zip(range(count), batches.epoch(0), strict=False)]
@@ -117,7 +117,7 @@ class Run:
         return self.resume and self.path(name).is_file()
 
     def info(self, kind: Kind, stage: StageSection | None, **metrics: float) -> CheckpointInfo:
-        """Return what a checkpoint of this run says about itself."""
+        """Return the information that a checkpoint of this run carries."""
         return CheckpointInfo(
             kind=kind,
             model_name=self.recipe.model.name,
@@ -130,7 +130,7 @@ class Run:
         )
 
     def save(self, name: str, info: CheckpointInfo, model: nn.Module) -> None:
-        """Write the checkpoint of a finished phase, whose state is needed no longer."""
+        """Write the checkpoint of a finished phase, and remove its state, which is no longer needed."""
         if self.accelerator.is_main_process:
             save_checkpoint(self.path(name), info, model)
             remove_state(self.folder)

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, and whether what an earlier start left in it belongs to this run."""
+"""The folder of a run: lock it, and check that what is already in it belongs to this run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEST_NAME = "best"
 
 @contextlib.contextmanager
 def claimed_folder(recipe: Recipe, folder: Path, *, resume: bool) -> Iterator[None]:
-    """Hold the folder of a run until the block ends, cleared of what killed starts left unfinished.
+    """Lock the folder of a run until the block ends, and clear it of files that killed runs left unfinished.
 
     Raises:
         ConfigError: as `check_folder`.
@@ -40,7 +40,7 @@ def claimed_folder(recipe: Recipe, folder: Path, *, resume: bool) -> Iterator[No
 
 
 def check_folder(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    """Check that a run of this recipe may begin in a folder, or go on there.
+    """Check that a run of this recipe may begin in a folder, or resume there.
 
     Raises:
         ConfigError: it holds a run (and `resume` is false), or one of another recipe.
@@ -53,13 +53,13 @@ def check_folder(recipe: Recipe, folder: Path, *, resume: bool) -> None:
 
 
 def check_finished(path: Path, found: CheckpointInfo, expected: CheckpointInfo, metrics: tuple[str, ...]) -> None:
-    """Check that the checkpoint of a finished phase is one of this run.
+    """Check that the checkpoint of a finished phase belongs to this run.
 
     Args:
         path: of the checkpoint.
-        found: what it says about itself.
-        expected: what this run would have it say; metrics play no part.
-        metrics: which it needs.
+        found: its information.
+        expected: the information that this run would write; metrics are not compared.
+        metrics: names that it must have.
 
     Raises:
         CheckpointError: it is of another run, or its metrics are missing.

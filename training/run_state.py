@@ -1,4 +1,4 @@
-"""What a run needs to go on in the middle of a phase: one safetensors file, `RUN/state.safetensors`.
+"""The state of a phase, from which a run resumes in its middle: one safetensors file, `RUN/state.safetensors`.
 
     model.NAME                 parameters and buffers
     average.NAME               their moving average, where the recipe asks for one
@@ -50,7 +50,7 @@ _KEPT: dict[type[torch.optim.Optimizer], frozenset[str]] = {
 
 @dataclass(kw_only=True)
 class Position:
-    """Where a phase stands.
+    """Progress within a phase.
 
     Attributes:
         epoch, batch: the next batch.
@@ -69,7 +69,7 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How long a phase is: epochs, batches of each, images of each batch over all processes."""
+    """Length of a phase: epochs, batches per epoch, images per batch over all processes."""
 
     epochs: int
     batches: int
@@ -78,7 +78,7 @@ class Extent:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What training changes.
+    """Everything that training changes.
 
     Attributes:
         model: the network.
@@ -92,7 +92,7 @@ class Learner:
 
 
 def save_state(folder: Path, phase: str, position: Position, learner: Learner) -> None:
-    """Write the state of a phase, in place of the one before.
+    """Write the state of a phase; it replaces the previous one.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full; the earlier state is untouched.
@@ -155,10 +155,10 @@ def remove_state(folder: Path) -> None:
 
 
 def _read_position(text: str, extent: Extent | None) -> Position:
-    """Read a position, and check that a phase of this length has it.
+    """Read a position, and check that it lies within a phase of this length.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it is damaged, or lies outside.
     """
     entries = parse_json(text)
     if not isinstance(entries, dict) or entries.keys() != {field.name for field in fields(Position)}:
@@ -196,7 +196,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _optimizer_state(
     optimizer: torch.optim.Optimizer, index: int, tensors: Mapping[str, Tensor], position: Position
 ) -> dict[int, dict[str, Any]]:
-    """Return what an optimizer keeps, by the number of the parameter.
+    """Return the state of an optimizer, by the number of the parameter.
 
     Raises:
         ValueError: it is not what an optimizer of its kind keeps of these parameters.

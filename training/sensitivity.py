@@ -1,4 +1,4 @@
-"""Which layers hurt most at fewer bits: lower one layer at a time, before any training, and measure what it does.
+"""Measure which layers suffer most from fewer bits: lower one layer at a time, before any training.
 
 The network that is measured against has nothing lowered: a quantized checkpoint as it is, or a float one at
 `FLOAT_WEIGHT_BITS` and `FLOAT_ACTIVATION_BITS` throughout. Each trial lowers one layer, sets what changed anew from
@@ -60,7 +60,7 @@ _BATCH_VALUES = 1 << 23
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is tried, and on how many images.
+    """Widths to try, and the number of images.
 
     Attributes:
         widths: bits that layers are lowered to.
@@ -84,7 +84,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """How a network answers: cross-entropy, KL and its standard error in nats per image, accuracy in percent."""
+    """Cross-entropy, KL and its standard error in nats per image, and accuracy in percent, of a network."""
 
     loss: float
     kl: float
@@ -94,7 +94,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One layer, lowered: to which width, its bits then, and what the network answers."""
+    """One layer lowered: the width, its bits then, and the measurement."""
 
     width: int
     bits: LayerBits
@@ -130,7 +130,7 @@ class Sensitivity:
 
 
 class Probe:
-    """A checkpoint's network, whose layers can be lowered and measured one way after another.
+    """A checkpoint's network, whose layers can be lowered and measured repeatedly.
 
     Args:
         checkpoint: a float or quantized one.

@@ -40,7 +40,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """Sum of a tensor over all processes; each gets the gradient of what all of them make of it."""
+    """Sum of a tensor over all processes; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(_ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - as torch hands it over

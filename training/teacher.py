@@ -1,8 +1,8 @@
-"""The float network that leads its own quantization, where a recipe has `quantizer_only`.
+"""The float network as the teacher of its quantized copy, for recipes with `quantizer_only`.
 
 Weights, and BatchNorm with its statistics, stay those of a trained float network, bit for bit. What is learned are the
 intervals, the steps of 8-bit ranges, one output scale per layer, and the exponents of weight transformers where the
-recipe asks for them. They are led by the float network on the same, unlabelled images: with its logits `f` and those of
+recipe asks for them. They follow the float network on the same, unlabelled images: with its logits `f` and those of
 the quantized network, `g`, the loss is one of
 
     squared error    mean over images and classes of (f - g)**2
@@ -65,7 +65,7 @@ def load_teacher(section: QuantizerOnlySection, recipe: Recipe) -> Teacher:
 
 
 class TeacherLoss:
-    """Loss against the float network's logits on the same images (module docstring); labels play no part."""
+    """Distance from the float network's logits on the same images (module docstring); labels are not used."""
 
     def __init__(self, teacher: nn.Module, section: QuantizerOnlySection) -> None:
         self.teacher = teacher

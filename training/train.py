@@ -1,4 +1,4 @@
-"""A whole training run: float network, then the quantized stages of a recipe, each saved as it ends.
+"""Carry out a recipe: the float network, then its quantized stages in order, each saved when it is done.
 
     RUN/float.safetensors          the float network
     RUN/w4a4.safetensors           intervals learned at 4/4 bits, fake quantization
@@ -8,7 +8,7 @@
     RUN/metrics.jsonl              one line per epoch
     RUN/curves/                    TensorBoard: loss, accuracy, every interval
     RUN/recipe.json                the recipe
-    RUN/.lock                      who writes here, as long as somebody does
+    RUN/.lock                      which process is writing here
 
 Before anything is written, every phase is tried on a few images (`rehearsal`). `resume` skips the phases whose
 checkpoint is there, and goes on in the middle of the one whose state is. In several processes (`accelerate launch`,
@@ -43,7 +43,7 @@ FLOAT, CALIBRATION, QUANTIZED, FROZEN = 0, 100, 200, 300
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """Where one stage's checkpoints are and what they reach on the test set, in percent.
+    """Checkpoints of one stage, and their accuracies on the test set in percent.
 
     `frozen`, `frozen_at_once` and `frozen_accuracy` are None for a stage without frozen epochs.
     """
@@ -168,7 +168,7 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
 
 
 def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult) -> StageResult:
-    """Freeze a trained stage and train on with the runtime's arithmetic; the unfrozen checkpoint stays."""
+    """Freeze a trained stage and go on training with the runtime's arithmetic; the unfrozen checkpoint stays."""
     name = f"{stage.name}_frozen"
     if not run.done(name):
         prepared = _prepared_model(run, result.checkpoint)

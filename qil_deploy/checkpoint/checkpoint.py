@@ -129,7 +129,7 @@ def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
 
 
 def _check_size(path: Path, info: CheckpointInfo, contents: Contents, build: Builder) -> None:
-    """Refuse arguments and images of which the file cannot be: the network would take memory without end."""
+    """Refuse a network that is much larger than the file can hold, before memory is taken for it."""
     size = measure_network(lambda: build(info.model_name, info.model_arguments), info.preprocessing.shape)
     if size is None:  # then it is built without
         return
@@ -171,7 +171,7 @@ def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
 
 
 def _read_into(model: nn.Module, path: Path, contents: Contents) -> None:
-    """Read the tensors of a checkpoint, whose entries fit, into its model: beside it, they take no memory."""
+    """Read the tensors of a checkpoint, whose entries fit, straight into its model, without a second copy in memory."""
     tensors, own, second = model.state_dict(), dict[str, Tensor](), dict[str, str]()
     first_names: dict[tuple[int, torch.Size], str] = {}
     for name, tensor in tensors.items():
@@ -193,7 +193,7 @@ def _read_into(model: nn.Module, path: Path, contents: Contents) -> None:
 
 
 def _require_same(source: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse two tensors of a file that are one in its model and have other values."""
+    """Refuse two tensors of a file that are one tensor in its model, but differ."""
     (first, one), (name, other) = tensors.items()
     if not torch.equal(one, other):
         raise CheckpointError(
@@ -236,7 +236,7 @@ def _check_entries(model: nn.Module, found: Mapping[str, TensorEntry], source: s
 
 
 def _check_logits(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
-    """Compare the number of class names with that of logits, which a rebuilt network makes of a blank image."""
+    """Compare the number of class names with the number of logits for a blank image."""
     if isinstance(model, fx.GraphModule):
         shape = shape_of(model.graph.output_node())
     else:

@@ -89,7 +89,7 @@ class CheckpointInfo(BaseModel):
 
 
 def read_info(path: Path) -> CheckpointInfo:
-    """Read what a checkpoint says about its tensors, but not these.
+    """Read the information in a checkpoint, without its tensors.
 
     Raises:
         CheckpointError: missing, damaged, truncated, not a checkpoint of this project, or of another schema.
@@ -98,7 +98,7 @@ def read_info(path: Path) -> CheckpointInfo:
 
 
 def read_header(path: Path) -> tuple[CheckpointInfo, Contents]:
-    """Return what a checkpoint says about its tensors, and where these are in the file; errors as for `read_info`."""
+    """Read the information in a checkpoint, and where its tensors are in the file; errors as for `read_info`."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; train one with: python -m qil_deploy train RECIPE.")
     try:

@@ -1,4 +1,4 @@
-"""Safetensors files from anywhere: what a file says about itself is checked before a tensor is read.
+"""Read safetensors files of any origin: the header is checked before a tensor is read.
 
     8 bytes     length n of the header, little-endian
     n bytes     JSON: {"__metadata__": {TEXT: TEXT}, NAME: {"dtype": ..., "shape": [...], "data_offsets": [begin, end]}}
@@ -180,7 +180,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_into(path: Path, contents: Contents, tensors: Mapping[str, Tensor]) -> None:
-    """Read tensors of a file into those that are there, of the same dtypes and shapes, on the CPU.
+    """Read tensors of a file into existing ones of the same dtypes and shapes, on the CPU.
 
     Unlike `read_tensors`, whose tensors are the file itself in memory, this takes no memory beside them. The digest is
     for the caller to compare (`matches_digest`).

@@ -1,4 +1,4 @@
-"""Whether the tensors of a rebuilt model are in their ranges, and agree with one another and with its config.
+"""Check that the tensors of a rebuilt model are within their ranges, and agree with each other and with its config.
 
 A model is rebuilt twice over: `prepare` and `freeze` give every module what follows from config and preprocessing, then
 the tensors of the file are loaded. What follows from the config has to come out of the file as well:
@@ -51,7 +51,7 @@ _Values = tuple[float, int, int, int]  # scale, zero point, low and high of a gr
 
 
 def scalars_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the scalars of a model: of one just rebuilt, what follows from config and preprocessing."""
+    """Return copies of a model's scalars; those of a model just rebuilt follow from config and preprocessing."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if tensor.ndim == 0}
 
 

@@ -1,4 +1,4 @@
-"""`sensitivity`: which layers hurt most at fewer bits, and which bits to give each for a size budget."""
+"""`sensitivity`: measure which layers suffer most from fewer bits, and propose bits per layer for a size budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clipping threshold of least squared error: where each interval starts, before the task loss moves it."""
+"""The clipping threshold of least squared error, at which intervals start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SMALLEST = 2.0**-100
 
 
 def strided_sample(values: Tensor) -> Tensor:
-    """Return about 65,536 of the values, flat, or all where there are not twice as many.
+    """Return about 65,536 of the values, flat, or all if there are fewer than twice as many.
 
     What is computed of these takes no memory of the tensor's size.
     """
