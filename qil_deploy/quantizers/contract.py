@@ -10,8 +10,9 @@ scale; so freezing, checkpoints and export are the same for every method. Method
 interval, by which gradient, and where it starts (decision 0036).
 
 To add a method, write one file with subclasses of `WeightQuantizer` and `ActivationQuantizer` and a `Method`, and list
-the `Method` in `methods.py`. Parameters of a quantizer should be dimensionless scalars: one rate suits every layer
-then, and no step makes an interval empty (decision 0009).
+the `Method` in `methods.py`. Parameters are dimensionless scalars: one rate then suits every layer, and no step makes
+an interval empty (decision 0009). They describe the interval, not the step between codes, and mean the same at every
+bit width: a stage goes on with those of the stage before.
 """
 
 from __future__ import annotations

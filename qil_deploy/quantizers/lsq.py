@@ -18,7 +18,11 @@ Behind a BatchNorm the loss does not depend on the scale of what goes in, so `su
 scale it is the gradient of that scale. What is left is the derivative above.
 
 The gradient of `s` is scaled by `1 / sqrt(N * high)` (the paper's section 2.2), where N counts the weights, or the
-activations of one image. The parameter is dimensionless: `s = exp(log_step)`.
+activations of one image.
+
+What is stored is where codes end, `s = exp(log_largest) / n` with `n` codes from 0 to there: dimensionless, with the
+gradient of `log(s)`, and with one meaning at every bit width. A stage that goes on from one of more bits keeps the
+interval; the same step would cut it to a half or a third.
 
 Steps start with the least squared error. The paper starts at `2 * mean(abs(x)) / sqrt(high)`, which leaves most codes
 unused at 7 bits, and a model that is only calibrated (`sensitivity`) would stay there.
@@ -40,18 +44,18 @@ if TYPE_CHECKING:
     from qil_deploy.config import QuantConfig
 
 
-def _values_forward(out: Tensor, x: Tensor, s: Tensor, low: int, high: int, offset: int, q: int) -> None:
+def _forward(out: Tensor, x: Tensor, s: Tensor, low: int, high: int, offset: int, q: int) -> None:
     """Write the values."""
     torch.div(x, s, out=out).round_().clamp_(low, high).sub_(offset).div_(q)
 
 
-def _codes_forward(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> None:
+def _forward_real(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> None:
     """Write the codes before rounding."""
     torch.div(x, s, out=out).clamp_(low, high)
 
 
-def _codes_backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
-    """Write the gradient of `x`; return the sum that the gradient of `s` is made of."""
+def _backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+    """Write the gradient of `x` by the codes; return the sum that the gradient of `s` is made of."""
     steps = x / s
     inside = between(grad, steps, low, high)
     torch.div(inside, s, out=out)
@@ -59,38 +63,26 @@ def _codes_backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, h
     return total
 
 
-class _QuantizeBySteps(torch.autograd.Function):
+class _Steps(torch.autograd.Function):
+    """Values of codes, or with `offset` None the codes before rounding."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, s: Tensor, low: int, high: int, offset: int, q: int, step_factor: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, s: Tensor, low: int, high: int, offset: int | None, q: int, step_factor: float
+    ) -> Tensor:
         ctx.save_for_backward(x, s)
         ctx.constants = low, high, q, step_factor
-        return run_forward(_values_forward, x, s, low, high, offset, q)
+        if offset is None:
+            return run_forward(_forward_real, x, s, low, high)
+        return run_forward(_forward, x, s, low, high, offset, q)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, s = ctx.saved_tensors
         low, high, q, step_factor = ctx.constants
-        x, s = ctx.saved_tensors
-        return (*_gradients(grads[0] / q, x, s, low, high, step_factor), None, None, None, None, None)
-
-
-class _CodesReal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, s: Tensor, low: int, high: int, step_factor: float) -> Tensor:
-        ctx.save_for_backward(x, s)
-        ctx.constants = low, high, step_factor
-        return run_forward(_codes_forward, x, s, low, high)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, s = ctx.saved_tensors
-        return (*_gradients(grads[0], x, s, *ctx.constants), None, None, None)
-
-
-def _gradients(grad: Tensor, x: Tensor, s: Tensor, low: int, high: int, step_factor: float) -> tuple[Tensor, Tensor]:
-    grad_x, total = run_backward(_codes_backward, grad, x, s, low, high)
-    return grad_x, -step_factor * total / s
+        grad_x, total = run_backward(_backward, grads[0] / q, x, s, low, high)
+        return grad_x, -step_factor * total / s, None, None, None, None, None
 
 
 def quantize_by_steps(
@@ -109,32 +101,33 @@ def quantize_by_steps(
     Returns:
         Values of the shape of `x`, float64 if `x` is and otherwise float32.
     """
-    result: Tensor = _QuantizeBySteps.apply(full_precision(x), s, low, high, offset, q, step_factor)
+    result: Tensor = _Steps.apply(full_precision(x), s, low, high, offset, q, step_factor)
     return result
 
 
 def codes_by_steps(x: Tensor, s: Tensor, low: int, high: int, *, step_factor: float = 1.0) -> Tensor:
     """Return `clip(x / s, low, high)`: codes before rounding; arguments as for `quantize_by_steps`."""
-    result: Tensor = _CodesReal.apply(full_precision(x), s, low, high, step_factor)
+    result: Tensor = _Steps.apply(full_precision(x), s, low, high, None, 1, step_factor)
     return result
 
 
 class _LsqInterval(IntervalQuantizer):
-    """A learned step; the interval is what its codes cover, `[low * s, (low + q) * s]`."""
+    """A learned step; the interval is what its codes cover, `[low * s, (low + q) * s]`.
+
+    Attributes:
+        lowest: `low`, the number of the first code, not above 0.
+    """
+
+    lowest = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.log_step = nn.Parameter(torch.zeros((), dtype=torch.float32))
-
-    @property
-    def first_code(self) -> int:
-        """The number of steps from 0 to the lower end of the interval, not above 0."""
-        return 0
+        self.log_largest = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     @property
     def step(self) -> Tensor:
         """`s`, a positive scalar in the unit of the quantized tensor."""
-        return self.log_step.exp()
+        return self.log_largest.exp() / (-self.lowest or self.largest_code)
 
     @property
     def distance(self) -> Tensor:
@@ -144,22 +137,22 @@ class _LsqInterval(IntervalQuantizer):
     @property
     def center(self) -> Tensor:
         """The middle of what the codes cover: `(low + q/2) * s`."""
-        return self.step * (self.first_code + 0.5 * self.largest_code)
+        return self.step * (self.lowest + 0.5 * self.largest_code)
 
     @torch.no_grad()
-    def set_step(self, step: float) -> None:
-        """Set the step.
+    def set_largest(self, largest: float) -> None:
+        """Let codes reach from 0 to `largest`, or from `-largest` where there are negative ones.
 
         Raises:
             ValueError: unless it is positive and finite.
         """
-        if not 0 < step < math.inf:
-            raise ValueError(f"a step has to be positive and finite; got {step}.")
-        self.log_step.fill_(math.log(step))
+        if not 0 < largest < math.inf:
+            raise ValueError(f"the end of an interval has to be positive and finite; got {largest}.")
+        self.log_largest.fill_(math.log(largest))
 
 
 class LsqWeightQuantizer(_LsqInterval, WeightQuantizer):
-    """LSQ weight quantizer: values `W / q` with codes `W` in `-q..q`, `q = 2**(bits-1) - 1`."""
+    """LSQ weight quantizer: values `W / q` with codes `W` in `-q..q`, `q = 2**(bits-1) - 1`; magnitudes from 0."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
@@ -171,10 +164,6 @@ class LsqWeightQuantizer(_LsqInterval, WeightQuantizer):
         q = self.largest_code
         return codes_by_steps(weight, self.step, -q, q, step_factor=_step_factor(weight.numel(), q))
 
-    def set_largest(self, largest: float) -> None:
-        """Set the step so that the largest code stands for `largest`."""
-        self.set_step(largest / self.largest_code)
-
 
 class LsqActivationQuantizer(_LsqInterval, ActivationQuantizer):
     """LSQ activation quantizer: values `X / q` with codes `X` in `0..q`, `q = 2**bits - 1`.
@@ -184,20 +173,15 @@ class LsqActivationQuantizer(_LsqInterval, ActivationQuantizer):
         signed: whether activations can be negative; half of the codes then stand for negative ones.
     """
 
-    @property
-    def first_code(self) -> int:
-        """`low`: 0, or `-(q + 1) / 2` where activations can be negative."""
-        return -(self.largest_code + 1) // 2 if self.signed else 0
+    def __init__(self, bits: int, *, signed: bool = False) -> None:
+        super().__init__(bits, signed=signed)
+        self.lowest = -(self.largest_code + 1) // 2 if signed else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized activations, in [0, 1], of the shape of `x`."""
-        q, low = self.largest_code, self.first_code
+        q, low = self.largest_code, self.lowest
         factor = _step_factor(x.numel() // max(1, len(x)), low + q)
         return quantize_by_steps(x, self.step, low, low + q, offset=low, q=q, step_factor=factor)
-
-    def set_largest(self, largest: float) -> None:
-        """Set the step so that codes reach from 0 to `largest`, or from `-largest` where there are negative ones."""
-        self.set_step(largest / (-self.first_code if self.signed else self.largest_code))
 
 
 def _step_factor(count: int, high: int) -> float:

@@ -147,28 +147,28 @@ def test_the_gradient_of_a_step_has_the_papers_factor() -> None:
     for quantizer, count in ((weights, 360), (activations, 60)):
         q, low = quantizer.largest_code, -3 if quantizer is weights else -2
         quantizer.set_largest(1.5)
-        (found,) = torch.autograd.grad(quantizer(x).sum(), [quantizer.log_step])
+        (found,) = torch.autograd.grad(quantizer(x).sum(), [quantizer.log_largest])
         s = float(quantizer.step.detach())
         steps = x.double() / s
         whole = -float(steps[(steps > low) & (steps < high[quantizer])].sum()) / q
         assert float(found) == pytest.approx(whole / math.sqrt(count * high[quantizer]), rel=1e-4)
 
 
-@pytest.mark.parametrize("step", [0.0, -1.0, math.inf, math.nan])
-def test_impossible_steps_are_refused(step: float) -> None:
-    with pytest.raises(ValueError, match="a step has to be positive and finite"):
-        LsqWeightQuantizer(4).set_step(step)
+@pytest.mark.parametrize("largest", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_ends_are_refused(largest: float) -> None:
+    with pytest.raises(ValueError, match="the end of an interval has to be positive and finite"):
+        LsqWeightQuantizer(4).set_largest(largest)
 
 
 @pytest.mark.parametrize("value", [-80.0, -20.0, 20.0, 80.0])
 def test_everything_is_finite_whatever_the_parameter(value: float) -> None:
     x = torch.tensor([-1e30, -1.0, -1e-30, 0.0, 1e-30, 2.0, 1e30], requires_grad=True)
     for quantizer in (LsqWeightQuantizer(2), LsqActivationQuantizer(4), LsqActivationQuantizer(4, signed=True)):
-        quantizer.log_step.data.fill_(value)
+        quantizer.log_largest.data.fill_(value)
         y = quantizer(x)
         assert y.isfinite().all()
         assert 0 < float(quantizer.distance.detach()) < math.inf
-        (by_step,) = torch.autograd.grad(y.sum(), [quantizer.log_step])
+        (by_step,) = torch.autograd.grad(y.sum(), [quantizer.log_largest])
         assert by_step.isfinite()
 
 

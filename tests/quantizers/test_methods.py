@@ -245,10 +245,31 @@ def test_another_method_starts_its_intervals_anew(digits: Digits) -> None:
     fresh = prepared(digits, "lsq", 4).state_dict()
     assert changed.state_dict().keys() == fresh.keys()
     for name, tensor in fresh.items():
-        if name.endswith("weight_quantizer.log_step"):
+        if name.endswith("weight_quantizer.log_largest"):
             assert torch.equal(tensor, changed.state_dict()[name]), name
-        elif name.endswith("log_step"):  # BatchNorm's statistics were those of the quantized network meanwhile
+        elif name.endswith(
+            ("log_largest", "log_step")
+        ):  # BatchNorm's statistics were those of the quantized network meanwhile
             assert torch.allclose(tensor, changed.state_dict()[name], atol=0.1), name
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_parameters_mean_the_same_at_every_width(method: str, signed: bool) -> None:
+    """A stage goes on with the parameters of the stage before, at fewer bits."""
+    config = QuantConfig(method=method)
+    for make in (
+        lambda bits: weight_quantizer(bits, config),
+        lambda bits: activation_quantizer(bits, config, signed=signed),
+    ):
+        before = make(5)
+        before.set_largest(1.7)
+        for bits in BITS:
+            after = make(bits)
+            after.load_state_dict(before.state_dict())
+            fresh = make(bits)
+            fresh.set_largest(1.7)
+            assert after.thresholds == fresh.thresholds
+            assert max(map(abs, after.thresholds)) == pytest.approx(1.7, rel=1e-6)
 
 
 def test_prepared_models_can_be_copied_and_shown(digits: Digits, method: str) -> None:
