@@ -302,10 +302,11 @@ def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:
 
 def _low_bit_grid(quantizer: ActivationQuantizer, low: int, high: int) -> Grid:
     """Return the grid that a layer behind an interval reads: codes `0..q` stand for `0/q..q/q`."""
-    return Grid(1.0 / quantizer.largest_code, 0, low, high)
+    return Grid(1.0 / quantizer.largest_code, 0, low, high, low_bit=True)
 
 
 def _joined(grids: list[Grid]) -> Grid:
     """Return the grid of a concatenation of tensors that share scale and zero point."""
     lows, highs = zip(*(grid.limits() for grid in grids), strict=True)
-    return Grid(float(grids[0].scale), int(grids[0].zero_point), min(lows), max(highs))
+    first = grids[0]
+    return Grid(float(first.scale), int(first.zero_point), min(lows), max(highs), low_bit=first.low_bit)

@@ -44,6 +44,7 @@ class Grid(nn.Module):
     Attributes:
         scale: float32 scalar; 1/q for low-bit codes behind an interval, which stand for 0/q..q/q.
         zero_point, low, high: int64 scalars in 0..255.
+        low_bit: whether the codes are those behind an interval, otherwise those of an 8-bit range.
     """
 
     scale: Tensor
@@ -51,8 +52,9 @@ class Grid(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, scale: float, zero_point: int, low: int, high: int) -> None:
+    def __init__(self, scale: float, zero_point: int, low: int, high: int, *, low_bit: bool = False) -> None:
         super().__init__()
+        self.low_bit = low_bit
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         for name, value in (("zero_point", zero_point), ("low", low), ("high", high)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.int64))
