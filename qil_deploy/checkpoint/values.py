@@ -81,7 +81,6 @@ def check_values(model: nn.Module, rebuilt: Mapping[str, Tensor], source: str) -
 
 
 def _check_modules(model: nn.Module, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
-    low_bit = _low_bit_grids(model, rebuilt)
     for name, module in model.named_modules():
         if isinstance(module, BatchNorm):
             _check_norm(name, module, problem)
@@ -91,9 +90,9 @@ def _check_modules(model: nn.Module, rebuilt: Mapping[str, Tensor], problem: _Pr
         elif isinstance(module, IntervalQuantizer | RangeQuantizer | QuantConv2d | QuantLinear):
             _check_learned(name, module, problem)
         elif isinstance(module, Grid):
-            _check_grid(name, module, module in low_bit, rebuilt, problem)
+            _check_grid(name, module, rebuilt, problem)
         elif isinstance(module, FrozenLayer):
-            _check_layer(name, module, rebuilt, problem)
+            _check_layer(name, module, problem)
         elif isinstance(module, FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenMeanLogits):
             _check_rescale(name, module, problem)
 
@@ -133,25 +132,11 @@ def _check_scale(name: str, value: Tensor, problem: _Problem) -> None:
         problem(f"{name} is {float(wrong.reshape(-1)[0]):.6g}, where a scale has to be positive and of float32's range")
 
 
-def _low_bit_grids(model: nn.Module, rebuilt: Mapping[str, Tensor]) -> set[Grid]:
-    """Return the grids behind intervals: what a rescale writes, or a layer whose codes are not steps of a range."""
-    grids = {module.y for module in model.modules() if isinstance(module, FrozenRescale)}
-    for name, module in model.named_modules():
-        if isinstance(module, FrozenLayer) and module.y is not None and not _writes_range(name, rebuilt):
-            grids.add(module.y)
-    return grids
-
-
-def _writes_range(name: str, rebuilt: Mapping[str, Tensor]) -> bool:
-    """Whether the codes of a layer count steps of an 8-bit range: 1 in a model just rebuilt; low-bit codes have 1/q."""
-    return float(rebuilt[f"{name}.y.scale"]) == 1.0
-
-
-def _check_grid(name: str, grid: Grid, low_bit: bool, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
+def _check_grid(name: str, grid: Grid, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
     _check_scale(f"{name}.scale", grid.scale, problem)
     _check_same(f"{name}.zero_point", grid.zero_point, rebuilt, problem)
     largest = 255
-    if low_bit:
+    if grid.low_bit:
         _check_same(f"{name}.scale", grid.scale, rebuilt, problem)
         largest = round(1.0 / float(grid.scale))
     low, high = grid.limits()
@@ -159,7 +144,7 @@ def _check_grid(name: str, grid: Grid, low_bit: bool, rebuilt: Mapping[str, Tens
         problem(f"the codes of {name} go from {low} to {high}, not between 0 and {largest}")
 
 
-def _check_layer(name: str, layer: FrozenLayer, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:
+def _check_layer(name: str, layer: FrozenLayer, problem: _Problem) -> None:
     largest = layer.layer.weight_quantizer.largest_code
     found = max(abs(int(end)) for end in layer.weight_codes.aminmax())  # as int32, codes would be four times as large
     if found > largest:
@@ -177,7 +162,7 @@ def _check_layer(name: str, layer: FrozenLayer, rebuilt: Mapping[str, Tensor], p
     _check_scale(f"{name}.y_step", layer.y_step, problem)
     if abs(float(layer.y_offset)) > _LARGEST_SCALE:
         problem(f"{name}.y_offset is {float(layer.y_offset):.6g}")
-    if layer.y is not None and _writes_range(name, rebuilt) and not torch.equal(layer.y_step, layer.y.scale):
+    if layer.y is not None and not layer.y.low_bit and not torch.equal(layer.y_step, layer.y.scale):
         problem(f"{name}.y_step is {float(layer.y_step):.9g}, but {name}.y.scale {float(layer.y.scale):.9g}")
 
 
