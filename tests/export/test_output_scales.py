@@ -15,6 +15,7 @@ from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.preparation import prepare
+from qil_deploy.quantizers import METHODS
 from qil_deploy.training.models.build import build_model
 
 from .conftest import disturb, randomize_norms, run_runtime
@@ -36,14 +37,15 @@ def test_every_code_and_logit_is_equal(exports: Exports, bits: int, format_: str
     exports.check_equal(case, tmp_path / "model.onnx", format=format_)
 
 
-def test_paper_placement_folds_the_scale_too(rng: np.random.Generator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_paper_placement_folds_the_scale_too(rng: np.random.Generator, tmp_path: Path, method: str) -> None:
     data = load_images("digits", "test")
     preprocessing = preprocessing_for("digits", data)
     network = build_model("resnet8", ARGUMENTS).eval()
     randomize_norms(network, rng)
     images = data.images[:32]
     x = torch.from_numpy(preprocessing.normalize(images))
-    config = QuantConfig(weight_bits=4, activation_bits=4, placement="paper", output_scales="all")
+    config = QuantConfig(weight_bits=4, activation_bits=4, method=method, placement="paper", output_scales="all")
     model = prepare(network, config, x[:1], input_grid=preprocessing)
     calibrate(model, [x])
     disturb(model, rng)
