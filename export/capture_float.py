@@ -137,7 +137,7 @@ def capture_float(
     """
     values = {
         inner: emitter.op("DequantizeLinear", [source, *_constants(emitter, grid)], inner_name(name, f"x{index}"))
-        for index, (inner, source, grid) in enumerate(zip(part.inputs, sources, module.grids(), strict=True))
+        for index, (inner, source, grid) in enumerate(zip(part.inputs, sources, module.reads(), strict=True))
     }
     for node in part.nodes:
         inputs = [None if value is None else _translate(emitter, values, value, name) for value in node.inputs]

@@ -26,12 +26,11 @@ from qil_deploy.integers import (
     BIAS_LIMIT,
     MAX_DENOMINATOR,
     FrozenAdd,
-    FrozenDequantize,
-    FrozenFloat,
     FrozenGlobalAveragePool,
     FrozenInput,
     FrozenLayer,
     FrozenMeanLogits,
+    FrozenModule,
     FrozenRescale,
     Grid,
     largest_spread,
@@ -217,27 +216,16 @@ def _check_grids_agree(model: fx.GraphModule, problem: _Problem) -> None:
             continue
         module = module_of(model, node)
         sources = [grids[source] for source in node.args if isinstance(source, fx.Node) and source in grids]
-        for read, written in zip(_grids_read(module), sources, strict=False):
-            if _values(read) != written:
-                problem(f"{node.target} reads codes on the grid {_values(read)}, which are written on {written}")
         if isinstance(module, FrozenInput):
             grids[node] = (float(module.scale), int(module.zero_point), 0, 255)
-        elif isinstance(module, FrozenLayer | FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenFloat):
+        elif isinstance(module, FrozenModule):
+            for read, written in zip(module.reads(), sources, strict=False):
+                if _values(read) != written:
+                    problem(f"{node.target} reads codes on the grid {_values(read)}, which are written on {written}")
             if module.y is not None:
                 grids[node] = _values(module.y)
         elif kind_of(model, node) in MOVING_KINDS and sources:
             grids[node] = _joined(str(node.target), sources, problem)
-
-
-def _grids_read(module: nn.Module) -> list[Grid]:
-    """Return the grids on which a module of a frozen model reads its inputs, in their order."""
-    if isinstance(module, FrozenAdd):
-        return [module.a, module.b]
-    if isinstance(module, FrozenFloat):
-        return module.grids()
-    if isinstance(module, FrozenLayer | FrozenRescale | FrozenGlobalAveragePool | FrozenMeanLogits | FrozenDequantize):
-        return [module.x]
-    return []
 
 
 def _values(grid: Grid) -> _Values:

@@ -112,7 +112,7 @@ def _record_codes(model: fx.GraphModule, x: Tensor) -> dict[str, NDArray[Any]]:
     from torch import fx
 
     from qil_deploy.export.capture import node_names
-    from qil_deploy.integers import FrozenDequantize, FrozenLayer, FrozenMeanLogits
+    from qil_deploy.integers import FrozenModule
     from qil_deploy.onnx_io import OUTPUT_NAME
 
     names = node_names(model)
@@ -125,8 +125,7 @@ def _record_codes(model: fx.GraphModule, x: Tensor) -> dict[str, NDArray[Any]]:
             result = super().run_node(node)
             if node in names:
                 module = model.get_submodule(str(node.target))
-                dequantizes = isinstance(module, FrozenMeanLogits | FrozenDequantize)
-                makes_logits = dequantizes or (isinstance(module, FrozenLayer) and module.y is None)
+                makes_logits = isinstance(module, FrozenModule) and module.y is None
                 if makes_logits or real.intersection(node.all_input_nodes):
                     real.add(node)
                 codes[names[node]] = result.numpy() if node in real else result.numpy().astype(np.uint8)

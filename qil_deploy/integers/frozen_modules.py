@@ -82,7 +82,21 @@ class FrozenInput(InputQuantizer):
         return self.codes(x)
 
 
-class FrozenLayer(nn.Module):
+class FrozenModule(nn.Module):
+    """What reads codes and makes codes or logits.
+
+    Attributes:
+        y: grid of the codes that it makes; None where it makes float logits.
+    """
+
+    y: Grid | None  # a value here would hide the module's
+
+    def reads(self) -> list[Grid]:
+        """Return the grids of its inputs, in their order."""
+        raise NotImplementedError
+
+
+class FrozenLayer(FrozenModule):
     """Convolution or linear layer with what follows it: codes in, codes or float logits out. Algebra: `fold`.
 
     Args:
@@ -170,6 +184,10 @@ class FrozenLayer(nn.Module):
             w_scale=self.w_scale,
         )
 
+    def reads(self) -> list[Grid]:
+        """Return the grid of its input."""
+        return [self.x]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map input codes to output codes, or to float32 logits."""
         folded = self._folded()
@@ -205,13 +223,15 @@ def drop_float_weights(model: nn.Module) -> None:
             module.layer.weight.data = torch.empty(0)
 
 
-class FrozenRescale(nn.Module):
+class FrozenRescale(FrozenModule):
     """8-bit codes to low-bit codes: `clip(rint(((X - x_zero_point) * p - k) / q), low, high)`, `q` odd."""
 
     y_step: Tensor
     numerator: Tensor
     denominator: Tensor
     offset_numerator: Tensor
+
+    y: Grid
 
     def __init__(self, x: Grid, y: Grid, y_step: float, p: int, q: int, k: int) -> None:
         super().__init__()
@@ -221,23 +241,33 @@ class FrozenRescale(nn.Module):
         self.register_buffer("denominator", torch.tensor(q, dtype=torch.int64))
         self.register_buffer("offset_numerator", torch.tensor(k, dtype=torch.int64))
 
+    def reads(self) -> list[Grid]:
+        """Return the grid of its input."""
+        return [self.x]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map codes to codes."""
         total = (x.double() - self.x.zero_point) * self.numerator - self.offset_numerator
         return _divide(total, self.denominator, self.y)
 
 
-class FrozenAdd(nn.Module):
+class FrozenAdd(FrozenModule):
     """Sum of codes: `clip(rint(((A - z_a) * p_a + (B - z_b) * p_b) / q) + z_y, low, high)`, `q` odd."""
 
     numerators: Tensor
     denominator: Tensor
+
+    y: Grid
 
     def __init__(self, a: Grid, b: Grid, y: Grid, p_a: int, p_b: int, q: int) -> None:
         super().__init__()
         self.a, self.b, self.y = a, b, y
         self.register_buffer("numerators", torch.tensor([p_a, p_b], dtype=torch.int64))
         self.register_buffer("denominator", torch.tensor(q, dtype=torch.int64))
+
+    def reads(self) -> list[Grid]:
+        """Return the grids of both terms."""
+        return [self.a, self.b]
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Add codes of one shape."""
@@ -246,11 +276,13 @@ class FrozenAdd(nn.Module):
         return _divide(total, self.denominator, self.y)
 
 
-class FrozenGlobalAveragePool(nn.Module):
+class FrozenGlobalAveragePool(FrozenModule):
     """Mean over height and width: `clip(rint(sum(X - z_x) * p / q) + z_y, low, high)`, `q` odd, the window in `p/q`."""
 
     numerator: Tensor
     denominator: Tensor
+
+    y: Grid
 
     def __init__(self, x: Grid, y: Grid, window: int, p: int, q: int) -> None:
         super().__init__()
@@ -258,35 +290,41 @@ class FrozenGlobalAveragePool(nn.Module):
         self.register_buffer("numerator", torch.tensor(p, dtype=torch.int64))
         self.register_buffer("denominator", torch.tensor(q, dtype=torch.int64))
 
+    def reads(self) -> list[Grid]:
+        """Return the grid of its input."""
+        return [self.x]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map codes [N, C, H, W] to codes [N, C, 1, 1]."""
         total = (x.double() - self.x.zero_point).sum((2, 3), keepdim=True) * self.numerator
         return _divide(total, self.denominator, self.y)
 
 
-class FrozenFloat(nn.Module):
+class FrozenFloat(FrozenModule):
     """What is kept in float: `clip(rint(f((X_1 - z_1) * s_1, ...) / y_scale) + z_y, low, high)`, all in float32.
 
     The quotient is that of ONNX's QuantizeLinear. `f` is the one thing in a frozen model that another runtime may
     round differently.
     """
 
+    y: Grid
+
     def __init__(self, island: FloatIsland, inputs: Sequence[Grid], y: Grid) -> None:
         super().__init__()
         self.island, self.inputs, self.y = island, nn.ModuleList(inputs), y
 
-    def grids(self) -> list[Grid]:
+    def reads(self) -> list[Grid]:
         """Return the grids of the inputs."""
         return [grid for grid in self.inputs if isinstance(grid, Grid)]
 
     def forward(self, *codes: Tensor) -> Tensor:
         """Map codes [N, ...] to codes [N, ...]."""
-        real = ((x - grid.zero_point) * grid.scale for x, grid in zip(codes, self.grids(), strict=True))
+        real = ((x - grid.zero_point) * grid.scale for x, grid in zip(codes, self.reads(), strict=True))
         with torch.autocast(codes[0].device.type, enabled=False):
             return _codes(self.island(*real) / self.y.scale, self.y)
 
 
-class FrozenMeanLogits(nn.Module):
+class FrozenMeanLogits(FrozenModule):
     """Mean over height and width as float logits: `float32(sum(X - x_zero_point)) * scale`.
 
     Attributes:
@@ -297,8 +335,12 @@ class FrozenMeanLogits(nn.Module):
 
     def __init__(self, x: Grid, window: int) -> None:
         super().__init__()
-        self.x, self.window = x, window
+        self.x, self.y, self.window = x, None, window
         self.register_buffer("scale", torch.tensor(float(x.scale) / window, dtype=torch.float32))
+
+    def reads(self) -> list[Grid]:
+        """Return the grid of its input."""
+        return [self.x]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map codes [N, C, H, W] to logits [N, C, 1, 1]."""
@@ -306,12 +348,16 @@ class FrozenMeanLogits(nn.Module):
         return total.float() * self.scale
 
 
-class FrozenDequantize(nn.Module):
+class FrozenDequantize(FrozenModule):
     """Codes as float logits, `float32(X - x_zero_point) * x_scale`, where no linear layer makes them."""
 
     def __init__(self, x: Grid) -> None:
         super().__init__()
-        self.x = x
+        self.x, self.y = x, None
+
+    def reads(self) -> list[Grid]:
+        """Return the grid of its input."""
+        return [self.x]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map codes to logits of the same shape."""

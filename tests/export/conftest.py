@@ -23,7 +23,7 @@ from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.export.capture import node_names
 from qil_deploy.integers.freeze_model import freeze
-from qil_deploy.integers.frozen_modules import FrozenDequantize, FrozenLayer, FrozenMeanLogits
+from qil_deploy.integers.frozen_modules import FrozenModule
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.preparation import prepare
 from qil_deploy.onnx_io.model_file import read_model
@@ -173,9 +173,7 @@ def _real_nodes(model: fx.GraphModule) -> set[fx.Node]:
     reals: set[fx.Node] = set()
     for node in model.graph.nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        makes_logits = isinstance(module, FrozenMeanLogits | FrozenDequantize) or (
-            isinstance(module, FrozenLayer) and module.y is None
-        )
+        makes_logits = isinstance(module, FrozenModule) and module.y is None
         if makes_logits or reals.intersection(node.all_input_nodes):
             reals.add(node)
     return reals

@@ -115,7 +115,7 @@ def test_frozen_codes_follow_from_the_grids() -> None:
     product = frozen.get_submodule("mul")
     assert isinstance(product, FrozenFloat)
     assert int(product.y.zero_point) == 128
-    (a, b), rng = product.grids(), torch.Generator().manual_seed(1)
+    (a, b), rng = product.reads(), torch.Generator().manual_seed(1)
     codes_a = torch.randint(0, 256, (2, 4, 4, 4), generator=rng).float()
     codes_b = torch.randint(0, 256, (2, 4, 1, 1), generator=rng).float()
     real = ((codes_a - int(a.zero_point)) * a.scale) * ((codes_b - int(b.zero_point)) * b.scale)
