@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +17,16 @@ from torch import fx, nn
 from qil_deploy.errors import QilDeployError
 from qil_deploy.files import atomic_path
 from qil_deploy.integers import FreezingReport, FrozenFloat, FrozenInput, FrozenLayer, freeze
-from qil_deploy.network import FrozenModel, QuantConv2d, QuantLinear, input_of, keeps_float, module_of, prepared_model
+from qil_deploy.network import (
+    FrozenModel,
+    Permute,
+    QuantConv2d,
+    QuantLinear,
+    input_of,
+    keeps_float,
+    module_of,
+    prepared_model,
+)
 from qil_deploy.onnx_io import METADATA_KEY, METADATA_SCHEMA, read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
@@ -33,6 +42,8 @@ from .options import ExportOptions, checked_options
 from .passes import lower
 from .write_model import append_metadata, metadata_text, write_graph
 
+_REASONS_SHARE = 1 / 160  # of a file, that reasons for what was not rewritten may take; smaller files do without
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
@@ -42,11 +53,13 @@ class ExportResult:
         path: the ONNX file.
         size: bytes.
         certificate: the lines that hold for it.
+        left_alone: by pass, why it left which nodes as they were.
     """
 
     path: Path
     size: int
     certificate: tuple[CertificateLine, ...]
+    left_alone: Mapping[str, Mapping[str, Sequence[str]]]
 
 
 def export_onnx(
@@ -98,7 +111,6 @@ def export_onnx(
         "input": options.input,
         "batch": options.batch,
         "passes": {},
-        "left_alone": {},
         "preprocessing": asdict(preprocessing),
         "class_names": list(names),
         "data": data,
@@ -106,10 +118,12 @@ def export_onnx(
     }
     lowered = lower(graph_module, preprocessing, options)
     metadata["passes"] = {name: notes.rewritten for name, notes in lowered.notes.items()}
-    metadata["left_alone"] = {name: notes.left_alone for name, notes in lowered.notes.items() if notes.left_alone}
+    left_alone = {name: notes.left_alone for name, notes in lowered.notes.items() if notes.left_alone}
     with atomic_path(output) as temporary, _named(temporary, output):
         write_graph(lowered.model, temporary)
         release(lowered.model)  # the file holds all weights now
+        if len(metadata_text({"left_alone": left_alone})) <= _REASONS_SHARE * temporary.stat().st_size:
+            metadata["left_alone"] = left_alone
         written = replace(read_model(temporary), metadata={METADATA_KEY: metadata_text(metadata)})
         if paper:
             bounded = bound_weights(written, paper_codes(graph_module))
@@ -119,7 +133,7 @@ def export_onnx(
         # The graph stays as it was read; with its metadata behind it, it is run as whoever has the file will run it.
         append_metadata(temporary, metadata | {"certificate": stored_lines(bounded.lines)})
         lines = bounded.run(temporary)
-    return ExportResult(path=output, size=output.stat().st_size, certificate=tuple(lines))
+    return ExportResult(path=output, size=output.stat().st_size, certificate=tuple(lines), left_alone=left_alone)
 
 
 @contextmanager
@@ -169,9 +183,13 @@ def _integer_metadata(model: fx.GraphModule) -> dict[str, Any]:
         for node, name in node_names(model).items()
         if isinstance(model.get_submodule(str(node.target)), FrozenFloat)
     ]
+    permuted = [
+        name for node, name in node_names(model).items() if isinstance(model.get_submodule(str(node.target)), Permute)
+    ]
     return {
         "placement": "integer",
         **({"float_parts": kept} if kept else {}),
+        **({"permuted": permuted} if permuted else {}),
         "input_scale": float(quantizer.scale),
         "input_zero_point": int(quantizer.zero_point),
         "layers": layers,

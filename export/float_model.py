@@ -67,7 +67,7 @@ def export_float_onnx(
                 raise UnsupportedModelError(f"PyTorch cannot write the network as ONNX: {reason}.") from error
             write_graph(traced, temporary)
             append_metadata(temporary, metadata)
-    return ExportResult(path=output, size=output.stat().st_size, certificate=())
+    return ExportResult(path=output, size=output.stat().st_size, certificate=(), left_alone={})
 
 
 @torch.no_grad()

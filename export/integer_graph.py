@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
 from qil_deploy.integers import largest_pair
-from qil_deploy.onnx_io import PART_OPERATOR, Node, part_shapes
+from qil_deploy.onnx_io import PART_OPERATOR, Node, part_shapes, read_metadata
 from qil_deploy.reference import (
     EXACT_LEVEL,
     LANE_CODE,
@@ -82,6 +82,7 @@ class IntegerGraph:
         self.nodes = reference.nodes
         self.constants = reference.constants
         self._producers = {output: node for node in self.nodes for output in node.outputs}
+        self._permuted = frozenset(read_metadata(reference.model).get("permuted", ()))
         self._readers: defaultdict[str, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for name in node.inputs:
@@ -141,7 +142,7 @@ class IntegerGraph:
                 yield self.matmul(node).layer
 
     def _moved(self, node: Node) -> MovedInput:
-        return follow_moves(node.inputs[0], self._producers, self.constants, self.shapes)
+        return follow_moves(node.inputs[0], self._producers, self.constants, self.shapes, self._permuted)
 
     def _layer(self, node: Node, weights: NDArray[Any], bias: str) -> Layer:
         zero_point = int(self.constants[node.inputs[2]])

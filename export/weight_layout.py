@@ -8,7 +8,7 @@ weights can then be written down as those of a plain convolution or linear layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,11 @@ class MovedInput:
 
 
 def follow_moves(
-    name: str, producers: Mapping[str, Node], constants: Mapping[str, NDArray[Any]], shapes: Mapping[str, Sequence[int]]
+    name: str,
+    producers: Mapping[str, Node],
+    constants: Mapping[str, NDArray[Any]],
+    shapes: Mapping[str, Sequence[int]],
+    own: Collection[str] = (),
 ) -> MovedInput:
     """Return where the codes of tensor `name` come from.
 
@@ -56,9 +60,10 @@ def follow_moves(
         producers: nodes by output.
         constants: initializers and what is computed from them.
         shapes: of all tensors, for one image.
+        own: tensors that the network itself made by moving codes, which are sources, too.
     """
     moves: list[Node] = []
-    while name in producers and effect_of(producers[name]) in (Effect.MOVES, Effect.CASTS):
+    while name in producers and name not in own and effect_of(producers[name]) in (Effect.MOVES, Effect.CASTS):
         moves.append(producers[name])
         name = moves[-1].inputs[0]
     shape = tuple(shapes[name])

@@ -78,7 +78,7 @@ class CapturedGraph:
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return the shape of a node's tensor, for one image."""
         sizes = [int(size) for size in node.meta["val"].shape]
-        return (sizes[0] // self.images, *sizes[1:]) if node in self.data else tuple(sizes)
+        return (sizes[0] // self.images, *sizes[1:]) if sizes and node in self.data else tuple(sizes)
 
     def origin(self, node: fx.Node) -> Origin:
         """Return where a node comes from."""
@@ -162,9 +162,11 @@ def _require_one_input(network: nn.Module) -> None:
 
 def _draws_nothing(node: fx.Node) -> bool:
     """Whether a node that can draw random numbers is told not to: dropout outside training, or of nothing."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr] # it has tags
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return given.get("train") is False or given.get("training") is False or given.get("p") == 0.0
+    schema = node.target._schema.arguments  # type: ignore[union-attr] # it has tags
+    given = {argument.name: argument.default_value for argument in schema}
+    given |= dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    told = [given[name] for name in ("train", "training") if name in given]
+    return any(value is False for value in told) or 0.0 in (given.get("p"), given.get("dropout_p"))
 
 
 def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -174,17 +176,18 @@ def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgr
     level = logger.level
     try:
         logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             batch = ({0: torch.export.Dim("batch", min=1, max=2**20)},)
             program = torch.export.export(network, (images,), dynamic_shapes=batch)
+            program = without_writes(program)
             if program.graph_signature.buffers_to_mutate:
                 changed = ", ".join(map(repr, program.graph_signature.buffers_to_mutate.values()))
                 raise UnsupportedModelError(
                     f"the network changes its buffers {changed} in evaluation mode; a quantized network has none that "
                     "change."
                 )
-            return without_writes(program)
+            return program
     except UnsupportedModelError:
         raise
     except Exception as error:  # any Python of the user's runs, and torch.export's own
@@ -281,8 +284,8 @@ def _refuse_contexts(captured: CapturedGraph) -> None:
     for node in captured.calls():
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise UnsupportedModelError(
-                f"{captured.describe(node)} runs a part of the network in a context of its own; take autocast and the "
-                "like out of forward."
+                f"{captured.describe(node)} runs a part of the network in a context of its own; take autocast, no_grad "
+                "and the like out of forward (parameters that are not trained have requires_grad_(False))."
             )
 
 

@@ -15,6 +15,7 @@ from .captured_graph import CapturedGraph, operation_name
 from .float_island import FloatIsland, Sign
 
 _NOT_NEGATIVE = ("sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "exp")
+_TRAINED = ("batch_norm", "native_batch_norm_legit_no_training", "dropout", "feature_dropout", "alpha_dropout")
 _PROBE_IMAGES = 3
 
 
@@ -34,6 +35,9 @@ def cut_out(captured: CapturedGraph, part: Sequence[fx.Node]) -> tuple[FloatIsla
     results = [node for node in tensors if any(user not in inside for user in node.users)]
     if not sources:
         raise _refusal(captured, part[-1], "reads no tensor that the network computes")
+    learning = next((operation_name(node) for node in part if operation_name(node) in _TRAINED), None)
+    if learning is not None:
+        raise _refusal(captured, part[-1], f"holds {learning}, which does something else in training")
     if len(results) != 1:
         raise _refusal(captured, part[-1], "returns something else than one tensor")
     if any(not isinstance(source.meta["val"], Tensor) for source in sources):

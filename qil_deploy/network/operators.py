@@ -262,7 +262,6 @@ OPERATORS = (
                 aten.alias.default,
                 aten.clone.default,
                 aten.contiguous.default,
-                aten.detach.default,
                 aten.expand.default,
                 aten.lift_fresh_copy.default,
                 aten.slice.Tensor,

@@ -139,15 +139,15 @@ def _prepared(
     if compared:
         require_same_function(network, graph_module, example)
         require_same_training(network, graph_module)
-    known = set(graph_module.modules())
+    modes = {name: module.training for name, module in graph_module.named_modules()}
     _place_quantizers(graph_module, config, input_grid)
     _write_only_where_nobody_reads(graph_module)
     graph_module.graph.lint()
     model = PreparedModel(graph_module, graph_module.graph)
     model.meta |= {NORMS_STAY: config.output_scales == "all", CONFIG: config, INPUT_GRID: input_grid}
     model.register_buffer(CALIBRATED, torch.tensor(False))
-    for module in set(model.modules()) - known:
-        module.training = network.training
+    for name, module in model.named_modules():
+        module.training = modes.get(name, network.training)
     devices = {tensor.device for tensor in network.parameters()}
     return model.to(devices.pop()) if len(devices) == 1 else model
 

@@ -177,6 +177,8 @@ class _Rebuilder:
         """Add one call of a module behind its inputs, under the name that belongs to a node."""
         own = self._module_name(node)
         target = own or free_name(self.captured.network, self.names[node])
+        origin = self.captured.origin(_call_of(node)[0])
+        module.train(self.modes.get(own or origin.path, self.modes.get(origin.path, self.modes[""])))
         target = self._placed(target if index == 0 else f"{target}_{index}", module)
         # Names as in checkpoints: a module's call is called like the module, and what took the place of an operation,
         # or of a module that is kept in float, has the next name behind all that are taken.
@@ -194,9 +196,6 @@ class _Rebuilder:
         for layer in self.layers:
             if target.startswith(f"{layer}."):
                 target = f"{layer}_{target[len(layer) + 1 :]}"
-        mode = self.modes.get(target, self.modes[""])
-        for each in module.modules():
-            each.training = mode
         name, number = target, 1
         while (found := _module_at(self.root, name)) is not None:
             if repr(found) == repr(module) and _can_be_shared(found, module):
@@ -228,7 +227,7 @@ class _Rebuilder:
     def _module_name(self, node: fx.Node) -> str:
         """Return the name of the user's module that a node stands for; empty for an operation of the user's code."""
         origin = self.captured.origin(_call_of(node)[0])
-        return self._owner(node) or (origin.path if origin.is_leaf else "")
+        return origin.path if origin.is_leaf else self._owner(node)
 
     def _operation(self, node: fx.Node) -> str:
         name = operation_name(_call_of(node)[0])

@@ -107,7 +107,7 @@ def relu6(call: Call) -> Modules:
 
 def add(call: Call) -> Modules:
     """Add, of two tensors of one shape."""
-    if call.arguments["other"] == 0 and not isinstance(call.arguments["other"], Tensor):
+    if isinstance(call.arguments["other"], int | float) and call.arguments["other"] == 0:
         return []
     if call.arguments.get("alpha", 1) != 1:
         raise CallError(f"adds a tensor {call.arguments['alpha']} times")

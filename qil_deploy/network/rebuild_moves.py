@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .captured_call import Call, CallError, Modules
@@ -50,6 +51,8 @@ def _permutation(dims: list[int]) -> Modules:
 
 def same(call: Call) -> Modules:
     """Nothing: the result is the input."""
+    if call.arguments.get("dtype") not in (None, torch.float32):
+        raise CallError(f"casts to {call.arguments['dtype']}")
     if call.inputs[0] != call.shape:
         raise CallError(f"turns {list(call.inputs[0])} into {list(call.shape)}")
     return []

@@ -7,11 +7,13 @@ not there. Quantized, it would be another network.
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -106,9 +108,9 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
             with _NoDropout() as watch:
                 expected = [x for x in pytree.tree_leaves(network(noise.clone())) if isinstance(x, Tensor)]
             graph.train()
-            with _NoDropout():
+            with _NoDropout() as rebuilt:
                 found = graph(noise.clone())
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except Exception:  # noqa: BLE001 - any Python of the user's runs, and may want labels in training mode
             return
         finally:
             for buffer, before in statistics.values():
@@ -119,6 +121,12 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
         raise UnsupportedModelError(
             f"the network draws random numbers in training mode: {watch.drawn}. Of what is drawn only Dropout can be "
             "trained on; set the probability of dropped paths (stochastic depth) and of other noise to 0."
+        )
+    if sorted(watch.dropped) != sorted(rebuilt.dropped):
+        raise UnsupportedModelError(
+            f"in training mode dropout acts {len(watch.dropped)} times in the network, but {len(rebuilt.dropped)} "
+            "times in what was captured in evaluation mode; let forward call nn.Dropout, nn.Dropout2d or "
+            "F.dropout(x, p, self.training) in both modes."
         )
     if not any(_is_close(x, found, TRAINING_TOLERANCE) for x in expected):
         raise UnsupportedModelError(
@@ -133,6 +141,14 @@ class _NoDropout(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.drawn = ""
+        self.dropped: list[float] = []
+        self.generators = (random.getstate(), repr(np.random.get_state()))  # noqa: NPY002 - the user's, not ours
+
+    def __exit__(self, *details: Any) -> None:  # noqa: ANN401 - as in the base class
+        super().__exit__(*details)  # type: ignore[no-untyped-call] # it has no hints
+        if not self.drawn and self.generators != (random.getstate(), repr(np.random.get_state())):  # noqa: NPY002 - as above
+            self.drawn = "from the generator of Python or NumPy"
+        random.setstate(self.generators[0])
 
     def __torch_function__(
         self,
@@ -143,7 +159,10 @@ class _NoDropout(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401 - as in the base class
         name = getattr(func, "__name__", "")
         if name in _DROPOUTS:
-            return args[0]
+            given = dict(zip(("input", "p", "training"), args, strict=False)) | (kwargs or {})
+            if given.get("training", given.get("train", True)) and given.get("p", 0.5) > 0:
+                self.dropped.append(float(given.get("p", 0.5)))
+            return given["input"]
         if name in _RANDOM and not self.drawn:
             line = user_line("".join(traceback.format_stack()))
             self.drawn = f"{name} ({line})" if line else name

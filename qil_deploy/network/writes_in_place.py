@@ -8,7 +8,7 @@ Anything else, an identity that is taken before a ReLU writes over it, say, is l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import fx
@@ -22,7 +22,7 @@ def without_writes(program: torch.export.ExportedProgram) -> torch.export.Export
     Args:
         program: as `torch.export` captured it; it may be changed.
     """
-    if _replace_plain_writes(program.graph):
+    if _replace_plain_writes(program.graph, set(program.graph_signature.user_inputs)):
         program.graph_module.recompile()
         return program
     mark_dropout(program)
@@ -30,11 +30,12 @@ def without_writes(program: torch.export.ExportedProgram) -> torch.export.Export
     return plain
 
 
-def _replace_plain_writes(graph: fx.Graph) -> bool:
+def _replace_plain_writes(graph: fx.Graph, images: Collection[object]) -> bool:
     """Replace every write, if all of them are plain; return whether they were."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     writes = {node: _plain_form(node, position) for node in graph.nodes if _is_write(node)}
-    if any(form is None for form in writes.values()):
+    kept = [node.args[0] for node in writes if isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"]
+    if any(form is None for form in writes.values()) or any(tensor.name not in images for tensor in kept):
         return False
     for node, form in writes.items():
         node.target = form

@@ -117,5 +117,6 @@ _METADATA: dict[str, object] = {
     "layers": [{"name": _TEXT, "weight_bits": _COUNT, "largest_input_code": _COUNT, "weight_shape": [_SIZE]}],
     "passes": _NODES,
     "left_alone": _REASONS,
+    "permuted": [_TEXT],
     "certificate": [{"name": _TEXT, "worst": _NUMBER, "bound": _NUMBER, "where": _TEXT}],
 }

@@ -126,6 +126,14 @@ def turned(m: Network, x: Tensor) -> Tensor:
     return head(m, y.permute(0, 1, 3, 2))
 
 
+def turned_before_layers(m: Network, x: Tensor) -> Tensor:
+    """The layers read what was turned, with nothing in between."""
+    x = m.right(F.relu(m.norm(m.stem(x.transpose(2, 3)))).transpose(2, 3))
+    x = m.left(x).permute(0, 2, 3, 1)
+    logits: Tensor = m.small(F.max_pool2d(x.permute(0, 3, 1, 2), SIZE).permute(0, 2, 3, 1).flatten(1))
+    return logits
+
+
 def padded_on_one_side(m: Network, x: Tensor) -> Tensor:
     """As TensorFlow pads."""
     x = F.relu(m.norm(m.stem(F.pad(x, (0, 1, 0, 1)))))
@@ -134,6 +142,7 @@ def padded_on_one_side(m: Network, x: Tensor) -> Tensor:
 
 CASES = (
     turned,
+    turned_before_layers,
     padded_on_one_side,
     dense,
     fire,

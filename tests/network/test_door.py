@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -57,9 +58,53 @@ def shape_looked_at(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a netw
     return head(network, x.view(x.size(0), 4, *x.shape[2:]))
 
 
+def tied() -> Network:
+    a, b = conv(bias=False), conv(bias=False)
+    b.weight = a.weight
+    return Network(lambda m, x: head(m, m.b(F.relu(m.a(x)))), a=a, b=b)
+
+
 def in_autocast(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
     with torch.autocast("cpu", enabled=False):
         return head(network, x)
+
+
+class Dropping(nn.Module):
+    """A ReLU and a dropout, both functions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(F.relu(x), 0.5, self.training)
+
+
+def without_gradients(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    with torch.no_grad():
+        x = F.relu(x)
+    return head(network, x)
+
+
+def dropped_in_training(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    return head(network, network.drop(x) if network.training else x)
+
+
+def drawn_by_python(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    return head(network, F.relu(x) if not network.training or random.random() < 2 else x)
+
+
+def wants_labels(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    assert not network.training or hasattr(network, "labels"), "labels are wanted in training mode"
+    return head(network, x)
+
+
+class Counting(Network):
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__(self.count_and_go)
+        self.register_buffer("count", torch.zeros(()))
+
+    def count_and_go(self, _network: nn.Module, x: Tensor) -> Tensor:
+        self.get_buffer("count").add_(1)
+        return head(self, x)
 
 
 ACCEPTED: dict[str, nn.Module] = {
@@ -78,6 +123,8 @@ ACCEPTED: dict[str, nn.Module] = {
     "padding twice": Network(lambda m, x: head(m, m.conv(F.pad(x, (1, 1, 1, 1)))), conv=conv()),
     "dropout": Network(lambda m, x: head(m, F.dropout(m.drop(x), 0.3, m.training)), drop=nn.Dropout2d(0.2)),
     "SyncBatchNorm": Network(lambda m, x: head(m, m.norm(m.conv(x))), conv=conv(), norm=nn.SyncBatchNorm(4)),
+    "labels wanted in training": Network(wants_labels),
+    "tied weights": tied(),
     "sum with nothing": Network(lambda m, x: head(m, 0 + x)),
 }
 
@@ -94,6 +141,33 @@ def test_what_is_rebuilt_is_the_network(case: str, training: bool) -> None:
         torch.testing.assert_close(graph.eval()(X), expected, rtol=1e-6, atol=1e-6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     prepared(network.train(training))
+
+
+def test_a_part_that_does_not_learn_stays_so() -> None:
+    network = Network(lambda m, x: head(m, m.body(x)), body=Dropping())
+    network.train().get_submodule("body").eval()
+    graph = capture_network(network, X[:1])
+    modes = {type(module): module.training for module in graph.modules()}
+    assert (modes[nn.Dropout], modes[nn.ReLU], modes[nn.Linear]) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: head(m, x) + m.fc.bias,
+        lambda m, x: head(m, m.conv(x)) * x.mean(),
+        lambda m, x: head(m, m.conv(x / x.abs().max())),
+        lambda m, x: head(m, m.drop(x)),
+    ],
+)
+def test_what_stays_in_float_or_not_is_said_in_a_sentence(function: Callable[[Any, Tensor], Tensor]) -> None:
+    network = Network(function, conv=conv(), drop=nn.Dropout3d(0.5))
+    with pytest.raises(UnsupportedModelError, match="cannot be lowered"):
+        capture_network(network, X[:1])
+    try:
+        capture_network(network, X[:1], allow_float=True)
+    except UnsupportedModelError as error:
+        assert "cannot be kept in float: it" in str(error)  # noqa: PT017 - some of them can
 
 
 def test_dropout_is_trained_with() -> None:
@@ -169,7 +243,20 @@ def test_modules_with_something_around_them_say_what_undoes_it(layer: nn.Module,
         ),
         (Network(lambda m, x: {"a": head(m, x), "b": x}), "the network returns 2 tensors in a dict in evaluation mode"),
         (Network(lambda m, x: head(m, m.conv(m.conv(x))), conv=conv()), "layer 'conv' is called more than once"),
-        (Network(in_autocast), r"'wrap_with_autocast' .* take autocast and the like out of forward"),
+        (Network(in_autocast), r"'wrap_with_autocast' .* take autocast, no_grad and the like out of forward"),
+        (Network(without_gradients), r"'wrap_with_set_grad_enabled' .* take autocast, no_grad and the like"),
+        (Network(lambda m, x: head(m, m.conv(x.detach())), conv=conv()), "operation 'detach'"),
+        (Network(lambda m, x: head(m, x.half().float())), "casts to torch.float16"),
+        (
+            Network(lambda m, x: head(m, F.dropout(x, 0.5, training=False))),
+            "in training mode dropout acts 0 times",
+        ),
+        (
+            Network(dropped_in_training, drop=nn.Dropout(0.5)),
+            "dropout acts 1 times in the network, but 0",
+        ),
+        (Network(drawn_by_python), "draws random numbers in training mode: from the generator of Python or NumPy"),
+        (Counting(), "the network changes its buffers 'count' in evaluation mode"),
         (
             Network(lambda m, x: head(m, m.conv(x)), conv=nn.LazyConv2d(4, 1)),
             "'conv.weight' of a lazy module has no shape",
