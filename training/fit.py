@@ -207,7 +207,7 @@ def train_epochs(
             position.right += right
             record.on_step(StepMetrics(step=step, loss=loss, rate=factor))
             _show(progress, task, phase.name, loss)
-            if due:
+            if due and position.batch < len(phase.batches):  # at its end an epoch is saved in any case
                 record.save(position)
                 saved = time.monotonic()
         _end_epoch(phase, model, record, position, time.perf_counter() - began)

@@ -52,12 +52,12 @@ class KilledError(Exception):
 
 
 def train_until_killed(recipe: Recipe, folder: Path, step: int) -> None:
-    """Start a run that keeps every step, and end it just before it keeps the given one, counted from 1."""
+    """Start a run that keeps its state after every step, and end it just before the given time, counted from 1."""
     seen, true_save = 0, PhaseRecord.save
 
     def killing(self: PhaseRecord, position: Position) -> None:
         nonlocal seen
-        seen += position.batch > 0
+        seen += 1
         if seen == step:
             raise KilledError
         true_save(self, position)

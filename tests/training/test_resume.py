@@ -18,7 +18,9 @@ from qil_deploy.errors import CheckpointError, OutputError
 from qil_deploy.training import run_state
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.optimizers import make_optimizers
+from qil_deploy.training.phase_record import PhaseRecord
 from qil_deploy.training.recipe import OptimizerSection, Recipe, recipe_from_dict
+from qil_deploy.training.run import Settings
 from qil_deploy.training.run_state import Learner, Position, load_state, save_state
 from qil_deploy.training.train import train
 
@@ -62,6 +64,16 @@ def require_same(folder: Path, expected: Path) -> None:
 
     assert lines(folder) == lines(expected)
     assert not (folder / run_state.STATE_NAME).exists()
+
+
+def test_what_is_kept_stands_inside_an_epoch_or_at_the_start_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of an epoch, before it is evaluated, a state would be refused as one of other data."""
+    kept: list[int] = []
+    monkeypatch.setattr(PhaseRecord, "save", lambda _record, position: kept.append(position.batch))
+    train(recipe(), tmp_path / "run", settings=Settings(save_minutes=0))
+    assert set(kept) == {0, 1, 2, 3, 4}
 
 
 # 5 steps an epoch, 10 a phase: in an epoch, at its end, in each kind of phase.
