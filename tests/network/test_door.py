@@ -82,10 +82,6 @@ def without_gradients(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a ne
     return head(network, x)
 
 
-def dropped_in_training(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
-    return head(network, network.drop(x) if network.training else x)
-
-
 def drawn_by_python(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
     return head(network, F.relu(x) if not network.training or random.random() < 2 else x)
 
