@@ -247,10 +247,6 @@ def test_modules_with_something_around_them_say_what_undoes_it(layer: nn.Module,
             Network(lambda m, x: head(m, F.dropout(x, 0.5, training=False))),
             "in training mode dropout acts 0 times",
         ),
-        (
-            Network(dropped_in_training, drop=nn.Dropout(0.5)),
-            "dropout acts 1 times in the network, but 0",
-        ),
         (Network(drawn_by_python), "draws random numbers in training mode: from the generator of Python or NumPy"),
         (Counting(), "the network changes its buffers 'count' in evaluation mode"),
         (
