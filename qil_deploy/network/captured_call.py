@@ -64,6 +64,12 @@ class Call:
         tensor: Tensor | None = value
         return tensor
 
+    def pair(self, name: str) -> tuple[int, int]:
+        """Return a size that is given once or for both directions."""
+        value = self.arguments[name]
+        values = [value] if isinstance(value, int) else list(value)
+        return (int(values[0]), int(values[-1]))
+
 
 class CallError(Exception):
     """Why a call cannot be lowered: the end of a sentence that begins with 'it'."""

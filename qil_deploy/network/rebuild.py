@@ -20,8 +20,9 @@ from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .float_island import FloatIsland
 from .graph import free_name
-from .layers import PaddedConv2d, Pads, pads_of
+from .layers import Pads
 from .operators import SUPPORTED, operator_of, rebuilt_by
+from .rebuild_layers import with_more_pads
 
 _RESERVED = ("calibrated", "meta")
 _NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
@@ -162,7 +163,7 @@ class _Rebuilder:
             self.pads[node], self.values[node] = (top, left, bottom, right), self.values[data[0]]
             return
         if modules and isinstance(modules[0], nn.Conv2d) and data[0] in self.pads:
-            modules = [_with_pads(modules[0], self.pads[data[0]])]
+            modules = [with_more_pads(modules[0], self.pads[data[0]])]
         end, inputs = self.values[data[0]], tuple(self.values[source] for source in data)
         for index, module in enumerate(modules):
             end = self._insert(node, index, module, inputs)
@@ -244,20 +245,6 @@ def _call_of(node: fx.Node) -> tuple[fx.Node, int]:
         index: Any = node.args[1]
         return node.args[0], int(index)
     return node, 0
-
-
-def _with_pads(layer: nn.Conv2d, more: Pads) -> nn.Conv2d:
-    """Return a convolution with more zeros around the image."""
-    top, left, bottom, right = (a + b for a, b in zip(pads_of(layer), more, strict=True))
-    sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride
-    result: nn.Conv2d
-    if (top, left) == (bottom, right):
-        result = nn.Conv2d(*sizes, (top, left), layer.dilation, layer.groups, bias=False, device="meta")  # type: ignore[arg-type] # pairs
-    else:
-        result = PaddedConv2d(*sizes, 0, layer.dilation, layer.groups, bias=False, device="meta")  # type: ignore[arg-type] # pairs
-        result.pads = (top, left, bottom, right)
-    result.weight, result.bias = layer.weight, layer.bias
-    return result
 
 
 def _module_at(root: nn.Module, name: str) -> nn.Module | None:

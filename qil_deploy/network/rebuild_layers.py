@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .captured_call import Call, CallError, Data, Modules
-from .layers import Add, PaddedConv2d
+from .layers import Add, PaddedConv2d, Pads, pads_of, pair
 
 
 def convolution(call: Call) -> Modules:
@@ -18,16 +18,33 @@ def convolution(call: Call) -> Modules:
         raise CallError("is no convolution of images [N, C, H, W]")
     if call.arguments.get("transposed") or any(call.arguments.get("output_padding", ())):
         raise CallError("is a transposed convolution")
-    kernel, stride, dilation = weight.shape[2:], _pair(call, "stride"), _pair(call, "dilation")
+    kernel, stride, dilation = weight.shape[2:], call.pair("stride"), call.pair("dilation")
     padding = call.arguments["padding"]
     if padding == "same":
         reach = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
         pads = (reach[0] // 2, reach[1] // 2, reach[0] - reach[0] // 2, reach[1] - reach[1] // 2)
     else:
-        top, left = (0, 0) if padding == "valid" else _pair(call, "padding")
+        top, left = (0, 0) if padding == "valid" else call.pair("padding")
         pads = (top, left, top, left)
-    groups = int(call.arguments["groups"])
-    sizes = weight.shape[1] * groups, weight.shape[0], (kernel[0], kernel[1]), stride
+    return [_convolution(weight, bias, pads, stride, dilation, int(call.arguments["groups"]))]
+
+
+def with_more_pads(layer: nn.Conv2d, more: Pads) -> nn.Conv2d:
+    """Return a rebuilt convolution with more zeros around the image."""
+    top, left, bottom, right = (a + b for a, b in zip(pads_of(layer), more, strict=True))
+    pads = (top, left, bottom, right)
+    return _convolution(layer.weight, layer.bias, pads, pair(layer.stride), pair(layer.dilation), layer.groups)  # type: ignore[arg-type] # parameters
+
+
+def _convolution(
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    pads: Pads,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> nn.Conv2d:
+    sizes = weight.shape[1] * groups, weight.shape[0], (weight.shape[2], weight.shape[3]), stride
     layer: nn.Conv2d
     if pads[:2] == pads[2:]:
         layer = nn.Conv2d(*sizes, pads[:2], dilation, groups, bias=False, device="meta")
@@ -35,7 +52,7 @@ def convolution(call: Call) -> Modules:
         layer = PaddedConv2d(*sizes, 0, dilation, groups, bias=False, device="meta")
         layer.pads = pads
     layer.weight, layer.bias = weight, bias
-    return [layer]
+    return layer
 
 
 def linear(call: Call) -> Modules:
@@ -129,8 +146,3 @@ def _parameter(call: Call, name: str) -> nn.Parameter | None:
     if tensor is None or isinstance(tensor, nn.Parameter):
         return tensor
     return nn.Parameter(tensor, requires_grad=False)
-
-
-def _pair(call: Call, name: str) -> tuple[int, int]:
-    values = [int(value) for value in call.arguments[name]]
-    return (values[0], values[-1])

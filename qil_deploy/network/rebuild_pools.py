@@ -27,8 +27,8 @@ def adaptive_average_pool(call: Call) -> Modules:
 
 def average_pool(call: Call) -> Modules:
     """AvgPool2d; a global pooling where the window is the image; rounded down where that changes no shape."""
-    kernel, padding = _pair(call, "kernel_size"), _pair(call, "padding")
-    stride = _pair(call, "stride") if call.arguments["stride"] else kernel
+    kernel, padding = call.pair("kernel_size"), call.pair("padding")
+    stride = call.pair("stride") if call.arguments["stride"] else kernel
     divisor = call.arguments["divisor_override"]
     if kernel == _map(call) and padding == (0, 0) and divisor is None:
         return [_global_pool(call)]
@@ -57,8 +57,8 @@ def max_pool(call: Call) -> Modules:
     of operator sets below 22 count it. Rounding down is the same in such a direction; if the other one does round up,
     each gets a pooling of its own.
     """
-    kernel, padding, dilation = (_pair(call, name) for name in ("kernel_size", "padding", "dilation"))
-    stride = _pair(call, "stride") if call.arguments["stride"] else kernel
+    kernel, padding, dilation = (call.pair(name) for name in ("kernel_size", "padding", "dilation"))
+    stride = call.pair("stride") if call.arguments["stride"] else kernel
     if not call.arguments["ceil_mode"]:
         return [nn.MaxPool2d(kernel, stride, padding, dilation)]
     reaches = [(window - 1) * step + 1 for window, step in zip(kernel, dilation, strict=True)]
@@ -92,9 +92,3 @@ def _map(call: Call) -> tuple[int, ...]:
 def _rounded_down(rooms: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """Count the windows that fit: `rooms` is what is left of image and padding beside the first."""
     return tuple(room // stride + 1 for room, stride in zip(rooms, strides, strict=True))
-
-
-def _pair(call: Call, name: str) -> tuple[int, int]:
-    value = call.arguments[name]
-    values = [value] if isinstance(value, int) else list(value)
-    return (int(values[0]), int(values[-1]))

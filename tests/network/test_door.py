@@ -82,6 +82,15 @@ def without_gradients(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a ne
     return head(network, x)
 
 
+def dropped_in_training(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    return head(network, network.drop(x) if network.training else x)
+
+
+def dropped_for_nobody(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
+    network.drop(x)
+    return head(network, x)
+
+
 def drawn_by_python(network: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - a network
     return head(network, F.relu(x) if not network.training or random.random() < 2 else x)
 
@@ -121,6 +130,7 @@ ACCEPTED: dict[str, nn.Module] = {
     "SyncBatchNorm": Network(lambda m, x: head(m, m.norm(m.conv(x))), conv=conv(), norm=nn.SyncBatchNorm(4)),
     "labels wanted in training": Network(wants_labels),
     "tied weights": tied(),
+    "dropout that nobody reads": Network(dropped_for_nobody, drop=nn.Dropout(0.5)),
     "sum with nothing": Network(lambda m, x: head(m, 0 + x)),
 }
 
@@ -245,7 +255,11 @@ def test_modules_with_something_around_them_say_what_undoes_it(layer: nn.Module,
         (Network(lambda m, x: head(m, x.half().float())), "casts to torch.float16"),
         (
             Network(lambda m, x: head(m, F.dropout(x, 0.5, training=False))),
-            "in training mode dropout acts 0 times",
+            "acts 0 times in training mode, 1 times in what",
+        ),
+        (
+            Network(dropped_in_training, drop=nn.Dropout(0.5)),
+            "called 1 times in training mode and 0 times in eval",
         ),
         (Network(drawn_by_python), "draws random numbers in training mode: from the generator of Python or NumPy"),
         (Counting(), "the network changes its buffers 'count' in evaluation mode"),
