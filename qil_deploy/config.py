@@ -24,6 +24,8 @@ EDGE_WEIGHT_BITS = 7
 DEFAULT_METHOD = "qil"
 
 _PROBLEMS_SHOWN = 4
+# pydantic's kinds of errors whose own words do not say what to do.
+_WORDS = {"extra_forbidden": "there is no such key", "missing": "this key is missing"}
 _LAYERS_SHOWN = 20
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
@@ -169,7 +171,7 @@ def validation_sentences(what: str, error: ValidationError) -> str:
 
 
 def _problem_clause(item: ErrorDetails) -> str:
-    clause = excerpt(item["msg"].removeprefix("Value error, ").removesuffix("."), 300)
+    clause = _WORDS.get(item["type"]) or excerpt(item["msg"].removeprefix("Value error, ").removesuffix("."), 300)
     if item["loc"]:
         clause = f"{excerpt('.'.join(map(str, item['loc'])), 60)}: {clause}"
     if isinstance(item["input"], int | float | str):

@@ -101,6 +101,7 @@ def carry_out(run: Run) -> RunResult:
     """Train all phases of a run; arguments and errors as in `train`."""
     check_folder(run.recipe, run.folder, resume=run.resume)
     rehearse(run)
+    _tell_finished(run)
     writes = run.accelerator.is_main_process
     with claimed_folder(run.recipe, run.folder, resume=run.resume) if writes else contextlib.nullcontext():
         run.accelerator.wait_for_everyone()
@@ -114,6 +115,16 @@ def carry_out(run: Run) -> RunResult:
             stages.append(result)
             previous = result
         return RunResult(float_result=float_result, stages=tuple(stages))
+
+
+def _tell_finished(run: Run) -> None:
+    """Print which phases an earlier start has finished."""
+    stages = (
+        (stage.name, *([f"{stage.name}_frozen"] if stage.frozen_epochs else [])) for stage in run.recipe.stages
+    )
+    finished = [name for name in ("float", *(name for names in stages for name in names)) if run.done(name)]
+    if finished:
+        run.progress.console.print(f"Finished before: {', '.join(finished)}.")
 
 
 def _float_phase(run: Run) -> StageResult:

@@ -108,6 +108,8 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             )
         _verify_golden(model, golden, threads, pair, codes)
         return
+    if between is not None and "golden" in between:
+        raise ConfigError("--between names golden vectors; give their file with --golden.")
     if json is not None:
         ensure_writable(json)
     exported = read_exported_model(model)

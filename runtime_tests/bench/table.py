@@ -27,7 +27,7 @@ def latency_table(report: BenchReport, target: str = NATIVE) -> Table:
     latencies = [latency for latency in report.latencies if latency.target == target]
     pinned = {latency.threads: latency.cpus for latency in latencies if target == NATIVE}
     places = [
-        f"{threads} on {' '.join(map(str, cpus))}" if cpus else f"{threads} not pinned"
+        f"{threads} on CPU {', '.join(map(str, cpus))}" if cpus else f"{threads} not pinned"
         for threads, cpus in pinned.items()
     ]
     notes = [

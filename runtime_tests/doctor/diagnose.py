@@ -180,7 +180,7 @@ def _not_quantized(*, quantized: bool) -> list[Finding]:
         "note",
         [] if quantized else ["the whole graph"],
         what="nothing in the file is quantized",
-        why="ResNet-18 takes 34.5 ms in float32 and 10 ms in int8.",
+        why="int8 is faster: ResNet-18 at 224x224 took 34.5 ms in float32 and 10 ms in int8 (two cores of a Xeon).",
         remedy="Quantize it (docs/training.md), or take it as the float baseline that it is.",
     )
 

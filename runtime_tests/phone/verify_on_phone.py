@@ -120,7 +120,7 @@ def verify_on_phone(
             patience = Patience(
                 name="the page",
                 timeout=options.timeout,
-                silence=f"has not been heard of for {options.timeout:g} seconds. Give it longer with --timeout; the "
+                silence=f"has sent nothing for {options.timeout:g} seconds. Give it longer with --timeout; the "
                 "phone has to be in the same network, and the page in front.",
                 retries=True,
                 stopped=stopped,

@@ -90,7 +90,7 @@ def test_every_target_has_a_table_of_its_own(report: BenchReport) -> None:
     assert "native: latency in ms" in native
     assert "wasm (SIMD): latency in ms" in wasm
     assert ("0.500" in native, "0.250" in native, "0.500" in wasm, "0.250" in wasm) == (True, False, False, True)
-    assert ("threads: 16 on 0 1" in native, "threads:" in wasm) == (True, False)
+    assert ("threads: 16 on CPU 0, 1" in native, "threads:" in wasm) == (True, False)
 
 
 def test_what_is_not_known_is_a_dash(report: BenchReport) -> None:

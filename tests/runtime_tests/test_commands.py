@@ -159,6 +159,8 @@ def test_golden_vectors_are_compared_with_one_backend(write_model: WriteModel, t
     assert result.output.count("(QLinearAdd)") == 4
     with pytest.raises(ConfigError, match="name it there as golden"):
         call(verify_command, path, "--golden", golden, "--between", "all", "reference")
+    with pytest.raises(ConfigError, match="give their file with --golden"):
+        call(verify_command, path, "--between", "golden", "reference")
 
 
 def test_verify_refuses_wrong_use_before_it_works(write_model: WriteModel, folder: Path, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_images_of_other_channels_are_brought_to_the_networks_or_refused(
             {"stages": [STAGE | {"weight_bits": 4, "activation_bits": 4, "batchnorm_batches": 2}]},
             "batchnorm_batches of w4a4 with quantizer_only",
         ),
-        ({"quantizer_only": {"weights": "x"}}, r"quantizer_only\.images: Field required"),
+        ({"quantizer_only": {"weights": "x"}}, r"quantizer_only\.images: this key is missing"),
         ({"quantizer_only": None}, "float_training is missing; only a recipe with quantizer_only needs none"),
     ],
 )

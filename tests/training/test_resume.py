@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,12 @@ def test_a_run_goes_on_from_any_step(uninterrupted: Path, tmp_path: Path, step: 
     train_until_killed(recipe(), tmp_path / "run", step)
     train(recipe(), tmp_path / "run", resume=True)
     require_same(tmp_path / "run", uninterrupted)
+
+
+def test_a_finished_run_says_so(uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    train(recipe(), tmp_path / "run", resume=True)
+    assert capsys.readouterr().out.strip().endswith("Finished before: float, w4a4, w2a2, w2a2_frozen.")
 
 
 def test_a_killed_process_goes_on(uninterrupted: Path, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_the_last_words_of_a_page_that_gave_up_are_kept(golden: tuple[Path, Path
     with served(golden, Address(), replace(OPTIONS, timeout=2)) as (url, future):
         request = urllib.request.Request(f"{url}failure", data=b"out of memory")  # noqa: S310 - our own server
         urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - likewise
-        with pytest.raises(TargetError, match=r"not been heard of for 2 seconds\. .* Its last words: out of memory"):
+        with pytest.raises(TargetError, match=r"sent nothing for 2 seconds\. .* Its last words: out of memory"):
             future.result(60)
 
 
@@ -262,7 +262,7 @@ def test_nobody_answers(command: Callable[..., Command]) -> None:
     assert code == 2
     assert "Only this machine reaches it." in out
     assert "adb reverse tcp:" in out
-    assert "Error: the page has not been heard of for 1 seconds. Give it longer with --timeout" in err
+    assert "Error: the page has sent nothing for 1 seconds. Give it longer with --timeout" in err
 
 
 def test_it_listens_on_loopback_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
