@@ -119,9 +119,7 @@ def carry_out(run: Run) -> RunResult:
 
 def _tell_finished(run: Run) -> None:
     """Print which phases an earlier start has finished."""
-    stages = (
-        (stage.name, *([f"{stage.name}_frozen"] if stage.frozen_epochs else [])) for stage in run.recipe.stages
-    )
+    stages = ((stage.name, *([f"{stage.name}_frozen"] if stage.frozen_epochs else [])) for stage in run.recipe.stages)
     finished = [name for name in ("float", *(name for names in stages for name in names)) if run.done(name)]
     if finished:
         run.progress.console.print(f"Finished before: {', '.join(finished)}.")
