@@ -27,12 +27,11 @@ CLASS_NAMES = tuple(f"class {index}" for index in range(1000))
 BATCH_SIZE = 8
 
 
-def colour_images(count: int) -> NDArray[np.uint8]:
-    """Return the first training images of Fashion-MNIST, enlarged bilinearly to uint8 [count, 3, 224, 224]."""
-    channels, height, width = SHAPE
+def colour_images(count: int, size: int = SHAPE[1]) -> NDArray[np.uint8]:
+    """Return the first training images of Fashion-MNIST, enlarged bilinearly to uint8 [count, 3, size, size]."""
     gray = torch.from_numpy(load_images(DATA, "train").images[:count].copy()).float()
-    enlarged = F.interpolate(gray, size=(height, width), mode="bilinear")
-    colour: NDArray[np.uint8] = enlarged.round().to(torch.uint8).expand(-1, channels, -1, -1).numpy()
+    enlarged = F.interpolate(gray, size=(size, size), mode="bilinear")
+    colour: NDArray[np.uint8] = enlarged.round().to(torch.uint8).expand(-1, SHAPE[0], -1, -1).numpy()
     return colour
 
 
@@ -41,15 +40,20 @@ def normalized_batches(images: NDArray[np.uint8]) -> list[Tensor]:
     return list(torch.from_numpy(PREPROCESSING.normalize(images)).split(BATCH_SIZE))
 
 
-@torch.no_grad()
 def random_network(name: str, batches: list[Tensor], *, seed: int) -> nn.Module:
-    """Build a network of `training.models.MODELS` with 1000 classes and weights that spread like trained ones.
+    """Build a network of `training.models.MODELS` with 1000 classes and weights that spread like trained ones."""
+    torch.manual_seed(seed)
+    return spread(build_model(name, {"in_channels": SHAPE[0], "num_classes": len(CLASS_NAMES)}), batches)
+
+
+@torch.no_grad()
+def spread(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """Return a network in evaluation mode, given weights at random that spread like trained ones.
 
     Weights are normal, of a size that keeps activations in range, each output channel with a scale of its own;
     BatchNorm slopes lie between 0.5 and 1.5, one in twenty of them negative; its statistics are those of `batches`.
     """
-    torch.manual_seed(seed)
-    model = build_model(name, {"in_channels": SHAPE[0], "num_classes": len(CLASS_NAMES)}).eval()
+    model.eval()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -88,7 +88,7 @@ def frozen_codes(
         import torch
 
         info, frozen = load()
-        return _record_codes(frozen, torch.from_numpy(info.preprocessing.normalize(images)))
+        return record_codes(frozen, torch.from_numpy(info.preprocessing.normalize(images)))
 
     return read
 
@@ -106,7 +106,7 @@ def _load_quantized(path: Path, trusted_model: str | None) -> tuple[CheckpointIn
     return info, model
 
 
-def _record_codes(model: fx.GraphModule, x: Tensor) -> dict[str, NDArray[Any]]:
+def record_codes(model: fx.GraphModule, x: Tensor) -> dict[str, NDArray[Any]]:
     """Run a frozen model; return what every module returns: codes as uint8, logits as float32."""
     import torch
     from torch import fx
