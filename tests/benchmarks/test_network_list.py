@@ -50,7 +50,7 @@ def test_every_code_is_compared_in_every_backend(kind: str) -> None:
     row = examine(f"timm/{kind}")
     assert (row.kind, row.differing, row.layers) == (kind, 0, 2)
     assert row.bytes > 0
-    # Outputs alone where something stays in float; otherwise codes of the convolution, the pooling and its flat copy, too.
+    # Outputs alone where something stays in float; else codes of the convolution, the pooling and its flat copy, too.
     assert row.codes == (40 if kind == "float parts" else 40 + 4 * (4 * 16 * 16 + 4 + 4))
     assert row.remark == ("1 gelu" if kind == "float parts" else "")
 
