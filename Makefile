@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Modules are compiled when they are first imported: of the many thousand that torch brings, few ever are.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
+# One process of tests per core; each begins with a half (or quarter) of them, so that most modules' fixtures are made once.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo bench test test-fast lint docs dist clean
@@ -27,10 +29,10 @@ bench: $(VENV)/.installed-all ## measure exports beside their peers and write do
 	$(BIN)/python benchmarks/write_tables.py runs/benchmarks
 
 test: setup ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: setup ## run the tests that take less than a minute each
-	$(BIN)/python -m pytest -m "not slow and not exhaustive"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not exhaustive"
 
 lint: setup ## check style, types and import rules
 	$(BIN)/ruff check .
