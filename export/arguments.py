@@ -83,25 +83,20 @@ def check_same_input(model: fx.GraphModule, preprocessing: Preprocessing) -> Non
     image = next(node for node in model.graph.nodes if node.op == "placeholder")
     known = model.meta.get(INPUT_GRID)
     quantizer = next((module for module in model.modules() if isinstance(module, InputQuantizer)), None)
-    grid = (preprocessing.scale, preprocessing.zero_point)
-    if quantizer is not None:
-        prepared = (float(quantizer.scale), int(quantizer.zero_point))
-    elif isinstance(known, Preprocessing):
-        prepared = (known.scale, known.zero_point)
-    else:
-        prepared = grid
+    said = InputQuantizer.of(preprocessing)
+    if quantizer is None:
+        quantizer = InputQuantizer.of(known if isinstance(known, Preprocessing) else preprocessing)
     shape = shape_of(image)[1:]
-    if (preprocessing.shape, grid) != (shape, prepared):
+    if preprocessing.shape != shape or not said.maps_like(quantizer):
         raise ConfigError(
-            f"preprocessing says images of {_describe(preprocessing.shape, grid)}, but the model was prepared for "
-            f"{_describe(shape, prepared)}; export it with the Preprocessing that prepare was given, or prepare the "
+            f"preprocessing says images of {_describe(preprocessing.shape, said)}, but the model was prepared for "
+            f"{_describe(shape, quantizer)}; export it with the Preprocessing that prepare was given, or prepare the "
             "network anew."
         )
 
 
-def _describe(shape: tuple[int, ...], grid: tuple[float, int]) -> str:
-    scale, zero_point = grid
-    return f"shape {'x'.join(map(str, shape))} with scale {scale:.9g} and zero point {zero_point}"
+def _describe(shape: tuple[int, ...], quantizer: InputQuantizer) -> str:
+    return f"shape {'x'.join(map(str, shape))} with {quantizer.describe()}"
 
 
 def _kind(value: object) -> str:

@@ -3,7 +3,8 @@
 The frozen `torch.fx` graph is a list of integer operations already (decision 0010); nothing is traced and nothing
 rounded here. Scalars become attributes, tensors inputs:
 
-    qil.Quantize(x)                               float images to uint8 codes: scale, zero_point
+    qil.Quantize(x)                               float images to uint8 codes: scale, zero_point; images with statistics
+                                                  per channel become pixels before, by Mul and Add
     qil.Conv(x, codes, spread, bias, w_scale)     x_scale, x_zero_point, y_scale, y_zero_point, low, high, weight_bits,
     qil.Gemm(x, codes, spread, bias, w_scale)     (Conv only) strides, pads, dilations, group; without y_scale: logits
     qil.Rescale(x)                                x_scale, x_zero_point, offset, y_scale, low, high
@@ -129,6 +130,12 @@ def _capture_module(emitter: Emitter, module: nn.Module, sources: list[ir.Value]
 
 def _input(emitter: Emitter, module: FrozenInput, sources: list[ir.Value], name: str) -> ir.Value:
     attributes = {"scale": float(module.scale), "zero_point": int(module.zero_point)}
+    if module.shift is not None and module.unit is not None:
+        centred = emitter.op(
+            "Mul", [*sources, emitter.constant(_numpy(module.unit), f"{name}_unit")], f"{name}_centred"
+        )
+        pixels = emitter.op("Add", [centred, emitter.constant(_numpy(module.shift), f"{name}_shift")], f"{name}_pixels")
+        sources, attributes = [pixels], {"scale": 1.0, "zero_point": 0}
     return emitter.op("Quantize", sources, name, domain=QIL_DOMAIN, attributes=attributes)
 
 

@@ -173,8 +173,13 @@ def _multiply(emitter: Emitter, layer: nn.Conv2d | nn.Linear, operands: list[ir.
 def _normalize(emitter: Emitter, image: ir.Value, preprocessing: Preprocessing) -> ir.Value:
     """Turn uint8 pixels into what the network sees (`preprocessing`)."""
     pixels = emitter.op("Cast", [image], "pixels", attributes={"to": ir.DataType.FLOAT})
-    centred = emitter.op("Sub", [pixels, emitter.constant(np.float32(preprocessing.zero_point), "")], "centred")
-    return emitter.op("Mul", [centred, emitter.constant(np.float32(preprocessing.scale), "")], "normalized")
+    shift, factor = (
+        values.astype(np.float32)[:, None, None] if preprocessing.is_per_channel else np.float32(values[0])
+        for values in (preprocessing.shift, preprocessing.factor)
+    )
+    names = ("pixels_shift", "pixels_factor") if preprocessing.is_per_channel else ("", "")
+    centred = emitter.op("Sub", [pixels, emitter.constant(shift, names[0])], "centred")
+    return emitter.op("Mul", [centred, emitter.constant(factor, names[1])], "normalized")
 
 
 def _interval(emitter: Emitter, module: ActivationQuantizer, sources: list[ir.Value], name: str) -> ir.Value:

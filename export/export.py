@@ -111,7 +111,7 @@ def export_onnx(
         "input": options.input,
         "batch": options.batch,
         "passes": {},
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": preprocessing.metadata(),
         "class_names": list(names),
         "data": data,
         "freezing": None if freezing is None else asdict(freezing),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from os import PathLike
 
 import torch
@@ -55,7 +54,7 @@ def export_float_onnx(
             "schema": METADATA_SCHEMA,
             "format": "float",
             "input": "float",
-            "preprocessing": asdict(preprocessing),
+            "preprocessing": preprocessing.metadata(),
             "class_names": list(names),
             "data": data,
         }

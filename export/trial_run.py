@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
 from qil_deploy.onnx_io import OnnxFile, loadable, read_metadata
+from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
 
 _LEVELS = {
@@ -86,8 +87,9 @@ def _noise(model: OnnxFile) -> NDArray[Any]:
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     if image.dtype == "uint8":
         return pixels
-    grid = read_metadata(model).get("preprocessing", {"scale": 1 / 64, "zero_point": 128})
-    return (pixels.astype(np.float32) - np.float32(grid["zero_point"])) * np.float32(grid["scale"])
+    channels, height, width = shape[1:]
+    any_grid = {"channels": channels, "height": height, "width": width, "scale": 1 / 64, "zero_point": 128}
+    return Preprocessing.from_metadata(read_metadata(model).get("preprocessing", any_grid)).normalize(pixels)
 
 
 def _run(path: Path, trial: Trial, level: str) -> NDArray[Any]:

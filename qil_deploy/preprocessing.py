@@ -1,16 +1,27 @@
-"""How a uint8 image becomes what the network sees: one scale and one zero point for all channels.
+"""How a uint8 image becomes what the network sees.
 
-    x = (u - zero_point) * scale        u: uint8 pixel, x: float32 input of the network
+    x_c = (u_c - shift_c) * factor_c        u: uint8 pixel of channel c, x: float32 input of the network
 
-With mean `mu` and standard deviation `sigma` of pixels in [0, 1], `zero_point = rint(255 * mu)` and
-`scale = 1 / (255 * sigma)`. The zero point is an integer so that a uint8 image is the code of an 8-bit
-quantizer already, and the integer graph starts at the raw image. Defined once, carried in the checkpoint and
-in the exported model.
+The integer graph starts at the raw image: pixels are the codes of an 8-bit grid that all channels share,
+
+    g = (u - zero_point) * scale
+
+With one mean `mu` and one standard deviation `sigma` for all channels (of pixels in [0, 1]), `zero_point = rint(255 *
+mu)`, `scale = 1 / (255 * sigma)`, and the grid is the map itself: `x = g`. With a mean and a deviation per channel the
+map is exact, `shift_c = 255 * mu_c` and `factor_c = 1 / (255 * sigma_c)`; the grid is made from their averages, and
+
+    x_c = a_c * g_c + b_c        a_c = factor_c / scale        b_c = (zero_point - shift_c) * factor_c
+
+goes into the weights and biases of the layers that read the image (`qil_deploy.network.image_layers`). Defined once,
+carried in the checkpoint and in the exported model, together with how a picture becomes an image of that shape.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +29,30 @@ from numpy.typing import NDArray
 from .errors import DataError
 
 SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # float32, and so are its products with steps and multipliers
+LARGEST_RATIO: Final = 2.0**16
+"""Of a channel's deviation and the grid's, either way: what lies beyond is no image any more."""
+
+ChannelOrder = Literal["RGB", "BGR"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+CHANNEL_ORDERS: Final = ("RGB", "BGR")
+INTERPOLATIONS: Final = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+"""Pillow's filters by name."""
+_LARGEST_SIDE = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Shape of an image and the affine map from its pixels to the network's input.
+    """Shape of an image and the map from its pixels to the network's input.
 
     Attributes:
         channels, height, width: shape of one image.
-        scale: step of one grey level in the network's input; float32-representable, from `SMALLEST_SCALE` to
-            `LARGEST_SCALE`.
-        zero_point: the grey level that maps to 0, in [0, 255].
+        scale: step of the grid that pixels are on; float32-representable, from `SMALLEST_SCALE` to `LARGEST_SCALE`.
+        zero_point: the grey level that stands for 0 on that grid, in [0, 255].
+        mean, std: of pixels in [0, 1], one per channel; None where the grid is the map (module docstring).
+        channel_order: of a colour image; None where nobody said.
+        resize: what a picture is resized to before its middle of `height` x `width` is cut out: the length of its
+            shorter side, or height and width. None where nobody said.
+        interpolation: with which filter of Pillow; None where nobody said.
     """
 
     channels: int
@@ -36,6 +60,11 @@ class Preprocessing:
     width: int
     scale: float
     zero_point: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channel_order: ChannelOrder | None = None
+    resize: int | tuple[int, int] | None = None
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges and round the scale to float32, the type it has at run time."""
@@ -52,32 +81,134 @@ class Preprocessing:
         if not 0 <= self.zero_point <= 255:
             raise DataError(f"preprocessing zero point is {self.zero_point}; it must be in 0..255.")
         object.__setattr__(self, "scale", float(np.float32(self.scale)))
+        if (self.mean is None) != (self.std is None):
+            raise DataError("preprocessing has one of mean and std without the other; give both, or neither.")
+        if self.mean is not None and self.std is not None:
+            object.__setattr__(self, "mean", _per_channel("mean", self.mean, self.channels))
+            object.__setattr__(self, "std", _per_channel("std", self.std, self.channels))
+            self._check_statistics()
+        self._check_pictures()
+
+    def _check_statistics(self) -> None:
+        for mean, std in zip(self.mean or (), self.std or (), strict=True):
+            _require_statistics(mean, std)
+            if not 1 / LARGEST_RATIO <= 255.0 * std * self.scale <= LARGEST_RATIO:
+                raise DataError(
+                    f"preprocessing has std {std:.6g} in one channel, where pixels are on a grid of scale "
+                    f"{self.scale:.6g}, as for std {1 / (255.0 * self.scale):.6g}; deviations may differ by a factor "
+                    f"of {LARGEST_RATIO:.0f} at most."
+                )
+
+    def _check_pictures(self) -> None:
+        """Check what is said of pictures before they are images."""
+        if self.channel_order is not None and (self.channel_order not in CHANNEL_ORDERS or self.channels != 3):
+            raise DataError(
+                f"preprocessing channel_order is {self.channel_order!r}, of images of {self.channels} channels; known "
+                f"are {', '.join(CHANNEL_ORDERS)}, of three."
+            )
+        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
+            raise DataError(
+                f"preprocessing interpolation is {self.interpolation!r}; known are {', '.join(INTERPOLATIONS)}."
+            )
+        if self.resize is None:
+            return
+        sides = tuple(self.resize) if isinstance(self.resize, Sequence) else (self.resize,)
+        wanted = (self.height, self.width) if isinstance(self.resize, Sequence) else (min(self.height, self.width),)
+        if len(sides) != len(wanted) or not all(
+            type(side) is int and least <= side <= _LARGEST_SIDE for side, least in zip(sides, wanted, strict=True)
+        ):
+            raise DataError(
+                f"preprocessing resize is {self.resize!r}; it must be the length of the shorter side, or height and "
+                f"width, and no less than the {self.height}x{self.width} pixels that are cut out."
+            )
+        if isinstance(self.resize, Sequence):
+            object.__setattr__(self, "resize", sides)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         return (self.channels, self.height, self.width)
 
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether the map is another one than that of the grid."""
+        return self.mean is not None
+
+    @property
+    def shift(self) -> NDArray[np.float64]:
+        """What is subtracted from the pixels of each channel, [channels]."""
+        values = self.zero_point if self.mean is None else 255.0 * np.array(self.mean)
+        return np.broadcast_to(np.float64(values), self.channels)
+
+    @property
+    def factor(self) -> NDArray[np.float64]:
+        """What is multiplied with after that, [channels]."""
+        values = self.scale if self.std is None else 1.0 / (255.0 * np.array(self.std))
+        return np.broadcast_to(np.float64(values), self.channels)
+
     @classmethod
-    def from_statistics(cls, shape: tuple[int, int, int], mean: float, std: float) -> Preprocessing:
-        """Subtract `mean` and divide by `std` (of pixels in [0, 1]), on the uint8 grid.
+    def from_statistics(
+        cls, shape: tuple[int, int, int], mean: float | Sequence[float], std: float | Sequence[float]
+    ) -> Preprocessing:
+        """Subtract `mean` and divide by `std`, both of pixels in [0, 1].
+
+        Args:
+            shape: (channels, height, width).
+            mean, std: two numbers for all channels, of which `255 * mean` is rounded to a whole grey level; or one
+                number per channel, as torchvision's `Normalize` takes them, of which nothing is rounded.
 
         Raises:
-            DataError: a mean outside [0, 1], or a deviation that is not positive and finite.
+            DataError: a mean outside [0, 1], a deviation that is not positive and finite, or another number of either
+                than of channels.
         """
-        if not (0 <= mean <= 1 and 0 < std < np.inf):
-            raise DataError(
-                f"mean {mean} and std {std} are no statistics of pixels in [0, 1]; give one mean in [0, 1] and one "
-                "positive std for all channels."
-            )
         channels, height, width = shape
+        if isinstance(mean, float | int | np.number) and isinstance(std, float | int | np.number):
+            _require_statistics(float(mean), float(std))
+            return cls(
+                channels=channels,
+                height=height,
+                width=width,
+                scale=1.0 / (255.0 * std),
+                zero_point=int(np.rint(255.0 * mean)),
+            )
+        means, deviations = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+        for statistics in zip(means, deviations, strict=True):
+            _require_statistics(*statistics)
         return cls(
             channels=channels,
             height=height,
             width=width,
-            scale=1.0 / (255.0 * std),
-            zero_point=int(np.rint(255.0 * mean)),
+            scale=channels / (255.0 * math.fsum(deviations)),
+            zero_point=int(np.rint(255.0 * math.fsum(means) / channels)),
+            mean=means,
+            std=deviations,
         )
+
+    @classmethod
+    def from_metadata(cls, content: Mapping[str, Any]) -> Preprocessing:
+        """Return what `metadata` wrote, in this version or an earlier one.
+
+        Raises:
+            KeyError: an entry that every version wrote is missing.
+            DataError: a value that it cannot have.
+        """
+        optional: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name in ("mean", "std", "channel_order", "resize", "interpolation")
+            if (value := content.get(name)) is not None
+        }
+        return cls(
+            channels=content["channels"],
+            height=content["height"],
+            width=content["width"],
+            scale=content["scale"],
+            zero_point=content["zero_point"],
+            **optional,
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """Return all that is said, for JSON: what nobody said is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check(self, images: NDArray[np.uint8]) -> None:
         """Raise DataError unless `images` is uint8 of shape [N, channels, height, width]."""
@@ -94,4 +225,25 @@ class Preprocessing:
     def normalize(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map uint8 images [N, C, H, W] to the network's float32 input of the same shape."""
         self.check(images)
-        return (images.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+        shift, factor = (values.astype(np.float32)[:, None, None] for values in (self.shift, self.factor))
+        return (images.astype(np.float32) - shift) * factor
+
+
+def _require_statistics(mean: float, std: float) -> None:
+    if not (0 <= mean <= 1 and 0 < std < np.inf):
+        raise DataError(
+            f"mean {mean} and std {std} are no statistics of pixels in [0, 1]; give means in [0, 1] and positive "
+            "deviations: one of each, or one per channel."
+        )
+
+
+def _per_channel(name: str, values: object, channels: int) -> tuple[float, ...]:
+    """Return one number per channel, of one number or as many as there are channels."""
+    numbers = [values] * channels if isinstance(values, float | int | np.number) else values
+    try:
+        result = tuple(float(number) for number in numbers)  # type: ignore[attr-defined] # or it fails
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{name} is {values!r}; give a number, or one per channel.") from error
+    if isinstance(values, str | bytes) or len(result) != channels:
+        raise DataError(f"{name} has {len(result)} numbers, but images have {channels} channels; give one per channel.")
+    return result

@@ -171,19 +171,12 @@ def _describe(path: Path, graph: OnnxFile) -> ExportedModel:
         )
     metadata = read_metadata(graph)
     try:
-        pixels = metadata["preprocessing"]
         model = ExportedModel(
             path=path,
             graph=graph,
             format=metadata["format"],
             input=metadata["input"],
-            preprocessing=Preprocessing(
-                channels=pixels["channels"],
-                height=pixels["height"],
-                width=pixels["width"],
-                scale=pixels["scale"],
-                zero_point=pixels["zero_point"],
-            ),
+            preprocessing=Preprocessing.from_metadata(metadata["preprocessing"]),
             class_names=_names(metadata["class_names"]),
             data=metadata.get("data"),
             batch=metadata.get("batch"),

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, model_validator
 
 from qil_deploy.config import QuantConfig, validation_sentences
 from qil_deploy.errors import CheckpointError
@@ -53,6 +53,10 @@ class CheckpointInfo(BaseModel):
     data: Text
     class_names: Annotated[tuple[Text, ...], Field(min_length=1)]
     metrics: dict[Text, Annotated[float, Field(allow_inf_nan=False)]]
+
+    @field_serializer("preprocessing")
+    def _only_what_is_said(self, preprocessing: Preprocessing) -> dict[str, Any]:
+        return preprocessing.metadata()
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:

@@ -114,8 +114,9 @@ def _check_learned(
         return
     parameter = "log_step" if isinstance(module, RangeQuantizer) else "log_output_scale"
     value = getattr(module, parameter)
-    if value is not None and abs(float(value.detach())) > LARGEST_LOG:
-        problem(f"{name}.{parameter} is {float(value.detach()):.6g}, beyond {-LARGEST_LOG:g} to {LARGEST_LOG:g}")
+    largest = 0.0 if value is None else max(map(float, value.detach().aminmax()), key=abs)
+    if abs(largest) > LARGEST_LOG:
+        problem(f"{name}.{parameter} is {largest:.6g}, beyond {-LARGEST_LOG:g} to {LARGEST_LOG:g}")
 
 
 def _check_same(name: str, value: Tensor, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:

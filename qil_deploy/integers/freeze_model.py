@@ -182,7 +182,8 @@ class _Freezer:
 
     def _freeze_input(self, node: fx.Node, quantizer: InputQuantizer) -> None:
         scale, zero_point = float(quantizer.scale), int(quantizer.zero_point)
-        frozen = FrozenInput(scale, zero_point)
+        per_channel = (None if v is None else v.flatten().tolist() for v in (quantizer.shift, quantizer.unit))
+        frozen = FrozenInput(scale, zero_point, *per_channel)
         self._replace([node], str(node.target), frozen, Grid(scale, zero_point, 0, 255))
 
     def _freeze_site(self, node: fx.Node, quantizer: ActivationQuantizer | RangeQuantizer) -> None:

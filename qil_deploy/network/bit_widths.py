@@ -104,16 +104,13 @@ def _require_same_kind(before: fx.GraphModule, changed: fx.GraphModule) -> None:
         raise ConfigError(
             f"change_bits: config has output_scales={names[1]!r}, but the model was prepared with {names[0]!r}."
         )
-    grids = [
-        (float(module.scale), int(module.zero_point))
-        for model in (before, changed)
-        for module in model.modules()
-        if isinstance(module, InputQuantizer)
+    quantizers = [
+        module for model in (before, changed) for module in model.modules() if isinstance(module, InputQuantizer)
     ]
-    if len(set(grids)) > 1:
+    if quantizers and not quantizers[0].maps_like(quantizers[1]):
+        described = [quantizer.describe() for quantizer in quantizers]
         raise ConfigError(
-            "change_bits: input_grid has scale {1[0]:.9g} and zero point {1[1]}, but the model was prepared with scale "
-            "{0[0]:.9g} and zero point {0[1]}.".format(*grids)
+            f"change_bits: input_grid has {described[1]}, but the model was prepared with {described[0]}."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qil_deploy.errors import DataError, QilDeployError
-from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer
+from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
 from .callers_state import evaluation_mode
 from .graph import input_of, kind_of, module_of
@@ -129,17 +129,28 @@ class _Calibrator(fx.Interpreter):
             elif isinstance(module, QuantConv2d | QuantLinear):
                 set_output_scale(module, input_unit(self.graph_module, node) * self.output_factors.get(name, 1.0))
                 if name in self.float_outputs and module.log_output_scale is not None:
-                    self._fit_scale(name, module, self.env[input_of(node)])
+                    self._fit_scale(node, module)
         return super().run_node(node)
 
-    def _fit_scale(self, name: str, layer: QuantLayer, x: Tensor) -> None:
+    def _fit_scale(self, node: fx.Node, layer: QuantLayer) -> None:
         """Set the output scale to that of least squared error against the float layer, over the batches so far."""
+        name, x = str(node.target), self.env[input_of(node)]
         y, f = layer.unscaled(x).double(), self.float_outputs[name].double()
+        if self._reads_grid_of_pixels(node):  # a part of the float layer's sums is a bias here (`image_layers`)
+            over = [dim for dim in range(y.ndim) if dim != 1]
+            y, f = (values - values.mean(over, keepdim=True) for values in (y, f))
         products = self.products.setdefault(name, [])
         products.append((float((f * y).sum()), float(y.square().sum())))
         along, squares = (sum(column) for column in zip(*products, strict=True))
         if layer.log_output_scale is not None and along > 0 and squares > 0:  # else the layer returns nothing of use
             layer.log_output_scale.fill_(math.log(along / squares))
+
+    def _reads_grid_of_pixels(self, node: fx.Node) -> bool:
+        source = input_of(node)
+        while kind_of(self.graph_module, source) in MOVING_KINDS:
+            source = source.all_input_nodes[0]
+        module = module_of(self.graph_module, source) if source.op == "call_module" else None
+        return isinstance(module, InputQuantizer) and module.shift is not None
 
     def _threshold(self, name: str, largest: float) -> float:
         """Geometric mean over the batches; of the tensors of one batch that share a quantizer, the largest counts."""

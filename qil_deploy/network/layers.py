@@ -87,7 +87,7 @@ class QuantLinear(nn.Linear):
 
 
 class AveragingConv2d(QuantConv2d):
-    """What `averaging_layer` returns: weights and scale are buffers, and stay whatever the caller trains."""
+    """What `averaging_layer` returns: weights, scale and bias are buffers, and stay whatever the caller trains."""
 
 
 QuantLayer = QuantConv2d | QuantLinear
@@ -95,11 +95,14 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def _scale_and_shift(y: Tensor, layer: QuantLayer) -> Tensor:
-    if layer.log_output_scale is not None:
-        y = y * layer.log_output_scale.exp()
-    if layer.bias is not None:
-        y = y + (layer.bias if y.ndim == 2 else layer.bias[:, None, None])
+    for values, combine in ((_scale_of(layer), torch.mul), (layer.bias, torch.add)):
+        if values is not None:
+            y = combine(y, values[:, None, None] if values.ndim and y.ndim != 2 else values)
     return y
+
+
+def _scale_of(layer: QuantLayer) -> Tensor | None:
+    return None if layer.log_output_scale is None else layer.log_output_scale.exp()
 
 
 def quantize_layer(
@@ -179,6 +182,22 @@ def averaging_layer(
     return layer
 
 
+def affine_layer(gain: Tensor, shift: Tensor, *, normalized: bool) -> AveragingConv2d:
+    """Return a depthwise convolution with a window of one that computes `gain * x + shift`; it has no parameters.
+
+    Args:
+        gain, shift: [C]; gains are positive.
+        normalized: whether a BatchNorm follows. It takes the place of the shift, which the caller has moved into its
+            mean.
+    """
+    layer = averaging_layer(len(gain), (1, 1), (1, 1), (0, 0), 1)
+    layer.log_output_scale = gain.log().float()  # type: ignore[assignment] # a buffer here
+    if not normalized:
+        del layer.bias
+        layer.register_buffer("bias", shift.float())
+    return layer
+
+
 class Add(nn.Module):
     """Sum of two tensors of one shape: a residual connection."""
 
@@ -224,6 +243,25 @@ class Standalone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`."""
         return x
+
+
+class ImageAffine(Standalone):
+    """Normalises an image that comes on the grid of its pixels: `gain * g + shift`, for each channel.
+
+    In `integer` placement an `affine_layer` takes its place.
+
+    Args:
+        gain, shift: [C]; gains are positive.
+    """
+
+    def __init__(self, gain: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.gain, self.shift = gain, shift
+
+    def forward(self, g: Tensor) -> Tensor:
+        """Map [N, C, H, W] to the same shape."""
+        gain, shift = (values.to(g)[:, None, None] for values in (self.gain, self.shift))
+        return gain * g + shift
 
 
 class GlobalAveragePool(nn.Module):

@@ -30,7 +30,8 @@ from .callers_state import nothing_left_behind
 from .capture import capture_network
 from .finite import is_finite, require_finite
 from .graph import add_module, module_of, row_of, shape_of, users_of
-from .layers import BatchNorm, QuantLayer, averaging_layer, pair, quantize_layer
+from .image_layers import take_in_statistics
+from .layers import BatchNorm, ImageAffine, QuantLayer, affine_layer, averaging_layer, pair, quantize_layer
 from .operators import LAYER_KINDS
 from .plain_modules import require_plain_modules
 from .quantized_model import CONFIG, INPUT_GRID, PreparedModel
@@ -53,7 +54,8 @@ def prepare(
         config: bits and placement.
         example_input: images as the network sees them, float32 [N, C, H, W], for their shape and for a comparison: on
             the first one, and on noise, the captured graph has to return what `model` does (`same_function`).
-        input_grid: scale and zero point that made the input from a uint8 image.
+        input_grid: the map that made the input from a uint8 image. What it does to each channel by itself goes into
+            the layers that read the image (`image_layers`), and its zero padding pads with the grid's zero point.
 
     Raises:
         UnsupportedModelError: an operation that cannot be lowered, a structure that cannot be quantized, a network that
@@ -140,6 +142,8 @@ def _prepared(
         require_same_function(network, graph_module, example)
         require_same_training(network, graph_module)
     modes = {name: module.training for name, module in graph_module.named_modules()}
+    if config.placement == "integer":
+        take_in_statistics(graph_module, input_grid)
     _place_quantizers(graph_module, config, input_grid)
     _write_only_where_nobody_reads(graph_module)
     graph_module.graph.lint()
@@ -190,8 +194,8 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise TypeError(f"{name} is a {type(layer).__name__}")
     norm = module_of(graph_module, site.norm) if site.norm is not None else None
-    if isinstance(norm, BatchNorm) and norm.running_mean is not None and layer.bias is not None:
-        norm.running_mean -= layer.bias.detach()
+    if layer.bias is not None:
+        _move_into_mean(norm, layer.bias.detach())
     quantized: QuantLayer = quantize_layer(
         layer,
         bits,
@@ -200,6 +204,12 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
         config=config,
     )
     graph_module.add_submodule(name, quantized)
+
+
+def _move_into_mean(norm: nn.Module | None, bias: Tensor) -> None:
+    """Let a BatchNorm, if there is one, do what a bias in front of it did."""
+    if isinstance(norm, BatchNorm) and norm.running_mean is not None:
+        norm.running_mean -= bias
 
 
 def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: QuantConfig) -> None:
@@ -211,6 +221,10 @@ def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: Quant
         kernel, stride, padding = (pair(value) for value in (module.kernel_size, module.stride, module.padding))
         divisor = module.divisor_override or kernel[0] * kernel[1]
         layer = averaging_layer(channels, kernel, stride, padding, divisor)
+    elif isinstance(module, ImageAffine):
+        if site.norm is not None:
+            _move_into_mean(module_of(graph_module, site.norm), module.shift.float())
+        layer = affine_layer(module.gain, module.shift, normalized=site.norm is not None)
     else:
         divisor = None if site.norm is not None and config.output_scales != "all" else 1
         layer = averaging_layer(channels, (1, 1), (1, 1), (0, 0), divisor)
@@ -224,7 +238,7 @@ def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preproc
     if _makes_float_logits(group):
         return
     if first.kind == "input":
-        name, grid = "input_quantizer", InputQuantizer(input_grid.scale, input_grid.zero_point)
+        name, grid = "input_quantizer", InputQuantizer.of(input_grid)
         behind = {first.end: _insert_after(graph_module, first.end, add_module(graph_module, name, grid))}
     elif len(widths) == 1 and None not in widths and all(site.kind in LAYER_KINDS for site in group.sites):
         name = _add_interval(graph_module, group.readers[0], config, signed=group.signed)

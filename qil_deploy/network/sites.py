@@ -20,7 +20,7 @@ from qil_deploy.errors import ConfigError, UnsupportedModelError
 
 from .float_island import FloatIsland
 from .graph import add_module, input_of, kind_of, module_of, shape_of, users_of
-from .layers import Standalone
+from .layers import ImageAffine, Standalone
 from .operators import LAYER_KINDS, MOVING_KINDS, Kind
 
 
@@ -195,11 +195,19 @@ def edge_layers(graph_module: fx.GraphModule) -> set[fx.Node]:
     addition or a concatenation has none.
     """
     layers = [node for node in graph_module.graph.nodes if kind_of(graph_module, node) in ("conv", "linear")]
-    edges = {layer for layer in layers if kind_of(graph_module, _skip_pass(graph_module, input_of(layer))) == "input"}
+    edges = {layer for layer in layers if _is_image(graph_module, input_of(layer))}
     last = input_of(graph_module.graph.output_node())
     while kind_of(graph_module, last) in ("pass", "bn", "relu", "pool", "average", "standalone"):
         last = input_of(last)
     return edges | {last} & set(layers)
+
+
+def _is_image(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is the image, moved and normalised at most."""
+    node = _skip_pass(graph_module, node)
+    while node.op == "call_module" and isinstance(module_of(graph_module, node), ImageAffine):
+        node = _skip_pass(graph_module, input_of(node))
+    return kind_of(graph_module, node) == "input"
 
 
 def _skip_pass(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:

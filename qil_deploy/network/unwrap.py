@@ -82,12 +82,17 @@ def _require_usable_scales(model: nn.Module) -> None:
             scales["its step"] = module.step
         elif isinstance(module, QuantConv2d | QuantLinear) and module.log_output_scale is not None:
             scales["its output scale"] = module.log_output_scale.exp()
-        for what, scale in ((what, float(scale.detach())) for what, scale in scales.items()):
+        for what, scale in ((what, end) for what, values in scales.items() for end in _ends(values)):
             if not _SMALLEST_SCALE < scale < 1 / _SMALLEST_SCALE:
                 raise UnsupportedModelError(
                     f"the model: {name!r} is out of range: {what} is {scale:.3g}; training has diverged, so go back to "
                     "an earlier state and lower interval_learning_rate or learning_rate."
                 )
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    low, high = values.detach().aminmax()
+    return float(low), float(high)
 
 
 def float_network(model: object, needed_by: str) -> nn.Module:

@@ -94,6 +94,11 @@ _NUMBER = (_is_number, "a finite number")
 _MAYBE_SIZE = (lambda value: value is None or _is_size(value), "null or a whole number of at least 1")
 _MAYBE_TEXT = (lambda value: value is None or isinstance(value, str), "null or text")
 
+_ONE_OR_TWO_SIZES = (
+    lambda value: _is_size(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_size, value))),
+    "a whole number of at least 1, or two",
+)
+
 _NODES = (
     lambda value: isinstance(value, dict) and all(isinstance(nodes, list) for nodes in value.values()),
     "an object of lists",
@@ -113,7 +118,16 @@ _METADATA: dict[str, object] = {
     "data": _MAYBE_TEXT,
     "batch": _MAYBE_SIZE,
     "float_parts": [_TEXT],
-    "preprocessing": {"channels": _SIZE, "height": _SIZE, "width": _SIZE, "scale": _NUMBER, "zero_point": _COUNT},
+    "preprocessing": {
+        **dict.fromkeys(("channels", "height", "width"), _SIZE),
+        "scale": _NUMBER,
+        "zero_point": _COUNT,
+        "mean": [_NUMBER],
+        "std": [_NUMBER],
+        "channel_order": _TEXT,
+        "resize": _ONE_OR_TWO_SIZES,
+        "interpolation": _TEXT,
+    },
     "layers": [{"name": _TEXT, "weight_bits": _COUNT, "largest_input_code": _COUNT, "weight_shape": [_SIZE]}],
     "passes": _NODES,
     "left_alone": _REASONS,

@@ -10,11 +10,14 @@ step `s`:
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from qil_deploy.preprocessing import Preprocessing
 
 from .kernels import between, full_precision, run_backward, run_forward
 from .thresholds import best_threshold, strided_sample
@@ -107,24 +110,71 @@ class RangeQuantizer(nn.Module):
 
 
 class InputQuantizer(nn.Module):
-    """The uint8 grid of the image: a fixed scale and zero point (see `preprocessing`)."""
+    """The uint8 grid of the image: a fixed scale and zero point (see `preprocessing`).
+
+    Args:
+        scale, zero_point: of the grid.
+        shift, unit: pixels come as `(pixel - shift) / unit`, one number of each per channel; None where they come on
+            the grid.
+    """
 
     scale: Tensor
     zero_point: Tensor
+    shift: Tensor | None
+    unit: Tensor | None
 
-    def __init__(self, scale: float, zero_point: int) -> None:
+    def __init__(
+        self,
+        scale: float,
+        zero_point: int,
+        shift: Sequence[float] | None = None,
+        unit: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int64))
+        # Not in the state, as checkpoints say it in their headers.
+        for name, values in (("shift", shift), ("unit", unit)):
+            column = None if values is None else torch.tensor(list(values), dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, column, persistent=False)
+
+    @classmethod
+    def of(cls, pixels: Preprocessing) -> Self:
+        """Return the quantizer of images that are made as `pixels` says."""
+        if not pixels.is_per_channel:
+            return cls(pixels.scale, pixels.zero_point)
+        return cls(pixels.scale, pixels.zero_point, pixels.shift.tolist(), (1.0 / pixels.factor).tolist())
 
     def codes(self, x: Tensor) -> Tensor:
         """Return the uint8 codes of normalised images, as float32 integers in 0..255."""
+        if self.shift is not None and self.unit is not None:
+            return (x * self.unit).add_(self.shift).round_().clamp_(0, 255)
         return (x / self.scale).round_().add_(self.zero_point).clamp_(0, 255)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the images on their grid; images made from uint8 pixels pass unchanged."""
+        """Return the images on their grid; images made from uint8 pixels pass unchanged, but for their unit."""
         return (self.codes(x) - self.zero_point) * self.scale
+
+    def maps_like(self, other: InputQuantizer) -> bool:
+        """Whether it takes the same images for the same codes on the same grid."""
+        own, its = (
+            [quantizer.scale, quantizer.zero_point, quantizer.shift, quantizer.unit] for quantizer in (self, other)
+        )
+        return all(
+            torch.equal(a, b) if a is not None and b is not None else a is b for a, b in zip(own, its, strict=True)
+        )
+
+    def describe(self) -> str:
+        """Return the words for its grid in a message."""
+        grid = f"scale {float(self.scale):.9g} and zero point {int(self.zero_point)}"
+        if self.shift is None or self.unit is None:
+            return grid
+        means, deviations = (
+            ", ".join(f"{v:.6g}" for v in (x / 255).flatten().tolist()) for x in (self.shift, self.unit)
+        )
+        return f"{grid} (mean {means} and std {deviations} of the channels)"
 
     def extra_repr(self) -> str:
         """Scale and zero point."""
-        return f"bits=8, scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}"
+        grid = f"bits=8, scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}"
+        return grid if self.shift is None else f"{grid}, per_channel=True"

@@ -150,8 +150,9 @@ def cast(node: Node, inputs: Inputs) -> Array:
 
 
 def add(_node: Node, inputs: Inputs) -> Array:
-    """Sum of int32."""
-    return kernels.exact_int32(np.add, required(inputs, 0), required(inputs, 1))
+    """Sum of int32; or of two float32, rounded once, as where normalised images become pixels."""
+    a, b = required(inputs, 0), required(inputs, 1)
+    return a + b if a.dtype == b.dtype == np.float32 else kernels.exact_int32(np.add, a, b)
 
 
 def subtract(_node: Node, inputs: Inputs) -> Array:

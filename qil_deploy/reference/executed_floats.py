@@ -3,7 +3,8 @@
 `float_nodes` goes by what every tensor holds. ONNX Runtime's kernels for integers take and return codes, and there is
 nothing to say about them. Around them, four kinds of float tensors are allowed:
 
-    image       the network's input, which only QuantizeLinear may read
+    image       the network's input, which only QuantizeLinear may read; Mul and Add of constants may make pixels of it
+                before, whole numbers but for float32's rounding
     exact       integers in float32, below 2**24: Cast of codes, moves of them, MatMulNBits (certificate line `matmul`)
     scaled      an exact integer times a constant, rounded once, as QLinearConv and QGemm do inside: QuantizeLinear may
                 read it, and it may be the logits
@@ -94,6 +95,8 @@ def _cast(node: Node, data: frozenset[Content]) -> Content:
 
 
 _AROUND_INTEGERS = {
+    ("Mul", frozenset({Content.IMAGE})): Content.IMAGE,
+    ("Add", frozenset({Content.IMAGE})): Content.IMAGE,
     ("QuantizeLinear", frozenset({Content.IMAGE})): Content.CODES,
     ("QuantizeLinear", frozenset({Content.SCALED})): Content.CODES,
     ("QuantizeLinear", frozenset({Content.FLOAT})): Content.CODES,

@@ -88,9 +88,9 @@ def prepare_verification(
         "sha256": ModelFile.of(model).sha256,
         "input": INPUT_NAME,
         "shape": exported.preprocessing.shape,  # [C, H, W] of an image
-        "takes_float": exported.input == "float",  # (pixel - zero_point) * scale, in float32
-        "scale": exported.preprocessing.scale,
-        "zero_point": exported.preprocessing.zero_point,
+        "takes_float": exported.input == "float",  # (pixel - shift) * factor of its channel, in float32
+        "shift": exported.preprocessing.shift.tolist(),
+        "factor": exported.preprocessing.factor.tolist(),
         "fixed_batch": exported.batch,  # images that each run takes, or None for any number
         "batch": batch,
         "threads": options.threads,

@@ -72,7 +72,11 @@ def seeded(*keys: int) -> torch.Generator:
 
 def to_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Map uint8 images [N, C, H, W] to the network's float32 input (channels last in memory)."""
-    x = (images.to(torch.float32) - preprocessing.zero_point) * preprocessing.scale
+    shift, factor = (
+        torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None]
+        for values in (preprocessing.shift, preprocessing.factor)
+    )
+    x = (images.to(torch.float32) - shift) * factor
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -55,9 +55,8 @@ def noise_images(count: int, preprocessing: Preprocessing, *, blur: float, seed:
         for axis in (2, 3):
             x = _smoothed(x, axis, blur)
         x /= x.std((1, 2, 3), keepdims=True)
-    pixels: NDArray[np.uint8] = np.clip(np.rint(x / preprocessing.scale + preprocessing.zero_point), 0, 255).astype(
-        np.uint8
-    )
+    factor, shift = (values.astype(np.float32)[:, None, None] for values in (preprocessing.factor, preprocessing.shift))
+    pixels: NDArray[np.uint8] = np.clip(np.rint(x / factor + shift), 0, 255).astype(np.uint8)
     return pixels
 
 

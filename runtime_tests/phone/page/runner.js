@@ -71,8 +71,13 @@ function feeds(job, images, count) {
   const dims = [batch, ...job.shape];
   if (!job.takes_float) return { [job.input]: new Tensor("uint8", pixels, dims) };
   const x = new Float32Array(pixels.length);
-  const scale = Math.fround(job.scale);
-  for (let i = 0; i < x.length; i++) x[i] = Math.fround(pixels[i] - job.zero_point) * scale;
+  const [channels, height, width] = job.shape;
+  const shift = job.shift.map(Math.fround);
+  const factor = job.factor.map(Math.fround);
+  for (let i = 0; i < x.length; i++) {
+    const channel = Math.floor(i / (height * width)) % channels;
+    x[i] = Math.fround(pixels[i] - shift[channel]) * factor[channel];
+  }
   return { [job.input]: new Tensor("float32", x, dims) };
 }
 
