@@ -19,12 +19,12 @@ from qil_deploy.files import atomic_path
 from qil_deploy.integers import FreezingReport, FrozenFloat, FrozenInput, FrozenLayer, freeze
 from qil_deploy.network import (
     FrozenModel,
-    Permute,
     QuantConv2d,
     QuantLinear,
     input_of,
     keeps_float,
     module_of,
+    operator_of,
     prepared_model,
 )
 from qil_deploy.onnx_io import METADATA_KEY, METADATA_SCHEMA, read_model
@@ -183,13 +183,15 @@ def _integer_metadata(model: fx.GraphModule) -> dict[str, Any]:
         for node, name in node_names(model).items()
         if isinstance(model.get_submodule(str(node.target)), FrozenFloat)
     ]
-    permuted = [
-        name for node, name in node_names(model).items() if isinstance(model.get_submodule(str(node.target)), Permute)
+    moved = [
+        name
+        for node, name in node_names(model).items()
+        if (row := operator_of(model.get_submodule(str(node.target)))) is not None and row.rearranges
     ]
     return {
         "placement": "integer",
         **({"float_parts": kept} if kept else {}),
-        **({"permuted": permuted} if permuted else {}),
+        **({"permuted": moved} if moved else {}),
         "input_scale": float(quantizer.scale),
         "input_zero_point": int(quantizer.zero_point),
         "layers": layers,

@@ -14,9 +14,7 @@ from .layers import (
     Add,
     AveragingConv2d,
     BatchNorm,
-    Concat,
     GlobalAveragePool,
-    Permute,
     QuantConv2d,
     QuantLayer,
     QuantLinear,
@@ -25,8 +23,10 @@ from .layers import (
     pads_of,
     pair,
 )
+from .moves import Concat, Permute, Reshape, Slice
 from .network_size import measure_network
-from .operators import LAYER_KINDS, MOVING_KINDS, OnnxForm, Operator, operator_of
+from .onnx_forms import OnnxForm
+from .operators import LAYER_KINDS, MOVING_KINDS, Operator, operator_of
 from .preparation import prepare, prepare_structure
 from .quantized_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel, keeps_float
 from .sites import edge_layers, isolate
@@ -52,6 +52,8 @@ __all__ = [
     "QuantLayer",
     "QuantLinear",
     "QuantizedModel",
+    "Reshape",
+    "Slice",
     "Standalone",
     "add_module",
     "bits_read",

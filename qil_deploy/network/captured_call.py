@@ -35,11 +35,13 @@ class Call:
             parameters and buffers are tensors, and what is computed from these alone is `Computed`.
         shape: of the result.
         module: the user's module that calls the operator.
+        result: which of the operator's results is wanted, where it has several.
     """
 
     arguments: Mapping[str, Any]
     shape: tuple[int, ...]
     module: nn.Module
+    result: int = 0
 
     @property
     def inputs(self) -> list[tuple[int, ...]]:

@@ -7,7 +7,9 @@ After `capture` every node is the input, the output, or a call of a module that 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
+import torch
 from torch import fx, nn
 
 from .operators import Kind, Operator, operator_of
@@ -62,3 +64,11 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a node's result for the example input."""
     shape: tuple[int, ...] = node.meta["shape"]
     return shape
+
+
+@torch.no_grad()
+def shape_behind(module: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape of what a module makes of tensors of these shapes, without its numbers."""
+    tensors = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    result = torch.func.functional_call(module, tensors, tuple(torch.empty(shape, device="meta") for shape in shapes))
+    return tuple(result.shape)

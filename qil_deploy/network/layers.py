@@ -206,34 +206,6 @@ class Add(nn.Module):
         return a + b
 
 
-class Concat(nn.Module):
-    """Tensors behind each other along the channels."""
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Join [N, C_1, ...], [N, C_2, ...], ... to [N, C_1 + C_2 + ..., ...]."""
-        return torch.cat(tensors, 1)
-
-
-class Permute(nn.Module):
-    """Dimensions in another order, the images' first as ever.
-
-    Args:
-        dims: for each dimension of the result, which one of the input it is.
-    """
-
-    def __init__(self, dims: tuple[int, ...]) -> None:
-        super().__init__()
-        self.dims = dims
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x.permute(dims)`."""
-        return x.permute(self.dims)
-
-    def extra_repr(self) -> str:
-        """Order."""
-        return f"dims={self.dims}"
-
-
 class Standalone(nn.Module):
     """Stands in front of a BatchNorm or ReLU that no layer before it takes in, and returns what it gets.
 

@@ -17,30 +17,49 @@ What a kind means to the integers:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from .captured_call import Call, Modules
 from .dropout_marks import DROPOUT, FEATURE_DROPOUT
 from .float_island import FloatIsland
-from .layers import Add, Concat, GlobalAveragePool, PaddedConv2d, Permute, Standalone, pair
+from .layers import Add, GlobalAveragePool, PaddedConv2d, Standalone
+from .moves import Concat, Permute, Reshape, Slice
+from .onnx_forms import (
+    OnnxForm,
+    write_concat,
+    write_flatten,
+    write_max_pool,
+    write_permute,
+    write_reshape,
+    write_slice,
+    write_upsample,
+)
 from .rebuild_layers import add, batch_norm, clamp, convolution, linear, relu, relu6
 from .rebuild_moves import (
+    channel_shuffle,
     concatenate,
     dropout,
     feature_dropout,
     interpolate,
+    move_dimension,
+    narrow,
     pad,
     permute,
+    piece,
+    pixel_shuffle,
+    pixel_unshuffle,
     reshape,
     same,
+    select,
+    stack,
+    take_slice,
     transpose,
+    unbind,
     upsample,
 )
 from .rebuild_pools import adaptive_average_pool, average_pool, max_pool, mean
@@ -70,21 +89,6 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxForm:
-    """The ONNX operator that an operator is written as.
-
-    Attributes:
-        name: of the operator.
-        attributes: of the node.
-        constants: inputs behind the data: name and values, or None for an input that is left out.
-    """
-
-    name: str
-    attributes: dict[str, Any]
-    constants: Sequence[tuple[str, NDArray[np.float32]] | None] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Operator:
     """One row of the table.
 
@@ -97,6 +101,8 @@ class Operator:
         onnx: for operators that move values: how a module is written in ONNX.
         returns_input: whether the module may return the very tensor that it reads.
         only_trains: whether it does nothing outside training.
+        rearranges: whether it hands on a tensor of another shape or order, of which the layers behind it are layers.
+        many_results: whether it makes several tensors, each of which is rebuilt by itself (`Call.result`).
     """
 
     title: str
@@ -106,37 +112,8 @@ class Operator:
     onnx: Callable[[Any], OnnxForm] | None = None
     returns_input: bool = False
     only_trains: bool = False
-
-
-def _write_max_pool(module: nn.MaxPool2d) -> OnnxForm:
-    padding = pair(module.padding)
-    attributes = {
-        "kernel_shape": list(pair(module.kernel_size)),
-        "strides": list(pair(module.stride)),
-        "pads": [*padding, *padding],
-        "dilations": list(pair(module.dilation)),
-        "ceil_mode": int(module.ceil_mode),
-    }
-    return OnnxForm(name="MaxPool", attributes=attributes)
-
-
-def _write_upsample(module: nn.Upsample) -> OnnxForm:
-    factors = module.scale_factor if isinstance(module.scale_factor, tuple) else (module.scale_factor,) * 2
-    attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    scales = np.array([1, 1, *factors], np.float32)
-    return OnnxForm(name="Resize", attributes=attributes, constants=(None, ("factors", scales)))
-
-
-def _write_concat(_module: Concat) -> OnnxForm:
-    return OnnxForm(name="Concat", attributes={"axis": 1})
-
-
-def _write_permute(module: Permute) -> OnnxForm:
-    return OnnxForm(name="Transpose", attributes={"perm": list(module.dims)})
-
-
-def _write_flatten(module: nn.Flatten) -> OnnxForm:
-    return OnnxForm(name="Flatten", attributes={"axis": module.start_dim})
+    rearranges: bool = False
+    many_results: bool = False
 
 
 OPERATORS = (
@@ -178,7 +155,7 @@ OPERATORS = (
         kind="concat",
         modules=(Concat,),
         captured={aten.cat.default: concatenate},
-        onnx=_write_concat,
+        onnx=write_concat,
     ),
     Operator(
         title="average and maximum pooling",
@@ -197,7 +174,7 @@ OPERATORS = (
         kind="pass",
         modules=(nn.MaxPool2d,),
         captured={aten.max_pool2d.default: max_pool, aten.max_pool2d_with_indices.default: max_pool},
-        onnx=_write_max_pool,
+        onnx=write_max_pool,
     ),
     Operator(
         title="nearest-neighbour Upsample",
@@ -205,7 +182,7 @@ OPERATORS = (
         modules=(nn.Upsample,),
         captured=dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default), upsample)
         | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate),
-        onnx=_write_upsample,
+        onnx=write_upsample,
     ),
     Operator(
         title="Flatten",
@@ -223,16 +200,71 @@ OPERATORS = (
             ),
             reshape,
         ),
-        onnx=_write_flatten,
+        onnx=write_flatten,
         returns_input=True,
+    ),
+    Operator(
+        title="other shapes",
+        kind="pass",
+        modules=(Reshape,),
+        captured={
+            aten.unflatten.int: reshape,
+            aten.unsqueeze.default: reshape,
+            aten.stack.default: stack,
+            aten.channel_shuffle.default: channel_shuffle,
+            aten.pixel_shuffle.default: pixel_shuffle,
+            aten.pixel_unshuffle.default: pixel_unshuffle,
+        },
+        onnx=write_reshape,
+        returns_input=True,
+        rearranges=True,
+    ),
+    Operator(
+        title="slices",
+        kind="pass",
+        modules=(Slice,),
+        captured={
+            aten.slice.Tensor: take_slice,
+            aten.narrow.default: narrow,
+            aten.select.int: select,
+        },
+        onnx=write_slice,
+        returns_input=True,
+        rearranges=True,
+    ),
+    Operator(
+        title="splits",
+        kind="pass",
+        modules=(),
+        captured={
+            **dict.fromkeys(
+                (
+                    aten.chunk.default,
+                    aten.split.Tensor,
+                    aten.split.sizes,
+                    aten.split_with_sizes.default,
+                    aten.tensor_split.sections,
+                    aten.tensor_split.indices,
+                ),
+                piece,
+            ),
+            aten.unbind.int: unbind,
+        },
+        many_results=True,
     ),
     Operator(
         title="permuted dimensions",
         kind="pass",
         modules=(Permute,),
-        captured={aten.permute.default: permute, aten.transpose.int: transpose},
-        onnx=_write_permute,
+        captured={
+            aten.permute.default: permute,
+            aten.transpose.int: transpose,
+            aten.swapaxes.default: transpose,
+            aten.movedim.int: move_dimension,
+        },
+        onnx=write_permute,
         returns_input=True,
+        rearranges=True,
     ),
     Operator(
         title="Dropout",
@@ -264,7 +296,6 @@ OPERATORS = (
                 aten.contiguous.default,
                 aten.expand.default,
                 aten.lift_fresh_copy.default,
-                aten.slice.Tensor,
                 aten._to_copy.default,
                 aten.to.dtype,
                 aten.to.dtype_layout,
@@ -278,6 +309,7 @@ OPERATORS = (
 )
 _BY_MODULE = {module: row for row in OPERATORS for module in row.modules}
 _BY_CALL = {call: rebuild for row in OPERATORS for call, rebuild in row.captured.items()}
+_MANY_RESULTS = {call for row in OPERATORS if row.many_results for call in row.captured}
 SUPPORTED = ", ".join(dict.fromkeys(row.title for row in OPERATORS if row.captured and row.title != "copies"))
 """What can be lowered, for messages."""
 
@@ -287,6 +319,14 @@ def operator_of(module: nn.Module) -> Operator | None:
     return next((_BY_MODULE[cls] for cls in type(module).__mro__ if cls in _BY_MODULE), None)
 
 
-def rebuilt_by(target: object) -> Callable[[Call], Modules] | None:
-    """Return what rebuilds the calls of an ATen operator; None for one that is in no row."""
-    return _BY_CALL.get(target)
+def rebuilt_by(target: object, result: int = 0) -> Callable[[Call], Modules] | None:
+    """Return what rebuilds the calls of an ATen operator.
+
+    Args:
+        target: the ATen operator.
+        result: which of its results is to be rebuilt.
+
+    Returns:
+        None for an operator that is in no row, and for results behind the first of one that is taken to have one.
+    """
+    return None if result > 0 and target not in _MANY_RESULTS else _BY_CALL.get(target)

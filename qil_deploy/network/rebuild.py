@@ -19,7 +19,7 @@ from .captured_call import Call, CallError, Computed, Data, Modules
 from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .float_island import FloatIsland
-from .graph import free_name
+from .graph import free_name, shape_behind, shape_of
 from .layers import Pads
 from .operators import SUPPORTED, operator_of, rebuilt_by
 from .rebuild_layers import with_more_pads
@@ -81,22 +81,27 @@ class _Rebuilder:
 
     def _attempt(self, node: fx.Node) -> Modules | CallError:
         call_node, index = _call_of(node)
-        function = rebuilt_by(call_node.target)
+        function = rebuilt_by(call_node.target, index)
         try:
-            if function is None or index > 0:
+            if function is None:
                 raise CallError("")
-            return function(self._call(node, call_node))
+            return function(self._call(node, call_node, index))
         except CallError as error:
             return error
 
-    def _call(self, node: fx.Node, call_node: fx.Node) -> Call:
+    def _call(self, node: fx.Node, call_node: fx.Node, index: int) -> Call:
         target: Any = call_node.target
         given = dict(zip((argument.name for argument in target._schema.arguments), call_node.args, strict=False))
         defaults = {a.name: a.default_value for a in target._schema.arguments}
         arguments = {
             name: fx.node.map_arg(value, self._value) for name, value in (defaults | given | call_node.kwargs).items()
         }
-        return Call(arguments=arguments, shape=self.captured.shape(node), module=self.captured.origin(call_node).module)
+        return Call(
+            arguments=arguments,
+            shape=self.captured.shape(node),
+            module=self.captured.origin(call_node).module,
+            result=index,
+        )
 
     def _value(self, source: fx.Node) -> Any:  # noqa: ANN401 - a tensor, what stands for one, or a number
         if source in self.captured.data:
@@ -166,16 +171,22 @@ class _Rebuilder:
             modules = [with_more_pads(modules[0], self.pads[data[0]])]
         end, inputs = self.values[data[0]], tuple(self.values[source] for source in data)
         for index, module in enumerate(modules):
-            end = self._insert(node, index, module, inputs)
+            shape = self.captured.shape(node)
+            if index + 1 < len(modules):
+                shape = shape_behind(module, [shape_of(source) for source in inputs])
+            end = self._insert(node, index, module, inputs, shape)
             inputs = (end,)
         self.values[node] = end
 
     def _keep_in_float(self, part: Sequence[fx.Node]) -> None:
         island, sources, result = cut_out(self.captured, part)
-        self.values[result] = self._insert(result, 0, island, tuple(self.values[source] for source in sources))
+        inputs = tuple(self.values[source] for source in sources)
+        self.values[result] = self._insert(result, 0, island, inputs, self.captured.shape(result))
 
-    def _insert(self, node: fx.Node, index: int, module: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
-        """Add one call of a module behind its inputs, under the name that belongs to a node."""
+    def _insert(
+        self, node: fx.Node, index: int, module: nn.Module, inputs: tuple[fx.Node, ...], shape: tuple[int, ...]
+    ) -> fx.Node:
+        """Add one call of a module, whose result has a shape, behind its inputs, under the name of a node."""
         own = self._module_name(node)
         target = own or free_name(self.captured.network, self.names[node])
         origin = self.captured.origin(_call_of(node)[0])
@@ -186,7 +197,7 @@ class _Rebuilder:
         is_new = index > 0 or not own or isinstance(module, FloatIsland)
         name = self.taken.call_module(target).name if is_new else self.names[node]
         new = self.graph.create_node("call_module", target, inputs, name=name)
-        new.meta["shape"] = self.captured.shape(node)
+        new.meta["shape"] = shape
         return new
 
     def _placed(self, target: str, module: nn.Module) -> str:

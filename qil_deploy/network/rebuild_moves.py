@@ -6,26 +6,151 @@ import torch
 from torch import nn
 
 from .captured_call import Call, CallError, Modules
-from .layers import Concat, Permute
+from .moves import Concat, Permute, Reshape, Slice
 
 
 def concatenate(call: Call) -> Modules:
-    """Concat, of channels."""
-    if call.arguments["dim"] % len(call.shape) != 1:
-        raise CallError(f"joins along dimension {call.arguments['dim']}, not along the channels")
+    """Concat, within each image."""
+    dim = _within_images(call, len(call.shape), "joins")
     if len(call.inputs) != len(call.arguments["tensors"]):
         raise CallError("joins tensors of the network with parameters")
-    return [Concat()] if len(call.inputs) > 1 else []
+    return [Concat(dim)] if len(call.inputs) > 1 else []
+
+
+def stack(call: Call) -> Modules:
+    """Concat, in another shape: blocks along a dimension, whose number becomes a dimension in front of it."""
+    dim = _within_images(call, len(call.shape), "stacks")
+    if len(call.inputs) != len(call.arguments["tensors"]):
+        raise CallError("stacks tensors of the network with parameters")
+    rank = len(call.inputs[0])
+    if dim < rank:
+        return [Concat(dim), *_reshaped(call.shape)] if len(call.inputs) > 1 else _reshaped(call.shape)
+    # Behind the last dimension there is none to join along: stack in front of it, and exchange both.
+    in_front = (*call.shape[: rank - 1], call.shape[rank], call.shape[rank - 1])
+    joined: Modules = [Concat(rank - 1)] if len(call.inputs) > 1 else []
+    return [*joined, *_reshaped(in_front), Permute((*range(rank - 1), rank, rank - 1))]
+
+
+def _within_images(call: Call, rank: int, what: str) -> int:
+    """Return the dimension of a call, counted from the front; it has to be one of each image's own."""
+    dim: int = call.arguments["dim"] % rank
+    if dim == 0:
+        raise CallError(f"{what} along the dimension of the images")
+    return dim
 
 
 def reshape(call: Call) -> Modules:
-    """Flatten to one row per image, or nothing where the shape stays."""
+    """Flatten to one row per image, any other shape of each image, or nothing where the shape stays."""
     (source,) = call.inputs
     if source == call.shape:
         return []
-    if len(call.shape) == 2 and source[0] == call.shape[0]:
-        return [nn.Flatten(1)]
-    raise CallError(f"turns {list(source)} into {list(call.shape)}; what is lowered leaves one row per image")
+    if len(call.shape) < 2 or source[:1] != (1,) or call.shape[:1] != (1,):
+        raise CallError(f"turns {list(source)} into {list(call.shape)}; what is lowered keeps images apart")
+    return [nn.Flatten(1)] if len(call.shape) == 2 else _reshaped(call.shape)
+
+
+def _reshaped(shape: tuple[int, ...]) -> Modules:
+    return [Reshape(shape[1:])]
+
+
+def channel_shuffle(call: Call) -> Modules:
+    """Channels of each group in turn."""
+    _, channels, *rest = call.shape
+    groups = call.arguments["groups"]
+    apart = (1, groups, channels // groups, *rest)
+    return [*_reshaped(apart), Permute((0, 2, 1, *range(3, len(apart)))), *_reshaped(call.shape)]
+
+
+def pixel_shuffle(call: Call) -> Modules:
+    """Channels become blocks of pixels."""
+    factor = call.arguments["upscale_factor"]
+    _, channels, height, width = _images(call)
+    apart = (1, channels // factor**2, factor, factor, height, width)
+    return [*_reshaped(apart), Permute((0, 1, 4, 2, 5, 3)), *_reshaped(call.shape)]
+
+
+def pixel_unshuffle(call: Call) -> Modules:
+    """Blocks of pixels become channels."""
+    factor = call.arguments["downscale_factor"]
+    _, channels, height, width = _images(call)
+    apart = (1, channels, height // factor, factor, width // factor, factor)
+    return [*_reshaped(apart), Permute((0, 1, 3, 5, 2, 4)), *_reshaped(call.shape)]
+
+
+def _images(call: Call) -> tuple[int, ...]:
+    (source,) = call.inputs
+    if len(source) != 4 or source[0] != 1:
+        raise CallError(f"rearranges the pixels of a tensor of shape {list(source)}")
+    return source
+
+
+def take_slice(call: Call) -> Modules:
+    """Slice, within each image."""
+    (source,) = call.inputs
+    dim = call.arguments["dim"] % len(source)
+    start, stop, step = (call.arguments[name] for name in ("start", "end", "step"))
+    if dim == 0:
+        if call.arguments["step"] == 1 and source == call.shape:
+            return []
+        raise CallError("takes some of the images")
+    first, last, _ = slice(start, stop).indices(source[dim])
+    return _sliced(source, dim, first, last, step)
+
+
+def narrow(call: Call) -> Modules:
+    """Slice of a given length."""
+    (source,) = call.inputs
+    dim = _within_images(call, len(source), "takes a part")
+    start = call.arguments["start"] % source[dim]
+    return _sliced(source, dim, start, start + call.arguments["length"])
+
+
+def select(call: Call) -> Modules:
+    """Slice of one, and a dimension less."""
+    (source,) = call.inputs
+    dim = _within_images(call, len(source), "takes a part")
+    return _selected(call, source, dim, call.arguments["index"] % source[dim])
+
+
+def unbind(call: Call) -> Modules:
+    """Each of what lies along a dimension."""
+    (source,) = call.inputs
+    return _selected(call, source, _within_images(call, len(source), "splits"), call.result)
+
+
+def _selected(call: Call, source: tuple[int, ...], dim: int, index: int) -> Modules:
+    one = _sliced(source, dim, index, index + 1)
+    if len(call.shape) < 2:
+        raise CallError("takes a single value of each image")
+    return [*one, nn.Flatten(1)] if len(call.shape) == 2 else [*one, *_reshaped(call.shape)]
+
+
+def piece(call: Call) -> Modules:
+    """Slice, which is one piece of a tensor that is cut into several."""
+    (source,) = call.inputs
+    dim = _within_images(call, len(source), "splits")
+    start = _start_of_piece(call, source[dim])
+    return _sliced(source, dim, start, start + call.shape[dim])
+
+
+def _start_of_piece(call: Call, whole: int) -> int:
+    """Return where a piece begins, however the operator says how large the pieces are."""
+    arguments, index = call.arguments, call.result
+    sizes = arguments.get("split_sizes", arguments.get("split_size"))
+    if isinstance(sizes, list | tuple):
+        return sum(int(size) for size in sizes[:index])
+    if isinstance(starts := arguments.get("indices"), list | tuple):
+        return int((0, *starts)[index]) % whole
+    if "sections" in arguments:  # the first pieces have one more
+        size, larger = divmod(whole, int(arguments["sections"]))
+        return index * size + min(index, larger)
+    return index * int(sizes if sizes is not None else -(-whole // int(arguments["chunks"])))
+
+
+def _sliced(source: tuple[int, ...], dim: int, start: int, stop: int, step: int = 1) -> Modules:
+    if stop <= start:
+        raise CallError("takes nothing of a tensor")
+    return [] if (start, stop, step) == (0, source[dim], 1) else [Slice(dim, start, stop, step)]
 
 
 def permute(call: Call) -> Modules:
@@ -38,8 +163,16 @@ def permute(call: Call) -> Modules:
 def transpose(call: Call) -> Modules:
     """Permute, of two dimensions."""
     dims = list(range(len(call.shape)))
-    a, b = call.arguments["dim0"], call.arguments["dim1"]
+    a, b = (call.arguments.get(f"dim{index}", call.arguments.get(f"axis{index}")) for index in (0, 1))
     dims[a], dims[b] = dims[b], dims[a]
+    return _permutation(dims)
+
+
+def move_dimension(call: Call) -> Modules:
+    """Permute, of one dimension."""
+    dims = list(range(len(call.shape)))
+    source, target = (call.arguments[name] % len(dims) for name in ("source", "destination"))
+    dims.insert(target, dims.pop(source))
     return _permutation(dims)
 
 

@@ -85,10 +85,26 @@ def isolate(graph_module: fx.GraphModule) -> None:
                     "of its own, and holds no images; only those can take it in."
                 )
             _stand_in_front(graph_module, node, input_of(node))
-        elif kind == "concat":
+        elif kind == "concat" and not _is_image(graph_module, node):
             for source in node.all_input_nodes:
-                if kind_of(graph_module, _skip_pass(graph_module, source)) == "input":
-                    _stand_in_front(graph_module, node, source)
+                if _is_image(graph_module, source):
+                    _let_through_a_layer(graph_module, node, source)
+
+
+def _is_image(graph_module: fx.GraphModule, node: fx.Node, *, normalised: bool = False) -> bool:
+    """Whether a node is the image, or nothing but parts of it in another place; if so asked, normalised on the way."""
+    kind = kind_of(graph_module, node)
+    goes_on = kind in MOVING_KINDS or (normalised and isinstance(module_of(graph_module, node), ImageAffine))
+    return kind == "input" or (
+        goes_on and all(_is_image(graph_module, source, normalised=normalised) for source in node.all_input_nodes)
+    )
+
+
+def _let_through_a_layer(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
+    """Put a `Standalone` between the image and a node; where what the node reads is no map, where that began."""
+    while len(shape_of(source)) != 4:
+        node, source = source, source.all_input_nodes[0]
+    _stand_in_front(graph_module, node, source)
 
 
 def _stand_in_front(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
@@ -195,25 +211,11 @@ def edge_layers(graph_module: fx.GraphModule) -> set[fx.Node]:
     addition or a concatenation has none.
     """
     layers = [node for node in graph_module.graph.nodes if kind_of(graph_module, node) in ("conv", "linear")]
-    edges = {layer for layer in layers if _is_image(graph_module, input_of(layer))}
+    edges = {layer for layer in layers if _is_image(graph_module, input_of(layer), normalised=True)}
     last = input_of(graph_module.graph.output_node())
     while kind_of(graph_module, last) in ("pass", "bn", "relu", "pool", "average", "standalone"):
         last = input_of(last)
     return edges | {last} & set(layers)
-
-
-def _is_image(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node is the image, moved and normalised at most."""
-    node = _skip_pass(graph_module, node)
-    while node.op == "call_module" and isinstance(module_of(graph_module, node), ImageAffine):
-        node = _skip_pass(graph_module, input_of(node))
-    return kind_of(graph_module, node) == "input"
-
-
-def _skip_pass(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
-    while kind_of(graph_module, node) == "pass":
-        node = input_of(node)
-    return node
 
 
 def bits_of_layers(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]) -> dict[fx.Node, LayerBits]:

@@ -215,6 +215,7 @@ def _executed() -> Iterable[Operator]:
         cost=costs.same_size,
         attributes=frozenset({"perm"}),
     )
+    yield Operator(name="Slice", effect=Effect.MOVES, compute=compute.take_slice, cost=costs.same_size, least_inputs=3)
     yield Operator(name="Pad", effect=Effect.MOVES, compute=compute.pad, cost=costs.padded)
     yield Operator(name="Expand", effect=Effect.MOVES, compute=compute.expand, cost=costs.expanded)
     yield Operator(name="Identity", effect=Effect.MOVES, compute=compute.identity, cost=costs.same_size, sinks=True)
@@ -291,7 +292,7 @@ def _quantized_operators() -> Iterable[Operator]:
 
 def _other_operators() -> Iterable[Operator]:
     """Yield what moves elements or makes results of a type of its own, and is not executed here."""
-    for name in ("DepthToSpace", "Gather", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Unsqueeze"):
+    for name in ("DepthToSpace", "Gather", "SpaceToDepth", "Split", "Squeeze", "Tile", "Unsqueeze"):
         yield Operator(name=name, effect=Effect.MOVES)
     for name in ("ReorderInput", "ReorderOutput"):
         yield Operator(name=name, domain="com.microsoft.nchwc", effect=Effect.LAYOUT)

@@ -14,7 +14,21 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-Operation = Literal["conv", "depthwise", "norm", "act", "maxpool", "avgpool", "upsample", "add", "concat", "dropout"]
+Operation = Literal[
+    "conv",
+    "depthwise",
+    "norm",
+    "act",
+    "maxpool",
+    "avgpool",
+    "upsample",
+    "add",
+    "concat",
+    "dropout",
+    "split",
+    "shuffle",
+    "crop",
+]
 Head = Literal[
     "pooled", "flat", "tiles", "mean logits", "signed mean logits", "map logits", "sum of two", "norm of rows"
 ]
@@ -34,6 +48,9 @@ OPERATIONS: tuple[Operation, ...] = (
     "avgpool",
     "upsample",
     "dropout",
+    "split",
+    "shuffle",
+    "crop",
 )
 HEADS: tuple[Head, ...] = (
     "pooled",
@@ -95,6 +112,43 @@ def steps() -> st.SearchStrategy[Step]:
         bias=st.booleans(),
         act=st.sampled_from((0, 1, 1, 2, 3)),
     )
+
+
+class Part(nn.Module):
+    """One piece of a tensor that is split along its channels."""
+
+    def __init__(self, index: int, sizes: list[int]) -> None:
+        super().__init__()
+        self.index, self.sizes = index, sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return it."""
+        return torch.split(x, self.sizes, 1)[self.index]
+
+
+class Turned(nn.Module):
+    """Channels of each group in turn, rows and columns exchanged."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return them."""
+        apart = x.view(x.shape[0], self.groups, x.shape[1] // self.groups, *x.shape[2:])
+        return apart.permute(0, 2, 1, 4, 3).flatten(1, 2)
+
+
+class Crop(nn.Module):
+    """A part of an image, or every other pixel of it."""
+
+    def __init__(self, step: int, start: int) -> None:
+        super().__init__()
+        self.step, self.start = step, start
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return it."""
+        return x[:, :, self.start :: self.step, : -1 - self.start]
 
 
 class RandomNetwork(nn.Module):
@@ -171,6 +225,18 @@ class RandomNetwork(nn.Module):
             self._concat(source, self._source(step.other), twice=step.bias)
         elif step.operation == "dropout":
             self._call("dropout", nn.Dropout(0.3), source)
+        else:
+            self._move(step, source)
+
+    def _move(self, step: Step, source: int) -> None:
+        channels, size = self.tensors[source].shape[1], self._size(source)
+        if step.operation == "split" and channels > 1:
+            for index in range(2):
+                self._call("part", Part(index, [channels // 2, channels - channels // 2]), source)
+        elif step.operation == "shuffle" and channels % 2 == 0:
+            self._call("shuffle", nn.ChannelShuffle(2) if step.bias else Turned(2), source)
+        elif step.operation == "crop" and size > 2:
+            self._call("crop", Crop(step.stride, step.window % 2), source)
 
     def _conv(self, step: Step, groups: int, source: int = 0) -> None:
         channels, size = self.tensors[source].shape[1], self._size(source)

@@ -33,6 +33,7 @@ class Network(nn.Module):
         self.left_norm, self.joined_norm = nn.BatchNorm2d(6), nn.BatchNorm2d(12)
         self.joined, self.wide = nn.Conv2d(12, 6, 1), nn.Conv2d(9, 6, 1)
         self.hidden, self.hidden_norm, self.fc = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 7)
+        self.three, self.three_too = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
         self.small, self.other = nn.Linear(6, 7), nn.Linear(6, 7)
         self.function = function
 
@@ -140,7 +141,41 @@ def padded_on_one_side(m: Network, x: Tensor) -> Tensor:
     return head(m, m.right(F.pad(x, (2, 1, 0, 3))))
 
 
+def shuffled(m: Network, x: Tensor) -> Tensor:
+    """As ShuffleNet: one half goes on as it is, and channels of both are mixed."""
+    x = stem(m, x)
+    a, b = x.chunk(2, 1)
+    y = torch.cat([a, F.relu(m.three(b))], 1)
+    y = y.view(y.shape[0], 2, 3, SIZE, SIZE).transpose(1, 2).reshape(y.shape[0], 6, SIZE, SIZE)
+    return head(m, F.relu(m.right(y)) + F.channel_shuffle(x, 3))
+
+
+def branches_of_parts(m: Network, x: Tensor) -> Tensor:
+    """As Res2Net: each part is added to what the one before has become."""
+    a, b, c = torch.split(stem(m, x), [2, 3, 1], 1)
+    b = F.relu(m.three(b))
+    return head(m, m.joined(torch.cat([b, a, b[:, ::2], b + F.relu(m.three_too(b)), c, c], 1)))
+
+
+def stacked(m: Network, x: Tensor) -> Tensor:
+    """Each channel becomes a row of blocks, and back; single channels are taken and put on top of each other."""
+    first, *others = stem(m, x).unbind(1)
+    y = torch.stack([others[0], first, others[2].transpose(1, 2)], 1)
+    y = F.relu(m.three(y))[..., 1:, 2::2]
+    y = F.pixel_unshuffle(F.pixel_shuffle(torch.cat([y, y, y, y], 1), 2)[:, :, :-2], 2)
+    return head(m, m.joined(torch.stack([y, y], 1).flatten(1, 2)[:, 3:15]))
+
+
+def parts_of_the_image(m: Network, x: Tensor) -> Tensor:
+    x = torch.stack([x[:, 2], x[:, 1], x[:, 0]], -1).permute(0, 3, 1, 2)
+    return head(m, stem(m, x[:, :, 1:, :8]).narrow(3, 2, 5))
+
+
 CASES = (
+    shuffled,
+    branches_of_parts,
+    stacked,
+    parts_of_the_image,
     turned,
     turned_before_layers,
     padded_on_one_side,

@@ -40,6 +40,7 @@ MORE = {
     "mnasnet_100": 64,
     "mobilenetv2_100": 64,
     "regnetx_002": 64,
+    "res2net50_14w_8s": 32,
     "resnet10t": 64,
     "resnet14t": 64,
     "resnet18": 64,

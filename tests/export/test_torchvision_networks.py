@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
@@ -86,3 +87,13 @@ def test_every_form_computes_the_same_codes_and_logits(exports: Exports, name: s
 def test_small_images_too(exports: Exports, name: str, tmp_path: Path) -> None:
     case = case_of(exports, name, 64, 3)
     exports.check_equal(case, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5"])
+def test_networks_that_recipes_do_not_name(exports: Exports, name: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = getattr(torchvision.models, name)(num_classes=40)
+    preprocessing = Preprocessing.from_statistics((3, 64, 64), 0.45, 0.226)
+    case = exports.case(network, QuantConfig(weight_bits=4, activation_bits=4), images(64), preprocessing)
+    for format_ in ("qlinear", "qdq"):
+        exports.check_equal(case, tmp_path / "model.onnx", format=format_)

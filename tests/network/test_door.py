@@ -244,6 +244,15 @@ def test_modules_with_something_around_them_say_what_undoes_it(layer: nn.Module,
         ),
         (Network(lambda m, x: head(m, torch.add(x, x, alpha=2))), "it adds a tensor 2 times"),
         (
+            Network(lambda m, x: head(m, x.flatten(0, 1).view(-1, 4, 8, 8))),
+            r"it turns \[1, 4, 8, 8\] into \[4, 8, 8\]; what is lowered keeps images apart",
+        ),
+        (Network(lambda m, x: head(m, torch.cat([x, x[:, 4:]], 1))), "it takes nothing of a tensor"),
+        (
+            Network(lambda m, x: head(m, torch.stack([x, x]).sum(0))),
+            "it stacks along the dimension of the images",
+        ),
+        (
             Network(lambda m, x: head(m, x + torch.randn_like(x))),
             "'randn_like' .* draws random numbers in evaluation",
         ),

@@ -17,7 +17,8 @@ from qil_deploy.integers.frozen_modules import FrozenDequantize, FrozenLayer, Fr
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.capture import capture_network
 from qil_deploy.network.graph import module_of
-from qil_deploy.network.layers import Concat, GlobalAveragePool, QuantConv2d, Standalone
+from qil_deploy.network.layers import GlobalAveragePool, QuantConv2d, Standalone
+from qil_deploy.network.moves import Concat
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer, RangeQuantizer
