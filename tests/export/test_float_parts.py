@@ -266,14 +266,14 @@ class Sliced(nn.Module):
     ],
     ids=str,
 )
-def test_slices_are_kept(exports: Exports, parts: list[tuple[slice, ...]], tmp_path: Path) -> None:
-    """ONNX Runtime lets some of them move codes, and executes no float at all."""
+def test_slices_move_codes(exports: Exports, parts: list[tuple[slice, ...]], tmp_path: Path) -> None:
+    """They are no float parts, though these are allowed."""
     torch.manual_seed(0)
     data, network = load_images("digits", "test"), Sliced(*parts)
     network(torch.zeros(1, 1, 8, 8))
-    case = exports.case(network, CONFIG, data.images[:32], preprocessing_for("digits", data))
+    case = exports.case(network, CONFIG, data.images[:4], preprocessing_for("digits", data))
     for form in FORMS.values():
-        check(case, tmp_path / "model.onnx", **form)
+        exports.check_equal(case, tmp_path / "model.onnx", **form)
 
 
 class ChannelsBehind(nn.Module):

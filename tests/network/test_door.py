@@ -131,6 +131,14 @@ ACCEPTED: dict[str, nn.Module] = {
     "labels wanted in training": Network(wants_labels),
     "tied weights": tied(),
     "dropout that nobody reads": Network(dropped_for_nobody, drop=nn.Dropout(0.5)),
+    "inner flatten": Network(lambda m, x: m.rows(F.relu(x).flatten(2).flatten(1)), rows=nn.Linear(256, 5)),
+    "rows side by side": Network(lambda m, x: torch.cat([y := m.conv(x), y], 2).flatten(1), conv=conv()),
+    "channels in turn": Network(
+        lambda m, x: m.rows(m.conv(x).view(x.size(0), 2, 2, 8, 8).transpose(1, 2).flatten(1)),
+        conv=conv(),
+        rows=nn.Linear(256, 5),
+    ),
+    "halves": Network(lambda m, x: head(m, torch.cat([(y := m.conv(x).chunk(2, 1))[1], y[0]], 1)), conv=conv()),
     "sum with nothing": Network(lambda m, x: head(m, 0 + x)),
 }
 

@@ -58,8 +58,7 @@ KEPT: dict[str, tuple[nn.Module, list[str], list[bool]]] = {
     "parameter": (Around(lambda m, x: x * m.gain), ["mul"], [True]),
     "in place": (Around(lambda _, x: F.hardswish(x, True)), ["hardswish"], [True]),
     "read after it is written": (Around(lambda _, x: F.hardswish(x, True) + x), ["hardswish"], [True]),
-    "sizes": (Around(lambda _, x: x.view(x.size(0), 2, 32).transpose(1, 2)), ["view"], [True]),
-    "halves": (Around(lambda _, x: torch.cat([(y := x.chunk(2, 1))[1], y[0]], 1)), ["chunk", "chunk_1"], [True] * 2),
+    "sizes": (Around(lambda _, x: x[:, :1].expand(x.size(0), 4, 4, 4)), ["expand"], [True]),
     "recurrent": (Around(lambda m, x: m.lstm(x.flatten(2))[0], lstm=nn.LSTM(16, 16, batch_first=True)), [], []),
     "layer that cannot be lowered": (Around(lambda m, x: m.clip(x), clip=nn.Hardtanh()), ["clip"], [True]),
 }

@@ -93,27 +93,15 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         network(conv4(padding=1), nn.BatchNorm2d(4, track_running_stats=False)),
         r"module '3' \(BatchNorm2d\) cannot be lowered: it has no running statistics",
     ),
-    "inner flatten": (
-        network(nn.Flatten(2), last=nn.Flatten()),
-        r"module '2' \(Flatten\) cannot be lowered: it turns \[1, 4, 8, 8\] into \[1, 4, 64\]; what is lowered",
-    ),
     "concatenated rows": (
         Wrapped(lambda m, x: m.fc(torch.cat([y := m.first(x), y], 2).flatten(1))),
         "does not run on an input of shape",
-    ),
-    "rows side by side": (
-        Wrapped(lambda m, x: torch.cat([y := m.first(x), y], 2).flatten(1)),
-        "operation 'cat' .* cannot be lowered",
     ),
     "norm of rows": (
         Wrapped(lambda m, x: m.norm(m.pool(m.first(x)).flatten(1)), pool=nn.MaxPool2d(8), norm=nn.BatchNorm1d(4)),
         r"'norm' reads 'flatten(_1)?', which is no convolution, linear layer or addition of its own, and holds no",
     ),
     "no row of logits": (network(last=conv4()), r"the network returns a tensor of shape \[1, 4, 6, 6\] for one of"),
-    "channel shuffle": (
-        Wrapped(lambda m, x: m.fc((y := m.first(x)).view(y.size(0), 2, 2, 8, 8).transpose(1, 2).flatten(1))),
-        "operation 'view' .* cannot be lowered",
-    ),
     "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
     "transposed": (network(nn.ConvTranspose2d(4, 4, 3)), r"\(ConvTranspose2d\) cannot be lowered"),
     "reflect": (network(conv4(padding=1, padding_mode="reflect")), "it pads with something else than zeros"),
