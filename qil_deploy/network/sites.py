@@ -94,10 +94,10 @@ def isolate(graph_module: fx.GraphModule) -> None:
 def _is_image(graph_module: fx.GraphModule, node: fx.Node, *, normalised: bool = False) -> bool:
     """Whether a node is the image, or nothing but parts of it in another place; if so asked, normalised on the way."""
     kind = kind_of(graph_module, node)
+    if kind == "input":
+        return True
     goes_on = kind in MOVING_KINDS or (normalised and isinstance(module_of(graph_module, node), ImageAffine))
-    return kind == "input" or (
-        goes_on and all(_is_image(graph_module, source, normalised=normalised) for source in node.all_input_nodes)
-    )
+    return goes_on and all(_is_image(graph_module, source, normalised=normalised) for source in node.all_input_nodes)
 
 
 def _let_through_a_layer(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
