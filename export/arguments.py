@@ -41,19 +41,20 @@ def checked_preprocessing(preprocessing: object) -> Preprocessing:
     return preprocessing
 
 
-def checked_names(class_names: object, logits: int) -> tuple[str, ...]:
-    """Return the names of the classes.
+def checked_names(class_names: object, logits: int | None) -> tuple[str, ...]:
+    """Return the names of the classes; with `logits` None there may be any number of them.
 
     Raises:
         ConfigError: no names, names that are no text, or another number of them than of logits.
     """
     if isinstance(class_names, str | bytes) or not isinstance(class_names, Iterable):
-        raise ConfigError(f"class_names is {_kind(class_names)}; give a list of {logits} names, one for each logit.")
+        wanted = "names, which may be empty" if logits is None else f"{logits} names, one for each logit"
+        raise ConfigError(f"class_names is {_kind(class_names)}; give a list of {wanted}.")
     names = tuple(class_names)
     for index, name in enumerate(names):
         if not isinstance(name, str):
             raise ConfigError(f"class_names[{index}] is {_kind(name)}; names are text.")
-    if len(names) != logits:
+    if logits is not None and len(names) != logits:
         raise ConfigError(f"class_names has {len(names)} names, but the model has {logits} logits.")
     return tuple(map(str, names))
 

@@ -6,7 +6,7 @@ rounded here. Scalars become attributes, tensors inputs:
     qil.Quantize(x)                               float images to uint8 codes: scale, zero_point; images with statistics
                                                   per channel become pixels before, by Mul and Add
     qil.Conv(x, codes, spread, bias, w_scale)     x_scale, x_zero_point, y_scale, y_zero_point, low, high, weight_bits,
-    qil.Gemm(x, codes, spread, bias, w_scale)     (Conv only) strides, pads, dilations, group; without y_scale: logits
+    qil.Gemm(x, codes, spread, bias, w_scale)     (Conv only) strides, pads, dilations, group; without y_scale: floats
     qil.Rescale(x)                                x_scale, x_zero_point, offset, y_scale, low, high
     qil.Add(a, b)                                 a_scale, a_zero_point, b_scale, b_zero_point, y_scale, y_zero_point,
                                                   low, high
@@ -41,13 +41,14 @@ from qil_deploy.integers import (
     FrozenRescale,
     Grid,
 )
-from qil_deploy.network import QuantConv2d, pads_of, shape_of
-from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
+from qil_deploy.network import QuantConv2d, outputs_of, pads_of, shape_of
+from qil_deploy.onnx_io import INPUT_NAME, NetworkOutput
 from qil_deploy.preprocessing import Preprocessing
 
 from .capture_float import MIN_FLOAT_OPSET, capture_float, trace_parts
 from .capture_moves import capture_move, moves_values
 from .emitter import QIL_DOMAIN, Emitter, free_name
+from .outputs import network_outputs
 
 InputKind = Literal["uint8", "float"]
 
@@ -74,10 +75,12 @@ def capture(
     values: dict[fx.Node, ir.Value] = {}
     names = node_names(model)
     traced = trace_parts(model, float_opset)
+    returned = network_outputs(model)
+    unwritten = set(outputs_of(model.graph)) - {node for node, _ in returned}  # floats of codes that are returned
     for node in model.graph.nodes:
         if node.op == "placeholder":
             values[node] = image
-        elif node.op == "call_module":
+        elif node.op == "call_module" and node not in unwritten:
             module = model.get_submodule(str(node.target))
             # Not all_input_nodes: a tensor may be added to itself.
             sources = [values[source] for source in node.args if isinstance(source, fx.Node)]
@@ -89,34 +92,39 @@ def capture(
                 else:
                     values[node] = _capture_module(emitter, module, sources, names[node])
                 values[node].shape = ir.Shape(["batch", *shape_of(node)[1:]])
-    logits = values[model.graph.output_node().all_input_nodes[0]]
-    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])
-    logits.type = ir.TensorType(ir.DataType.FLOAT)
-    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10, named=set(values.values()))
+    outputs = [as_output(values[node], output) for node, output in returned]
+    return emitter.model([image], outputs, {"": 21, QIL_DOMAIN: 1}, ir_version=10, named=set(values.values()))
 
 
-def number_of_logits(model: fx.GraphModule) -> int:
-    """Return how many logits a model from `prepare` or `freeze` has."""
-    return shape_of(model.graph.output_node())[1]
+def as_output(value: ir.Value, output: NetworkOutput) -> ir.Value:
+    """Make a value an output of the graph, under its name."""
+    value.name, value.shape = output.name, ir.Shape(["batch", *output.shape])
+    value.type = ir.TensorType(ir.DataType.UINT8 if output.kind == "codes" else ir.DataType.FLOAT)
+    return value
 
 
 def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
     """Return the name of every module call in the exported graph, no two of which are the same.
 
     It is the module's own, unless that is called repeatedly. A number stands behind a name that another call has, or
-    that is the name of the graph's input or output.
+    that is the name of the graph's input or an output.
     """
     calls = [node for node in model.graph.nodes if node.op == "call_module"]
     counts = Counter(node.target for node in calls)
-    last = model.graph.output_node().all_input_nodes[0]
-    reserved, taken = {INPUT_NAME, OUTPUT_NAME}, set[str]()
+    outputs = {node: output.name for node, output in network_outputs(model)}
+    reserved, taken = {INPUT_NAME, *outputs.values()}, set[str]()
     names: dict[fx.Node, str] = {}
     for node in sorted(calls, key=lambda node: counts[node.target] > 1):
         own = str(node.target) if counts[node.target] == 1 else node.name
-        # The result of the last call is called `logits` in any case; how the call itself is called matters to nobody.
-        names[node] = free_name(own, taken if node is last else taken | reserved)
+        # An output's result is called like the output in any case; how the call itself is called matters to nobody.
+        names[node] = free_name(own, taken if node in outputs else taken | reserved)
         taken.add(names[node])
     return {node: names[node] for node in calls}
+
+
+def tensor_names(model: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the name in the exported graph of what every module call returns."""
+    return node_names(model) | {node: output.name for node, output in network_outputs(model)}
 
 
 def _capture_module(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:

@@ -34,14 +34,15 @@ from qil_deploy.network import (
     pair,
     row_of,
 )
-from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
+from qil_deploy.onnx_io import INPUT_NAME
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 
-from .capture import InputKind, node_names, number_of_logits
+from .capture import InputKind, as_output, node_names
 from .capture_moves import capture_move, moves_values, symmetric_window
 from .emitter import QIL_DOMAIN, Emitter
 from .layer_codes import LayerCodes
+from .outputs import network_outputs
 
 
 def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kind: InputKind) -> ir.Model:
@@ -74,10 +75,8 @@ def capture_paper(model: fx.GraphModule, preprocessing: Preprocessing, input_kin
                 values[node] = _low_bit_layer(emitter, module, _norm_of(model, norms, node), sources, names[node])
             else:
                 values[node] = _float_operator(emitter, module, sources, names[node])
-    logits = values[model.graph.output_node().all_input_nodes[0]]
-    logits.name, logits.shape = OUTPUT_NAME, ir.Shape(["batch", number_of_logits(model)])
-    logits.type = ir.TensorType(ir.DataType.FLOAT)
-    return emitter.model([image], [logits], {"": 21, QIL_DOMAIN: 1}, ir_version=10, named=set(values.values()))
+    returned = [as_output(values[node], output) for node, output in network_outputs(model)]
+    return emitter.model([image], returned, {"": 21, QIL_DOMAIN: 1}, ir_version=10, named=set(values.values()))
 
 
 def paper_codes(model: fx.GraphModule) -> LayerCodes:

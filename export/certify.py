@@ -14,8 +14,8 @@ exporter meant to write. Lines:
                  parts that the network keeps in float: the bound is their number, `worst` counts those that ONNX
                  Runtime executes, and `where` names them all
     weights      the weight codes in the file equal those of the model, whatever layout a pass gave them
-    runs         ONNX Runtime loads the file and runs it, with its optimizer and without: logits of an image of noise
-                 that differ from the integer reference where they have to equal it (`trial_run`)
+    runs         ONNX Runtime loads the file and runs it, with its optimizer and without: numbers of the outputs for an
+                 image of noise that differ from the integer reference where they have to equal it (`trial_run`)
 
 Lines `scales`, `pooling` and `runs` say that ONNX Runtime can run the file, which whoever has it can try; the
 others, which say that every machine gets the same integers, are stored in the file (`stored_lines`).
@@ -49,7 +49,7 @@ from qil_deploy.onnx_io import (
 from qil_deploy.reference import SUM_LIMIT, IntegerReference, float_nodes, operator_of, parts_of_executed
 
 from .integer_graph import IntegerGraph, Layer
-from .trial_run import Trial, differing_logits
+from .trial_run import Trial, differing_outputs
 from .weight_layout import fewest_differences
 
 _BELOW_256 = float(np.nextafter(np.float32(256), np.float32(0)))
@@ -84,7 +84,7 @@ class Bounded:
         Raises:
             CertificateError: ONNX Runtime cannot run it, or computes something else.
         """
-        return [*self.lines, _hold("runs", 0, [differing_logits(path, self.trial)])]
+        return [*self.lines, _hold("runs", 0, [differing_outputs(path, self.trial)])]
 
 
 def certify(path: Path, expected_codes: Mapping[str, NDArray[np.int8]]) -> list[CertificateLine]:

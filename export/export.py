@@ -27,18 +27,19 @@ from qil_deploy.network import (
     operator_of,
     prepared_model,
 )
-from qil_deploy.onnx_io import METADATA_KEY, METADATA_SCHEMA, read_model
+from qil_deploy.onnx_io import METADATA_KEY, METADATA_SCHEMA, outputs_in_metadata, read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 from qil_deploy.reference import float_kernels
 
 from .arguments import check_details, check_same_input, checked_names, checked_path, checked_preprocessing
-from .capture import node_names, number_of_logits
+from .capture import node_names
 from .capture_paper import paper_codes
 from .certify import CertificateLine, bound, bound_weights, stored_lines
 from .emitter import release
 from .layer_codes import LayerCodes
 from .options import ExportOptions, checked_options
+from .outputs import network_outputs
 from .passes import lower
 from .write_model import append_metadata, metadata_text, write_graph
 
@@ -83,7 +84,7 @@ def export_onnx(
         model: from `prepare` or `freeze`; may be wrapped, as for training in several processes or compiled.
         path: the file to write.
         preprocessing: shape of an image and the map from its pixels to the network's input, as `prepare` was given it.
-        class_names: one per logit.
+        class_names: one per logit, or for maps what the channels stand for, as far as they have names.
         data: name of the data set the model was trained on.
         options: format, storage, input and opset.
         freezing: what freezing cost, for the metadata; None if it was not measured.
@@ -99,7 +100,8 @@ def export_onnx(
     check_details(data, freezing)
     options = checked_options(options)
     graph_module = prepared_model(model, "export_onnx")
-    names = checked_names(class_names, number_of_logits(graph_module))
+    shapes = [output.shape for _, output in network_outputs(graph_module)]
+    names = checked_names(class_names, shapes[0][0] if len(shapes) == len(shapes[0]) == 1 else None)
     check_same_input(graph_module, preprocessing)
     paper = keeps_float(graph_module)
     if not paper and not isinstance(graph_module, FrozenModel):
@@ -113,6 +115,7 @@ def export_onnx(
         "passes": {},
         "preprocessing": preprocessing.metadata(),
         "class_names": list(names),
+        **outputs_in_metadata([output for _, output in network_outputs(graph_module)]),
         "data": data,
         "freezing": None if freezing is None else asdict(freezing),
     }

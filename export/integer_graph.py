@@ -135,7 +135,9 @@ class IntegerGraph:
     def _layers(self) -> Iterator[Layer]:
         for node in self.nodes:
             if node.op_type == "QLinearConv":
-                yield self._convolution(node)
+                yield self._convolution(node, node.inputs[3], self.constants[node.inputs[8]])
+            elif node.op_type == "ConvInteger":
+                yield self._convolution(node, node.inputs[1], self._added_bias(node))
             elif node.op_type == "QGemm":
                 yield self._linear(node)
             elif node.op_type == "MatMulNBits":
@@ -144,27 +146,40 @@ class IntegerGraph:
     def _moved(self, node: Node) -> MovedInput:
         return follow_moves(node.inputs[0], self._producers, self.constants, self.shapes, self._permuted)
 
-    def _layer(self, node: Node, weights: NDArray[Any], bias: str) -> Layer:
+    def _layer(self, node: Node, weights: NDArray[Any], bias: NDArray[Any]) -> Layer:
         zero_point = int(self.constants[node.inputs[2]])
         return Layer(
             node=node,
             shape=weights.shape,
             weights_of=lambda rows: weights[rows].astype(np.int64),
-            bias=self.constants[bias].astype(np.int64),
+            bias=bias.astype(np.int64),
             largest_input=max(self.largest.get(node.inputs[0], 255), zero_point),
         )
 
-    def _convolution(self, node: Node) -> Layer:
-        weights, moved = self.constants[node.inputs[3]], self._moved(node)
+    def _convolution(self, node: Node, name: str, bias: NDArray[Any]) -> Layer:
+        weights, moved = self.constants[name], self._moved(node)
         if not moved.is_source:
             zero_point = int(self.constants[node.inputs[2]])
             weights = undo_convolution(node, weights.astype(np.int64), moved, zero_point)
-        return self._layer(node, weights, node.inputs[8])
+        return self._layer(node, weights, bias)
+
+    def _added_bias(self, node: Node) -> NDArray[Any]:
+        """Return the bias that is added to the sums of a ConvInteger, [C_out]."""
+        readers = self._readers[node.outputs[0]]
+        bias = self.constants.get(readers[0].inputs[1]) if [r.op_type for r in readers] == ["Add"] else None
+        if bias is None or bias.dtype != np.int32 or bias.ndim != 4 or bias.size != bias.shape[1]:
+            raise CertificateError(
+                f"certificate line 'int32' fails at {node.name}: something else than an addition of one int32 constant "
+                "per channel reads its sums."
+            )
+        return bias.ravel()
 
     def _linear(self, node: Node) -> Layer:
         weights, moved = self.constants[node.inputs[3]], self._moved(node)
         weights = weights if node.attributes.get("transB", 0) else weights.T
-        layer = self._layer(node, weights, node.inputs[6])
+        layer = self._layer(node, weights, self.constants[node.inputs[6]])
+        if moved.is_pixels:
+            return replace(layer, shape=(*weights.shape, 1, 1), weights_of=lambda rows: layer.weights_of(rows)[..., None, None])
         if moved.is_source:
             return layer
         return replace(

@@ -32,16 +32,15 @@ class Trial:
     """What a file is run on, and what has to come out.
 
     Attributes:
-        input, output: names of the graph's.
+        input: name of the graph's input.
         images: as many as one run of the file takes.
-        logits: of the integer reference; None where only ONNX Runtime computes the file.
+        outputs: of the integer reference, by name; None where only ONNX Runtime computes the file.
         exact: optimization levels at which ONNX Runtime has to return these.
     """
 
     input: str
-    output: str
     images: NDArray[Any]
-    logits: NDArray[Any] | None
+    outputs: dict[str, NDArray[Any]] | None
     exact: tuple[str, ...]
 
     @classmethod
@@ -56,28 +55,31 @@ class Trial:
         is_qdq = read_metadata(model).get("format") == "qdq"
         return cls(
             input=model.inputs[0].name,
-            output=model.outputs[0].name,
             images=images,
-            logits=None if reference is None else reference.run(images),
+            outputs=None if reference is None else reference.run_outputs(images),
             exact=("all",) if is_qdq else tuple(_LEVELS),
         )
 
 
-def differing_logits(path: Path, trial: Trial) -> tuple[float, str]:
-    """Return how many logits differ from the reference's at the worst optimization level, and the level.
+def differing_outputs(path: Path, trial: Trial) -> tuple[float, str]:
+    """Return how many numbers of all outputs differ from the reference's at the worst optimization level, and the level.
 
     Raises:
         CertificateError: ONNX Runtime cannot load or run the file.
     """
-    expected, differing = trial.logits, dict.fromkeys(_LEVELS, 0)
+    differing = dict.fromkeys(_LEVELS, 0)
     for level in _LEVELS:
         found = _run(path, trial, level)
-        if expected is not None and level in trial.exact:
-            same_kind = found.shape == expected.shape and found.dtype == expected.dtype
-            # NaN differs from everything, itself included.
-            differing[level] = int(np.count_nonzero(found != expected)) if same_kind else expected.size
+        if trial.outputs is not None and level in trial.exact:
+            differing[level] = sum(_count(found[name], expected) for name, expected in trial.outputs.items())
     worst = max(differing, key=lambda level: differing[level])
     return float(differing[worst]), f"ONNX Runtime at optimization level {worst!r}"
+
+
+def _count(found: NDArray[Any], expected: NDArray[Any]) -> int:
+    same_kind = found.shape == expected.shape and found.dtype == expected.dtype
+    # NaN differs from everything, itself included.
+    return int(np.count_nonzero(found != expected)) if same_kind else expected.size
 
 
 def _noise(model: OnnxFile) -> NDArray[Any]:
@@ -92,8 +94,8 @@ def _noise(model: OnnxFile) -> NDArray[Any]:
     return Preprocessing.from_metadata(read_metadata(model).get("preprocessing", any_grid)).normalize(pixels)
 
 
-def _run(path: Path, trial: Trial, level: str) -> NDArray[Any]:
-    """Return the logits."""
+def _run(path: Path, trial: Trial, level: str) -> dict[str, NDArray[Any]]:
+    """Return the outputs by name."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[level]
     options.intra_op_num_threads = 1
@@ -104,11 +106,12 @@ def _run(path: Path, trial: Trial, level: str) -> NDArray[Any]:
         session = onnxruntime.InferenceSession(
             loadable(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
-        (logits,) = session.run([trial.output], {trial.input: trial.images})
+        names = [output.name for output in session.get_outputs()]
+        results = session.run(names, {trial.input: trial.images})
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         reason = " ".join(str(error).split()).rstrip(".")
         raise CertificateError(
             f"certificate line 'runs' fails: ONNX Runtime {onnxruntime.__version__} cannot run the file at "
             f"optimization level {level!r}: {reason}."
         ) from error
-    return np.asarray(logits)
+    return {name: np.asarray(result) for name, result in zip(names, results, strict=True)}

@@ -8,6 +8,7 @@ weights can then be written down as those of a plain convolution or linear layer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,15 @@ class MovedInput:
     def is_source(self) -> bool:
         """Whether the layer sees the codes of `source` in their own order."""
         return np.array_equal(self.positions.ravel(), np.arange(np.prod(self.shape)))
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether the layer reads the pixels of a map [C, H, W] one after the other, [H * W, C]."""
+        if len(self.shape) != 3 or self.positions.ndim != 2:
+            return False
+        channels, pixels = self.shape[0], math.prod(self.shape[1:])
+        order = np.arange(channels * pixels).reshape(channels, pixels).T
+        return self.positions.shape == order.shape and np.array_equal(self.positions, order)
 
 
 def follow_moves(

@@ -15,6 +15,7 @@ from .untrusted_text import excerpt
 
 Placement = Literal["paper", "integer"]
 OutputScales = Literal["without_batchnorm", "all"]
+Outputs = Literal["float", "codes"]
 
 # Eight bits of activation under eight bits of weight could saturate the int16 sums of x86 without VNNI
 # (2 * 255 * 127 > 32767), so the first and last layer take seven-bit weights, and 8/8 is refused.
@@ -87,6 +88,8 @@ class QuantConfig(BaseModel):
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
             the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
             layer, so that BatchNorm keeps the statistics of the float network (decision 0019).
+        outputs: what the file returns for maps (rows of logits are float in any case): `float`, exact sums times their
+            scale where a convolution makes them, or `codes`, uint8 with a scale and a zero point (decision 0042).
         overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An
             override also applies to first and last layers.
     """
@@ -100,6 +103,7 @@ class QuantConfig(BaseModel):
     train_gamma: bool = False
     allow_float: bool = False
     output_scales: OutputScales = "without_batchnorm"
+    outputs: Outputs = "float"
     overrides: dict[str, LayerOverride] = Field(default_factory=dict)
 
     def __init__(self, **values: object) -> None:

@@ -48,6 +48,8 @@ class ChannelsLast(Rule):
             return match.fail("what it reads flattened is no feature map", rows)
         if others:
             return match.fail(f"{' and '.join(others)} reads the flattened map, too", rows)
+        if rows.is_graph_output():
+            return match.fail("the flattened map is an output, too", rows)
         if shape[0] == 1 or shape[1] * shape[2] == 1:
             return match.fail("one channel, or one pixel, has no order", rows)
         return match

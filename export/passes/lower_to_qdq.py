@@ -9,7 +9,7 @@ ONNX Runtime fuses these, at its default optimization level, to the operators of
     qil.GlobalAveragePool    Q(GlobalAveragePool(DQ(x)))
 
 Every DQ and Q writes out its zero point: without them a Gemm stays float. There is no Relu: Q saturates at the
-code of zero, or a Clip does. Logits that no Gemm makes are lowered as in `lower_to_qlinear`.
+code of zero, or a Clip does. Floats that no Gemm makes are lowered as in `lower_to_qlinear`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import onnx_ir as ir
 
 from qil_deploy.export.emitter import QIL_DOMAIN, integer, real
 
+from .dense_floats import is_pointwise, pixels_as_rows, rows_as_pixels
 from .lower_to_qlinear import (
     clip,
+    dense_sums,
     dequantize_logits,
     grid_of,
     mean_logits,
@@ -73,8 +75,17 @@ def _operands(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> list[i
 
 
 def _conv(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    if "y_scale" not in node.attributes:
+        return _linear_of_pixels(new, node, inputs) if is_pointwise(node) else dense_sums(new, node, inputs)
     result = new.op("Conv", _operands(new, node, inputs), str(node.name), attributes=window_of(node))
     return _quantize(new, node, result, grid_of(new, node, "y"))
+
+
+def _linear_of_pixels(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    operands = _operands(new, node, pixels_as_rows(new, node, inputs))
+    attributes = {"transB": 1}
+    product = new.op("Gemm", operands, f"{node.name}_row_sums", attributes=attributes, node_name=node.name)
+    return rows_as_pixels(new, node, product)
 
 
 def _gemm(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:

@@ -2,6 +2,7 @@
 
     qil.Conv                 QLinearConv(x, x_scale, x_zero_point, w, w_scale, 0, y_scale, y_zero_point, bias)
     qil.Gemm                 QGemm(x, ..., w, ..., bias [, y_scale, y_zero_point]), transB
+    qil.Conv without y_scale   floats of exact sums (`dense_floats`)
     qil.Rescale              QLinearAdd(x, x_scale, x_zero_point, C, abs(offset), Z, y_scale, 0)
                              C - Z = -1 for a positive offset, which is then subtracted; +1 for a negative one
     qil.Add                  QLinearAdd
@@ -21,8 +22,11 @@ import onnx_ir as ir
 
 from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN, integer, real
 
+from .dense_floats import is_pointwise, pixels_as_rows, rows_as_pixels, sums_as_floats
 from .replacement import Replacement
 from .rule import Rule, node_rule
+
+_TRANSPOSED = {"alpha": 1.0, "transA": 0, "transB": 1}
 
 
 def qlinear_rules() -> list[Rule]:
@@ -115,6 +119,8 @@ def mean_logits(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.V
 
 
 def _conv(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    if "y_scale" not in node.attributes:
+        return _linear_of_pixels(new, node, inputs) if is_pointwise(node) else dense_sums(new, node, inputs)
     x, codes, spread, bias, w_scale = inputs
     weight = [weight_of(new, node, codes, spread), w_scale, zero_weight_points(new, node, w_scale)]
     operands = [x, *grid_of(new, node, "x"), *weight, *grid_of(new, node, "y"), bias]
@@ -122,14 +128,35 @@ def _conv(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     return clip(new, node, result)
 
 
+def dense_sums(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    """Lower a qil.Conv whose sums become floats."""
+    x, codes, spread, bias, w_scale = inputs
+    zero_point = new.constant(np.uint8(integer(node, "x_zero_point")), "")
+    data = [x, weight_of(new, node, codes, spread), zero_point]
+    return sums_as_floats(new, node, data, window_of(node), bias, w_scale)
+
+
+def _linear_of_pixels(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    x, codes, spread, bias, w_scale = pixels_as_rows(new, node, inputs)
+    weight = [weight_of(new, node, codes, spread), w_scale, zero_weight_points(new, node, w_scale)]
+    product = new.op(
+        "QGemm",
+        [x, *grid_of(new, node, "x"), *weight, bias],
+        f"{node.name}_row_sums",
+        domain=MICROSOFT_DOMAIN,
+        attributes=_TRANSPOSED,
+        node_name=node.name,
+    )
+    return rows_as_pixels(new, node, product)
+
+
 def _gemm(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     x, codes, spread, bias, w_scale = inputs
     weight = [weight_of(new, node, codes, spread), w_scale, zero_weight_points(new, node, w_scale)]
     output = grid_of(new, node, "y") if "y_scale" in node.attributes else []
     operands = [x, *grid_of(new, node, "x"), *weight, bias, *output]
-    attributes = {"alpha": 1.0, "transA": 0, "transB": 1}
     result = new.op(
-        "QGemm", operands, output_name(node), domain=MICROSOFT_DOMAIN, attributes=attributes, node_name=node.name
+        "QGemm", operands, output_name(node), domain=MICROSOFT_DOMAIN, attributes=_TRANSPOSED, node_name=node.name
     )
     return clip(new, node, result)
 

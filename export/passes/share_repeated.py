@@ -43,7 +43,7 @@ class ShareRepeated(ir.passes.InPlacePass):
             attributes = sorted((name, repr(attribute.value)) for name, attribute in node.attributes.items())
             result = node.outputs[0]
             earlier = first.setdefault((node.op_type, *attributes, *map(id, node.inputs)), result)
-            if earlier is not result:
+            if earlier is not result and not result.is_graph_output():
                 replace_all_uses_with(result, earlier)
                 model.graph.remove(node, safe=True)
                 self.notes.rewritten.append(str(node.name))

@@ -42,6 +42,7 @@ from qil_deploy.network import (
     kind_of,
     module_of,
     nothing_left_behind,
+    outputs_of,
     prepared_model,
     row_of,
     shape_of,
@@ -57,6 +58,7 @@ from .frozen_modules import (
     FrozenInput,
     FrozenLayer,
     FrozenMeanLogits,
+    FrozenModule,
     FrozenRescale,
     Grid,
 )
@@ -146,7 +148,8 @@ class _Freezer:
                 self._freeze_site(node, module)
             elif (row := row_of(self.model, node)) is not None:
                 self._pass_on_grid(node, row)
-        self._freeze_logits(input_of(self.model.graph.output_node()))
+        for index in range(len(outputs_of(self.model.graph))):
+            self._freeze_output(outputs_of(self.model.graph)[index])
 
     def _pass_on_grid(self, node: fx.Node, row: Operator) -> None:
         if row.only_trains:
@@ -157,13 +160,15 @@ class _Freezer:
         elif row.kind == "pass" and input_of(node) in self.grids:
             self.grids[node] = self.grids[input_of(node)]
 
-    def _freeze_logits(self, logits: fx.Node) -> None:
-        if logits in self.grids:
-            self._dequantize(logits)
+    def _freeze_output(self, output: fx.Node) -> None:
+        if output in self.grids:
+            self._dequantize(output)
             return
-        while kind_of(self.model, logits) == "pass":
-            logits = input_of(logits)
-        chain = self._chain(logits)
+        while kind_of(self.model, output) == "pass":
+            output = input_of(output)
+        if isinstance(module_of(self.model, output), FrozenModule):
+            return  # of another output, whose values this one has in another order
+        chain = self._chain(output)
         producer = module_of(self.model, chain[-1])
         if isinstance(producer, GlobalAveragePool):
             frozen = FrozenMeanLogits(self.grids[input_of(chain[-1])], producer.window)
@@ -172,7 +177,7 @@ class _Freezer:
             self._freeze_layer(chain, None, step=1.0, offset=0.0)
 
     def _dequantize(self, codes: fx.Node) -> None:
-        """Turn codes into the logits that they stand for."""
+        """Turn codes into the floats that they stand for."""
         name = add_module(self.model, "logits", FrozenDequantize(self.grids[codes]))
         output = self.model.graph.output_node()
         with self.model.graph.inserting_before(output):

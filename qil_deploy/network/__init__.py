@@ -27,6 +27,7 @@ from .moves import Concat, Permute, Reshape, Slice
 from .network_size import measure_network
 from .onnx_forms import OnnxForm
 from .operators import LAYER_KINDS, MOVING_KINDS, Operator, operator_of
+from .outputs import outputs_of, returned_of, tensors_of
 from .preparation import prepare, prepare_structure
 from .quantized_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel, keeps_float
 from .sites import edge_layers, isolate
@@ -73,6 +74,7 @@ __all__ = [
     "module_of",
     "nothing_left_behind",
     "operator_of",
+    "outputs_of",
     "pad_image",
     "pads_of",
     "pair",
@@ -81,8 +83,10 @@ __all__ = [
     "prepared_model",
     "quantized_layers",
     "require_finite",
+    "returned_of",
     "row_of",
     "shape_of",
+    "tensors_of",
     "unwrapped",
     "users_of",
 ]

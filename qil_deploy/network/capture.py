@@ -13,6 +13,8 @@ from qil_deploy.errors import UnsupportedModelError
 
 from .callers_state import evaluation_mode
 from .captured_graph import capture_graph
+from .graph import input_of, row_of
+from .outputs import outputs_of, require_maps_of_images, returned_of
 from .rebuild import rebuild
 
 
@@ -20,22 +22,39 @@ def capture_network(network: nn.Module, example: Tensor, *, allow_float: bool = 
     """Return the graph of plain modules that computes what a network does; its tensors are the network's.
 
     Args:
-        network: float32, with one input and one output, in whatever mode.
+        network: float32, with one input, in whatever mode.
         example: float32 [N, C, H, W]; only its shape matters.
         allow_float: whether what cannot be lowered becomes a `FloatIsland`.
 
     Raises:
         UnsupportedModelError: the network cannot be captured, or holds a module or operation that cannot be lowered,
-            nor kept in float if that is allowed.
+            nor kept in float if that is allowed; or an output is no tensor of its own with a row or map for each image.
     """
     modes = {name: module.training for name, module in network.named_modules(remove_duplicate=False)}
     with evaluation_mode(network):
         captured = capture_graph(network, example)
+    shapes = [captured.shape(output) for output in captured.outputs]
+    require_maps_of_images(list(zip(captured.returned.names, shapes, strict=True)), example[:1].shape)
     graph = rebuild(captured, modes, allow_float=allow_float)
-    logits = captured.shape(captured.output)
-    if len(logits) != 2:
-        raise UnsupportedModelError(
-            f"the network returns a tensor of shape {list(logits)} for one of shape {list(example[:1].shape)}; it "
-            "has to return one row of logits per image."
-        )
+    _require_own_tensors(graph)
     return graph
+
+
+def _require_own_tensors(graph: fx.GraphModule) -> None:
+    """Require every output to be a tensor of its own, which the network computes.
+
+    Raises:
+        UnsupportedModelError: it is the image, or another output.
+    """
+    names: dict[fx.Node, str] = {}
+    for name, output in zip(returned_of(graph.graph).names, outputs_of(graph.graph), strict=True):
+        node = output
+        while (row := row_of(graph, node)) is not None and row.only_trains:
+            node = input_of(node)
+        if node.op == "placeholder":
+            raise UnsupportedModelError(f"output {name!r} of the network is the image itself; forward need not return it.")
+        if node in names:
+            raise UnsupportedModelError(
+                f"outputs {names[node]!r} and {name!r} of the network are one and the same tensor; return it once."
+            )
+        names[node] = name

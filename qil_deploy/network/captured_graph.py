@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.untrusted_text import excerpt
 
+from .outputs import Returned, returned_by
 from .writes_in_place import without_writes
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
@@ -57,7 +58,9 @@ class CapturedGraph:
     Attributes:
         network: the user's.
         graph: its ATen operators.
-        image, output: the nodes that are read first and returned.
+        image: the node that is read first.
+        outputs: the nodes that are returned.
+        returned: their names, and the containers that they come in.
         tensors: name and value of every node that is a parameter, buffer or constant.
         data: the nodes whose value is a tensor that depends on the image.
         images: how many images the shapes of nodes are for.
@@ -66,7 +69,8 @@ class CapturedGraph:
     network: nn.Module
     graph: fx.Graph
     image: fx.Node
-    output: fx.Node
+    outputs: tuple[fx.Node, ...]
+    returned: Returned
     tensors: dict[fx.Node, tuple[str, Tensor]]
     images: int
     data: set[fx.Node] = field(default_factory=set)
@@ -122,7 +126,7 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
 
     Raises:
         UnsupportedModelError: it does not run on such images, looks at numbers or at how many images there are, draws
-            random numbers, changes its buffers, or returns something else than one tensor.
+            random numbers, changes its buffers, or returns something else than tensors of floats.
     """
     _require_one_input(network)
     program = _exported(network, example)
@@ -132,19 +136,27 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
     nodes = {node.name: node for node in program.graph.nodes}
     image = nodes[inputs[0].arg.name]
     (results,) = (node for node in program.graph.nodes if node.op == "output")
+    outputs, returned = returned_by(list(results.args[0]), program.call_spec.out_spec)  # type: ignore[arg-type] # a tuple
     captured = CapturedGraph(
         network=network,
         graph=program.graph,
         image=image,
-        output=_only_output(program, results),
+        outputs=tuple(outputs),
+        returned=returned,
         tensors={nodes[name]: found for name, found in tensors.items()},
         images=int(image.meta["val"].shape[0]),
     )
     _mark_data(captured)
     _refuse_contexts(captured)
     _refuse_random_numbers(captured)
-    if captured.output not in captured.data:
-        raise UnsupportedModelError("the network returns nothing that depends on the image.")
+    for name, output in zip(returned.names, outputs, strict=True):
+        if output not in captured.data:
+            if len(outputs) == 1:
+                raise UnsupportedModelError("the network returns nothing that depends on the image.")
+            raise UnsupportedModelError(
+                f"output {name!r} of the network does not depend on the image; keep it beside the network, not among "
+                "what forward returns."
+            )
     return captured
 
 
@@ -155,8 +167,8 @@ def _require_one_input(network: nn.Module) -> None:
     ]
     if len(needed) > 1:
         raise UnsupportedModelError(
-            f"the network has {len(needed)} inputs ({', '.join(needed)}); one image in and one tensor of logits out "
-            "are supported. Wrap it in a module whose forward takes the image alone."
+            f"the network has {len(needed)} inputs ({', '.join(needed)}); one image in is "
+            "supported. Wrap it in a module whose forward takes the image alone."
         )
 
 
@@ -253,19 +265,6 @@ def _tensors(network: nn.Module, program: torch.export.ExportedProgram) -> Itera
             yield spec.arg.name, (str(spec.target), buffers[str(spec.target)])
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             yield spec.arg.name, (str(spec.target), program.constants[str(spec.target)])
-
-
-def _only_output(program: torch.export.ExportedProgram, results: fx.Node) -> fx.Node:
-    """Return the one tensor that the network returns, in a container or not."""
-    returned = [node for node in results.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr] # a tuple
-    if len(returned) != 1:
-        kind = program.call_spec.out_spec.type
-        found = f"{len(returned)} tensors in a {getattr(kind, '__name__', kind)}"
-        raise UnsupportedModelError(
-            f"the network returns {found} in evaluation mode; it has to return one tensor of logits. Wrap it in a "
-            "module whose forward returns that one."
-        )
-    return returned[0]
 
 
 def _mark_data(captured: CapturedGraph) -> None:

@@ -5,9 +5,10 @@ last layer, residual stream and pooled features stay float.
 
 `integer` placement: every group of sites carries one grid. Layers whose readers all want the same interval carry that
 interval; any other group carries 8-bit codes, and low-bit intervals are placed behind them, one per bit width
-and tensor (decision 0008). Average poolings and lone BatchNorms and ReLUs become layers (`averaging_layer`). Logits
-stay float where a linear layer or a global pooling makes them; elsewhere they are 8-bit codes. With `allow_float`,
-operations that have no integer form stay float between two grids of 8-bit codes (`float_island`).
+and tensor (decision 0008). Average poolings and lone BatchNorms and ReLUs become layers (`averaging_layer`). Outputs
+stay float where a linear layer or a global pooling makes them, or, for maps, a convolution (decision 0042); elsewhere
+they are 8-bit codes. With `allow_float`, operations that have no integer form stay float between two grids of 8-bit
+codes (`float_island`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .calibrator import CALIBRATED, NORMS_STAY
 from .callers_state import nothing_left_behind
 from .capture import capture_network
 from .finite import is_finite, require_finite
-from .graph import add_module, module_of, row_of, shape_of, users_of
+from .graph import add_module, input_of, module_of, row_of, shape_of, users_of
 from .image_layers import take_in_statistics
 from .layers import BatchNorm, ImageAffine, QuantLayer, affine_layer, averaging_layer, pair, quantize_layer
 from .operators import LAYER_KINDS
@@ -38,6 +39,8 @@ from .quantized_model import CONFIG, INPUT_GRID, PreparedModel
 from .same_function import require_same_function, require_same_training
 from .sites import Group, Reader, Site, bits_of_layers, edge_layers, find_groups, isolate
 from .unwrap import float_network
+
+_MOVES_OF_FLOATS = ("Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def prepare(
@@ -50,7 +53,8 @@ def prepare(
     network, nor the mode of any of its modules, the example, or what random generators will give next.
 
     Args:
-        model: float32 network that `torch.export` can capture, one image tensor in, logits out; in whatever mode.
+        model: float32 network that `torch.export` can capture, one image tensor in, one or more tensors of floats
+            out, alone or in containers; in whatever mode.
         config: bits and placement.
         example_input: images as the network sees them, float32 [N, C, H, W], for their shape and for a comparison: on
             the first one, and on noise, the captured graph has to return what `model` does (`same_function`).
@@ -235,7 +239,7 @@ def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preproc
     """Put onto one group what its readers want in `integer` placement."""
     first = group.sites[0]
     widths = {reader.interval_bits for reader in group.readers}
-    if _makes_float_logits(group):
+    if _makes_float_outputs(graph_module, group, config):
         return
     if first.kind == "input":
         name, grid = "input_quantizer", InputQuantizer.of(input_grid)
@@ -257,12 +261,29 @@ def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preproc
         _insert_interval(graph_module, source, readers, config, signed=group.signed)
 
 
-def _makes_float_logits(group: Group) -> bool:
-    """Whether a group is the logits, which stay float: of a linear layer, or pooled to one pixel."""
+def _makes_float_outputs(graph_module: fx.GraphModule, group: Group, config: QuantConfig) -> bool:
+    """Whether a group is nothing but outputs that stay float: exact sums of a layer, or pooled to one pixel."""
     site = group.sites[0]
     if len(group.sites) > 1 or any(reader.node.op != "output" for reader in group.readers):
         return False
+    is_dense = any(len(shape_of(reader.via)) > 2 for reader in group.readers)
+    if is_dense and config.outputs == "codes":
+        return False
+    if site.kind == "conv" and site.relu is None:
+        return is_dense and all(_is_rearranged(graph_module, reader.via, site.end) for reader in group.readers)
     return site.kind == "pool" or (site.kind == "linear" and site.relu is None)
+
+
+def _is_rearranged(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node holds the values of another, moved and not chosen among: runtimes move floats exactly."""
+    while node is not source:
+        row = row_of(graph_module, node)
+        if row is None or not (row.only_trains or row.onnx is not None):
+            return False
+        if row.onnx is not None and row.onnx(module_of(graph_module, node)).name not in _MOVES_OF_FLOATS:
+            return False
+        node = input_of(node)
+    return True
 
 
 def _insert_interval(

@@ -19,6 +19,7 @@ from .batches import checked_batches
 from .calibrator import set_intervals
 from .graph import module_of, shape_of
 from .layers import BatchNorm
+from .outputs import returned_of
 
 CONFIG: Final = "config"
 """Key in the `meta` of a prepared or frozen model: the `QuantConfig` that it was prepared with."""
@@ -31,7 +32,7 @@ class QuantizedModel(fx.GraphModule):
     """A prepared or frozen model: a graph whose nodes say what shapes they make."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
-        """Return the logits of images.
+        """Return what the float network returned for images: its logits, or tensors in the same containers.
 
         Raises:
             DataError: images of integers: pixels as they are would count as what they are normalised to.
@@ -42,7 +43,7 @@ class QuantizedModel(fx.GraphModule):
                 f"the model takes images as float32, but these are {str(images.dtype)[6:]}; preprocessing.normalize "
                 "makes them from uint8 pixels."
             )
-        return super().__call__(*args, **kwargs)
+        return returned_of(self.graph).restore(super().__call__(*args, **kwargs))
 
     def __copy__(self) -> fx.GraphModule:
         """Return a model of the same class that shares all tensors."""
@@ -71,7 +72,7 @@ class PreparedModel(QuantizedModel):
     calibrated: Tensor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
-        """Return the logits of images; the first batch in training mode sets the intervals before.
+        """Return what the float network did; the first batch in training mode sets the intervals before.
 
         Raises:
             UnsupportedModelError: evaluated before its intervals were set.
@@ -110,7 +111,7 @@ class FrozenModel(QuantizedModel):
     """A model from `freeze`, which computes with the integers of the exported file."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
-        """Return the logits of images.
+        """Return what the float network did, computed in integers.
 
         Raises:
             DataError: images of another shape than the model is for: the windows of its poolings are constants.

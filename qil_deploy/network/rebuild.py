@@ -22,6 +22,7 @@ from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
 from .layers import Pads
 from .operators import SUPPORTED, operator_of, rebuilt_by
+from .outputs import RETURNED
 from .rebuild_layers import with_more_pads
 
 _RESERVED = ("calibrated", "meta")
@@ -70,9 +71,10 @@ class _Rebuilder:
                     self._keep_in_float(parts[node])
             else:
                 self._place(node)
-        self.graph.output(self.values[self.captured.output])
+        outputs = tuple(self.values[node] for node in self.captured.outputs)
+        self.graph.output(outputs if len(outputs) > 1 else outputs[0])
         result = fx.GraphModule(self.root, self.graph)
-        result.graph.output_node().meta["shape"] = self.captured.shape(self.captured.output)
+        result.graph.output_node().meta[RETURNED] = self.captured.returned
         result.graph.eliminate_dead_code()
         result.delete_all_unused_submodules()
         result.recompile()

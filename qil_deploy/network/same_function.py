@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from qil_deploy.errors import UnsupportedModelError
 
 from .callers_state import evaluation_mode, modes_kept
 from .captured_graph import user_line
+from .outputs import tensors_of
 
 RELATIVE_TOLERANCE: Final = 1e-5
 TRAINING_TOLERANCE: Final = 1e-2  # BatchNorm over two images may enlarge what float sums differ by
@@ -58,7 +58,7 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
         example: inputs, float32 [N, C, H, W]; the first is used.
 
     Raises:
-        UnsupportedModelError: they differ, or the network does not return finite logits.
+        UnsupportedModelError: they differ, or the network does not return finite numbers.
     """
     device = next((parameter.device for parameter in network.parameters()), example.device)
     noise = torch.randn(
@@ -69,7 +69,7 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
         expected = {name: _run(network, x.to(device, copy=True), name) for name, x in inputs.items()}
         with _nothing_written_in_place(graph):
             for name, x in inputs.items():
-                _compare(expected[name], graph(x.to(device, copy=True)), name)
+                _compare(expected[name], tensors_of(graph(x.to(device, copy=True))), name)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
     """Compare a network and the graph captured from it in training mode, without dropout, on noise.
 
     A network that does not run on two such images in training mode is not compared. Of several results (a network may
-    have auxiliary ones in training mode) one has to be that of the graph.
+    have auxiliary ones in training mode) one has to be that of the graph, for each of its outputs.
 
     Args:
         network: the user's; its tensors, buffers included, are the graph's and stay as they are.
@@ -109,10 +109,10 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
                 network(noise.clone())
             network.train()
             with _NoDropout() as watch:
-                expected = [x for x in pytree.tree_leaves(network(noise.clone())) if isinstance(x, Tensor)]
+                expected = tensors_of(network(noise.clone()))
             graph.train()
             with _NoDropout() as rebuilt:
-                found = graph(noise.clone())
+                found = tensors_of(graph(noise.clone()))
         except Exception:  # noqa: BLE001 - any Python of the user's runs, and may want labels in training mode
             return
         finally:
@@ -127,14 +127,14 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
         )
     # What is rebuilt may drop less often than the network: it has no dropout whose result nobody reads. Branches of a
     # training mode with several results may have dropout of their own.
-    only_in_training = len(expected) == 1 and watch.calls != evaluated.calls
+    only_in_training = len(expected) == len(found) and watch.calls != evaluated.calls
     if only_in_training or len(rebuilt.dropped) > len(watch.dropped):
         raise UnsupportedModelError(
             f"dropout is called {watch.calls} times in training mode and {evaluated.calls} times in evaluation mode, "
             f"and acts {len(watch.dropped)} times in training mode, {len(rebuilt.dropped)} times in what was captured; "
             "let forward call nn.Dropout, nn.Dropout2d or F.dropout(x, p, self.training) in both modes."
         )
-    if not any(_is_close(x, found, TRAINING_TOLERANCE) for x in expected):
+    if not all(any(_is_close(x, output, TRAINING_TOLERANCE) for x in expected) for output in found):
         raise UnsupportedModelError(
             "the network computes something else in training mode than in evaluation mode, beside Dropout and the "
             "statistics of BatchNorm; let forward do the same in both."
@@ -182,20 +182,25 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _run(network: nn.Module, x: Tensor, name: str) -> Tensor:
+def _run(network: nn.Module, x: Tensor, name: str) -> list[Tensor]:
     try:
         result = network(x)
     except Exception as error:  # any Python of the user's runs
         raise UnsupportedModelError(f"the network fails on {name}, of shape {list(x.shape)}: {error}") from error
-    tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    if len(tensors) != 1:
+    return tensors_of(result)
+
+
+def _compare(expected: list[Tensor], found: list[Tensor], name: str) -> None:
+    if len(expected) != len(found):
         raise UnsupportedModelError(
-            f"the network returns {len(tensors)} tensors in evaluation mode; it has to return one tensor of logits."
+            f"the network returns {len(expected)} tensors, and {len(found)} when it is captured; let forward return the "
+            "same for every image."
         )
-    return tensors[0]
+    for one, other in zip(expected, found, strict=True):
+        _compare_tensors(one, other, name)
 
 
-def _compare(expected: Tensor, found: Tensor, name: str) -> None:
+def _compare_tensors(expected: Tensor, found: Tensor, name: str) -> None:
     if not bool(expected.isfinite().all()):
         raise UnsupportedModelError(
             f"the network returns NaN or infinity for {name}; it cannot be quantized like this."

@@ -22,6 +22,7 @@ from .float_island import FloatIsland
 from .graph import add_module, input_of, kind_of, module_of, shape_of, users_of
 from .layers import ImageAffine, Standalone
 from .operators import LAYER_KINDS, MOVING_KINDS, Kind
+from .outputs import outputs_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,17 +206,18 @@ def _readers_of(
 
 
 def edge_layers(graph_module: fx.GraphModule) -> set[fx.Node]:
-    """Return the first and last layers: those that read the input, and the one that makes the logits.
+    """Return the first and last layers: those that read the input, and for each output the one that makes it.
 
-    The last one is found through whatever follows it (ReLU, pooling, flatten); a network whose logits come from an
+    The last ones are found through whatever follows them (ReLU, pooling, flatten); an output that comes from an
     addition or a concatenation has none.
     """
     layers = [node for node in graph_module.graph.nodes if kind_of(graph_module, node) in ("conv", "linear")]
     edges = {layer for layer in layers if _is_image(graph_module, input_of(layer), normalised=True)}
-    last = input_of(graph_module.graph.output_node())
-    while kind_of(graph_module, last) in ("pass", "bn", "relu", "pool", "average", "standalone"):
-        last = input_of(last)
-    return edges | {last} & set(layers)
+    for last in outputs_of(graph_module.graph):
+        while kind_of(graph_module, last) in ("pass", "bn", "relu", "pool", "average", "standalone"):
+            last = input_of(last)  # noqa: PLW2901 - back to what makes the output
+        edges |= {last} & set(layers)
+    return edges
 
 
 def bits_of_layers(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]) -> dict[fx.Node, LayerBits]:

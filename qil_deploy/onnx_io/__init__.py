@@ -16,6 +16,7 @@ from .float_parts import (
 from .metadata import read_metadata
 from .model_file import UNREAD, Node, OnnxFile, TensorInfo, convert_model, loadable, parse_file, read_model
 from .names import INPUT_NAME, METADATA_KEY, METADATA_SCHEMA, OUTPUT_NAME
+from .network_output import OUTPUT_KINDS, NetworkOutput, OutputKind, outputs_in_metadata, outputs_of_metadata
 from .schema import parse_message, parse_model, with_outputs
 from .tensors import DATA_TYPES, Array, DefectError, bits_of_type, convert_tensor, data_type, data_type_name
 from .weight_storage import stored_bits, stored_bytes
@@ -25,14 +26,17 @@ __all__ = [
     "INPUT_NAME",
     "METADATA_KEY",
     "METADATA_SCHEMA",
+    "OUTPUT_KINDS",
     "OUTPUT_NAME",
     "PART_DOMAIN",
     "PART_OPERATOR",
     "UNREAD",
     "Array",
     "DefectError",
+    "NetworkOutput",
     "Node",
     "OnnxFile",
+    "OutputKind",
     "TensorInfo",
     "bits_of_type",
     "convert_model",
@@ -47,6 +51,8 @@ __all__ = [
     "kept_parts",
     "loadable",
     "optimized_model",
+    "outputs_in_metadata",
+    "outputs_of_metadata",
     "parse_file",
     "parse_message",
     "parse_model",

@@ -118,6 +118,7 @@ _METADATA: dict[str, object] = {
     "data": _MAYBE_TEXT,
     "batch": _MAYBE_SIZE,
     "float_parts": [_TEXT],
+    "outputs": [{"name": _TEXT, "shape": [_SIZE], "kind": _TEXT, "scale": _NUMBER, "zero_point": _COUNT}],
     "preprocessing": {
         **dict.fromkeys(("channels", "height", "width"), _SIZE),
         "scale": _NUMBER,

@@ -10,4 +10,4 @@ INPUT_NAME = "image"
 """The graph's input: uint8 images, or normalised float32 ones, [batch, C, H, W]."""
 
 OUTPUT_NAME = "logits"
-"""The graph's output: float32 [batch, classes]."""
+"""The graph's output where it has one; several have the names of the network's (`NetworkOutput`)."""

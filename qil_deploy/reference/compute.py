@@ -44,6 +44,19 @@ def qlinear_conv(node: Node, inputs: Inputs) -> Array:
     )
 
 
+def conv_integer(node: Node, inputs: Inputs) -> Array:
+    """Sums of a convolution of codes."""
+    x, w, zero_points = images_of(inputs), required(inputs, 1), (optional(inputs, 2), optional(inputs, 3))
+    x_zero, w_zero = (
+        np.zeros((), array.dtype) if zero is None else zero for array, zero in zip((x, w), zero_points, strict=True)
+    )
+    if x_zero.size != 1:
+        raise ValueError("input 2 (the zero point) must be a scalar")
+    return kernels.conv_integer(
+        x, x_zero.reshape(()), w, w_zero, window_of(node, w.shape[2:]), integer(node, "group", 1)
+    )
+
+
 def qgemm(node: Node, inputs: Inputs) -> Array:
     """Product of codes and weights, as codes or as floats."""
     a, b = required(inputs, 0), required(inputs, 3)

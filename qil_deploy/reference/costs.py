@@ -92,12 +92,21 @@ def resized(_node: Node, inputs: Inputs) -> Cost:
 
 def convolved(node: Node, inputs: Inputs) -> Cost:
     """What QLinearConv makes."""
-    x, w = images_of(inputs), required(inputs, 3)
+    return _convolution(node, images_of(inputs), required(inputs, 3), 1)
+
+
+def convolved_to_sums(node: Node, inputs: Inputs) -> Cost:
+    """What ConvInteger makes."""
+    return _convolution(node, images_of(inputs), required(inputs, 1), np.dtype(np.int32).itemsize)
+
+
+def _convolution(node: Node, x: Array, w: Array, itemsize: int) -> Cost:
     window = window_of(node, w.shape[2:])
     shape = (len(x), len(w), *window.output_size(*x.shape[2:]))
     products = math.prod(shape) * math.prod(w.shape[1:])
     weights = _COPIES * _WIDEST * w.size
-    return _cost(shape, 1, working=_images(x, window, _WIDEST) // max(len(x), 1) + weights, operations=products)
+    working = _images(x, window, _WIDEST) // max(len(x), 1) + weights
+    return _cost(shape, itemsize, working=working, operations=products)
 
 
 def pooled(node: Node, inputs: Inputs) -> Cost:

@@ -51,7 +51,7 @@ class IntegerReference:
         if len(model.inputs) != 1 or not model.outputs:
             raise ModelFileError(
                 f"{model.path} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
-                "an exported network has one input, the images, and its logits come first among the outputs."
+                "an exported network has one input, the images, and one output at least."
             )
         self.constants = dict(model.initializers)
         self._outputs = [info.name for info in model.outputs]
@@ -66,10 +66,17 @@ class IntegerReference:
         needed = {*self._outputs, *(name for node in self.nodes for name in node.inputs)}
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
         self._fixed_batch = isinstance((model.inputs[0].shape or (None,))[0], int)
-        self._last_uses = _last_uses(self.nodes, keep={*self.constants, self._outputs[0]})
+        self._last_uses = _last_uses(self.nodes, keep={*self.constants, *self._outputs})
 
     def run(self, images: Array) -> Array:
-        """Return the first graph output, the logits [N, classes], for images of the input's shape and dtype.
+        """Return the first graph output, such as logits [N, classes], for images of the input's shape and dtype.
+
+        Arguments and errors are those of `run_outputs`.
+        """
+        return self.run_outputs(images)[self._outputs[0]]
+
+    def run_outputs(self, images: Array) -> Tensors:
+        """Return every graph output by name, for images of the input's shape and dtype.
 
         Blocks of images are computed in parallel, and tensors are freed after their last use. (A graph with a
         fixed batch size is computed as it stands.)
@@ -79,8 +86,9 @@ class IntegerReference:
             ModelFileError: an accumulator overflows int32, shapes do not match, the file keeps something in float, or
                 it takes more than there is.
         """
-        logits = self._outputs[0]
-        return self._in_blocks(images, lambda tensors: {logits: self._find(logits, tensors)}, free=True)[logits]
+        return self._in_blocks(
+            images, lambda tensors: {name: self._find(name, tensors) for name in self._outputs}, free=True
+        )
 
     def run_all(self, images: Array) -> Tensors:
         """Return every tensor computed from the images, by name, in order of execution.
@@ -201,7 +209,7 @@ class IntegerReference:
             for name in finished if free else ():
                 tensors.pop(name, None)
                 budget.give_back(held.pop(name, 0))
-        if self._outputs[0] != image:
+        if image not in self._outputs:
             tensors.pop(image, None)
         return tensors, budget
 

@@ -142,34 +142,68 @@ def qlinear_conv(
         ValueError: shapes that do not match.
         OverflowError: an accumulator leaves int32.
     """
+    multiplier = output_multiplier(x_grid, w_grid, y_grid)[:, None]
+    zero_point = y_grid.zero_point
+
+    def requantized(accumulator: Array) -> Array:
+        return requantize(accumulator, multiplier, zero_point)
+
+    return _convolve(
+        x, x_grid.zero_point, w, w_grid.zero_point, bias, window, groups, finish=requantized, dtype=zero_point.dtype
+    )
+
+
+def conv_integer(x: Array, x_zero_point: Array, w: Array, w_zero_point: Array, window: Window, groups: int) -> Array:
+    """Convolve codes to their exact sums, int32 [N, Co, OH, OW] (ONNX ConvInteger); arguments as of `qlinear_conv`.
+
+    Raises:
+        ValueError: shapes that do not match.
+        OverflowError: a sum leaves int32.
+    """
+    return _convolve(
+        x, x_zero_point, w, w_zero_point, None, window, groups, finish=lambda sums: sums, dtype=np.dtype(np.int32)
+    )
+
+
+def _convolve(  # noqa: PLR0913, PLR0917 - a convolution has as many
+    x: Array,
+    x_zero_point: Array,
+    w: Array,
+    w_zero_point: Array,
+    bias: Array | None,
+    window: Window,
+    groups: int,
+    *,
+    finish: Callable[[Array], Array],
+    dtype: np.dtype[Any],
+) -> Array:
+    """Return what `finish` makes of the sums [Co, places] of a convolution, [N, Co, OH, OW] of a type."""
     channels_out, channels_per_group = w.shape[:2]
     if tuple(w.shape[2:]) != window.kernel:
         raise ValueError(f"weights of shape {list(w.shape)} do not fit a window of {list(window.kernel)}")
     if x.shape[1] != channels_per_group * groups or channels_out % groups:
         raise ValueError(f"{x.shape[1]} channels do not fit weights of shape {list(w.shape)} in {groups} groups")
-    centred = _centre_weights(w, w_grid.zero_point)
+    centred = _centre_weights(w, w_zero_point)
     offsets = _integer_bias(bias, channels_out)
-    sum_bound, total_bound = _bounds(x, x_grid.zero_point, centred.reshape(channels_out, -1), offsets)
+    sum_bound, total_bound = _bounds(x, x_zero_point, centred.reshape(channels_out, -1), offsets)
     kind = exact_float(sum_bound)
     matrix = centred.astype(kind).reshape(groups, channels_out // groups, -1)
     column = offsets.astype(exact_float(total_bound))[:, None]
-    multiplier = output_multiplier(x_grid, w_grid, y_grid)[:, None]
     rows, columns = window.output_size(*x.shape[2:])
-    y = np.empty((x.shape[0], channels_out, rows, columns), y_grid.zero_point.dtype)
+    y = np.empty((x.shape[0], channels_out, rows, columns), dtype)
     taps = x.shape[1] * window.kernel[0] * window.kernel[1]
 
     def compute(images: Array, y: Array) -> None:
-        views = _columns(images, x_grid.zero_point, window, kind)
+        views = _columns(images, x_zero_point, window, kind)
         for place in parts(views.shape[3:], max(1, _BLOCK_ELEMENTS // max(1, taps))):
-            y[place[0], :, *place[1:]] = requantized(views[:, :, :, *place])
+            y[place[0], :, *place[1:]] = finished(views[:, :, :, *place])
 
-    def requantized(views: Array) -> Array:
+    def finished(views: Array) -> Array:
         patches = np.ascontiguousarray(views).reshape(groups, matrix.shape[2], -1)
         accumulator: Array = (matrix @ patches).reshape(channels_out, -1)
         accumulator = accumulator + column
         _check_int32(accumulator, total_bound)
-        codes = requantize(accumulator, multiplier, y_grid.zero_point)
-        return codes.reshape(channels_out, *views.shape[3:]).transpose(1, 0, 2, 3)
+        return finish(accumulator).astype(dtype, copy=False).reshape(channels_out, *views.shape[3:]).transpose(1, 0, 2, 3)
 
     for images in blocks(x.shape[0], taps * rows * columns, _BLOCK_ELEMENTS):
         compute(x[images], y[images])  # in functions, so that a block is freed before the next one takes memory

@@ -107,6 +107,16 @@ def _executed() -> Iterable[Operator]:
         arithmetic=INT8,
     )
     yield Operator(
+        name="ConvInteger",
+        compute=compute.conv_integer,
+        cost=costs.convolved_to_sums,
+        attributes=_WINDOW | {"group"},
+        exact=True,
+        weights=1,
+        arithmetic=INT8,
+        result_type="int32",
+    )
+    yield Operator(
         name="QGemm",
         domain=MICROSOFT,
         effect=Effect.QUANTIZES,
@@ -278,8 +288,7 @@ def _quantized_operators() -> Iterable[Operator]:
     for name in ("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"):
         yield Operator(name=name, domain=MICROSOFT, effect=Effect.QUANTIZES, grids=_UNARY)
     yield Operator(name="QLinearConcat", domain=MICROSOFT, effect=Effect.QUANTIZES, grids=(GridAt("result", 0, 1),))
-    for name in ("ConvInteger", "MatMulInteger"):
-        yield Operator(name=name, weights=1, arithmetic=INT8, result_type="int32")
+    yield Operator(name="MatMulInteger", weights=1, arithmetic=INT8, result_type="int32")
     for name in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
         yield Operator(name=name, domain=MICROSOFT, weights=1, arithmetic=INT8, result_type="float32")
     yield Operator(name="DynamicQuantizeLinear", quantized=True)
