@@ -179,7 +179,9 @@ class IntegerGraph:
         weights = weights if node.attributes.get("transB", 0) else weights.T
         layer = self._layer(node, weights, self.constants[node.inputs[6]])
         if moved.is_pixels:
-            return replace(layer, shape=(*weights.shape, 1, 1), weights_of=lambda rows: layer.weights_of(rows)[..., None, None])
+            return replace(
+                layer, shape=(*weights.shape, 1, 1), weights_of=lambda rows: layer.weights_of(rows)[..., None, None]
+            )
         if moved.is_source:
             return layer
         return replace(

@@ -7,7 +7,7 @@ from torch import fx
 from qil_deploy.config import QuantConfig
 from qil_deploy.integers import FrozenDequantize
 from qil_deploy.network import CONFIG, input_of, module_of, outputs_of, returned_of, shape_of
-from qil_deploy.onnx_io import NetworkOutput
+from qil_deploy.onnx_io import NetworkOutput, OutputKind
 
 
 def network_outputs(model: fx.GraphModule) -> list[tuple[fx.Node, NetworkOutput]]:
@@ -26,6 +26,6 @@ def network_outputs(model: fx.GraphModule) -> list[tuple[fx.Node, NetworkOutput]
             output = NetworkOutput(name=name, shape=shape, kind="codes", scale=scale, zero_point=zero_point)
             found.append((input_of(node), output))
         else:
-            kind = "logits" if len(shape) == 1 else "dense logits"
+            kind: OutputKind = "logits" if len(shape) == 1 else "dense logits"
             found.append((node, NetworkOutput(name=name, shape=shape, kind=kind)))
     return found

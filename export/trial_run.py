@@ -62,7 +62,7 @@ class Trial:
 
 
 def differing_outputs(path: Path, trial: Trial) -> tuple[float, str]:
-    """Return how many numbers of all outputs differ from the reference's at the worst optimization level, and the level.
+    """Return how many numbers of all outputs differ from the reference's at the worst optimization level, and that.
 
     Raises:
         CertificateError: ONNX Runtime cannot load or run the file.

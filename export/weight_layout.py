@@ -48,10 +48,10 @@ class MovedInput:
 
     @property
     def is_pixels(self) -> bool:
-        """Whether the layer reads the pixels of a map [C, H, W] one after the other, [H * W, C]."""
-        if len(self.shape) != 3 or self.positions.ndim != 2:
-            return False
+        """Whether the layer reads the pixels of a map [C, H, W], more than one, one after the other, [H * W, C]."""
         channels, pixels = self.shape[0], math.prod(self.shape[1:])
+        if len(self.shape) != 3 or self.positions.ndim != 2 or pixels == 1:
+            return False
         order = np.arange(channels * pixels).reshape(channels, pixels).T
         return self.positions.shape == order.shape and np.array_equal(self.positions, order)
 

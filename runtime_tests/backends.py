@@ -2,7 +2,7 @@
 
 A backend is named in reports and found by that name: the integer reference, ONNX Runtime at an optimization level, or
 one that the caller supplies, such as frozen PyTorch (this package needs no torch). Its codes are all its tensors, by
-their names in the exported graph; the last of them are the logits.
+their names in the exported graph; the last of them are the outputs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_io import OUTPUT_NAME, Node, kept_parts, read_metadata, with_outputs
+from qil_deploy.onnx_io import Node, kept_parts, read_metadata, with_outputs
 from qil_deploy.reference import IntegerReference
 
 from .exported_model import ExportedModel
@@ -26,7 +26,7 @@ UNFROZEN = "unfrozen PyTorch"
 GOLDEN = "golden vectors"
 
 CodeReader = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
-"""From uint8 images [N, C, H, W] to tensors by their names in the exported graph, `logits` among them."""
+"""From uint8 images [N, C, H, W] to tensors by their names in the exported graph, the outputs among them."""
 
 
 def onnx_backend_name(level: str) -> str:
@@ -68,9 +68,10 @@ class ExecutedGraph:
             ModelFileError: the integer reference refuses the model, or its metadata are damaged.
         """
         in_file = {name for node in model.graph.nodes for name in node.outputs}
+        outputs = model.output_names
         if model.float_parts and not kept_parts(model.graph):
             nodes = model.graph.nodes
-            codes = [n.outputs[0] for n in nodes if n.op_type == "QuantizeLinear" or n.outputs[0] == OUTPUT_NAME]
+            codes = [n.outputs[0] for n in nodes if n.op_type == "QuantizeLinear" or n.outputs[0] in outputs]
         else:
             nodes = IntegerReference(model.graph).nodes
             codes = [n.outputs[0] for n in nodes if n.outputs[0] in in_file]
@@ -82,7 +83,7 @@ class ExecutedGraph:
         merged = frozenset(map(str, passes.get("simplify", ())))
         return cls(
             nodes=nodes,
-            codes=tuple(sorted(codes, key=lambda name: name == OUTPUT_NAME)),
+            codes=(*(name for name in codes if name not in outputs), *outputs),
             layers=layers,
             rearranged=(moved - layers) | merged,
         )
@@ -123,9 +124,9 @@ def code_reader(
 def _onnx_codes(model: ExportedModel, graph: ExecutedGraph, level: str, threads: int) -> CodeReader:
     """Return what runs a file in ONNX Runtime with its codes as further outputs.
 
-    The logits come from a session of the file as it is, with every fusion that the optimizer finds.
+    The outputs come from a session of the file as it is, with every fusion that the optimizer finds.
     """
-    predict = model.onnx_predictor(threads=threads, level=level)
-    content = with_outputs(model.path.read_bytes(), [name for name in graph.codes if name != OUTPUT_NAME])
+    predict = model.onnx_runner(threads=threads, level=level)
+    content = with_outputs(model.path.read_bytes(), [name for name in graph.codes if name not in model.output_names])
     session = create_session(model.path, threads=threads, level=level, content=content)
-    return lambda images: model.run(session, images) | {OUTPUT_NAME: predict(images)}
+    return lambda images: model.run(session, images) | predict(images)

@@ -42,7 +42,7 @@ def write_device_program(path: Path) -> None:
     """
     package = Path(qil_deploy.__file__).parent
     files = [package / "__init__.py", *(package / f"{name}.py" for name in _MODULES)]
-    files += sorted((package / "onnx_io").glob("*.py"))
+    files += sorted(file for room in ("metrics", "onnx_io") for file in (package / room).glob("*.py"))
     sources = {f"qil_deploy/{file.relative_to(package).as_posix()}": file.read_text(encoding="utf-8") for file in files}
     sources["qil_deploy/runtime_tests/__init__.py"] = ""  # this package's own exports what a device has no need of
     sources["__main__.py"] = _MAIN

@@ -40,26 +40,33 @@ class LevelResult:
 
     Attributes:
         level: its name.
-        predictions: class of each image, -1 where a logit is NaN.
-        logits: of the file as it is.
+        predictions: class of each image, -1 where a logit is NaN; none where the first output is no row of logits.
+        logits: the first output, of the file as it is.
         tensors: every golden tensor in order of execution, from a session that has them all as outputs; none where the
-            golden vectors hold logits alone.
+            golden vectors hold the outputs alone.
+        others: the outputs behind the first, of the file as it is.
     """
 
     level: str
     predictions: tuple[int, ...]
     logits: TensorResult
     tensors: tuple[TensorResult, ...]
+    others: tuple[TensorResult, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[TensorResult, ...]:
+        """All outputs, of the file as it is."""
+        return (self.logits, *self.others)
 
     @property
     def differing(self) -> int:
         """How many codes and logits differ."""
-        return sum(tensor.differing or 0 for tensor in (self.logits, *self.tensors))
+        return sum(tensor.differing or 0 for tensor in (*self.outputs, *self.tensors))
 
     @property
     def first_difference(self) -> TensorResult | None:
         """The first tensor in order of execution that differs."""
-        return next((tensor for tensor in (*self.tensors, self.logits) if tensor.differing), None)
+        return next((tensor for tensor in (*self.tensors, *self.outputs) if tensor.differing), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +139,7 @@ class DeviceReport:
     @property
     def compared_elements(self) -> int:
         """How many codes and logits were compared, all levels together."""
-        return sum(tensor.elements for level in self.levels for tensor in (level.logits, *level.tensors))
+        return sum(tensor.elements for level in self.levels for tensor in (*level.outputs, *level.tensors))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.accuracy import predicted_classes
 from qil_deploy.errors import ModelFileError, QilDeployError
-from qil_deploy.onnx_io import OUTPUT_NAME, with_outputs
+from qil_deploy.onnx_io import with_outputs
 from qil_deploy.reports import report_text
 from qil_deploy.untrusted_text import one_line
 
@@ -120,13 +120,15 @@ def run_device(options: argparse.Namespace) -> DeviceReport:
 
 def _run_level(model: ExportedModel, level: str, golden: GoldenVectors, batch: int, threads: int) -> LevelResult:
     """Run all images at one optimization level, as the file is and with every golden tensor as an output."""
-    logits = TensorCount(OUTPUT_NAME, golden.tensors.get(OUTPUT_NAME))
+    outputs = [TensorCount(name, golden.tensors.get(name)) for name in model.output_names]
     predictions: list[int] = []
     session = create_session(model.path, threads=threads, level=level)
     for tensors in _run_batches(model, session, golden.images, batch, level):
-        logits.add(tensors[OUTPUT_NAME])
-        predictions += predicted_classes(tensors[OUTPUT_NAME]).tolist()
-    inner = [name for name in golden.tensors if name != OUTPUT_NAME]
+        for output in outputs:
+            output.add(tensors[output.name])
+        if model.has_classes:
+            predictions += predicted_classes(tensors[model.outputs[0].name]).tolist()
+    inner = [name for name in golden.tensors if name not in model.output_names]
     counts = [TensorCount(name, expected) for name, expected in golden.tensors.items()] if inner else []
     if inner:
         content = with_outputs(model.path.read_bytes(), inner)
@@ -137,8 +139,9 @@ def _run_level(model: ExportedModel, level: str, golden: GoldenVectors, batch: i
     return LevelResult(
         level=level,
         predictions=tuple(predictions),
-        logits=logits.result(),
+        logits=outputs[0].result(),
         tensors=tuple(count.result() for count in counts),
+        others=tuple(output.result() for output in outputs[1:]),
     )
 
 
@@ -146,11 +149,13 @@ def _run_batches(
     model: ExportedModel, session: onnxruntime.InferenceSession, images: NDArray[np.uint8], batch: int, what: str
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield a session's outputs for a batch of images after the other, and tell progress."""
+    ranks = {output.name: 1 + len(output.shape) for output in model.outputs}
     for start in range(0, len(images), batch):
         some = np.array(images[start : start + batch])
         tensors = model.run(session, some)
         for name, tensor in tensors.items():
-            if tensor.shape[:1] != (len(some),) or (name == OUTPUT_NAME and (tensor.ndim != 2 or tensor.size == 0)):
+            is_empty = name in ranks and (tensor.ndim != ranks[name] or tensor.size == 0)
+            if tensor.shape[:1] != (len(some),) or is_empty:
                 raise ModelFileError(
                     f"{model.path} returns {name} of shape {list(tensor.shape)} for {len(some)} images; one row or "
                     "map for each is needed."

@@ -15,8 +15,18 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qil_deploy.errors import ModelFileError
-from qil_deploy.onnx_io import INPUT_NAME, METADATA_KEY, OUTPUT_NAME, OnnxFile, TensorInfo, read_metadata, read_model
+from qil_deploy.errors import ConfigError, ModelFileError
+from qil_deploy.metrics import BoxDecoder, decoder_of_metadata
+from qil_deploy.onnx_io import (
+    INPUT_NAME,
+    METADATA_KEY,
+    NetworkOutput,
+    OnnxFile,
+    TensorInfo,
+    outputs_of_metadata,
+    read_metadata,
+    read_model,
+)
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.untrusted_text import excerpt
 
@@ -28,8 +38,13 @@ INPUTS = ("uint8", "float")
 _MOST_VALUES = 2**26
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
-Predictor = Callable[[NDArray[np.uint8]], NDArray[Any]]
-"""From uint8 images [N, C, H, W] to float32 logits [N, classes]."""
+Outputs = dict[str, NDArray[Any]]
+"""What a file returns for N images, by name, each [N, ...]."""
+
+Predictor = Callable[[NDArray[np.uint8]], NDArray[Any] | Mapping[str, NDArray[Any]]]
+"""From uint8 images [N, C, H, W] to the only output, such as float32 logits [N, classes], or to all outputs by name.
+
+Floats count for an output of codes, too: as what the codes stand for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +57,9 @@ class ExportedModel:
         format: "qlinear", "qdq", or "float" (a float32 baseline).
         input: "uint8" (raw images) or "float" (normalised ones).
         preprocessing: shape of an image and the map from its pixels to the network's input.
-        class_names: one name per class, in the order of the logits.
+        class_names: one name per class, in the order of the logits; of maps, what the channels are, or nothing.
+        outputs: what it returns, in order.
+        boxes: how boxes stand in the outputs, for a detector whose file says so.
         data: name of the data set it was trained on, if the file says so.
         batch: images per run; None for any number.
         float_parts: names of the operators that compute in float, in a file whose network was not quantized as a whole.
@@ -54,9 +71,30 @@ class ExportedModel:
     input: str
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    outputs: tuple[NetworkOutput, ...]
     data: str | None
     batch: int | None = None
     float_parts: tuple[str, ...] = ()
+    boxes: BoxDecoder | None = None
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(output.name for output in self.outputs)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its first output is a row of logits, one for each class."""
+        return self.outputs[0].kind == "logits"
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it returns for an image."""
+        return sum(math.prod(output.shape) for output in self.outputs)
+
+    def values(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Return what outputs stand for as floats, codes included."""
+        return {output.name: output.values(outputs[output.name]) for output in self.outputs}
 
     def prepare_input(self, images: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
         """Turn uint8 images [N, C, H, W] into the model's own input: themselves, or normalised float32."""
@@ -65,8 +103,17 @@ class ExportedModel:
         self.preprocessing.check(images)
         return images
 
-    def onnx_predictor(self, *, threads: int = 1, level: str = "all", at_once: int | None = None) -> Predictor:
-        """Return a function from uint8 images to logits that runs this file in ONNX Runtime.
+    def onnx_predictor(
+        self, *, threads: int = 1, level: str = "all", at_once: int | None = None
+    ) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
+        """Return a function from uint8 images to the first output, such as logits; arguments as of `onnx_runner`."""
+        run, name = self.onnx_runner(threads=threads, level=level, at_once=at_once), self.outputs[0].name
+        return lambda images: run(images)[name]
+
+    def onnx_runner(
+        self, *, threads: int = 1, level: str = "all", at_once: int | None = None
+    ) -> Callable[[NDArray[np.uint8]], Outputs]:
+        """Return a function from uint8 images to all outputs that runs this file in ONNX Runtime.
 
         Args:
             threads, level: of `create_session`.
@@ -78,10 +125,7 @@ class ExportedModel:
         """
         session = create_session(self.path, threads=threads, level=level)
 
-        def predict(images: NDArray[np.uint8]) -> NDArray[Any]:
-            return self.run(session, images, at_once)[OUTPUT_NAME]
-
-        return predict
+        return lambda images: self.run(session, images, at_once)
 
     def run(
         self, session: onnxruntime.InferenceSession, images: NDArray[np.uint8], at_once: int | None = None
@@ -177,14 +221,16 @@ def _describe(path: Path, graph: OnnxFile) -> ExportedModel:
             format=metadata["format"],
             input=metadata["input"],
             preprocessing=Preprocessing.from_metadata(metadata["preprocessing"]),
-            class_names=_names(metadata["class_names"]),
+            class_names=_names(metadata["class_names"], may_be_empty="outputs" in metadata),
+            outputs=outputs_of_metadata(metadata),
             data=metadata.get("data"),
             batch=metadata.get("batch"),
             float_parts=tuple(metadata.get("float_parts", ())),
+            boxes=decoder_of_metadata(metadata),
         )
     except KeyError as error:
         raise ModelFileError(f"the metadata of {path} has no entry {error}; export the model again.") from error
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, ConfigError) as error:
         raise ModelFileError(
             f"the metadata of {path} is damaged ({excerpt(str(error), 300)}); export the model again."
         ) from error
@@ -192,8 +238,8 @@ def _describe(path: Path, graph: OnnxFile) -> ExportedModel:
     return model
 
 
-def _names(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+def _names(value: object, *, may_be_empty: bool) -> tuple[str, ...]:
+    if not isinstance(value, list) or not (value or may_be_empty) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"class_names is {excerpt(repr(value))}, not a list of names")
     return tuple(value)
 
@@ -212,21 +258,22 @@ def _check(model: ExportedModel) -> None:
             f"at most {_MOST_VALUES:,} are supported."
         )
     dtype = "uint8" if model.input == "uint8" else "float32"
-    _check_tensors(model.path, "takes", model.graph.inputs, TensorInfo(INPUT_NAME, dtype, (model.batch, *shape)))
-    logits = TensorInfo(OUTPUT_NAME, "float32", (model.batch, len(model.class_names)))
-    _check_tensors(model.path, "returns", model.graph.outputs, logits)
+    image = TensorInfo(INPUT_NAME, dtype, (model.batch, *shape))
+    _check_tensors(model.path, "takes", model.graph.inputs, [image])
+    promised = [TensorInfo(output.name, output.dtype, (model.batch, *output.shape)) for output in model.outputs]
+    _check_tensors(model.path, "returns", model.graph.outputs, promised)
 
 
-def _check_tensors(path: Path, verb: str, found: Sequence[TensorInfo], promised: TensorInfo) -> None:
-    """Raise unless `found` is the one tensor `promised`."""
+def _check_tensors(path: Path, verb: str, found: Sequence[TensorInfo], promised: Sequence[TensorInfo]) -> None:
+    """Raise unless `found` are the tensors `promised`."""
 
     def describe(tensor: TensorInfo) -> str:
         shape = ("?",) if tensor.shape is None else tensor.shape
         sizes = [str(size) if size == "?" or isinstance(size, int) else "*" for size in shape]
         return f"{tensor.name!r} {tensor.dtype}[{', '.join(sizes)}]"
 
-    if [describe(tensor) for tensor in found] != [describe(promised)]:
+    if [describe(tensor) for tensor in found] != [describe(tensor) for tensor in promised]:
         raise ModelFileError(
             f"{path} {verb} {excerpt(', '.join(map(describe, found)), 200) or 'nothing'}, but its metadata promises "
-            f"{describe(promised)} (* is any batch); export the model again."
+            f"{excerpt(', '.join(map(describe, promised)), 200)} (* is any batch); export the model again."
         )

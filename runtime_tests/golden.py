@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, DataError, ModelFileError
-from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable
@@ -50,17 +49,18 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
     exported, reference = _reference_for(model, images)
     found = exported.in_batches(reference.run_all, images)
     in_file = {name for node in exported.graph.nodes for name in node.outputs}
-    tensors = {name: tensor for name, tensor in found.items() if name in in_file and name != OUTPUT_NAME}
-    write_vectors(path, exported, images, images_from, tensors | {OUTPUT_NAME: found[OUTPUT_NAME]})
+    outputs = {name: found[name] for name in exported.output_names}
+    tensors = {name: tensor for name, tensor in found.items() if name in in_file and name not in outputs}
+    write_vectors(path, exported, images, images_from, tensors | outputs)
 
 
 def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str, path: Path) -> None:
-    """Write golden vectors that hold the logits alone, for more images than whose codes one would keep.
+    """Write golden vectors that hold the outputs alone, for more images than whose codes one would keep.
 
     Arguments and errors are those of `write_golden`.
     """
     exported, reference = _reference_for(model, images)
-    tensors = exported.in_batches(lambda x: {OUTPUT_NAME: reference.run(x)}, images, _IMAGES_AT_ONCE)
+    tensors = exported.in_batches(reference.run_outputs, images, _IMAGES_AT_ONCE)
     write_vectors(path, exported, images, images_from, tensors)
 
 

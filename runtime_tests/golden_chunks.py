@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.onnx_io import OUTPUT_NAME
-
 from .affordable import require_affordable
 from .compare_tensors import digest_bytes
 from .exported_model import ExportedModel
@@ -27,19 +25,21 @@ class GoldenChunks:
 
     Attributes:
         images: uint8 [N, C, H, W].
-        tensors: by name, in order of execution, the logits last; none where there are images alone.
+        tensors: by name, in order of execution, the outputs last; none where there are images alone.
+        outputs: names of the model's outputs.
         counts: how many images each chunk has.
     """
 
     images: NDArray[np.uint8]
     tensors: dict[str, NDArray[Any]]
+    outputs: tuple[str, ...]
     counts: tuple[int, ...]
     _digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def inner(self) -> tuple[str, ...]:
-        """Names of the tensors in front of the logits; none where the logits stand alone."""
-        return tuple(name for name in self.tensors if name != OUTPUT_NAME)
+        """Names of the tensors in front of the outputs; none where these stand alone."""
+        return tuple(name for name in self.tensors if name not in self.outputs)
 
     def chunk(self, index: int) -> bytes:
         """Return a chunk's images and then its part of each tensor, one behind the other, in C order, little-endian."""
@@ -77,4 +77,4 @@ def open_golden(path: Path, model: ExportedModel, batch: int, folder: Path) -> G
     each = sum(array[:1].nbytes for array in (images, *tensors.values()))
     size = max(_CHUNK_BYTES // max(each * batch, 1), 1) * batch
     counts = tuple(min(size, len(images) - start) for start in range(0, len(images), size))
-    return GoldenChunks(images=images, tensors=tensors, counts=counts)
+    return GoldenChunks(images=images, tensors=tensors, outputs=model.output_names, counts=counts)

@@ -5,7 +5,7 @@ One .npz file (arrays, no pickles):
     about         JSON in one string: schema, name and SHA-256 of the model, its format, where the images are from, and
                   "tensors", the names of all that follow, in order of execution
     images        uint8 [N, C, H, W]
-    the tensors   by the names that they have in the ONNX graph; the last one is the logits
+    the tensors   by the names that they have in the ONNX graph; the last ones are its outputs, in their order
 
 docs/golden.md says how to check them from another language.
 
@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError, QilDeployError
 from qil_deploy.files import atomic_path
-from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.untrusted_text import excerpt
 
 from .exported_model import ExportedModel
@@ -68,7 +67,7 @@ class GoldenVectors:
 
     Attributes:
         images: uint8 [N, C, H, W], one at least.
-        tensors: by name, in order of execution, the logits last, each [N, ...]; none where there are images alone.
+        tensors: by name, in order of execution, the outputs last, each [N, ...]; none where there are images alone.
     """
 
     images: NDArray[np.uint8]
@@ -85,7 +84,7 @@ def write_vectors(
         model: what they are of.
         images: uint8 [N, C, H, W].
         images_from: the name of their data set, or how else they came to be.
-        tensors: by name, in order of execution, the logits last.
+        tensors: by name, in order of execution, the outputs last.
 
     Raises:
         OutputError: `path` cannot be written.
@@ -236,8 +235,9 @@ def _check_origin(path: Path, info: GoldenInfo, model: ExportedModel) -> None:
             f"golden vectors {path} are of another file than {model.path}: of {excerpt(info.model)} with SHA-256 "
             f"{excerpt(info.sha256, 12)}; export the model again with --golden N."
         )
-    if info.tensors[-1:] != (OUTPUT_NAME,):
-        raise DataError(f"golden vectors {path} hold no logits behind the other tensors; {_AGAIN}")
+    if info.tensors[-len(model.outputs) :] != model.output_names:
+        what = "logits" if model.has_classes and len(model.outputs) == 1 else excerpt(", ".join(model.output_names))
+        raise DataError(f"golden vectors {path} hold no {what} behind the other tensors; {_AGAIN}")
     made = {name for node in model.graph.nodes for name in node.outputs}
     unknown = [name for name in info.tensors if name not in made]
     if unknown and model.graph.nodes:  # else ONNX Runtime will say so

@@ -18,11 +18,18 @@ def verify_table(report: VerifyReport) -> Table:
     notes = (
         _verdict(report),
         *(describe_difference(comparison) for comparison in report.comparisons),
+        *_outputs(report),
         *(f"Note: {warning}" for warning in report.warnings),
     )
-    columns: list[Column | str] = ["backend", "top-1 %"]
+    columns: list[Column | str] = ["backend", f"{report.metric or 'metric'} %"]
+    numbers = "logits" if report.metric == "top-1" else "numbers"
     if report.backends:
-        columns += ["differing logits", "changed classes", "largest difference", Column(heading="result", text=True)]
+        columns += [
+            f"differing {numbers}",
+            "changed classes",
+            "largest difference",
+            Column(heading="result", text=True),
+        ]
     table = Table(title, columns, notes)
     blank = [""] * (len(columns) - 2)
     table.row(report.reference, _percent(report.reference_accuracy), *blank)
@@ -39,8 +46,17 @@ def verify_table(report: VerifyReport) -> Table:
     return table
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
+def _outputs(report: VerifyReport) -> list[str]:
+    """Say how many numbers of each output were compared, and differ in the worst backend that has to be equal."""
+    results = [backend.outputs for backend in report.backends if backend.must_equal]
+    return [
+        f"Output {same[0].name}: {max(output.differing for output in same):,} of {same[0].elements:,} numbers differ."
+        for same in zip(*results, strict=True)
+    ]
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
 
 
 def short_names(paths: set[str]) -> dict[str, str]:
@@ -67,6 +83,7 @@ def _verdict(report: VerifyReport) -> str:
     if report.exact is None:
         return "Nothing had to be equal: the file has float parts."
     if report.exact:
-        return "Exact: every backend that must equal the integer reference does, in every logit."
+        number = "logit" if report.metric == "top-1" else "number"
+        return f"Exact: every backend that must equal the integer reference does, in every {number}."
     wrong = [backend.name for backend in report.backends if _fails(backend)]
     return f"Not exact: {', '.join(wrong)} must equal the integer reference and does not."

@@ -1,9 +1,13 @@
-"""Compare every logit of ONNX Runtime with the integer reference, and measure the accuracy.
+"""Compare every number of every output of ONNX Runtime with the integer reference, and measure the accuracy.
 
 The integer reference runs once over the images. ONNX Runtime at each graph-optimization level is compared
-with it, and so is any other function from images to logits, such as the frozen PyTorch model (the caller
+with it, and so is any other function from images to outputs, such as the frozen PyTorch model (the caller
 supplies it; this package needs no torch). All go batch by batch, in memory that does not grow with the data
-set. Two logits are equal when they are the same float32 number: no tolerance, and NaN equals nothing.
+set. Two numbers are equal when they are the same float32 number, or the same code: no tolerance, and NaN equals
+nothing.
+
+What is measured depends on the outputs and the labels: top-1 for rows of logits, mean IoU for a map and labels of its
+pixels, average precision for boxes, where the file says how they are decoded; or what the caller asks for.
 
 Where a backend differs that must not, a few of the images it differs on are run again, every code of both is
 compared, and the first node that differs is named (`differences`).
@@ -25,14 +29,14 @@ from numpy.typing import NDArray
 
 from qil_deploy.datasets import ImageBatches
 from qil_deploy.errors import ConfigError, DataError
-from qil_deploy.onnx_io import OUTPUT_NAME
+from qil_deploy.metrics import AveragePrecision, MeanIoU, Metric, Top1
 from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable
 from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reader, exact_levels, onnx_backend_name
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
-from .exported_model import FLOAT, ExportedModel, Predictor, read_exported_model
+from .exported_model import FLOAT, ExportedModel, Outputs, Predictor, read_exported_model
 from .logit_counts import BackendResult, DifferingImages, LogitCounts
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
@@ -52,17 +56,19 @@ class VerifyReport:
         model: the file.
         format: "qlinear" or "qdq"; or "float", a baseline of which only the accuracy was measured.
         input: "uint8" or "float".
-        images, classes: size of the comparison.
+        images, classes: size of the comparison; classes are 0 for a network without names for them.
         batch_size, threads: how it was run.
         reference: what the backends are compared with: the integer reference, or for a file with float parts ONNX
             Runtime without its optimizer; for a float baseline, what its accuracy was measured in.
-        reference_accuracy: top-1 of the reference, a fraction in [0, 1].
-        exact: whether every backend that must equal the reference does, in every logit; None if none must.
+        reference_accuracy: the metric of the reference, a fraction in [0, 1]; None where none was measured.
+        exact: whether every backend that must equal the reference does, in every number; None if none must.
         backends: one entry per backend, in the order they ran; none for a float baseline.
         comparisons: which node is the first to differ: of each backend that differs and must not, or of the two that
             were asked for.
         warnings: sentences about what makes the outcome say less than it seems to.
         environment: versions and processor.
+        metric: what the accuracy is: "top-1", "mean IoU", "AP at IoU 0.5" or another; empty where none was measured.
+        numbers: how many numbers all outputs have for an image; None in reports of earlier versions: `classes`.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.verify/2"
@@ -76,12 +82,14 @@ class VerifyReport:
     batch_size: int
     threads: int
     reference: str
-    reference_accuracy: float
+    reference_accuracy: float | None
     exact: bool | None
     backends: tuple[BackendResult, ...]
     comparisons: tuple[Comparison, ...]
     warnings: tuple[str, ...]
     environment: Environment
+    metric: str = "top-1"
+    numbers: int | None = None
 
 
 def batch_size_for(shape: tuple[int, int, int]) -> int:
@@ -100,17 +108,20 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     threads: int = 1,
     between: tuple[str, str] | None = None,
     first_difference: bool = False,
+    metric: Callable[[], Metric] | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> VerifyReport:
-    """Compare ONNX Runtime and other backends with the integer reference, logit by logit.
+    """Compare ONNX Runtime and other backends with the integer reference, number by number.
 
     Of a float32 baseline, which has none, the accuracy is measured.
 
     Args:
         path: an exported model.
-        data: uint8 images [C, H, W] with labels in [0, classes), and how many are run at a time.
-        others: further backends by name: functions from uint8 images to float32 logits [N, classes].
+        data: uint8 images [C, H, W] with labels, and how many are run at a time. Labels are [N] in [0, classes) for a
+            row of logits, [N, H, W] for a map of classes, [N, most, 5] for boxes (`pad_boxes`), or any [N] for none.
+        others: further backends by name: functions from uint8 images to the only output, or to all by name
+            (`Predictor`).
         codes: of those that have them, functions from uint8 images to every code, by its name in the graph.
         must_equal: names of the backends that have to equal the reference. By default these are ONNX Runtime
             at every level for "qlinear", at level "all" for "qdq" (at the others the runtime may compute in
@@ -121,6 +132,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         between: names of two backends that are compared node by node; by default the reference and each backend that
             has to be equal to it and is not.
         first_difference: whether they are so even where no logit differs.
+        metric: makes what is measured instead of what the labels tell (module docstring).
         progress: called after each batch with the number of images done and the number of all images.
         stop: asked after each batch; where it says true, the report is of the images done so far, and says so.
 
@@ -143,25 +155,25 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     pivot, reference = _reference(model, threads)
     predictors.pop(pivot, None)
     pairs = _pairs(pivot, predictors, required, between)
-    classes = len(model.class_names)
+    chosen = metric or _metric(model, data)
 
-    counts = {name: LogitCounts() for name in (pivot, *predictors)}
+    counts = {name: LogitCounts(model, chosen) for name in (pivot, *predictors)}
     differing = {pair: DifferingImages(pair) for pair in pairs}
-    first_logits: NDArray[np.float32] | None = None
+    first: Outputs | None = None
     constant = True
     done = 0
     for batch in data:
         model.preprocessing.check(batch.images)
-        logits = {
-            name: _check_logits(name, predict(batch.images), len(batch), classes)
+        outputs = {
+            name: _checked_outputs(name, predict(batch.images), len(batch), model)
             for name, predict in {pivot: reference, **predictors}.items()
         }
         for name, count in counts.items():
-            count.add(logits[name], logits[pivot], batch.labels)
+            count.add(outputs[name], outputs[pivot], batch.labels)
         for found in differing.values():
-            found.add(logits, batch.images, done)
-        first_logits = logits[pivot][:1] if first_logits is None else first_logits
-        constant = constant and bool((logits[pivot] == first_logits).all())
+            found.add(outputs, batch.images, done)
+        first = {name: value[:1] for name, value in outputs[pivot].items()} if first is None else first
+        constant = constant and all(bool((value == first[name]).all()) for name, value in outputs[pivot].items())
         done += len(batch)
         if progress is not None:
             progress(done, len(data))
@@ -178,7 +190,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         format=model.format,
         input=model.input,
         images=done,
-        classes=classes,
+        classes=len(model.class_names),
         batch_size=data.batch_size,
         threads=threads,
         reference=pivot,
@@ -188,6 +200,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         comparisons=comparisons,
         warnings=_warnings(model, reference_result, (done, len(data)), constant=constant),
         environment=describe_environment(),
+        metric="" if chosen is None else chosen().name,
+        numbers=model.numbers,
     )
 
 
@@ -215,7 +229,7 @@ def _compare_nodes(
     others: Mapping[str, CodeReader],
     always: bool,
 ) -> tuple[Comparison, ...]:
-    """Run a few images again and compare every code, of the pairs whose logits differ or of all."""
+    """Run a few images again and compare every code, of the pairs whose outputs differ or of all."""
     chosen = {pair: images for pair, images in differing.items() if always or images.differ}
     if not chosen:
         return ()
@@ -223,8 +237,7 @@ def _compare_nodes(
     comparisons = []
     for pair, images in chosen.items():
         first, second = (
-            {**code_reader(model, graph, name, threads=threads, others=others)(images.images())}
-            | {OUTPUT_NAME: images.logits(name)}
+            {**code_reader(model, graph, name, threads=threads, others=others)(images.images())} | images.outputs(name)
             for name in pair
         )
         comparisons.append(compare_codes(graph, pair, (first, second), images.indices()))
@@ -234,11 +247,11 @@ def _compare_nodes(
 def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
     """Return name and predictor of what everything is compared with."""
     if model.format == FLOAT:
-        return onnx_backend_name(DEFAULT_LEVEL), model.onnx_predictor(threads=threads, level=DEFAULT_LEVEL)
+        return onnx_backend_name(DEFAULT_LEVEL), model.onnx_runner(threads=threads, level=DEFAULT_LEVEL)
     if model.float_parts:
-        return onnx_backend_name(UNOPTIMIZED), model.onnx_predictor(threads=threads, level=UNOPTIMIZED)
+        return onnx_backend_name(UNOPTIMIZED), model.onnx_runner(threads=threads, level=UNOPTIMIZED)
     reference = IntegerReference(model.graph)
-    return REFERENCE, lambda images: model.in_batches(lambda x: {OUTPUT_NAME: reference.run(x)}, images)[OUTPUT_NAME]
+    return REFERENCE, lambda images: model.in_batches(reference.run_outputs, images)
 
 
 def _onnx_predictors(
@@ -247,8 +260,7 @@ def _onnx_predictors(
     if model.format == FLOAT:
         return {}
     return {
-        onnx_backend_name(level): model.onnx_predictor(threads=threads, level=level, at_once=at_once)
-        for level in levels
+        onnx_backend_name(level): model.onnx_runner(threads=threads, level=level, at_once=at_once) for level in levels
     }
 
 
@@ -290,7 +302,12 @@ def _check_data(model: ExportedModel, data: ImageBatches) -> None:
         raise DataError(f"there are no images to verify {model.path} with; choose a data set that is not empty.")
     if data.batch_size < 1:
         raise ConfigError(f"batch size is {data.batch_size}; it must be at least 1.")
-    labels, classes = data.labels, len(model.class_names)
+    labels = data.labels
+    if not model.has_classes:
+        if labels.shape[:1] != (len(data),):
+            raise DataError(f"labels are of shape {list(labels.shape)}; {len(data)} images need [{len(data)}, ...].")
+        return
+    classes = model.outputs[0].shape[0]
     if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
         raise DataError(
             f"labels are {labels.dtype} of shape {list(labels.shape)}; {len(data)} images need integers of "
@@ -303,13 +320,35 @@ def _check_data(model: ExportedModel, data: ImageBatches) -> None:
         )
 
 
-def _check_logits(name: str, logits: NDArray[Any], images: int, classes: int) -> NDArray[np.float32]:
-    if logits.dtype != np.float32 or logits.shape != (images, classes):
-        raise DataError(
-            f"{name} returned {logits.dtype} logits of shape {list(logits.shape)}; "
-            f"float32 of shape [{images}, {classes}] was expected."
-        )
-    return logits
+def _metric(model: ExportedModel, data: ImageBatches) -> Callable[[], Metric] | None:
+    """Return what makes the metric that outputs and labels are for."""
+    first, labels, boxes = model.outputs[0], data.labels, model.boxes
+    if model.has_classes:
+        return lambda: Top1(first.name)
+    if boxes is not None and labels.ndim == 3 and labels.dtype.kind == "f":
+        return lambda: AveragePrecision(boxes)
+    if labels.ndim == 3 and labels.dtype.kind in "iu" and len(first.shape) == 3:
+        return lambda: MeanIoU(first.name)
+    return None
+
+
+def _checked_outputs(
+    name: str, found: NDArray[Any] | Mapping[str, NDArray[Any]], images: int, model: ExportedModel
+) -> Outputs:
+    """Return what a backend returned, as the file returns it."""
+    outputs = found if isinstance(found, Mapping) else {model.outputs[0].name: found}
+    missing = [output.name for output in model.outputs if output.name not in outputs]
+    if missing:
+        raise DataError(f"{name} returned no output {missing[0]!r}, only {', '.join(outputs)}.")
+    checked = {output.name: output.as_returned(outputs[output.name]) for output in model.outputs}
+    for output in model.outputs:
+        value, what = checked[output.name], "logits" if output.kind == "logits" else output.name
+        if value.dtype != output.dtype or value.shape != (images, *output.shape):
+            raise DataError(
+                f"{name} returned {value.dtype} {what} of shape {list(value.shape)}; "
+                f"{output.dtype} of shape {[images, *output.shape]} was expected."
+            )
+    return checked
 
 
 def _warnings(
@@ -331,5 +370,6 @@ def _warnings(
         )
     if constant and images[0] > 1:
         little = "the accuracy says" if model.format == FLOAT else "equality proves"
-        warnings.append(f"{reference.name} returns the same logits for every image: {little} little.")
+        what = "logits" if model.has_classes and len(model.outputs) == 1 else "numbers"
+        warnings.append(f"{reference.name} returns the same {what} for every image: {little} little.")
     return tuple(warnings)

@@ -3,9 +3,9 @@
     qil.Conv, one pixel, stride 1    Transpose -> Reshape (pixels as rows) -> linear layer -> Reshape -> Transpose
     any other qil.Conv               ConvInteger -> Add(bias) -> Cast(float) -> Mul(x_scale * w_scale)
 
-Both compute `float32(sum + bias) * float32(x_scale * w_scale)`. Measured for 64 to 21 channels at 56x56 (one thread), the
-first takes 57 us, the second 318 us, and codes by QLinearConv 49 us; for a kernel of 3x3 the second takes 3.4 ms and
-QLinearConv 0.23 ms. (QDQ without a last QuantizeLinear is not fused, so there the second is the same.)
+Both compute `float32(sum + bias) * float32(x_scale * w_scale)`. Measured for 64 to 21 channels at 56x56 (one thread),
+the first takes 57 us, the second 318 us, and codes by QLinearConv 49 us; for a kernel of 3x3 the second takes 3.4 ms
+and QLinearConv 0.23 ms. (QDQ without a last QuantizeLinear is not fused, so there the second is the same.)
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from .replacement import Replacement
 
 
 def is_pointwise(node: ir.Node) -> bool:
-    """Whether a convolution is a linear layer of every pixel by itself."""
-    codes = node.inputs[1]
-    if codes is None or codes.shape is None:
-        raise ValueError(f"{node.name} has no weight codes")
+    """Whether a convolution is a linear layer of every pixel by itself, of more than one."""
+    codes, result = node.inputs[1], node.outputs[0]
+    if codes is None or codes.shape is None or result.shape is None:
+        raise ValueError(f"{node.name} has no weight codes, or no shape")
     window = {name: list(node.attributes[name].as_ints()) for name in ("strides", "pads")}
     return (
         list(codes.shape.numpy()[2:]) == [1, 1]
         and integer(node, "group") == 1
+        and list(result.shape[2:]) != [1, 1]
         and window == {"strides": [1, 1], "pads": [0, 0, 0, 0]}
     )
 
 
 def pixels_as_rows(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> list[ir.Value]:
-    """Return the inputs of a convolution of single pixels as those of a linear layer: data [pixels, C], codes [C', C]."""
+    """Return the inputs of a convolution of single pixels as a linear layer's: data [pixels, C], codes [C', C]."""
     x, codes, *others = inputs
     weights = array_of(codes)
     last = new.op("Transpose", [x], f"{node.name}_channels_last", attributes={"perm": [0, 2, 3, 1]})

@@ -45,4 +45,6 @@ class KeepRoundings(NodeRule):
 def _is_convolution_for(value: ir.Value) -> bool:
     """Whether a convolution makes `value`, and one node reads it."""
     producer = value.producer()
-    return producer is not None and producer.op_type == "Conv" and len(value.uses()) == 1 and not value.is_graph_output()
+    return (
+        producer is not None and producer.op_type == "Conv" and len(value.uses()) == 1 and not value.is_graph_output()
+    )

@@ -25,8 +25,10 @@ from qil_deploy.network import (
     PreparedModel,
     QuantizedModel,
     measure_network,
+    outputs_of,
     prepare_structure,
     shape_of,
+    tensors_of,
     unwrapped,
 )
 from qil_deploy.preprocessing import Preprocessing
@@ -236,11 +238,14 @@ def _check_entries(model: nn.Module, found: Mapping[str, TensorEntry], source: s
 
 
 def _check_logits(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
-    """Compare the number of class names with the number of logits for a blank image."""
+    """Compare the number of class names with the number of logits for a blank image, where these are all there is."""
     if isinstance(model, fx.GraphModule):
-        shape = shape_of(model.graph.output_node())
+        shapes = [shape_of(node) for node in outputs_of(model.graph)]
     else:
-        shape = _result_shape(path, info, model.eval())
+        shapes = _result_shapes(path, info, model.eval())
+    if len(shapes) > 1 or len(shapes[0]) > 2:
+        return
+    shape = shapes[0]
     if shape != (1, len(info.class_names)):
         raise CheckpointError(
             f"checkpoint {path} has {len(info.class_names)} class names, but its network returns a tensor of shape "
@@ -249,7 +254,7 @@ def _check_logits(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _result_shape(path: Path, info: CheckpointInfo, model: nn.Module) -> tuple[int, ...]:
+def _result_shapes(path: Path, info: CheckpointInfo, model: nn.Module) -> list[tuple[int, ...]]:
     try:
         result = model(example_input(info.preprocessing))
     except Exception as error:  # any Python of the user's runs here, on an image whose shape comes from a file
@@ -257,7 +262,7 @@ def _result_shape(path: Path, info: CheckpointInfo, model: nn.Module) -> tuple[i
             f"the network of checkpoint {path} does not run on an image of shape {list(info.preprocessing.shape)}: "
             f"{excerpt(f'{type(error).__name__}: {error}', 240)}."
         ) from error
-    return tuple(result.shape) if isinstance(result, Tensor) else ()
+    return [tuple(tensor.shape) for tensor in tensors_of(result)] or [()]
 
 
 def example_input(preprocessing: Preprocessing) -> Tensor:

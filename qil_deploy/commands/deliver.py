@@ -200,10 +200,16 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console, trus
         raise CertificateError(f"{model} does not compute what was trained; see {path}.")
     backends = {backend.name: backend for backend in report.backends}
     if stage.frozen is None:
-        return _Check(images=len(images), accuracy=100 * report.reference_accuracy)
+        return _Check(images=len(images), accuracy=_percent(report.reference_accuracy))
     return _Check(
         images=len(images),
-        accuracy=100 * backends[onnx_backend_name("all")].accuracy,
+        accuracy=_percent(backends[onnx_backend_name("all")].accuracy),
         differing_logits=max(b.differing_logits for b in report.backends if b.name != UNFROZEN),
         changed_predictions=backends[UNFROZEN].changed_predictions,
     )
+
+
+def _percent(accuracy: float | None) -> float:
+    if accuracy is None:
+        raise TypeError("a recipe trains networks with one row of logits, whose accuracy is measured")
+    return 100 * accuracy

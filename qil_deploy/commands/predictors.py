@@ -1,4 +1,4 @@
-"""Functions from uint8 images to logits or codes that run the models of a checkpoint, to compare a file with."""
+"""Functions from uint8 images to outputs or codes that run the models of a checkpoint, to compare a file with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from qil_deploy.checkpoint import CheckpointInfo
 
-Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Predictor = Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
+"""From uint8 images to outputs by name; codes are the floats that they stand for."""
 
 
 def checkpoint_predictors(path: Path, trusted_model: str | None = None) -> dict[str, Predictor]:
@@ -48,19 +49,20 @@ def checkpoint_predictors(path: Path, trusted_model: str | None = None) -> dict[
 
 
 def model_predictor(model: object, preprocessing: object) -> Predictor:
-    """Return the predictor of a PyTorch model in evaluation mode."""
+    """Return the predictor of a prepared or frozen model in evaluation mode."""
     import torch
-    from torch import nn
+    from torch import fx
 
+    from qil_deploy.network import returned_of, tensors_of
     from qil_deploy.preprocessing import Preprocessing
 
-    if not isinstance(model, nn.Module) or not isinstance(preprocessing, Preprocessing):
-        raise TypeError("a predictor needs a torch module and its preprocessing")
+    if not isinstance(model, fx.GraphModule) or not isinstance(preprocessing, Preprocessing):
+        raise TypeError("a predictor needs a quantized model and its preprocessing")
 
     @torch.no_grad()
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = model(torch.from_numpy(preprocessing.normalize(images))).numpy()
-        return logits
+    def predict(images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        tensors = tensors_of(model(torch.from_numpy(preprocessing.normalize(images))))
+        return {name: x.numpy() for name, x in zip(returned_of(model.graph).names, tensors, strict=True)}
 
     return predict
 
@@ -107,16 +109,14 @@ def _load_quantized(path: Path, trusted_model: str | None) -> tuple[CheckpointIn
 
 
 def record_codes(model: fx.GraphModule, x: Tensor) -> dict[str, NDArray[Any]]:
-    """Run a frozen model; return what every module returns: codes as uint8, logits as float32."""
+    """Run a frozen model; return what every module returns: codes as uint8, floats of outputs as float32."""
     import torch
     from torch import fx
 
-    from qil_deploy.export.capture import node_names
+    from qil_deploy.export.capture import tensor_names
     from qil_deploy.integers import FrozenModule
-    from qil_deploy.onnx_io import OUTPUT_NAME
 
-    names = node_names(model)
-    names[model.graph.output_node().all_input_nodes[0]] = OUTPUT_NAME
+    names = tensor_names(model)
     codes: dict[str, NDArray[Any]] = {}
     real: set[fx.Node] = set()
 

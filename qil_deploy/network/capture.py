@@ -52,7 +52,9 @@ def _require_own_tensors(graph: fx.GraphModule) -> None:
         while (row := row_of(graph, node)) is not None and row.only_trains:
             node = input_of(node)
         if node.op == "placeholder":
-            raise UnsupportedModelError(f"output {name!r} of the network is the image itself; forward need not return it.")
+            raise UnsupportedModelError(
+                f"output {name!r} of the network is the image itself; forward need not return it."
+            )
         if node in names:
             raise UnsupportedModelError(
                 f"outputs {names[node]!r} and {name!r} of the network are one and the same tensor; return it once."

@@ -136,7 +136,7 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
     nodes = {node.name: node for node in program.graph.nodes}
     image = nodes[inputs[0].arg.name]
     (results,) = (node for node in program.graph.nodes if node.op == "output")
-    outputs, returned = returned_by(list(results.args[0]), program.call_spec.out_spec)  # type: ignore[arg-type] # a tuple
+    outputs, returned = returned_by(list(results.args[0]), program.call_spec.out_spec)
     captured = CapturedGraph(
         network=network,
         graph=program.graph,

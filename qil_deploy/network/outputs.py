@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -91,7 +90,10 @@ def _names(leaves: Sequence[object], places: Sequence[int], containers: pytree.T
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     names: list[str] = []
     for place in places:
-        keys = [_ODD.sub("_", str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))) for key in paths[place]]
+        keys = [
+            _ODD.sub("_", str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))))
+            for key in paths[place]
+        ]
         first = getattr(paths[place][0], "idx", None)
         name = "_".join(["output", *keys] if first is not None else keys) or "output"
         candidate, number = name, 1

@@ -193,8 +193,8 @@ def _run(network: nn.Module, x: Tensor, name: str) -> list[Tensor]:
 def _compare(expected: list[Tensor], found: list[Tensor], name: str) -> None:
     if len(expected) != len(found):
         raise UnsupportedModelError(
-            f"the network returns {len(expected)} tensors, and {len(found)} when it is captured; let forward return the "
-            "same for every image."
+            f"the network returns {len(expected)} tensors, and {len(found)} when it is captured; let forward return "
+            "the same for every image."
         )
     for one, other in zip(expected, found, strict=True):
         _compare_tensors(one, other, name)

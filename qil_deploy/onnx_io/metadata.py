@@ -119,6 +119,14 @@ _METADATA: dict[str, object] = {
     "batch": _MAYBE_SIZE,
     "float_parts": [_TEXT],
     "outputs": [{"name": _TEXT, "shape": [_SIZE], "kind": _TEXT, "scale": _NUMBER, "zero_point": _COUNT}],
+    "boxes": {
+        "outputs": [_TEXT],
+        "strides": [_SIZE],
+        "classes": _SIZE,
+        "anchors": [[[_NUMBER]]],
+        "score": _NUMBER,
+        "overlap": _NUMBER,
+    },
     "preprocessing": {
         **dict.fromkeys(("channels", "height", "width"), _SIZE),
         "scale": _NUMBER,

@@ -55,7 +55,8 @@ class NetworkOutput:
         if self.scale is None or self.zero_point is None or values.dtype == np.uint8:
             return values
         codes = np.rint(values / np.float32(self.scale)) + self.zero_point
-        return np.clip(codes, 0, 255).astype(np.uint8)
+        clipped: NDArray[np.uint8] = np.clip(codes, 0, 255).astype(np.uint8)
+        return clipped
 
 
 def outputs_in_metadata(outputs: Sequence[NetworkOutput]) -> dict[str, Any]:
@@ -90,7 +91,9 @@ def outputs_of_metadata(metadata: Mapping[str, Any]) -> tuple[NetworkOutput, ...
     for output in outputs:
         has_grid = output.scale is not None and output.zero_point is not None
         if output.kind not in OUTPUT_KINDS or has_grid != (output.kind == "codes") or not output.shape:
-            raise ValueError(f"output {output.name!r} is {output.kind!r} of shape {list(output.shape)} with scale {output.scale}")
+            raise ValueError(
+                f"output {output.name!r} is {output.kind!r} of shape {list(output.shape)} with scale {output.scale}"
+            )
         if has_grid and not (output.zero_point or 0) <= 255:
             raise ValueError(f"output {output.name!r} has the zero point {output.zero_point}")
         if output.scale is not None and not 0 < np.float32(output.scale) < np.inf:

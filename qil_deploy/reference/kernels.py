@@ -165,7 +165,7 @@ def conv_integer(x: Array, x_zero_point: Array, w: Array, w_zero_point: Array, w
     )
 
 
-def _convolve(  # noqa: PLR0913, PLR0917 - a convolution has as many
+def _convolve(  # noqa: PLR0913 - a convolution has as many
     x: Array,
     x_zero_point: Array,
     w: Array,
@@ -203,7 +203,9 @@ def _convolve(  # noqa: PLR0913, PLR0917 - a convolution has as many
         accumulator: Array = (matrix @ patches).reshape(channels_out, -1)
         accumulator = accumulator + column
         _check_int32(accumulator, total_bound)
-        return finish(accumulator).astype(dtype, copy=False).reshape(channels_out, *views.shape[3:]).transpose(1, 0, 2, 3)
+        return (
+            finish(accumulator).astype(dtype, copy=False).reshape(channels_out, *views.shape[3:]).transpose(1, 0, 2, 3)
+        )
 
     for images in blocks(x.shape[0], taps * rows * columns, _BLOCK_ELEMENTS):
         compute(x[images], y[images])  # in functions, so that a block is freed before the next one takes memory

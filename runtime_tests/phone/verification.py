@@ -102,7 +102,9 @@ def prepare_verification(
             {"name": name, "dtype": str(tensor.dtype), "shape": tensor.shape[1:]}
             for name, tensor in golden.tensors.items()
         ],
-        "every_tensor": bool(golden.inner),  # more than logits
+        "outputs": exported.output_names,
+        "has_classes": exported.has_classes,  # the first output is a row of logits
+        "every_tensor": bool(golden.inner),  # more than the outputs
         "autostart": autostart,  # the page begins by itself
     }
     return Verification(job=job, options=options, model=exported, golden=golden, runtime=runtime)

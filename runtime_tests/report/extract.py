@@ -35,7 +35,7 @@ def of_verify(report: VerifyReport) -> Run:
             what="logits",
             reference=report.reference,
             images=report.images,
-            elements=report.images * report.classes,
+            elements=report.images * (report.classes if report.numbers is None else report.numbers),
             differing=backend.differing_logits,
             changed_classes=backend.changed_predictions,
             must_equal=backend.must_equal,
@@ -53,6 +53,7 @@ def of_verify(report: VerifyReport) -> Run:
         accuracies=tuple(
             Accuracy(model=file.sha256, backend=name, images=report.images, accuracy=accuracy)
             for name, accuracy in accuracies
+            if accuracy is not None and report.metric == "top-1"
         ),
         environments=(describe_place(NATIVE, "verify", report.environment),),
         remarks=(
@@ -148,7 +149,7 @@ def _of_device(file: Model, target: str, report: DeviceReport) -> Run:
 
 
 def _of_level(file: Model, target: str, report: DeviceReport, level: LevelResult) -> Exactness:
-    tensors = (level.logits, *level.tensors)
+    tensors = (*level.outputs, *level.tensors)
     first = level.first_difference
     return Exactness(
         model=file.sha256,

@@ -14,7 +14,6 @@ import re
 import numpy as np
 
 from qil_deploy.errors import DataError
-from qil_deploy.onnx_io import OUTPUT_NAME
 from qil_deploy.runtime_tests.exported_model import ExportedModel
 from qil_deploy.runtime_tests.golden_chunks import GoldenChunks
 from qil_deploy.runtime_tests.reports import ModelFile
@@ -66,7 +65,7 @@ def check_report(
         expect("latency, images", report.latency.images, model.batch or 1)
     _check_form(report)
     for level in report.levels:
-        _check_level(level, golden, len(model.class_names))
+        _check_level(level, golden, model)
 
 
 def check_consistency(report: DeviceReport) -> None:
@@ -78,7 +77,7 @@ def check_consistency(report: DeviceReport) -> None:
     _check_form(report)
     equal: dict[str, TensorResult] = {}
     for level in report.levels:
-        for tensor in (level.logits, *level.tensors):
+        for tensor in (*level.outputs, *level.tensors):
             if tensor.differing == 0:  # then it is the golden one, wherever it is so
                 golden = equal.setdefault(tensor.tensor, tensor)
                 for what in ("dtype", "shape", "elements", "sha256"):
@@ -99,15 +98,16 @@ def _check_form(report: DeviceReport) -> None:
     expect("levels known", bool(levels) and set(levels) <= set(OPTIMIZATION_LEVELS), True)
     expect("levels named once", len(set(levels)), len(levels))
     names = tuple(tensor.tensor for tensor in report.levels[0].tensors)
+    outputs = tuple(tensor.tensor for tensor in report.levels[0].outputs)
     expect("tensors named once", len(set(names)), len(names))
     for level in report.levels:
         where = f"level {level.level}"
-        expect(f"{where}, predictions", len(level.predictions), report.images)
+        expect(f"{where}, predictions", len(level.predictions), report.images if level.predictions else 0)
         for prediction in level.predictions:
             within(f"{where}, a prediction", prediction, -1, _MOST)
-        expect(f"{where}, logits", level.logits.tensor, OUTPUT_NAME)
+        expect(f"{where}, outputs", tuple(tensor.tensor for tensor in level.outputs), outputs)
         expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
-        for tensor in (level.logits, *level.tensors):
+        for tensor in (*level.outputs, *level.tensors):
             _check_counts(f"{where}, {excerpt(tensor.tensor)!r}", tensor, report)
 
 
@@ -135,18 +135,20 @@ def _check_counts(where: str, result: TensorResult, report: DeviceReport) -> Non
         expect(f"{where}, differing", result.differing, result.elements)
 
 
-def _check_level(level: LevelResult, golden: GoldenChunks, classes: int) -> None:
+def _check_level(level: LevelResult, golden: GoldenChunks, model: ExportedModel) -> None:
     """Check one level beside the golden tensors, where there are some."""
     where = f"level {level.level}"
+    expect(f"{where}, outputs", tuple(tensor.tensor for tensor in level.outputs), model.output_names)
+    expect(f"{where}, predictions", len(level.predictions), len(golden.images) if model.has_classes else 0)
     for prediction in level.predictions:
-        within(f"{where}, a prediction", prediction, -1, classes - 1)
+        within(f"{where}, a prediction", prediction, -1, model.outputs[0].shape[0] - 1)
     names = tuple(golden.tensors) if golden.inner else ()
     expect(f"{where}, tensors", tuple(tensor.tensor for tensor in level.tensors), names)
     if golden.tensors:
-        for tensor in (level.logits, *level.tensors):
+        for tensor in (*level.outputs, *level.tensors):
             _check_tensor(f"{where}, {excerpt(tensor.tensor)!r}", tensor, golden)
-        if level.logits.differing == 0:
-            expected = golden.tensors[OUTPUT_NAME].argmax(axis=1).tolist()
+        if model.has_classes and level.logits.differing == 0:
+            expected = golden.tensors[level.logits.tensor].argmax(axis=1).tolist()
             expect(f"{where}, predictions", level.predictions, tuple(expected))
 
 

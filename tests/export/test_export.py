@@ -21,7 +21,7 @@ from qil_deploy.export import certify as certificate_module
 from qil_deploy.export import export as export_module
 from qil_deploy.export.certify import bound, certify
 from qil_deploy.export.passes import set_versions
-from qil_deploy.export.trial_run import differing_logits
+from qil_deploy.export.trial_run import differing_outputs
 from qil_deploy.integers.frozen_modules import FrozenLayer
 from qil_deploy.onnx_io.model_file import OnnxFile
 from qil_deploy.preprocessing import Preprocessing
@@ -301,10 +301,10 @@ def test_what_is_certified_is_what_stays(
 
     def run_seen(path: Path, trial: Any) -> tuple[float, str]:  # noqa: ANN401 - that of `differing_logits`
         run.append(path.read_bytes())
-        return differing_logits(path, trial)
+        return differing_outputs(path, trial)
 
     monkeypatch.setattr(export_module, "bound", bound_seen)
-    monkeypatch.setattr(certificate_module, "differing_logits", run_seen)
+    monkeypatch.setattr(certificate_module, "differing_outputs", run_seen)
     path = exports.resnet().export(tmp_path / "model.onnx", format=format_)
     assert run == [path.read_bytes()]
     assert path.read_bytes().startswith(certified[0])

@@ -23,7 +23,7 @@ from qil_deploy.export import export_onnx
 from qil_deploy.export import trial_run as trial_module
 from qil_deploy.export.certify import certify
 from qil_deploy.export.export import expected_codes
-from qil_deploy.export.trial_run import Trial, differing_logits
+from qil_deploy.export.trial_run import Trial, differing_outputs
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.integers.frozen_modules import FrozenGlobalAveragePool
 from qil_deploy.network.layers import GlobalAveragePool, QuantConv2d, QuantLinear
@@ -115,7 +115,7 @@ def test_the_certificate_refuses_pools_that_the_kernel_does_not_take(
     assert f"'pooling' fails at 2: {worst} is above 255.9999847" in planted.refusal()
     trial = Trial.of(read_model(planted.path), None)
     with pytest.raises(CertificateError, match=r"line 'runs' fails: ONNX Runtime \S+ cannot run the file at .*range"):
-        differing_logits(planted.path, trial)
+        differing_outputs(planted.path, trial)
 
 
 NO_MULTIPLIER = "its three scales make a multiplier that is no finite number"

@@ -63,7 +63,7 @@ function start(job) {
 }
 
 function showReport(report, job) {
-  const tensors = report.levels.map((level) => [...level.tensors, level.logits]);
+  const tensors = report.levels.map((level) => [...level.tensors, level.logits, ...level.others]);
   const compared = sum(tensors.flat().map((tensor) => tensor.elements));
   const first = tensors.map((all) => all.find((tensor) => tensor.differing > 0)).find((tensor) => tensor);
   if (!report.compared) {

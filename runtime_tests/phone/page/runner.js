@@ -9,7 +9,6 @@ import { Progress, getBytes, getJson, post } from "./server.js";
 import { sha256 } from "./sha256.js";
 import { ARRAYS, TensorTally } from "./tally.js";
 
-const LOGITS = "logits";
 const WARMUP = 3;
 const KEPT_BYTES = 64 * 2 ** 20;
 
@@ -109,11 +108,11 @@ async function runPass(job, chunks, content, level, names, what, progress, eachB
 }
 
 async function runLevel(job, chunks, models, level, progress) {
-  const logits = new TensorTally(LOGITS);
+  const outputs = job.outputs.map((name) => new TensorTally(name));
   const predictions = [];
-  await runPass(job, chunks, models.plain, level, [LOGITS], level, progress, (found, golden) => {
-    logits.add(found.get(LOGITS), golden.get(LOGITS) ?? null);
-    predictions.push(...classes(found.get(LOGITS)));
+  await runPass(job, chunks, models.plain, level, job.outputs, level, progress, (found, golden) => {
+    outputs.forEach((tally, i) => tally.add(found.get(job.outputs[i]), golden.get(job.outputs[i]) ?? null));
+    if (job.has_classes) predictions.push(...classes(found.get(job.outputs[0])));
   });
   const names = job.tensors.map((tensor) => tensor.name);
   const tallies = models.all === null ? [] : names.map((name) => new TensorTally(name));
@@ -123,7 +122,8 @@ async function runLevel(job, chunks, models, level, progress) {
       tallies.forEach((tally, i) => tally.add(found.get(names[i]), golden.get(names[i])));
     });
   }
-  return { level, predictions, logits: logits.result(), tensors: tallies.map((tally) => tally.result()) };
+  const [logits, ...others] = outputs.map((tally) => tally.result());
+  return { level, predictions, logits, tensors: tallies.map((tally) => tally.result()), others };
 }
 
 /** Time single runs at the default level, as the file is. */
@@ -135,9 +135,9 @@ async function measure(job, chunks, model, progress) {
   const times = [];
   for (let i = -WARMUP; i < job.repeats; i++) {
     const start = performance.now();
-    const outputs = await session.run(input, [LOGITS]);
+    const outputs = await session.run(input, job.outputs);
     if (i >= 0) times.push(performance.now() - start);
-    outputs[LOGITS].dispose();
+    job.outputs.forEach((name) => outputs[name].dispose());
     await progress.tell("latency", Math.max(i + 1, 0), job.repeats);
   }
   await session.release();

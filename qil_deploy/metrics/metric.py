@@ -1,0 +1,35 @@
+"""What every metric can do: count batches of outputs beside their labels, and say what comes of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Metric(Protocol):
+    """A running count.
+
+    Attributes:
+        name: as reports have it.
+    """
+
+    @property
+    def name(self) -> str:
+        """As reports have it."""
+
+    def add(self, outputs: Mapping[str, NDArray[np.float32]], labels: NDArray[Any]) -> None:
+        """Count some images.
+
+        Args:
+            outputs: by name, each [N, ...], codes as the floats that they stand for.
+            labels: of the same images, [N, ...].
+
+        Raises:
+            DataError: labels that do not fit the outputs.
+        """
+
+    def value(self) -> float:
+        """Return the metric of all images so far, in [0, 1]."""
