@@ -101,12 +101,15 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Wrapped(lambda m, x: m.norm(m.pool(m.first(x)).flatten(1)), pool=nn.MaxPool2d(8), norm=nn.BatchNorm1d(4)),
         r"'norm' reads 'flatten(_1)?', which is no convolution, linear layer or addition of its own, and holds no",
     ),
-    "no row of logits": (network(last=conv4()), r"the network returns a tensor of shape \[1, 4, 6, 6\] for one of"),
+    "no row or map": (
+        Wrapped(lambda m, x: m.fc(m.first(x).flatten(1)).sum(1)),
+        r"the network returns a tensor of shape \[1\] for one of shape \[1, 3, 8, 8\]; an output has one row of numbers",
+    ),
     "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
     "transposed": (network(nn.ConvTranspose2d(4, 4, 3)), r"\(ConvTranspose2d\) cannot be lowered"),
     "reflect": (network(conv4(padding=1, padding_mode="reflect")), "it pads with something else than zeros"),
-    "two inputs": (TwoInputs(), r"the network has 2 inputs \(x, y\); one image in and one tensor of logits"),
-    "two outputs": (TwoOutputs(), "the network returns 2 tensors in a tuple in evaluation mode"),
+    "two inputs": (TwoInputs(), r"the network has 2 inputs \(x, y\); one image in is supported"),
+    "the image among outputs": (TwoOutputs(), "output 'output_1' of the network is the image itself; forward need not"),
     "control flow": (
         Wrapped(branch),
         r"Wrapped cannot be captured \(test_prep\w*.py, line \d+\): what it does depends on",
