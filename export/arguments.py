@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable
 from qil_deploy.integers import FreezingReport
+from qil_deploy.metrics import BoxDecoder
 from qil_deploy.network import INPUT_GRID, shape_of
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import InputQuantizer
@@ -67,6 +68,22 @@ def check_details(data: object, freezing: object) -> None:
         raise ConfigError(
             f"freezing is {_kind(freezing)}; give the FreezingReport that compare_freezing returns, or None."
         )
+
+
+def check_boxes(boxes: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ConfigError unless boxes stand in some outputs as a decoder says; `shapes` are those of all, by name."""
+    if boxes is None:
+        return
+    if not isinstance(boxes, BoxDecoder):
+        raise ConfigError(f"boxes is {_kind(boxes)}; give the BoxDecoder of a detector, or None.")
+    for index, name in enumerate(boxes.outputs):
+        if name not in shapes:
+            raise ConfigError(f"boxes are in output {name!r}, but the model returns {', '.join(shapes)}.")
+        if len(shapes[name]) != 3 or shapes[name][0] != boxes.channels(index):
+            raise ConfigError(
+                f"boxes are in output {name!r} of shape {list(shapes[name])}, but those of {boxes.classes} classes "
+                f"stand in [{boxes.channels(index)}, H, W]."
+            )
 
 
 def check_same_input(model: fx.GraphModule, preprocessing: Preprocessing) -> None:

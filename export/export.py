@@ -17,6 +17,7 @@ from torch import fx, nn
 from qil_deploy.errors import QilDeployError
 from qil_deploy.files import atomic_path
 from qil_deploy.integers import FreezingReport, FrozenFloat, FrozenInput, FrozenLayer, freeze
+from qil_deploy.metrics import BoxDecoder, decoder_in_metadata
 from qil_deploy.network import (
     FrozenModel,
     QuantConv2d,
@@ -32,7 +33,7 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import ActivationQuantizer
 from qil_deploy.reference import float_kernels
 
-from .arguments import check_details, check_same_input, checked_names, checked_path, checked_preprocessing
+from .arguments import check_boxes, check_details, check_same_input, checked_names, checked_path, checked_preprocessing
 from .capture import node_names
 from .capture_paper import paper_codes
 from .certify import CertificateLine, bound, bound_weights, stored_lines
@@ -72,6 +73,7 @@ def export_onnx(
     data: str | None = None,
     options: ExportOptions | None = None,
     freezing: FreezingReport | None = None,
+    boxes: BoxDecoder | None = None,
 ) -> ExportResult:
     """Write a prepared or frozen model as ONNX.
 
@@ -88,6 +90,7 @@ def export_onnx(
         data: name of the data set the model was trained on.
         options: format, storage, input and opset.
         freezing: what freezing cost, for the metadata; None if it was not measured.
+        boxes: how boxes stand in the outputs of a detector, for the metadata; None for any other network.
 
     Raises:
         ConfigError: an argument of the wrong kind, an opset that the storage does not allow, `qlinear` for `paper`
@@ -103,6 +106,7 @@ def export_onnx(
     shapes = [output.shape for _, output in network_outputs(graph_module)]
     names = checked_names(class_names, shapes[0][0] if len(shapes) == len(shapes[0]) == 1 else None)
     check_same_input(graph_module, preprocessing)
+    check_boxes(boxes, {output.name: output.shape for _, output in network_outputs(graph_module)})
     paper = keeps_float(graph_module)
     if not paper and not isinstance(graph_module, FrozenModel):
         graph_module = freeze(graph_module, share_parameters=True)
@@ -116,6 +120,7 @@ def export_onnx(
         "preprocessing": preprocessing.metadata(),
         "class_names": list(names),
         **outputs_in_metadata([output for _, output in network_outputs(graph_module)]),
+        **decoder_in_metadata(boxes),
         "data": data,
         "freezing": None if freezing is None else asdict(freezing),
     }

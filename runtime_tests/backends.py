@@ -67,7 +67,7 @@ class ExecutedGraph:
         Raises:
             ModelFileError: the integer reference refuses the model, or its metadata are damaged.
         """
-        in_file = {name for node in model.graph.nodes for name in node.outputs}
+        in_file = tensors_of_images(model)
         outputs = model.output_names
         if model.float_parts and not kept_parts(model.graph):
             nodes = model.graph.nodes
@@ -87,6 +87,20 @@ class ExecutedGraph:
             layers=layers,
             rearranged=(moved - layers) | merged,
         )
+
+
+def tensors_of_images(model: ExportedModel) -> set[str]:
+    """Return the names of all tensors that nodes of a file make and that have one row or map for each image.
+
+    Others are the pixels of all images as rows, where a linear layer reads them (`export.passes.dense_floats`).
+    """
+    rows: set[str] = set()
+    for node in model.graph.nodes:
+        if node.op_type != "Reshape":
+            rows.update(node.outputs if rows.intersection(node.inputs) else ())
+        elif len(node.inputs) > 1 and (shape := model.graph.initializers.get(node.inputs[1])) is not None:
+            rows.update(node.outputs if shape.shape == (2,) and shape[0] == -1 else ())
+    return {name for node in model.graph.nodes for name in node.outputs} - rows
 
 
 def code_reader(

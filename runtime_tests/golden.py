@@ -17,7 +17,7 @@ from qil_deploy.errors import ConfigError, DataError, ModelFileError
 from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable
-from .backends import GOLDEN, REFERENCE, CodeReader, ExecutedGraph, code_reader, onnx_backend_name
+from .backends import GOLDEN, REFERENCE, CodeReader, ExecutedGraph, code_reader, onnx_backend_name, tensors_of_images
 from .differences import CodeComparison, Comparison
 from .exported_model import ExportedModel, read_exported_model
 from .golden_file import read_vectors, write_vectors
@@ -48,7 +48,7 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
     """
     exported, reference = _reference_for(model, images)
     found = exported.in_batches(reference.run_all, images)
-    in_file = {name for node in exported.graph.nodes for name in node.outputs}
+    in_file = tensors_of_images(exported)
     outputs = {name: found[name] for name in exported.output_names}
     tensors = {name: tensor for name, tensor in found.items() if name in in_file and name not in outputs}
     write_vectors(path, exported, images, images_from, tensors | outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: ARG005 - the functions of all cases are called alike
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
