@@ -9,9 +9,10 @@ are `OUT/openvino/*.onnx` and the report `OUT/openvino.json`. Needs OpenVINO: pi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import typer
@@ -25,7 +26,7 @@ from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
-from qil_deploy.runtime_tests.exported_model import ExportedModel, Predictor, read_exported_model
+from qil_deploy.runtime_tests.exported_model import ExportedModel, read_exported_model
 from qil_deploy.terminal import Console
 from qil_deploy.training.models import build_model
 from tables import Rows, console_table, describe
@@ -133,7 +134,11 @@ def compare(model: ExportedModel, name: str, count: int) -> Agreement:
     )
 
 
-def openvino_predictor(model: ExportedModel) -> Predictor:
+Classifier = Callable[[NDArray[np.uint8]], NDArray[Any]]
+"""From uint8 images to logits [N, classes]."""
+
+
+def openvino_predictor(model: ExportedModel) -> Classifier:
     """Return a function from uint8 images to logits that runs a model in OpenVINO, with its default options.
 
     Raises:
@@ -150,7 +155,7 @@ def openvino_predictor(model: ExportedModel) -> Predictor:
     return predict
 
 
-def classify(predict: Predictor, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+def classify(predict: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the class of each image: where its largest logit is."""
     starts = range(0, len(images), BATCH_SIZE)
     return np.concatenate([predict(images[start : start + BATCH_SIZE]).argmax(1) for start in starts])

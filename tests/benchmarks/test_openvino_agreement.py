@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 import openvino_agreement
-from openvino_agreement import ZOO, Agreement, agreement_rows, classify, export_int8_qdq
+from openvino_agreement import ZOO, Agreement, Classifier, agreement_rows, classify, export_int8_qdq
 from qil_deploy.errors import CheckpointError
 from qil_deploy.onnx_io.names import INPUT_NAME
 from qil_deploy.runtime_tests.environment import describe_environment
-from qil_deploy.runtime_tests.exported_model import ExportedModel, Predictor
+from qil_deploy.runtime_tests.exported_model import ExportedModel
 
 
 def test_classes_of_all_images_come_in_order(rng: np.random.Generator) -> None:
@@ -29,7 +29,7 @@ def test_differing_classes_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     model = export_int8_qdq(ZOO / "w4a4_frozen.safetensors", tmp_path / "w4a4.onnx")
     assert (model.format, model.input) == ("qdq", "uint8")
 
-    def next_class_on_every_fourth(model: ExportedModel) -> Predictor:
+    def next_class_on_every_fourth(model: ExportedModel) -> Classifier:
         right = model.onnx_predictor()
 
         def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -89,6 +89,7 @@ def test_results_repeat_what_training_verify_and_bench_say(delivered: Delivered)
     assert [backend.name for backend in report.backends if not backend.must_equal] == ["unfrozen PyTorch"]
     assert len(report.backends) == 6
     assert four.frozen_accuracy == four.runtime_accuracy
+    assert report.reference_accuracy is not None
     assert four.runtime_accuracy == 100 * report.reference_accuracy
     assert four.changed_predictions == report.backends[-1].changed_predictions
     assert [delivery.latency_ms for delivery in delivered.deliveries] == [row.median_ms for row in bench.latencies]
@@ -97,6 +98,7 @@ def test_results_repeat_what_training_verify_and_bench_say(delivered: Delivered)
     ]
     assert (floating.frozen_accuracy, floating.frozen_at_once, floating.differing_logits) == (None, None, None)
     baseline = read_report(delivered.folder / "float_verify.json", VerifyReport)
+    assert baseline.reference_accuracy is not None
     assert (baseline.exact, baseline.backends, floating.runtime_accuracy) == (
         None,
         (),
@@ -115,7 +117,7 @@ def test_results_json_holds_every_field(delivered: Delivered) -> None:
 def test_changed_predictions_are_counted_over_the_whole_test_set(delivered: Delivered) -> None:
     stage = delivered.result.stages[0]
     images = load_images("digits").images
-    before = checkpoint_predictors(stage.checkpoint)["unfrozen PyTorch"](images).argmax(1)
+    before = checkpoint_predictors(stage.checkpoint)["unfrozen PyTorch"](images)["logits"].argmax(1)
     after = IntegerReference(read_model(delivered.folder / "w4a4.onnx")).run(images).argmax(1)
     assert delivered.deliveries[1].changed_predictions == int((before != after).sum())
 

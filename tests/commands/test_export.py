@@ -46,7 +46,7 @@ def test_a_frozen_checkpoint(run: Run, call: Call, tmp_path: Path) -> None:
     for line in ("int32", "int16", "ties", "float", "weights"):
         assert f" {line} " in outcome.out.split("Certificate line worst bound where ")[1]
     images = load_images("digits").first(50).images
-    expected = checkpoint_predictors(run.frozen)["frozen PyTorch"](images)
+    expected = checkpoint_predictors(run.frozen)["frozen PyTorch"](images)["logits"]
     np.testing.assert_array_equal(IntegerReference(read_model(path)).run(images), expected, strict=True)
     exported = read_exported_model(path)
     assert (exported.format, exported.input, exported.data) == ("qlinear", "uint8", "digits")
@@ -66,7 +66,7 @@ def test_a_quantized_checkpoint_is_frozen_on_the_way(run: Run, call: Call, tmp_p
     assert outcome.code == 0
     assert FROZEN_NOW in outcome.out
     images = load_images("digits").first(50).images
-    expected = checkpoint_predictors(run.quantized)["frozen PyTorch"](images)
+    expected = checkpoint_predictors(run.quantized)["frozen PyTorch"](images)["logits"]
     np.testing.assert_array_equal(IntegerReference(read_model(path)).run(images), expected, strict=True)
 
 

@@ -33,13 +33,13 @@ def test_they_run_the_models_on_normalised_images(run: Run) -> None:
         info, model = load_model(path, build_model)
         with torch.no_grad():
             expected = model(torch.from_numpy(info.preprocessing.normalize(IMAGES))).numpy()
-        found = checkpoint_predictors(path)[name](IMAGES)
+        found = checkpoint_predictors(path)[name](IMAGES)["logits"]
         np.testing.assert_array_equal(found, expected, strict=True)
         assert found.dtype == np.float32
 
 
 def test_freezing_moves_logits_a_little(run: Run) -> None:
-    unfrozen, frozen = (predict(IMAGES) for predict in checkpoint_predictors(run.quantized).values())
+    unfrozen, frozen = (predict(IMAGES)["logits"] for predict in checkpoint_predictors(run.quantized).values())
     assert (unfrozen != frozen).any()
     np.testing.assert_allclose(frozen, unfrozen, rtol=0, atol=0.5 * float(np.ptp(unfrozen)))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qil_deploy import Preprocessing, QuantConfig, calibrate, freeze, prepare
-from qil_deploy.commands.predictors import _record_codes, model_predictor
+from qil_deploy.commands.predictors import model_predictor, record_codes
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import CertificateError, ConfigError, DataError, ModelFileError
 from qil_deploy.export import ExportOptions, export_onnx
@@ -102,7 +102,7 @@ def verified(path: Path, model: QuantizedModel, labels: Any = None, **options: A
     others = {FROZEN: model_predictor(model, GRID)}
 
     def codes(pixels: Any) -> Any:  # noqa: ANN401 - arrays
-        return _record_codes(model, torch.from_numpy(GRID.normalize(pixels)))
+        return record_codes(model, torch.from_numpy(GRID.normalize(pixels)))
 
     return verify(path, images.batches(4), others=others, codes={FROZEN: codes}, **options)
 

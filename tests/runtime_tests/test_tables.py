@@ -41,6 +41,7 @@ def test_every_backend_has_a_row_of_its_own_and_there_is_a_verdict(
     others = {UNFROZEN: lambda batch: np.full((len(batch), 5), np.nan, np.float32)}
     report = verify(write_model(ties=ties), batches(images, labels), others=others)
     lines = shown(verify_table(report))
+    assert report.reference_accuracy is not None
     accuracy = f"{100 * report.reference_accuracy:.2f}"
     assert row(lines, "integer reference") == [accuracy]
     for backend in report.backends[:4]:
