@@ -40,9 +40,6 @@ from .same_function import require_same_function, require_same_training
 from .sites import Group, Reader, Site, bits_of_layers, edge_layers, find_groups, isolate
 from .unwrap import float_network
 
-_MOVES_OF_FLOATS = ("Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
-
-
 def prepare(
     model: nn.Module, config: QuantConfig, example_input: Tensor, *, input_grid: Preprocessing
 ) -> PreparedModel:
@@ -275,12 +272,10 @@ def _makes_float_outputs(graph_module: fx.GraphModule, group: Group, config: Qua
 
 
 def _is_rearranged(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
-    """Whether a node holds the values of another, moved and not chosen among: runtimes move floats exactly."""
+    """Whether a node holds the values of another, moved and not chosen among."""
     while node is not source:
         row = row_of(graph_module, node)
-        if row is None or not (row.only_trains or row.onnx is not None):
-            return False
-        if row.onnx is not None and row.onnx(module_of(graph_module, node)).name not in _MOVES_OF_FLOATS:
+        if row is None or row.chooses:
             return False
         node = input_of(node)
     return True

@@ -55,7 +55,7 @@ def test_images_of_another_shape_are_refused(run: Run) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(TypeError, match="a torch module and its preprocessing"):
+    with pytest.raises(TypeError, match="a quantized model and its preprocessing"):
         model_predictor("model", None)
 
 

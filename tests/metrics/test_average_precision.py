@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def detections(*rows: tuple[float, ...]) -> Detections:
     return Detections(boxes=values[:, :4], classes=values[:, 4].astype(np.int64), scores=values[:, 5])
 
 
-def measured(*images: tuple[Detections, list[tuple[float, ...]]]) -> AveragePrecision:
+def measured(*images: tuple[Detections, Sequence[tuple[float, ...]]]) -> AveragePrecision:
     metric = AveragePrecision(DECODER)
     for found, truth in images:
         metric.add_image(found, np.array(truth, np.float64).reshape(-1, 5))
@@ -34,7 +35,7 @@ def test_a_case_by_hand() -> None:
         (20, 20, 30, 29, 0, 0.7),  # right: precision 2/3 at recall 1
         (0, 0, 10, 4.9, 1, 0.6),  # overlaps by less than one half
     )
-    np.testing.assert_allclose(measured((found, truth)).per_class(), [1 / 2 + 2 / 3 / 2, 0])
+    assert measured((found, truth)).per_class().tolist() == pytest.approx([1 / 2 + 2 / 3 / 2, 0])
 
 
 def test_precision_is_the_highest_at_that_recall_or_beyond() -> None:
@@ -79,7 +80,7 @@ def test_more_that_is_wrong_is_never_better(boxes: list[Any], score: float) -> N
 
 
 def test_batches_of_outputs_and_labels() -> None:
-    maps = np.full((3, 6, 2, 2), -20.0)
+    maps = np.full((3, 6, 2, 2), -20.0, np.float32)
     maps[:, :4], maps[0, 4, 0, 0], maps[2, 5, 1, 1] = np.log(0.5), 2.0, 2.0
     labels = pad_boxes([np.array([[0, 0, 8, 8, 0]]), np.zeros((0, 5)), np.array([[8, 8, 16, 16, 1], [0, 0, 8, 8, 1]])])
     assert labels.shape == (3, 2, 5)
@@ -98,4 +99,4 @@ def test_batches_of_outputs_and_labels() -> None:
 )
 def test_labels_that_are_no_boxes_are_refused(labels: Any, message: str) -> None:  # noqa: ANN401 - an array
     with pytest.raises(DataError, match=message):
-        AveragePrecision(DECODER).add({"map": np.zeros((1, 6, 2, 2))}, labels)
+        AveragePrecision(DECODER).add({"map": np.zeros((1, 6, 2, 2), np.float32)}, labels)

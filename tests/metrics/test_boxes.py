@@ -97,8 +97,9 @@ def test_what_stays_overlaps_nothing_that_stays_and_what_goes_does(boxes: Any, c
     ],
 )
 def test_decoders_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
+    make: Any = BoxDecoder
     with pytest.raises(ConfigError, match=message):
-        BoxDecoder(**({"outputs": ("map",), "strides": (8,), "classes": 2} | changes))
+        make(**({"outputs": ("map",), "strides": (8,), "classes": 2} | changes))
 
 
 def test_outputs_that_hold_no_such_boxes_are_refused() -> None:
