@@ -101,6 +101,7 @@ class Operator:
         onnx: for operators that move values: how a module is written in ONNX.
         returns_input: whether the module may return the very tensor that it reads.
         only_trains: whether it does nothing outside training.
+        chooses: whether its results are chosen among values or repeated, and not merely moved.
         rearranges: whether it hands on a tensor of another shape or order, of which the layers behind it are layers.
         many_results: whether it makes several tensors, each of which is rebuilt by itself (`Call.result`).
     """
@@ -112,6 +113,7 @@ class Operator:
     onnx: Callable[[Any], OnnxForm] | None = None
     returns_input: bool = False
     only_trains: bool = False
+    chooses: bool = False
     rearranges: bool = False
     many_results: bool = False
 
@@ -175,6 +177,7 @@ OPERATORS = (
         modules=(nn.MaxPool2d,),
         captured={aten.max_pool2d.default: max_pool, aten.max_pool2d_with_indices.default: max_pool},
         onnx=write_max_pool,
+        chooses=True,
     ),
     Operator(
         title="nearest-neighbour Upsample",
@@ -183,6 +186,7 @@ OPERATORS = (
         captured=dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default), upsample)
         | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate),
         onnx=write_upsample,
+        chooses=True,
     ),
     Operator(
         title="Flatten",

@@ -40,6 +40,7 @@ from .same_function import require_same_function, require_same_training
 from .sites import Group, Reader, Site, bits_of_layers, edge_layers, find_groups, isolate
 from .unwrap import float_network
 
+
 def prepare(
     model: nn.Module, config: QuantConfig, example_input: Tensor, *, input_grid: Preprocessing
 ) -> PreparedModel:
