@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -185,6 +185,70 @@ class Preprocessing:
         )
 
     @classmethod
+    def from_timm(cls, source: object, size: int | tuple[int, int] | None = None) -> Preprocessing:
+        """Return how a network of timm was trained to see images.
+
+        Args:
+            source: a network from `timm.create_model`, or its `pretrained_cfg`.
+            size: of an image, both sides or (height, width), where it is not the network's own; pictures are resized
+                in proportion.
+
+        Raises:
+            DataError: neither of these, or without mean and deviation.
+        """
+        found = getattr(source, "pretrained_cfg", source)
+        channels, *own_size = _entry(found, "input_size", "timm") if size is None else (None, *_sides(size))
+        mean, std = _entry(found, "mean", "timm"), _entry(found, "std", "timm")
+        shape = (channels or len(mean), *own_size)
+        share, mode = _entry(found, "crop_pct", "timm", None), _entry(found, "crop_mode", "timm", "center")
+        resize: int | tuple[int, int] | None = None
+        if share:
+            sides = [math.floor(side / share) for side in own_size]
+            if mode == "squash":
+                resize = (sides[0], sides[1])
+            elif mode == "center" and sides[0] == sides[1]:
+                resize = sides[0]
+        filter_name = _entry(found, "interpolation", "timm", None)
+        return cls.from_statistics(shape, mean, std)._of_pictures(resize, filter_name)
+
+    @classmethod
+    def from_torchvision(cls, weights: object, size: int | tuple[int, int] | None = None) -> Preprocessing:
+        """Return how a network of torchvision was trained to see images.
+
+        Args:
+            weights: such as `ResNet18_Weights.DEFAULT`, or what its `transforms()` returns.
+            size: of an image, both sides or (height, width), where it is not that of the weights, or they have none (as
+                for segmentation); pictures are resized in proportion.
+
+        Raises:
+            DataError: neither of these, without mean and deviation, or without a size.
+        """
+        make = getattr(weights, "transforms", None)
+        found = make() if callable(make) else weights
+        mean, std = _entry(found, "mean", "torchvision"), _entry(found, "std", "torchvision")
+        crop, resized = (_entry(found, name, "torchvision", None) for name in ("crop_size", "resize_size"))
+        if size is None and not crop:
+            raise DataError("these weights of torchvision take images of any size; say which: size=(height, width).")
+        height, width = _sides(crop) if size is None else _sides(size)
+        resize = None
+        if crop and resized and len(resized) == 1 and height == width:
+            resize = round(height * resized[0] / _sides(crop)[0])
+        interpolation = _entry(found, "interpolation", "torchvision", None)
+        filter_name = getattr(interpolation, "value", interpolation)
+        return cls.from_statistics((len(mean), height, width), mean, std)._of_pictures(resize, filter_name)
+
+    def _of_pictures(self, resize: int | tuple[int, int] | None, interpolation: object) -> Preprocessing:
+        """Return the same with what a package says of pictures; the images of these packages are RGB."""
+        sides = resize if isinstance(resize, tuple) else (resize or 0,) * 2
+        fits = sides[0] >= self.height and sides[1] >= self.width
+        return replace(
+            self,
+            channel_order="RGB" if self.channels == 3 else None,
+            resize=resize if fits else None,
+            interpolation=next((name for name in INTERPOLATIONS if name == interpolation), None),
+        )
+
+    @classmethod
     def from_metadata(cls, content: Mapping[str, Any]) -> Preprocessing:
         """Return what `metadata` wrote, in this version or an earlier one.
 
@@ -227,6 +291,31 @@ class Preprocessing:
         self.check(images)
         shift, factor = (values.astype(np.float32)[:, None, None] for values in (self.shift, self.factor))
         return (images.astype(np.float32) - shift) * factor
+
+
+_MISSING = object()
+
+
+def _entry(source: object, name: str, package: str, default: object = _MISSING) -> Any:  # noqa: ANN401 - a package's own
+    """Return an entry of a dictionary or an attribute, as packages describe their networks.
+
+    Raises:
+        DataError: it is missing, and there is no default.
+    """
+    found = source.get(name, default) if isinstance(source, Mapping) else getattr(source, name, default)
+    if found is _MISSING or (found is None and default is _MISSING):
+        raise DataError(
+            f"a {type(source).__name__} does not say {name!r}, as what {package} says of pretrained networks does; "
+            "call Preprocessing.from_statistics with the mean and std that the network was trained with."
+        )
+    return found
+
+
+def _sides(size: int | Sequence[int]) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) not in (1, 2) or not all(isinstance(side, int) for side in sides):
+        raise DataError(f"size is {size!r}; give the length of both sides, or (height, width).")
+    return sides[0], sides[-1]
 
 
 def _require_statistics(mean: float, std: float) -> None:

@@ -135,3 +135,58 @@ def test_every_pixel_comes_back_from_what_the_network_sees(mean: list[float], st
     np.testing.assert_array_equal(quantizer.codes(x).numpy(), images)
     on_grid = (images.astype(np.float32) - pixels.zero_point) * np.float32(pixels.scale)
     np.testing.assert_array_equal(quantizer(x).numpy(), on_grid)
+
+
+def test_what_timm_says_is_taken_over() -> None:
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("resnet18", pretrained=False)
+    pixels = Preprocessing.from_timm(network)
+    assert (pixels.shape, pixels.mean, pixels.std) == ((3, 224, 224), *STATISTICS.values())
+    config = timm.data.resolve_data_config({}, model=network)
+    transform = timm.data.create_transform(**config)
+    resize, crop = transform.transforms[:2]
+    assert (resize.size, resize.interpolation.value, crop.size) == (pixels.resize, pixels.interpolation, (224, 224))
+    assert pixels.channel_order == "RGB"
+    assert Preprocessing.from_timm(network.pretrained_cfg) == pixels
+    small = Preprocessing.from_timm(network, size=64)
+    assert (small.shape, small.resize) == ((3, 64, 64), math.floor(64 / network.pretrained_cfg["crop_pct"]))
+
+
+@pytest.mark.parametrize("kind", ["image", "crop_mode", "not square"])
+def test_what_timm_says_of_pictures_is_left_out_where_it_has_no_place_here(kind: str) -> None:
+    said: dict[str, Any] = {"input_size": (3, 32, 32), **STATISTICS, "crop_pct": 0.9, "interpolation": "random"}
+    changed = {"image": {"crop_pct": None}, "crop_mode": {"crop_mode": "border"}, "not square": {}}[kind]
+    pixels = Preprocessing.from_timm(said | changed, size=(32, 48) if kind == "not square" else None)
+    assert (pixels.resize, pixels.interpolation) == (None, None)
+    assert Preprocessing.from_timm(said | {"crop_mode": "squash"}).resize == (35, 35)
+
+
+def test_what_torchvision_says_is_taken_over() -> None:
+    models = pytest.importorskip("torchvision.models")
+    weights = models.EfficientNet_B0_Weights.DEFAULT
+    pixels = Preprocessing.from_torchvision(weights)
+    assert (pixels.shape, pixels.mean, pixels.std) == ((3, 224, 224), *STATISTICS.values())
+    assert (pixels.resize, pixels.interpolation, pixels.channel_order) == (256, "bicubic", "RGB")
+    assert Preprocessing.from_torchvision(weights.transforms()) == pixels
+    assert Preprocessing.from_torchvision(weights, size=112).resize == 128
+    dense = models.segmentation.FCN_ResNet50_Weights.DEFAULT
+    with pytest.raises(DataError, match="these weights of torchvision take images of any size; say which"):
+        Preprocessing.from_torchvision(dense)
+    assert Preprocessing.from_torchvision(dense, size=(64, 96)).shape == (3, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "message"),
+    [
+        (
+            Preprocessing.from_timm,
+            {},
+            "a dict does not say 'input_size', as what timm says of pretrained networks does",
+        ),
+        (Preprocessing.from_timm, torch.nn.ReLU(), "a ReLU does not say 'input_size'"),
+        (Preprocessing.from_torchvision, torch.nn.ReLU(), "a ReLU does not say 'mean', as what torchvision says"),
+    ],
+)
+def test_what_says_nothing_of_images_is_refused(make: Any, source: object, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(DataError, match=message):
+        make(source)
