@@ -34,6 +34,7 @@ Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False, strict
 NotNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
+Statistics = NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=1000)]
 
 
 def _without_nul(text: str) -> str:
@@ -216,6 +217,8 @@ class Recipe(_Section):
     Attributes:
         name: of the run, and of its folder in `runs/` where no other is given.
         image_size: height and width to which images are brought; None keeps those of the data set.
+        mean, std: of pixels in [0, 1]: one number of each for all channels, or one per channel; None takes those of the
+            data set (`qil_deploy.preprocessing`).
         train_images: train on the first so many images only; None takes all. For data sets in memory.
         seed: of weights, order, augmentation and dropout.
         method: how quantizers learn (`QuantConfig`).
@@ -229,6 +232,8 @@ class Recipe(_Section):
     name: Annotated[str, Field(min_length=1), AfterValidator(_names_a_folder)]
     data: Name
     image_size: Annotated[int, Field(ge=1, le=LARGEST_IMAGE_SIDE, strict=True)] | None = None
+    mean: Statistics | None = None
+    std: Statistics | None = None
     train_images: Images | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     placement: Placement = "integer"
@@ -257,18 +262,26 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _check_statistics(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("one of mean and std without the other; give both, or neither for those of the data set")
+        return self
+
+    @model_validator(mode="after")
     def _check_where_weights_come_from(self) -> Self:
         if self.quantizer_only is None:
             if "float_training" not in self.model_fields_set:
                 raise ValueError("float_training is missing; only a recipe with quantizer_only needs none")
             return self
-        useless: list[str] = [key for key in ("float_training", "train_images") if key in self.model_fields_set]
+        useless: list[str] = [
+            key for key in ("float_training", "train_images", "mean", "std") if key in self.model_fields_set
+        ]
         useless += ["model.weights"] if self.model.weights is not None else []
         useless += [f"batchnorm_batches of {stage.name}" for stage in self.stages if stage.batchnorm_batches]
         if useless:
             raise ValueError(
-                f"{excerpt(', '.join(useless))} with quantizer_only, which keeps the weights and BatchNorm of "
-                "quantizer_only.weights as they are; leave it out"
+                f"{excerpt(', '.join(useless))} with quantizer_only, which keeps the weights, BatchNorm and "
+                "preprocessing of quantizer_only.weights as they are; leave it out"
             )
         return self
 

@@ -13,6 +13,7 @@ import typer
 from qil_deploy.errors import ModelFileError
 
 if TYPE_CHECKING:
+    from qil_deploy.preprocessing import Preprocessing
     from qil_deploy.runtime_tests.exported_model import ExportedModel
 
 SCHEMA = "qil_deploy.inspect/1"
@@ -87,6 +88,23 @@ def _rewrites(metadata: dict[str, Any]) -> list[dict[str, str | bool]]:
     return [*rewritten, *left]
 
 
+def _per_channel(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    means, deviations = (", ".join(f"{value:.6g}" for value in values) for values in (mean, std))
+    return f"Normalised per channel: mean {means}; std {deviations} (of pixels in [0, 1])"
+
+
+def _pictures(pixels: Preprocessing) -> list[str]:
+    """Return how a picture becomes such an image, where the file says so."""
+    said = [] if pixels.channel_order is None else [f"channels in the order {pixels.channel_order}"]
+    if pixels.resize is not None:
+        sides = pixels.resize if isinstance(pixels.resize, tuple) else None
+        size = f"the shorter side to {pixels.resize}" if sides is None else f"to {sides[0]}x{sides[1]}"
+        said.append(f"resize {size}, cut out the middle {pixels.height}x{pixels.width}")
+    if pixels.interpolation is not None:
+        said.append(f"{pixels.interpolation} interpolation")
+    return [f"Pictures: {', '.join(said)}"] if said else []
+
+
 def _heading(exported: ExportedModel, metadata: dict[str, Any]) -> list[str]:
     """Return what is said in front of the tables."""
     from .tables import some_of
@@ -97,9 +115,12 @@ def _heading(exported: ExportedModel, metadata: dict[str, Any]) -> list[str]:
     size, opset = exported.path.stat().st_size, exported.graph.opsets[""]
     weights = metadata.get("weights", "float32")
     grid = f"scale {pixels.scale:.6g}, zero point {pixels.zero_point}"
+    statistics = [] if pixels.mean is None or pixels.std is None else [_per_channel(pixels.mean, pixels.std)]
     lines = [
         f"{exported.path}: {size:,} bytes, format {exported.format}, weights {weights}, opset {opset}",
         f"Input: {exported.input} image {list(pixels.shape)}, {grid}; {images} per run",
+        *statistics,
+        *_pictures(pixels),
         f"Classes: {some_of(names)}",
     ]
     for name, layers in metadata.get("passes", {}).items():

@@ -20,6 +20,7 @@ ENTRIES: dict[str, Any] = json.loads(
     next(entry.value for entry in onnx.load(ZOO / "w2a2.onnx").metadata_props if entry.key == "qil_deploy")
 )
 ENTRIES["left_alone"] = {"space_to_depth": {"it reads codes, not the image": ["layer1.0.conv1"]}}
+ENTRIES["preprocessing"] |= {"mean": [0.286], "std": [0.353], "resize": [32, 32], "interpolation": "bilinear"}
 VALUES: dict[str, object] = {
     "null": None,
     "list": [],

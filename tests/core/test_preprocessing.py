@@ -155,7 +155,9 @@ def test_what_timm_says_is_taken_over() -> None:
 @pytest.mark.parametrize("kind", ["image", "crop_mode", "not square"])
 def test_what_timm_says_of_pictures_is_left_out_where_it_has_no_place_here(kind: str) -> None:
     said: dict[str, Any] = {"input_size": (3, 32, 32), **STATISTICS, "crop_pct": 0.9, "interpolation": "random"}
-    changed = {"image": {"crop_pct": None}, "crop_mode": {"crop_mode": "border"}, "not square": {}}[kind]
+    changed: dict[str, Any] = {"image": {"crop_pct": None}, "crop_mode": {"crop_mode": "border"}, "not square": {}}[
+        kind
+    ]
     pixels = Preprocessing.from_timm(said | changed, size=(32, 48) if kind == "not square" else None)
     assert (pixels.resize, pixels.interpolation) == (None, None)
     assert Preprocessing.from_timm(said | {"crop_mode": "squash"}).resize == (35, 35)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qil_deploy.checkpoint import CheckpointInfo, load_model, save_checkpoint
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import ConfigError
 from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
@@ -118,3 +120,28 @@ def test_other_statistics_than_those_of_prepare_are_refused(tmp_path: Path, imag
         ConfigError, match=r"mean 0\.485, 0\.456, 0\.407 and std .*prepared for .*mean 0\.485, 0\.456, 0\.406"
     ):
         export_onnx(case.frozen, tmp_path / "m.onnx", preprocessing=other, class_names=case.class_names)
+
+
+@pytest.mark.parametrize("kind", ["quantized", "frozen"])
+@pytest.mark.parametrize("name", ["convolution", "average", "BatchNorm", "two"])
+def test_a_checkpoint_gives_the_same_logits_to_the_bit(
+    tmp_path: Path, images: NDArray[np.uint8], name: str, kind: Literal["quantized", "frozen"]
+) -> None:
+    case = Case.of(networks()[name], QuantConfig(), images, PIXELS)
+    model = case.prepared if kind == "quantized" else case.frozen
+    info = CheckpointInfo(
+        kind=kind,
+        model_name=name,
+        model_arguments={},
+        config=QuantConfig(),
+        preprocessing=PIXELS,
+        data="none",
+        class_names=case.class_names,
+        metrics={},
+    )
+    save_checkpoint(tmp_path / "c.safetensors", info, model)
+    read, loaded = load_model(tmp_path / "c.safetensors", lambda name, _arguments: networks()[name])
+    assert read == info
+    x = torch.from_numpy(PIXELS.normalize(images))
+    with torch.no_grad():
+        np.testing.assert_array_equal(loaded(x).numpy(), model.eval()(x).numpy(), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,10 @@ def test_a_recipe_without_data(tmp_path: Path) -> None:
         ({"seed": 2**63}, "seed: .*less than 9223372036854775808"),
         ({"seed": True}, "seed: .*valid integer"),
         ({"image_size": 10**9}, "image_size: .*less than or equal to 8192"),
+        ({"mean": 0.5}, "one of mean and std without the other; give both"),
+        ({"mean": [0.5, math.nan], "std": [0.2, 0.2]}, "mean.*finite number"),
+        ({"mean": [], "std": []}, "mean.*at least 1 item"),
+        ({"mean": "0.5", "std": 0.2}, "mean.*valid number"),
         ({"model": {"name": "resnet8", "width": 10**9}}, "width: .*less than or equal to 65536"),
         ({"model": {"name": "a\0b"}}, r"model\.name: it holds a NUL character, .*found 'a\\x00b'"),
         ({"model": {"name": "resnet8", "weights": "a\0b"}}, r"model\.weights: it holds a NUL character"),

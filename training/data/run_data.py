@@ -147,9 +147,18 @@ def load_run_data(recipe: Recipe, workers: int) -> RunData:
         recipe=recipe,
         train=train,
         test=test,
-        preprocessing=preprocessing_for(recipe.data, test),
+        preprocessing=_preprocessing(recipe, test),
         workers=workers,
     )
+
+
+def _preprocessing(recipe: Recipe, images: ImageBatches) -> Preprocessing:
+    if recipe.mean is None or recipe.std is None:
+        return preprocessing_for(recipe.data, images)
+    try:
+        return Preprocessing.from_statistics(images.shape, recipe.mean, recipe.std)
+    except DataError as error:
+        raise ConfigError(f"recipe {recipe.name}: {error}") from error
 
 
 def _unlabelled_data(recipe: Recipe, section: QuantizerOnlySection) -> RunData:
