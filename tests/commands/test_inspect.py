@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
+from torch import nn
 
 from qil_deploy.checkpoint import load_model
+from qil_deploy.export import export_float_onnx
 from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import build_model
 
 from .conftest import paper_checkpoint
@@ -141,3 +144,33 @@ def test_metadata_without_layers_or_certificate(
     model.metadata_props[0].value = model.metadata_props[0].value.replace(f'"{entry}"', '"other"')
     path.write_bytes(model.SerializeToString())
     assert f"the metadata of {path} has no entry '{entry}'" in refused("inspect", path)
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        ({}, []),
+        (
+            {"mean": (0.5, 0.25, 0.125), "std": (0.25,) * 3},
+            ["Normalised per channel: mean 0.5, 0.25, 0.125; std 0.25, 0.25, 0.25 (of pixels in [0, 1])"],
+        ),
+        ({"channel_order": "RGB"}, ["Pictures: channels in the order RGB"]),
+        (
+            {"channel_order": "BGR", "resize": 9, "interpolation": "bicubic"},
+            [
+                "Pictures: channels in the order BGR, resize the shorter side to 9, cut out the middle 8x8, bicubic inter"
+            ],
+        ),
+        ({"resize": (8, 10)}, ["Pictures: resize to 8x10, cut out the middle 8x8"]),
+    ],
+    ids=str,
+)
+def test_how_images_are_made_is_said(call: Call, tmp_path: Path, said: dict[str, Any], lines: list[str]) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    pixels = Preprocessing(channels=3, height=8, width=8, scale=0.01, zero_point=75, **said)
+    export_float_onnx(network, tmp_path / "m.onnx", preprocessing=pixels, class_names=["a", "b"])
+    out = " ".join(call("inspect", tmp_path / "m.onnx").out.split())
+    for line in lines:
+        assert line in out
+    for start in ("Pictures", "Normalised per channel"):
+        assert (start in out) == any(line.startswith(start) for line in lines)

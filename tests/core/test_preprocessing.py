@@ -152,13 +152,14 @@ def test_what_timm_says_is_taken_over() -> None:
     assert (small.shape, small.resize) == ((3, 64, 64), math.floor(64 / network.pretrained_cfg["crop_pct"]))
 
 
-@pytest.mark.parametrize("kind", ["image", "crop_mode", "not square"])
-def test_what_timm_says_of_pictures_is_left_out_where_it_has_no_place_here(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("changed", "size"), [({"crop_pct": None}, None), ({"crop_mode": "border"}, None), ({}, (32, 48))], ids=str
+)
+def test_what_timm_says_of_pictures_is_left_out_where_it_has_no_place_here(
+    changed: dict[str, Any], size: tuple[int, int] | None
+) -> None:
     said: dict[str, Any] = {"input_size": (3, 32, 32), **STATISTICS, "crop_pct": 0.9, "interpolation": "random"}
-    changed: dict[str, Any] = {"image": {"crop_pct": None}, "crop_mode": {"crop_mode": "border"}, "not square": {}}[
-        kind
-    ]
-    pixels = Preprocessing.from_timm(said | changed, size=(32, 48) if kind == "not square" else None)
+    pixels = Preprocessing.from_timm(said | changed, size)
     assert (pixels.resize, pixels.interpolation) == (None, None)
     assert Preprocessing.from_timm(said | {"crop_mode": "squash"}).resize == (35, 35)
 
