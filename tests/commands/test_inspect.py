@@ -157,9 +157,7 @@ def test_metadata_without_layers_or_certificate(
         ({"channel_order": "RGB"}, ["Pictures: channels in the order RGB"]),
         (
             {"channel_order": "BGR", "resize": 9, "interpolation": "bicubic"},
-            [
-                "Pictures: channels in the order BGR, resize the shorter side to 9, cut out the middle 8x8, bicubic inter"
-            ],
+            ["Pictures: channels in the order BGR, resize the shorter side to 9, cut out the middle 8x8, bicubic"],
         ),
         ({"resize": (8, 10)}, ["Pictures: resize to 8x10, cut out the middle 8x8"]),
     ],
