@@ -26,6 +26,7 @@ from qil_deploy.integers import (
     BIAS_LIMIT,
     MAX_DENOMINATOR,
     FrozenAdd,
+    FrozenConstantPad,
     FrozenGlobalAveragePool,
     FrozenInput,
     FrozenLayer,
@@ -227,6 +228,9 @@ def _check_grids_agree(model: fx.GraphModule, problem: _Problem) -> None:
                 grids[node] = _values(module.y)
         elif kind_of(model, node) in MOVING_KINDS and sources:
             grids[node] = _joined(str(node.target), sources, problem)
+            if isinstance(module, FrozenConstantPad):
+                scale, zero_point, low, high = grids[node]
+                grids[node] = (scale, zero_point, min(low, int(module.code)), max(high, int(module.code)))
 
 
 def _values(grid: Grid) -> _Values:

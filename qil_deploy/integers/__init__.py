@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Grid,
         drop_float_weights,
     )
+    from .frozen_moves import FrozenConstantPad
     from .ratios import MAX_DENOMINATOR, shrink_factor
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "MAX_DENOMINATOR",
     "FreezingReport",
     "FrozenAdd",
+    "FrozenConstantPad",
     "FrozenDequantize",
     "FrozenFloat",
     "FrozenGlobalAveragePool",
@@ -74,6 +76,7 @@ _HOMES = {
     "BIAS_LIMIT": "fold",
     "FreezingReport": "freezing_report",
     "FrozenAdd": "frozen_modules",
+    "FrozenConstantPad": "frozen_moves",
     "FrozenDequantize": "frozen_modules",
     "FrozenFloat": "frozen_modules",
     "FrozenGlobalAveragePool": "frozen_modules",

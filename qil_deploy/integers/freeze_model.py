@@ -29,6 +29,8 @@ from torch import fx, nn
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.network import (
     BatchNorm,
+    BilinearUpsample,
+    ConstantPad,
     FloatIsland,
     FrozenModel,
     GlobalAveragePool,
@@ -62,6 +64,7 @@ from .frozen_modules import (
     FrozenRescale,
     Grid,
 )
+from .frozen_moves import FrozenBilinearUpsample, FrozenConstantPad
 from .ratios import choose_denominator, nearest_numerator, pool_ratio, shrink_factor
 
 # With steps from 2**-100 to 2**100 (`unwrap.prepared_model`), whatever is made for the file is a normal float32 number.
@@ -158,7 +161,19 @@ class _Freezer:
         elif row.kind == "concat":
             self.grids[node] = _joined([self.grids[source] for source in node.all_input_nodes])
         elif row.kind == "pass" and input_of(node) in self.grids:
-            self.grids[node] = self.grids[input_of(node)]
+            self.grids[node] = self._moved(node, self.grids[input_of(node)])
+
+    def _moved(self, node: fx.Node, grid: Grid) -> Grid:
+        """Freeze what has to know its grid, and return the grid behind a move."""
+        module = module_of(self.model, node)
+        if isinstance(module, BilinearUpsample):
+            self.model.add_submodule(str(node.target), FrozenBilinearUpsample(module.factors))
+        elif isinstance(module, ConstantPad):
+            code = int(np.clip(np.rint(module.value / float(grid.scale)) + int(grid.zero_point), 0, 255))
+            self.model.add_submodule(str(node.target), FrozenConstantPad(module.pads, code))
+            low, high = grid.limits()
+            return Grid(float(grid.scale), int(grid.zero_point), min(low, code), max(high, code), low_bit=grid.low_bit)
+        return grid
 
     def _freeze_output(self, output: fx.Node) -> None:
         if output in self.grids:
@@ -224,10 +239,11 @@ class _Freezer:
         low, high = 0, largest
         for node in chain[1:]:
             if kind_of(self.model, node) == "relu":
-                low = int(np.clip(np.rint(-offset / step) + zero_point, 0, largest))
-                bound = getattr(module_of(self.model, node), "max_val", math.inf)
-                if bound < math.inf:
-                    high = int(np.clip(np.rint((bound - offset) / step) + zero_point, 0, largest))
+                relu = module_of(self.model, node)
+                bounds = getattr(relu, "min_val", 0.0), getattr(relu, "max_val", math.inf)
+                low, high = (
+                    int(np.clip(np.rint((bound - offset) / step) + zero_point, 0, largest)) for bound in bounds
+                )
         return low, high
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:

@@ -23,7 +23,7 @@ from .layers import (
     pads_of,
     pair,
 )
-from .moves import Concat, Permute, Reshape, Slice
+from .moves import BilinearUpsample, Concat, ConstantPad, OnGrid, Permute, Reshape, Slice
 from .network_size import measure_network
 from .onnx_forms import OnnxForm
 from .operators import LAYER_KINDS, MOVING_KINDS, Operator, operator_of
@@ -41,10 +41,13 @@ __all__ = [
     "Add",
     "AveragingConv2d",
     "BatchNorm",
+    "BilinearUpsample",
     "Concat",
+    "ConstantPad",
     "FloatIsland",
     "FrozenModel",
     "GlobalAveragePool",
+    "OnGrid",
     "OnnxForm",
     "Operator",
     "Permute",

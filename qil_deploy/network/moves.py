@@ -1,9 +1,14 @@
-"""Modules that move values and compute nothing: joins, slices, other shapes, dimensions in another order."""
+"""Modules that move values: joins, slices, other shapes, dimensions in another order, padding, bilinear upsampling."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qil_deploy.quantizers import InputQuantizer, RangeQuantizer
 
 
 class Concat(nn.Module):
@@ -86,3 +91,112 @@ class Slice(nn.Module):
     def extra_repr(self) -> str:
         """Where."""
         return f"dim={self.dim}, {self.start}:{self.stop}:{self.step}"
+
+
+class EdgePad(nn.Module):
+    """Pixels around an image that repeat it: its border, or what lies behind that.
+
+    Args:
+        pads: rows and columns on the left, right, top and bottom, as `F.pad` takes them.
+        mode: `reflect` or `replicate`.
+    """
+
+    def __init__(self, pads: tuple[int, int, int, int], mode: str) -> None:
+        super().__init__()
+        self.pads, self.mode = pads, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to a larger one."""
+        return F.pad(x, self.pads, self.mode)
+
+    def extra_repr(self) -> str:
+        """Sizes and mode."""
+        return f"pads={self.pads}, mode={self.mode!r}"
+
+
+class OnGrid(nn.Module):
+    """What keeps the grid of the values that it reads, and has to know it.
+
+    Attributes:
+        quantizer: of that grid, the module in a tuple, since it is another's; empty in a float network.
+    """
+
+    quantizer: tuple[RangeQuantizer | InputQuantizer] | tuple[()] = ()
+
+
+class ConstantPad(OnGrid):
+    """A constant around an image.
+
+    Args:
+        pads: rows and columns on the left, right, top and bottom, as `F.pad` takes them.
+        value: the constant, which is rounded to the grid.
+    """
+
+    def __init__(self, pads: tuple[int, int, int, int], value: float) -> None:
+        super().__init__()
+        self.pads, self.value = pads, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to a larger one."""
+        value = self.value
+        for quantizer in self.quantizer if value else ():
+            with torch.no_grad():
+                value = float(quantizer(x.new_full((1,), value)))
+        return F.pad(x, self.pads, value=value)
+
+    def extra_repr(self) -> str:
+        """Sizes and value."""
+        return f"pads={self.pads}, value={self.value}"
+
+
+class BilinearUpsample(OnGrid):
+    """Bilinear upsampling by powers of two between the middles of pixels (`half_pixel`), rounded down to the grid.
+
+    That is what ONNX Runtime makes of uint8 codes, on every processor: weights are multiples of a power of two, sums
+    are exact, and the fraction is cut off. The gradient is that of upsampling without rounding.
+
+    Args:
+        factors: of rows and columns.
+    """
+
+    def __init__(self, factors: tuple[int, int]) -> None:
+        super().__init__()
+        self.factors = factors
+
+    def between(self, x: Tensor) -> Tensor:
+        """Return what lies between the pixels of [N, C, H, W], without rounding."""
+        factors = tuple(map(float, self.factors))
+        return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to one of `factors` times the rows and columns."""
+        result = self.between(x)
+        for quantizer in self.quantizer:
+            with torch.no_grad():
+                step: Tensor = quantizer.step if isinstance(quantizer, RangeQuantizer) else quantizer.scale
+                rounded = self.between((x / step).round()).floor() * step
+            result = result + (rounded - result).detach()
+        return result
+
+    def extra_repr(self) -> str:
+        """Factors."""
+        return f"factors={self.factors}"
+
+
+class PaddedMaxPool2d(nn.MaxPool2d):
+    """Maximum pooling with padding on each side by itself.
+
+    Attributes:
+        pads: rows and columns on the left, right, top and bottom; they are there beside `padding`, which is none.
+    """
+
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as in the base class
+        """Map [N, C, H, W] to [N, C, H', W']."""
+        result: Tensor = super().forward(F.pad(input, self.pads, value=-math.inf))
+        return result
+
+    def extra_repr(self) -> str:
+        """Window and pads."""
+        return f"{super().extra_repr()}, pads={self.pads}"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .layers import pair
-from .moves import Concat, Permute, Reshape, Slice
+from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, PaddedMaxPool2d, Permute, Reshape, Slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,15 @@ class OnnxForm:
 
 def write_max_pool(module: nn.MaxPool2d) -> OnnxForm:
     """MaxPool."""
-    padding = pair(module.padding)
+    rows, columns = pair(module.padding)
+    pads = [rows, columns, rows, columns]
+    if isinstance(module, PaddedMaxPool2d):
+        left, right, top, bottom = module.pads
+        pads = [top, left, bottom, right]
     attributes = {
         "kernel_shape": list(pair(module.kernel_size)),
         "strides": list(pair(module.stride)),
-        "pads": [*padding, *padding],
+        "pads": pads,
         "dilations": list(pair(module.dilation)),
         "ceil_mode": int(module.ceil_mode),
     }
@@ -48,6 +52,33 @@ def write_upsample(module: nn.Upsample) -> OnnxForm:
     attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     scales = np.array([1, 1, *factors], np.float32)
     return OnnxForm(name="Resize", attributes=attributes, constants=(None, ("factors", scales)))
+
+
+def write_bilinear(module: BilinearUpsample) -> OnnxForm:
+    """Resize that computes what lies between pixels."""
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    scales = np.array([1, 1, *module.factors], np.float32)
+    return OnnxForm(name="Resize", attributes=attributes, constants=(None, ("factors", scales)))
+
+
+def write_edge_pad(module: EdgePad) -> OnnxForm:
+    """Pad that repeats pixels."""
+    mode = {"reflect": "reflect", "replicate": "edge"}[module.mode]
+    return OnnxForm(name="Pad", attributes={"mode": mode}, constants=(_pads(module.pads),))
+
+
+def write_constant_pad(module: ConstantPad) -> OnnxForm:
+    """Pad with the code of a frozen module, or with the value."""
+    code = getattr(module, "code", None)
+    value = np.float32(module.value) if code is None else np.uint8(int(code))
+    return OnnxForm(
+        name="Pad", attributes={"mode": "constant"}, constants=(_pads(module.pads), ("value", np.asarray(value)))
+    )
+
+
+def _pads(sides: tuple[int, int, int, int]) -> tuple[str, NDArray[np.int64]]:
+    left, right, top, bottom = sides
+    return "pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
 
 
 def write_concat(module: Concat) -> OnnxForm:

@@ -28,10 +28,13 @@ from .captured_call import Call, Modules
 from .dropout_marks import DROPOUT, FEATURE_DROPOUT
 from .float_island import FloatIsland
 from .layers import Add, GlobalAveragePool, PaddedConv2d, Standalone
-from .moves import Concat, Permute, Reshape, Slice
+from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, PaddedMaxPool2d, Permute, Reshape, Slice
 from .onnx_forms import (
     OnnxForm,
+    write_bilinear,
     write_concat,
+    write_constant_pad,
+    write_edge_pad,
     write_flatten,
     write_max_pool,
     write_permute,
@@ -44,6 +47,7 @@ from .rebuild_moves import (
     channel_shuffle,
     concatenate,
     dropout,
+    edge_pad,
     feature_dropout,
     interpolate,
     move_dimension,
@@ -103,6 +107,7 @@ class Operator:
         only_trains: whether it does nothing outside training.
         chooses: whether its results are chosen among values or repeated, and not merely moved.
         rearranges: whether it hands on a tensor of another shape or order, of which the layers behind it are layers.
+        wants_range: whether the grid that it keeps has to be an 8-bit range.
         many_results: whether it makes several tensors, each of which is rebuilt by itself (`Call.result`).
     """
 
@@ -115,6 +120,7 @@ class Operator:
     only_trains: bool = False
     chooses: bool = False
     rearranges: bool = False
+    wants_range: bool = False
     many_results: bool = False
 
 
@@ -143,10 +149,15 @@ OPERATORS = (
         title="ReLU",
         kind="relu",
         modules=(nn.ReLU,),
-        captured={aten.relu.default: relu, aten.clamp.default: clamp, aten.clamp_min.default: clamp},
+        captured={
+            aten.relu.default: relu,
+            aten.clamp.default: clamp,
+            aten.clamp_min.default: clamp,
+            aten.clamp_max.default: clamp,
+        },
     ),
     Operator(
-        title="ReLU6",
+        title="ReLU6 and clips to any bounds",
         kind="relu",
         modules=(nn.Hardtanh, nn.ReLU6),
         captured={aten.relu6.default: relu6, aten.hardtanh.default: clamp},
@@ -174,7 +185,7 @@ OPERATORS = (
     Operator(
         title="average and maximum pooling",
         kind="pass",
-        modules=(nn.MaxPool2d,),
+        modules=(nn.MaxPool2d, PaddedMaxPool2d),
         captured={aten.max_pool2d.default: max_pool, aten.max_pool2d_with_indices.default: max_pool},
         onnx=write_max_pool,
         chooses=True,
@@ -187,6 +198,32 @@ OPERATORS = (
         | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate),
         onnx=write_upsample,
         chooses=True,
+    ),
+    Operator(
+        title="bilinear Upsample by powers of two",
+        kind="pass",
+        modules=(BilinearUpsample,),
+        captured={},
+        onnx=write_bilinear,
+        rearranges=True,
+        wants_range=True,
+    ),
+    Operator(
+        title="padding by repeated pixels",
+        kind="pass",
+        modules=(EdgePad,),
+        captured=dict.fromkeys((aten.reflection_pad2d.default, aten.replication_pad2d.default), edge_pad),
+        onnx=write_edge_pad,
+        rearranges=True,
+    ),
+    Operator(
+        title="padding with a constant",
+        kind="pass",
+        modules=(ConstantPad,),
+        captured={aten.constant_pad_nd.default: pad, aten.pad.default: pad},
+        onnx=write_constant_pad,
+        rearranges=True,
+        wants_range=True,
     ),
     Operator(
         title="Flatten",
@@ -287,7 +324,7 @@ OPERATORS = (
         title="padding with zeros in front of a convolution",
         kind="pad",
         modules=(nn.ZeroPad2d,),
-        captured={aten.constant_pad_nd.default: pad, aten.pad.default: pad},
+        captured={},
     ),
     Operator(
         title="copies",

@@ -30,10 +30,11 @@ from .calibrator import CALIBRATED, NORMS_STAY
 from .callers_state import nothing_left_behind
 from .capture import capture_network
 from .finite import is_finite, require_finite
-from .graph import add_module, input_of, module_of, row_of, shape_of, users_of
+from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, users_of
 from .image_layers import take_in_statistics
 from .layers import BatchNorm, ImageAffine, QuantLayer, affine_layer, averaging_layer, pair, quantize_layer
-from .operators import LAYER_KINDS
+from .moves import OnGrid
+from .operators import LAYER_KINDS, MOVING_KINDS
 from .plain_modules import require_plain_modules
 from .quantized_model import CONFIG, INPUT_GRID, PreparedModel
 from .same_function import require_same_function, require_same_training
@@ -176,6 +177,20 @@ def _place_quantizers(graph_module: fx.GraphModule, config: QuantConfig, input_g
                     _insert_interval(graph_module, reader.via, [reader], config, signed=group.signed)
         else:
             _insert_grid(graph_module, group, input_grid, config)
+    _tell_grids(graph_module)
+
+
+def _tell_grids(graph_module: fx.GraphModule) -> None:
+    """Let what has to know the grid that it keeps know the quantizer in front of it."""
+    for node in graph_module.graph.nodes:
+        module = module_of(graph_module, node) if node.op == "call_module" else None
+        if isinstance(module, OnGrid):
+            source = node.all_input_nodes[0]
+            while kind_of(graph_module, source) in MOVING_KINDS:
+                source = source.all_input_nodes[0]
+            quantizer = module_of(graph_module, source) if source.op == "call_module" else None
+            if isinstance(quantizer, RangeQuantizer | InputQuantizer):
+                module.quantizer = (quantizer,)
 
 
 def _write_only_where_nobody_reads(graph_module: fx.GraphModule) -> None:

@@ -7,6 +7,7 @@ user's code like the operator, with a number. What the table does not know becom
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +22,11 @@ from .cut_out_island import cut_out
 from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
 from .layers import Pads
+from .moves import ConstantPad
 from .operators import SUPPORTED, operator_of, rebuilt_by
 from .outputs import RETURNED
 from .rebuild_layers import with_more_pads
+from .rebuild_pools import padded_pool
 
 _RESERVED = ("calibrated", "meta")
 _NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
@@ -51,7 +54,7 @@ class _Rebuilder:
         self.pads: dict[fx.Node, Pads] = {}
         self.results = [node for node in captured.calls() if node in captured.data and _is_tensor(node)]
         self.attempts: dict[fx.Node, Modules | CallError] = {node: self._attempt(node) for node in self.results}
-        self._refuse_pads_that_no_convolution_takes()
+        self._take_in_pads()
         self.layers = {self._owner(node) for node in self.results if self._owner(node)}
         self.taken = fx.Graph()  # of whose names each is there once
         self.taken.placeholder(captured.image.name)
@@ -122,12 +125,25 @@ class _Rebuilder:
             pending.extend(source.all_input_nodes)
         return tuple(sorted(found))
 
-    def _refuse_pads_that_no_convolution_takes(self) -> None:
+    def _take_in_pads(self) -> None:
+        """Let convolutions and poolings take in the padding in front of them; where others read it, it stays."""
         for node, modules in list(self.attempts.items()):
-            if isinstance(modules, list) and any(isinstance(module, nn.ZeroPad2d) for module in modules):
-                readers = [self.attempts.get(user) for user in node.users]
-                if not all(isinstance(m, list) and m and isinstance(m[0], nn.Conv2d) for m in readers):
-                    self.attempts[node] = CallError("pads what is read by something else than a convolution")
+            padding = modules[0] if isinstance(modules, list) and modules else None
+            readers = [self.attempts.get(user) for user in node.users]
+            firsts = [m[0] if isinstance(m, list) and m else None for m in readers]
+            if isinstance(padding, nn.ZeroPad2d) and not all(isinstance(first, nn.Conv2d) for first in firsts):
+                left, right, top, bottom = padding.padding
+                self.attempts[node] = [ConstantPad((left, right, top, bottom), 0.0)]
+            elif isinstance(padding, ConstantPad) and padding.value == -math.inf:
+                pools = [padded_pool(first, padding.pads) for first in firsts]
+                if all(pool is not None for pool in pools):
+                    self.attempts[node] = []
+                    for user, pool in zip(node.users, pools, strict=True):
+                        self.attempts[user] = [pool] if pool is not None else []
+                else:
+                    self.attempts[node] = CallError("pads with -inf what is read by something else than a pooling")
+            elif isinstance(padding, ConstantPad) and not math.isfinite(padding.value):
+                self.attempts[node] = CallError(f"pads with {padding.value}")
 
     def _parts(self) -> dict[fx.Node, Sequence[fx.Node]]:
         """Return what has to be kept in float: for each of its nodes all of them, in order.
@@ -172,11 +188,13 @@ class _Rebuilder:
         if modules and isinstance(modules[0], nn.Conv2d) and data[0] in self.pads:
             modules = [with_more_pads(modules[0], self.pads[data[0]])]
         end, inputs = self.values[data[0]], tuple(self.values[source] for source in data)
+        lead = next((index for index, module in enumerate(modules) if _has_tensors(module)), 0)
         for index, module in enumerate(modules):
             shape = self.captured.shape(node)
             if index + 1 < len(modules):
                 shape = shape_behind(module, [shape_of(source) for source in inputs])
-            end = self._insert(node, index, module, inputs, shape)
+            number = 0 if index == lead else index + (index < lead)
+            end = self._insert(node, number, module, inputs, shape)
             inputs = (end,)
         self.values[node] = end
 
@@ -188,7 +206,13 @@ class _Rebuilder:
     def _insert(
         self, node: fx.Node, index: int, module: nn.Module, inputs: tuple[fx.Node, ...], shape: tuple[int, ...]
     ) -> fx.Node:
-        """Add one call of a module, whose result has a shape, behind its inputs, under the name of a node."""
+        """Add one call of a module, whose result has a shape, behind its inputs.
+
+        Args:
+            node: that the module stands for, alone or with others.
+            index: 0 for the module that has the node's name, others count.
+            module, inputs, shape: of the call.
+        """
         own = self._module_name(node)
         target = own or free_name(self.captured.network, self.names[node])
         origin = self.captured.origin(_call_of(node)[0])
@@ -228,11 +252,7 @@ class _Rebuilder:
     def _owner(self, node: fx.Node) -> str:
         """Return the name of the module that owns the weight or statistics of a layer; empty for anything else."""
         modules = self.attempts[node]
-        if (
-            not isinstance(modules, list)
-            or not modules
-            or (not any(True for _ in modules[0].buffers()) and not any(True for _ in modules[0].parameters()))
-        ):
+        if not isinstance(modules, list) or not any(map(_has_tensors, modules)):
             return ""
         call_node, _ = _call_of(node)
         names = [self.captured.tensors[s][0] for s in call_node.all_input_nodes if s in self.captured.tensors]
@@ -246,6 +266,10 @@ class _Rebuilder:
     def _operation(self, node: fx.Node) -> str:
         name = operation_name(_call_of(node)[0])
         return _NAMES.get(name, name)
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def _is_tensor(node: fx.Node) -> bool:

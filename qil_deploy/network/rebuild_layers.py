@@ -5,6 +5,8 @@ Parameters and buffers are the network's own, not copies.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from .captured_call import Call, CallError, Data, Modules
@@ -102,7 +104,7 @@ def relu(call: Call) -> Modules:
 
 
 def clamp(call: Call) -> Modules:
-    """ReLU, ReLU6 and clips from 0 to another bound, however they are spelled."""
+    """ReLU, ReLU6 and clips to any bounds, however they are spelled."""
     arguments = call.arguments
     low = arguments.get("min", arguments.get("min_val"))
     high = arguments.get("max", arguments.get("max_val"))
@@ -110,11 +112,12 @@ def clamp(call: Call) -> Modules:
         raise CallError("clips to bounds that are tensors")
     if low == 0 and high is None:
         return relu(call)
-    if low != 0 or not high > 0:
-        raise CallError(f"clips to {low}..{high}, not from 0")
-    if high == 6:
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    if not low < high:
+        raise CallError(f"clips to {low}..{high}, between which there is nothing")
+    if (low, high) == (0, 6):
         return [nn.ReLU6(inplace=_writes(call))]
-    return [nn.Hardtanh(0.0, high, inplace=_writes(call))]
+    return [nn.Hardtanh(low, high, inplace=_writes(call))]
 
 
 def relu6(call: Call) -> Modules:

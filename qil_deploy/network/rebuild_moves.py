@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .captured_call import Call, CallError, Modules
-from .moves import Concat, Permute, Reshape, Slice
+from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, Permute, Reshape, Slice
 
 
 def concatenate(call: Call) -> Modules:
@@ -212,18 +212,77 @@ def upsample(call: Call) -> Modules:
     return [nn.Upsample(scale_factor=(factors[0], factors[1]))] if factors != [1.0, 1.0] else []
 
 
-def interpolate(_call: Call) -> Modules:
-    """Nothing that is lowered: values between pixels are computed."""
-    raise CallError("does not repeat each pixel a whole number of times")
+def interpolate(call: Call) -> Modules:
+    """BilinearUpsample by powers of two; copies where a direction has one pixel, between which nothing lies."""
+    factors = _factors(call)
+    source, result = call.inputs[0][2:], call.shape[2:]
+    if result == source:
+        return []
+    if source == (1, 1):
+        return [nn.Upsample(scale_factor=(float(factors[0]), float(factors[1])))]
+    if call.arguments["align_corners"]:
+        raise CallError("upsamples bilinearly with align_corners=True, which no integer kernel rounds alike everywhere")
+    if any(factor not in _POWERS_OF_TWO for factor in factors):
+        raise CallError(
+            f"upsamples maps of {source} to {result} bilinearly; integer kernels round alike where each side "
+            "becomes 2, 4, 8, 16 or 32 times as long"
+        )
+    return [BilinearUpsample(factors)]
+
+
+_POWERS_OF_TWO = (1, 2, 4, 8, 16, 32)
+
+
+def _factors(call: Call) -> tuple[int, int]:
+    """Return how often each pixel is repeated, or 0 where that is no whole number."""
+    (source,) = call.inputs
+    if len(source) != 4:
+        raise CallError(f"scales a tensor of {len(source)} dimensions")
+    rows, columns = (new // old if new % old == 0 else 0 for new, old in zip(call.shape[2:], source[2:], strict=True))
+    given = call.arguments.get("scale_factors")
+    return (rows, columns) if not given or list(given) == [rows, columns] else (0, 0)
 
 
 def pad(call: Call) -> Modules:
-    """ZeroPad2d, which the convolutions behind it take in."""
-    value = call.arguments.get("value")
-    if call.arguments.get("mode", "constant") != "constant" or value not in (None, 0):
-        raise CallError("pads with something else than zeros")
-    sides = [*(int(size) for size in call.arguments["pad"]), 0, 0, 0, 0]
-    if len(call.shape) != 4 or any(sides[4:8]) or min(sides) < 0:
+    """ZeroPad2d, which convolutions take in, as poolings do with minus infinity; or any other padding."""
+    mode, value = call.arguments.get("mode", "constant"), call.arguments.get("value")
+    if mode != "constant":
+        return edge_pad(call)
+    sides = _sides(call)
+    if min(sides) < 0:
+        return _cropped(call, sides)
+    if not value:
+        return [nn.ZeroPad2d(sides)] if any(sides) else []
+    return [ConstantPad(sides, float(value))] if any(sides) else []
+
+
+def edge_pad(call: Call) -> Modules:
+    """EdgePad."""
+    name = type(call.module).__name__
+    mode = call.arguments.get("mode", "reflect" if name.startswith("Reflection") else "replicate")
+    if mode not in ("reflect", "replicate"):
+        raise CallError(f"pads in mode {mode!r}")
+    sides = _sides(call)
+    if min(sides) < 0:
+        raise CallError("pads on one side and cuts on another")
+    return [EdgePad(sides, mode)] if any(sides) else []
+
+
+def _sides(call: Call) -> tuple[int, int, int, int]:
+    """Return left, right, top and bottom."""
+    argument = call.arguments.get("pad", call.arguments.get("padding"))
+    left, right, top, bottom, *others = [*(int(size) for size in argument or ()), 0, 0, 0, 0]
+    if len(call.shape) != 4 or any(others[:4]):
         raise CallError("pads or cuts something else than height and width")
-    left, right, top, bottom = sides[:4]
-    return [nn.ZeroPad2d((left, right, top, bottom))] if any(sides) else []
+    return left, right, top, bottom
+
+
+def _cropped(call: Call, sides: tuple[int, int, int, int]) -> Modules:
+    """Return slices, for what cuts and pads nowhere."""
+    if max(sides) > 0:
+        raise CallError("pads on one side and cuts on another")
+    source = call.inputs[0]
+    slices: Modules = []
+    for dim, first, last in ((2, -sides[2], -sides[3]), (3, -sides[0], -sides[1])):
+        slices += _sliced(source, dim, first, source[dim] - last)
+    return slices

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from .captured_call import Call, CallError, Modules
-from .layers import GlobalAveragePool
+from .layers import GlobalAveragePool, pair
+from .moves import PaddedMaxPool2d
 
 
 def adaptive_average_pool(call: Call) -> Modules:
@@ -92,3 +93,20 @@ def _map(call: Call) -> tuple[int, ...]:
 def _rounded_down(rooms: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
     """Count the windows that fit: `rooms` is what is left of image and padding beside the first."""
     return tuple(room // stride + 1 for room, stride in zip(rooms, strides, strict=True))
+
+
+def padded_pool(pool: nn.Module | None, pads: tuple[int, int, int, int]) -> nn.Module | None:
+    """Return a rebuilt maximum pooling with minus infinity around the image; None for what cannot take it in.
+
+    Args:
+        pool: the pooling, or any other module.
+        pads: columns on the left and right, rows at the top and bottom.
+    """
+    if not isinstance(pool, nn.MaxPool2d) or pool.ceil_mode or pair(pool.padding) != (0, 0):
+        return None
+    kernel, dilation = pair(pool.kernel_size), pair(pool.dilation)
+    if max(pads[2:]) >= kernel[0] or max(pads[:2]) >= kernel[1]:
+        return None
+    padded = PaddedMaxPool2d(kernel, pair(pool.stride), 0, dilation)
+    padded.pads = pads
+    return padded

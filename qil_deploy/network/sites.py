@@ -19,7 +19,7 @@ from qil_deploy.config import EDGE_ACTIVATION_BITS, LayerBits, QuantConfig
 from qil_deploy.errors import ConfigError, UnsupportedModelError
 
 from .float_island import FloatIsland
-from .graph import add_module, input_of, kind_of, module_of, shape_of, users_of
+from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, users_of
 from .layers import ImageAffine, Standalone
 from .operators import LAYER_KINDS, MOVING_KINDS, Kind
 from .outputs import outputs_of
@@ -150,7 +150,7 @@ def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[
     end = norm or end
     relu = _only_user(graph_module, end, "relu") if kind in ("add", "float", *LAYER_KINDS) else None
     if relu is not None:
-        is_signed = False
+        is_signed = getattr(module_of(graph_module, relu), "min_val", 0.0) < 0
     elif kind in ("add", "pool", "average"):
         # What stands in front of a lone ReLU is not known yet, and counts as signed.
         is_signed = any(signed.get(source, True) for source in node.all_input_nodes)
@@ -196,6 +196,9 @@ def _readers_of(
                 if node in joined:
                     continue
                 joined.add(node)
+            row = row_of(graph_module, node)
+            if row is not None and row.wants_range:
+                readers.append(Reader(node=node, via=via, interval_bits=None))
             pending.extend((node, user) for user in users_of(node))
             continue
         bits = None

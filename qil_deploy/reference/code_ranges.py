@@ -34,7 +34,7 @@ def range_of_result(
             low if bounds[0] is None else max(low, int(bounds[0])),
             high if bounds[1] is None else min(high, int(bounds[1])),
         )
-    if node.op_type == "Pad":
+    if node.op_type == "Pad" and node.attributes.get("mode", "constant") == "constant":
         value = int(constant(2) or 0)
         return min(low, value), max(high, value)
     return low, high

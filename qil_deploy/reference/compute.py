@@ -196,14 +196,24 @@ def reduce_sum(node: Node, inputs: Inputs) -> Array:
 
 
 def resize(node: Node, inputs: Inputs) -> Array:
-    """Every pixel repeated."""
+    """Every pixel repeated, or what lies between the middles of pixels."""
     x, factors = images_of(inputs), required(inputs, 2)
-    expected = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    found = {name: node.attributes.get(name) for name in expected}
-    if found != expected or factors.shape != (4,) or np.any(factors[:2] != 1) or np.any(factors != np.rint(factors)):
-        raise ValueError(f"only Resize that repeats pixels is supported, not {found} by {factors.tolist()}")
-    rows, columns = (int(factor) for factor in factors[2:])
-    return x.repeat(rows, axis=2).repeat(columns, axis=3)
+    found = {name: node.attributes.get(name) for name in ("mode", "coordinate_transformation_mode", "nearest_mode")}
+    whole = factors.shape == (4,) and not np.any(factors[:2] != 1) and not np.any(factors != np.rint(factors))
+    if whole and found == _REPEATED:
+        rows, columns = (int(factor) for factor in factors[2:])
+        return x.repeat(rows, axis=2).repeat(columns, axis=3)
+    if whole and found == _BETWEEN and set(factors[2:].tolist()) <= _EXACT_FACTORS and x.dtype == np.uint8:
+        return kernels.upsample_bilinear(x, int(factors[2]), int(factors[3]))
+    raise ValueError(
+        f"only Resize that repeats pixels is supported, or is linear and half_pixel by powers of two on uint8, not "
+        f"{found} by {factors.tolist()}"
+    )
+
+
+_REPEATED = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_BETWEEN = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "nearest_mode": None}
+_EXACT_FACTORS = {1.0, 2.0, 4.0, 8.0, 16.0, 32.0}
 
 
 def multiply(_node: Node, inputs: Inputs) -> Array:
@@ -211,14 +221,18 @@ def multiply(_node: Node, inputs: Inputs) -> Array:
     return kernels.multiply(required(inputs, 0), required(inputs, 1))
 
 
-def pad(_node: Node, inputs: Inputs) -> Array:
-    """The input with a constant around it."""
+def pad(node: Node, inputs: Inputs) -> Array:
+    """The input with a constant around it, or with its own elements."""
+    mode = node.attributes.get("mode", "constant")
+    if mode not in ("constant", "edge", "reflect"):
+        raise ValueError(f"attribute 'mode' of Pad is {mode!r}; constant, edge and reflect are supported")
     x, value, axes = required(inputs, 0), optional(inputs, 2), optional(inputs, 3)
     return kernels.pad(
         x,
         pads=[int(count) for count in required(inputs, 1)],
         value=np.zeros((), x.dtype) if value is None else value,
         axes=range(x.ndim) if axes is None else [int(axis) for axis in axes],
+        mode=str(mode),
     )
 
 

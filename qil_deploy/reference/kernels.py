@@ -402,14 +402,38 @@ def dequantize_linear(x: Array, grid: Grid) -> Array:
     return elementwise(dequantize, np.float32, x, grid.scale, grid.zero_point)
 
 
-def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int]) -> Array:
-    """Pad with a constant (ONNX Pad, mode constant).
+def upsample_bilinear(x: Array, rows: int, columns: int) -> Array:
+    """Upsample codes [N, C, H, W] by powers of two (ONNX Resize, linear, half_pixel), rounded down.
 
-    `pads` lists how much is added before each axis, then how much after each.
+    Along an axis, result `o` lies at `(2 o + 1 - f) / (2 f)`, not beyond the first and last pixel; between pixels `a`
+    and `b` it is `(2 f - r) a + r b`, over `2 f`. Both axes together are exact integers until the fraction is cut off.
+    """
+    y = np.empty((*x.shape[:2], x.shape[2] * rows, x.shape[3] * columns), x.dtype)
+    for planes in parts(x.shape[:2], max(1, _PART_ELEMENTS // max(1, math.prod(y.shape[2:])))):
+        total = x[planes].astype(np.int64)
+        for axis, factor in ((2, rows), (3, columns)):
+            size = x.shape[axis]
+            places = (2 * np.arange(size * factor) + 1 - factor).clip(0, 2 * factor * (size - 1))
+            before, rest = np.divmod(places, 2 * factor)
+            rest = rest.reshape((-1, 1) if axis == 2 else (1, -1))
+            after = np.minimum(before + 1, size - 1)
+            total = total.take(before, axis) * (2 * factor - rest) + total.take(after, axis) * rest
+        y[planes] = total // (4 * rows * columns)
+    return y
+
+
+def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int], mode: str = "constant") -> Array:
+    """Pad with a constant, or with the elements at the border or behind it (ONNX Pad).
+
+    `pads` lists how much is added before each axis, then how much after each; `mode` is constant, edge or reflect.
     """
     before_after = [(0, 0)] * x.ndim
     for index, axis in enumerate(axes):
         before_after[axis] = (pads[index], pads[index + len(axes)])
+    if mode == "edge":
+        return np.pad(x, before_after, "edge")
+    if mode == "reflect":
+        return np.pad(x, before_after, "reflect")
     return np.pad(x, before_after, constant_values=value.item())
 
 

@@ -226,7 +226,9 @@ def _executed() -> Iterable[Operator]:
         attributes=frozenset({"perm"}),
     )
     yield Operator(name="Slice", effect=Effect.MOVES, compute=compute.take_slice, cost=costs.same_size, least_inputs=3)
-    yield Operator(name="Pad", effect=Effect.MOVES, compute=compute.pad, cost=costs.padded)
+    yield Operator(
+        name="Pad", effect=Effect.MOVES, compute=compute.pad, cost=costs.padded, attributes=frozenset({"mode"})
+    )
     yield Operator(name="Expand", effect=Effect.MOVES, compute=compute.expand, cost=costs.expanded)
     yield Operator(name="Identity", effect=Effect.MOVES, compute=compute.identity, cost=costs.same_size, sinks=True)
     yield Operator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,41 @@ def parts_of_the_image(m: Network, x: Tensor) -> Tensor:
     return head(m, stem(m, x[:, :, 1:, :8]).narrow(3, 2, 5))
 
 
+def enlarged_between_pixels(m: Network, x: Tensor) -> Tensor:
+    """As in a U-Net: bilinear, into a concatenation, an addition and a convolution."""
+    x = stem(m, x)
+    y = F.interpolate(F.relu(m.right(F.max_pool2d(x, 2))), scale_factor=2, mode="bilinear")
+    z = F.interpolate(F.max_pool2d(m.left(x), (5, 10)), size=(8, 4), mode="bilinear")
+    w = F.interpolate(F.adaptive_avg_pool2d(x, 1), size=(8, 4), mode="bilinear")
+    return head(m, m.joined(torch.cat([y, x], 1))[..., 2:, 6:] + y[..., :8, :4] + F.relu(w + z))
+
+
+def enlarged_image(m: Network, x: Tensor) -> Tensor:
+    x = F.interpolate(x, scale_factor=(1, 2), mode="bilinear")[..., 3:13]
+    return F.interpolate(F.max_pool2d(m.right(stem(m, x)), 4), scale_factor=4, mode="bilinear").flatten(1)
+
+
+def padded_anywhere(m: Network, x: Tensor) -> Tensor:
+    """In front of poolings, additions and concatenations, with constants on one side or all, and by what is there."""
+    x = F.relu6(m.norm(m.stem(F.pad(x, (1, 0, 2, 1), value=0.3))))
+    y = F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-math.inf), 3, 2)
+    z = F.avg_pool2d(F.pad(m.left(x), (0, 1, 2, 1)), 3, 2)
+    y = m.joined(torch.cat([F.pad(y, (1, 0, 0, 1), value=9.0), F.pad(z, (0, 1, 0, 0), value=-0.2)[:, :, :7]], 1))
+    y = m.right(F.pad(F.pad(y, (1, 1, 2, 0), mode="reflect"), (0, 2, 1, 1), mode="replicate"))
+    return head(m, F.relu(F.pad(y, (-1, -1, 0, -2))) + F.pad(F.relu(y), (0, -2, -2, 0)))
+
+
+def clipped(m: Network, x: Tensor) -> Tensor:
+    x = F.hardtanh(m.norm(m.stem(x)))
+    y = m.right(m.left(x).clamp(max=0.4)).clamp(0.1, 0.9) + x.clamp(min=-0.3)
+    return head(m, m.joined(torch.cat([y.clamp(-0.5, 0.5), F.max_pool2d(y, 3, 1, 1).clamp(0.05)], 1)))
+
+
 CASES = (
+    enlarged_between_pixels,
+    enlarged_image,
+    padded_anywhere,
+    clipped,
     shuffled,
     branches_of_parts,
     stacked,
