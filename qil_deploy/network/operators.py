@@ -205,6 +205,7 @@ OPERATORS = (
         modules=(BilinearUpsample,),
         captured={},
         onnx=write_bilinear,
+        chooses=True,
         rearranges=True,
         wants_range=True,
     ),
@@ -214,6 +215,7 @@ OPERATORS = (
         modules=(EdgePad,),
         captured=dict.fromkeys((aten.reflection_pad2d.default, aten.replication_pad2d.default), edge_pad),
         onnx=write_edge_pad,
+        chooses=True,
         rearranges=True,
     ),
     Operator(
@@ -222,6 +224,7 @@ OPERATORS = (
         modules=(ConstantPad,),
         captured={aten.constant_pad_nd.default: pad, aten.pad.default: pad},
         onnx=write_constant_pad,
+        chooses=True,
         rearranges=True,
         wants_range=True,
     ),

@@ -138,6 +138,10 @@ ACCEPTED: dict[str, nn.Module] = {
         conv=conv(),
         rows=nn.Linear(256, 5),
     ),
+    "reflected border": Network(lambda m, x: head(m, m.conv(x)), conv=conv(padding_mode="reflect")),
+    "border of a pooling": Network(
+        lambda m, x: head(m, m.body(x)), body=nn.Sequential(nn.ZeroPad2d(1), nn.MaxPool2d(3))
+    ),
     "halves": Network(lambda m, x: head(m, torch.cat([(y := m.conv(x).chunk(2, 1))[1], y[0]], 1)), conv=conv()),
     "sum with nothing": Network(lambda m, x: head(m, 0 + x)),
 }

@@ -60,7 +60,7 @@ KEPT: dict[str, tuple[nn.Module, list[str], list[bool]]] = {
     "read after it is written": (Around(lambda _, x: F.hardswish(x, True) + x), ["hardswish"], [True]),
     "sizes": (Around(lambda _, x: x[:, :1].expand(x.size(0), 4, 4, 4)), ["expand"], [True]),
     "recurrent": (Around(lambda m, x: m.lstm(x.flatten(2))[0], lstm=nn.LSTM(16, 16, batch_first=True)), [], []),
-    "layer that cannot be lowered": (Around(lambda m, x: m.clip(x), clip=nn.Hardtanh()), ["clip"], [True]),
+    "layer that cannot be lowered": (Around(lambda m, x: m.clip(x), clip=nn.Hardshrink()), ["clip"], [True]),
 }
 
 

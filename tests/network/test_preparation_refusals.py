@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qil_deploy.errors import ConfigError, UnsupportedModelError
 
@@ -84,11 +86,35 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Wrapped(lambda m, x: m.fc((m.pool(m.first(x))[1] * 1.0).flatten(1)), pool=nn.MaxPool2d(1, return_indices=True)),
         r"\(MaxPool2d\) cannot be lowered",
     ),
-    "smooth upsampling": (
-        network(nn.Upsample(scale_factor=2, mode="bilinear")),
-        r"\(Upsample\) cannot be lowered: it does not repeat each pixel a whole number of times",
+    "smooth upsampling by three": (
+        network(nn.Upsample(scale_factor=3, mode="bilinear")),
+        r"\(Upsample\) cannot be lowered: it upsamples maps of \(8, 8\) to \(24, 24\) bilinearly; integer kernels",
     ),
-    "clipping below zero": (network(nn.Hardtanh()), r"\(Hardtanh\) cannot be lowered: it clips to -1.0..1.0, not from"),
+    "smooth upsampling by nearly two": (
+        network(nn.Upsample(scale_factor=2.1, mode="bilinear")),
+        r"\(Upsample\) cannot be lowered: it upsamples maps of \(8, 8\) to \(16, 16\) bilinearly",
+    ),
+    "aligned corners": (
+        network(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
+        "cannot be lowered: it upsamples bilinearly with align_corners=True, which no integer kernel rounds alike",
+    ),
+    "bicubic": (network(nn.Upsample(scale_factor=2, mode="bicubic")), r"\(Upsample\) cannot be lowered"),
+    "clipping to one value": (
+        Wrapped(lambda m, x: m.fc(m.first(x).clamp(1, 1).flatten(1))),
+        r"it clips to 1.0..1.0, between which there is nothing",
+    ),
+    "infinite padding in front of a layer": (
+        network(nn.ConstantPad2d(1, -math.inf), conv4()),
+        r"\(ConstantPad2d\) cannot be lowered: it pads with -inf what is read by something else than a pooling",
+    ),
+    "circular padding": (
+        network(conv4(padding=1, padding_mode="circular")),
+        r"cannot be lowered: it pads in mode 'circular'",
+    ),
+    "padding of channels": (
+        Wrapped(lambda m, x: m.fc(F.pad(m.first(x), (0, 0, 0, 0, 0, 1))[:, :4].flatten(1))),
+        "it pads or cuts something else than height and width",
+    ),
     "no statistics": (
         network(conv4(padding=1), nn.BatchNorm2d(4, track_running_stats=False)),
         r"module '3' \(BatchNorm2d\) cannot be lowered: it has no running statistics",
@@ -107,7 +133,6 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     ),
     "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
     "transposed": (network(nn.ConvTranspose2d(4, 4, 3)), r"\(ConvTranspose2d\) cannot be lowered"),
-    "reflect": (network(conv4(padding=1, padding_mode="reflect")), "it pads with something else than zeros"),
     "two inputs": (TwoInputs(), r"the network has 2 inputs \(x, y\); one image in is supported"),
     "the image among outputs": (TwoOutputs(), "output 'output_1' of the network is the image itself"),
     "control flow": (
