@@ -135,7 +135,8 @@ class _Calibrator(fx.Interpreter):
     def _fit_scale(self, node: fx.Node, layer: QuantLayer) -> None:
         """Set the output scale to that of least squared error against the float layer, over the batches so far."""
         name, x = str(node.target), self.env[input_of(node)]
-        y, f = layer.unscaled(x).double(), self.float_outputs[name].double()
+        y = layer.unscaled(x).double()
+        f = self.float_outputs[name].double().reshape(y.shape)
         if self._reads_grid_of_pixels(node):  # a part of the float layer's sums is a bias here (`image_layers`)
             over = [dim for dim in range(y.ndim) if dim != 1]
             y, f = (values - values.mean(over, keepdim=True) for values in (y, f))
@@ -173,8 +174,8 @@ def _layer_outputs(float_model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     outputs: dict[str, Tensor] = {}
 
     def record(name: str, layer: nn.Conv2d | nn.Linear, result: Tensor) -> None:
-        bias = 0.0 if layer.bias is None else layer.bias if result.ndim == 2 else layer.bias[:, None, None]
-        outputs[name] = result - bias
+        channels_last = result if isinstance(layer, nn.Linear) else result.movedim(1, -1)
+        outputs[name] = (channels_last if layer.bias is None else channels_last - layer.bias).movedim(-1, 1)
 
     handles = [
         module.register_forward_hook(lambda layer, _inputs, result, name=name: record(name, layer, result))

@@ -48,6 +48,7 @@ from .rebuild_moves import (
     concatenate,
     dropout,
     edge_pad,
+    expand,
     feature_dropout,
     interpolate,
     move_dimension,
@@ -133,6 +134,8 @@ OPERATORS = (
             aten.conv2d.default: convolution,
             aten.conv2d.padding: convolution,
             aten.convolution.default: convolution,
+            aten.conv1d.default: convolution,
+            aten.conv1d.padding: convolution,
         },
     ),
     Operator(title="Linear", kind="linear", modules=(nn.Linear,), captured={aten.linear.default: linear}),
@@ -194,7 +197,8 @@ OPERATORS = (
         title="nearest-neighbour Upsample",
         kind="pass",
         modules=(nn.Upsample,),
-        captured=dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default), upsample)
+        captured={aten.expand.default: expand, aten.expand_as.default: expand}
+        | dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default), upsample)
         | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate),
         onnx=write_upsample,
         chooses=True,
@@ -338,7 +342,6 @@ OPERATORS = (
                 aten.alias.default,
                 aten.clone.default,
                 aten.contiguous.default,
-                aten.expand.default,
                 aten.lift_fresh_copy.default,
                 aten._to_copy.default,
                 aten.to.dtype,

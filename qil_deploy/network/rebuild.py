@@ -181,6 +181,9 @@ class _Rebuilder:
         sources: list[fx.Node] = []
         fx.node.map_arg((call_node.args, call_node.kwargs), sources.append)
         data = [source for source in sources if source in self.captured.data]
+        row = operator_of(modules[0]) if modules else None
+        if row is not None and row.kind == "pass":  # of another tensor it may have read the shape
+            data = data[:1]
         if modules and isinstance(modules[0], nn.ZeroPad2d):
             left, right, top, bottom = modules[0].padding
             self.pads[node], self.values[node] = (top, left, bottom, right), self.values[data[0]]
@@ -296,4 +299,11 @@ def _can_be_shared(a: nn.Module, b: nn.Module) -> bool:
     row = operator_of(a)
     if row is None or row.kind not in ("conv", "linear", "bn", "relu", "pass"):
         return False
-    return [id(t) for t in (*a.parameters(), *a.buffers())] == [id(t) for t in (*b.parameters(), *b.buffers())]
+    return list(map(_identity, (*a.parameters(), *a.buffers()))) == list(
+        map(_identity, (*b.parameters(), *b.buffers()))
+    )
+
+
+def _identity(tensor: Tensor) -> int:
+    """Return what two tensors have in common that are one, or one seen in another shape."""
+    return tensor.data_ptr() or id(tensor)

@@ -11,24 +11,44 @@ from torch import Tensor, nn
 
 from .captured_call import Call, CallError, Data, Modules
 from .layers import Add, PaddedConv2d, Pads, pads_of, pair
+from .moves import Permute, Reshape
 
 
 def convolution(call: Call) -> Modules:
-    """Conv2d; padding 'same' may need more zeros on one side."""
+    """Conv2d; padding 'same' may need more zeros on one side. A one-dimensional one is that of a single row."""
     weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
-    if weight is None or weight.ndim != 4:
-        raise CallError("is no convolution of images [N, C, H, W]")
+    if weight is None or weight.ndim not in (3, 4):
+        raise CallError("is no convolution of images [N, C, H, W] or rows [N, C, L]")
     if call.arguments.get("transposed") or any(call.arguments.get("output_padding", ())):
         raise CallError("is a transposed convolution")
-    kernel, stride, dilation = weight.shape[2:], call.pair("stride"), call.pair("dilation")
+    of_rows = weight.ndim == 3
+    if of_rows:
+        weight = _viewed(weight, (*weight.shape[:2], 1, weight.shape[2]))
+    kernel, stride, dilation = weight.shape[2:], _window(call, "stride", 1), _window(call, "dilation", 1)
     padding = call.arguments["padding"]
     if padding == "same":
         reach = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
         pads = (reach[0] // 2, reach[1] // 2, reach[0] - reach[0] // 2, reach[1] - reach[1] // 2)
     else:
-        top, left = (0, 0) if padding == "valid" else call.pair("padding")
+        top, left = (0, 0) if padding == "valid" else _window(call, "padding", 0)
         pads = (top, left, top, left)
-    return [_convolution(weight, bias, pads, stride, dilation, int(call.arguments["groups"]))]
+    layer = _convolution(weight, bias, pads, stride, dilation, int(call.arguments["groups"]))
+    if not of_rows:
+        return [layer]
+    _, channels, length = call.inputs[0]
+    return [Reshape((channels, 1, length)), layer, Reshape(call.shape[1:])]
+
+
+def _window(call: Call, name: str, across: int) -> tuple[int, int]:
+    """Return a size for both directions; of a convolution of rows, `across` is that for the other direction."""
+    given = call.arguments[name]
+    of_rows = len(call.inputs[0]) == 3
+    return (across, int(given[0])) if of_rows else call.pair(name)
+
+
+def _viewed(weight: nn.Parameter, shape: tuple[int, ...]) -> nn.Parameter:
+    """Return a weight in another shape; both have one memory."""
+    return nn.Parameter(weight.detach().view(shape), requires_grad=weight.requires_grad)
 
 
 def with_more_pads(layer: nn.Conv2d, more: Pads) -> nn.Conv2d:
@@ -58,18 +78,27 @@ def _convolution(
 
 
 def linear(call: Call) -> Modules:
-    """Linear, of one row per image."""
+    """Linear, of one row per image; of every pixel or other place of an image it is a 1x1 convolution."""
     weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
-    if len(call.inputs[0]) != 2:
-        raise CallError(
-            f"reads a tensor of {len(call.inputs[0])} dimensions; a linear layer takes one row of features per image "
-            "(flatten first, or use a 1x1 convolution)"
-        )
     if weight is None:
         raise CallError("has no weight")
+    (source,) = call.inputs
+    if len(source) > 2:
+        return _linear_everywhere(call, source, weight, bias)
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight, layer.bias = weight, bias  # type: ignore[assignment] # as above
     return [layer]
+
+
+def _linear_everywhere(call: Call, source: tuple[int, ...], weight: nn.Parameter, bias: nn.Parameter | None) -> Modules:
+    """Return a convolution of [N, ..., C] with the channels in front, and what brings them there and back."""
+    rank, (outputs, inputs) = len(source), weight.shape
+    layer = _convolution(_viewed(weight, (outputs, inputs, 1, 1)), bias, (0, 0, 0, 0), (1, 1), (1, 1), 1)
+    front, back = Permute((0, rank - 1, *range(1, rank - 1))), Permute((0, *range(2, rank), 1))
+    if rank == 4:
+        return [front, layer, back]
+    places = math.prod(source[1:-1])
+    return [front, Reshape((inputs, 1, places)), layer, Reshape((outputs, *call.shape[1:-1])), back]
 
 
 def batch_norm(call: Call) -> Modules:

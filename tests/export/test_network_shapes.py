@@ -35,6 +35,9 @@ class Network(nn.Module):
         self.joined, self.wide = nn.Conv2d(12, 6, 1), nn.Conv2d(9, 6, 1)
         self.hidden, self.hidden_norm, self.fc = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 7)
         self.three, self.three_too = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.row = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.rows = nn.Conv1d(6, 6, 4, 2, 1, dilation=1, groups=2)
+        self.narrow_again = nn.Linear(16, 6)
         self.small, self.other = nn.Linear(6, 7), nn.Linear(6, 7)
         self.function = function
 
@@ -202,7 +205,26 @@ def clipped(m: Network, x: Tensor) -> Tensor:
     return head(m, m.joined(torch.cat([y.clamp(-0.5, 0.5), F.max_pool2d(y, 3, 1, 1).clamp(0.05)], 1)))
 
 
+def convolved_channels(m: Network, x: Tensor) -> Tensor:
+    """As in efficient channel attention: a convolution of a row that the means of all channels are."""
+    x = stem(m, x)
+    gate = m.row(F.adaptive_avg_pool2d(x, 1).view(x.shape[0], 1, -1)).view(x.shape[0], -1, 1, 1)
+    rows = m.rows(F.relu(m.right(x) + gate.expand_as(x)).flatten(2))
+    return head(m, rows.view(x.shape[0], 6, 5, 10))
+
+
+def linear_over_pixels(m: Network, x: Tensor) -> Tensor:
+    """As in ConvNeXt and mixers: [N, H, W, C] and [N, H * W, C]."""
+    x = stem(m, x)
+    y = F.relu(m.hidden(x.permute(0, 2, 3, 1)))
+    y = m.narrow_again(y).permute(0, 3, 1, 2) + x
+    logits: Tensor = m.small(y.flatten(2).transpose(1, 2)).transpose(1, 2).view(x.shape[0], 7, SIZE, SIZE).mean((2, 3))
+    return logits
+
+
 CASES = (
+    convolved_channels,
+    linear_over_pixels,
     enlarged_between_pixels,
     enlarged_image,
     padded_anywhere,
