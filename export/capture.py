@@ -7,9 +7,12 @@ rounded here. Scalars become attributes, tensors inputs:
                                                   per channel become pixels before, by Mul and Add
     qil.Conv(x, codes, spread, bias, w_scale)     x_scale, x_zero_point, y_scale, y_zero_point, low, high, weight_bits,
     qil.Gemm(x, codes, spread, bias, w_scale)     (Conv only) strides, pads, dilations, group; without y_scale: floats
-    qil.Rescale(x)                                x_scale, x_zero_point, offset, y_scale, low, high
+    qil.Rescale(x)                                x_scale, x_zero_point, offset, y_scale, y_zero_point, low, high
     qil.Add(a, b)                                 a_scale, a_zero_point, b_scale, b_zero_point, y_scale, y_zero_point,
                                                   low, high
+    qil.Mul(a, b)                                 as qil.Add
+    qil.Sigmoid(x), qil.LeakyRelu(x)              x_scale, x_zero_point, y_scale, y_zero_point, low, high,
+                                                  (LeakyRelu only) alpha
     qil.GlobalAveragePool(x)                      x_scale, x_zero_point, y_scale, y_zero_point
     qil.MeanLogits(x)                             scale, x_zero_point, window
     qil.Dequantize(x)                             x_scale, x_zero_point
@@ -20,6 +23,7 @@ Rescales carry input scales that make `x_scale / y_scale` the snapped ratio `p/q
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
@@ -38,7 +42,9 @@ from qil_deploy.integers import (
     FrozenInput,
     FrozenLayer,
     FrozenMeanLogits,
+    FrozenProduct,
     FrozenRescale,
+    FrozenTable,
     Grid,
 )
 from qil_deploy.network import QuantConv2d, outputs_of, pads_of, shape_of
@@ -50,6 +56,7 @@ from .capture_moves import capture_move, moves_values
 from .emitter import QIL_DOMAIN, Emitter, free_name
 from .outputs import network_outputs
 
+_LEAST_SCALE = 2.0**-120
 InputKind = Literal["uint8", "float"]
 
 
@@ -180,6 +187,7 @@ def _rescale(emitter: Emitter, module: FrozenRescale, sources: list[ir.Value], n
         "x_zero_point": int(module.x.zero_point),
         "offset": step * int(module.offset_numerator) / q,
         "y_scale": step,
+        "y_zero_point": int(module.y.zero_point),
     }
     return emitter.op("Rescale", sources, name, domain=QIL_DOMAIN, attributes=attributes)
 
@@ -198,6 +206,33 @@ def _add(emitter: Emitter, module: FrozenAdd, sources: list[ir.Value], name: str
         }
     )
     return emitter.op("Add", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _product(emitter: Emitter, module: FrozenProduct, sources: list[ir.Value], name: str) -> ir.Value:
+    ratio = float(module.y.scale) * int(module.numerator) / int(module.denominator)
+    b_scale = float(module.b.scale)
+    if not _LEAST_SCALE < ratio / b_scale < 1 / _LEAST_SCALE:  # where the ratio saturates
+        b_scale = math.sqrt(ratio)
+    attributes = (
+        _grid("y", module.y)
+        | _limits(module.y)
+        | {
+            "a_scale": ratio / b_scale,
+            "a_zero_point": int(module.a.zero_point),
+            "b_scale": b_scale,
+            "b_zero_point": int(module.b.zero_point),
+        }
+    )
+    return emitter.op("Mul", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+
+
+def _table(emitter: Emitter, module: FrozenTable, sources: list[ir.Value], name: str) -> ir.Value:
+    attributes: dict[str, Any] = _grid("x", module.x) | _grid("y", module.y) | _limits(module.y)
+    attributes |= {"x_scale": float(module.x_scale), "y_scale": float(module.y_scale)}
+    if module.function == "sigmoid":
+        return emitter.op("Sigmoid", sources, name, domain=QIL_DOMAIN, attributes=attributes)
+    attributes["alpha"] = float(module.slope)
+    return emitter.op("LeakyRelu", sources, name, domain=QIL_DOMAIN, attributes=attributes)
 
 
 def _pool(emitter: Emitter, module: FrozenGlobalAveragePool, sources: list[ir.Value], name: str) -> ir.Value:
@@ -227,6 +262,8 @@ _CAPTURES: dict[type[nn.Module], Callable[..., ir.Value]] = {
     FrozenLayer: _layer,
     FrozenRescale: _rescale,
     FrozenAdd: _add,
+    FrozenProduct: _product,
+    FrozenTable: _table,
     FrozenGlobalAveragePool: _pool,
     FrozenMeanLogits: _mean_logits,
     FrozenDequantize: _dequantize,

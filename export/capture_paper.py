@@ -219,6 +219,21 @@ def _add(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: st
     return emitter.op("Add", sources, name)
 
 
+def _product(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("Mul", sources, name)
+
+
+def _table(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    if isinstance(module, nn.Sigmoid):
+        return emitter.op("Sigmoid", sources, name)
+    slope = float(module.weight.detach()) if isinstance(module, nn.PReLU) else float(module.negative_slope)
+    return emitter.op("LeakyRelu", sources, name, attributes={"alpha": slope})
+
+
+def _hard_sigmoid(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+    return emitter.op("HardSigmoid", sources, name, attributes={"alpha": 1 / 6, "beta": 0.5})
+
+
 def _mean(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
     return emitter.op("GlobalAveragePool", sources, name)
 
@@ -240,6 +255,9 @@ _BY_KIND: dict[str, Callable[..., ir.Value]] = {
     "bn": _norm,
     "relu": _relu,
     "add": _add,
+    "product": _product,
+    "table": _table,
+    "hard sigmoid": _hard_sigmoid,
     "pool": _mean,
     "average": _average,
 }

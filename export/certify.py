@@ -9,7 +9,7 @@ exporter meant to write. Lines:
     scales       numbers that float32 cannot work with (zero, infinite, below the normal ones) among scales, products
                  of scales, and multipliers: none
     pooling      max(r, 2**-24 / r) < 256                  ONNX Runtime averages with a ratio r from 2**-32 to 256 only
-    ties         every result of an addition or pooling keeps more distance from a tie than float32 can err
+    ties         every result of an addition, product, table or pooling keeps more distance from a tie than float32 errs
     float        no operator that ONNX Runtime executes between input and logits computes in float, but for those of the
                  parts that the network keeps in float: the bound is their number, `worst` counts those that ONNX
                  Runtime executes, and `where` names them all
@@ -37,7 +37,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError, QilDeployError
-from qil_deploy.integers import INT16_MAX, INT32_LIMIT, Operand, added, largest_pair, largest_sums, pooled
+from qil_deploy.integers import (
+    INT16_MAX,
+    INT32_LIMIT,
+    Function,
+    Operand,
+    added,
+    largest_pair,
+    largest_sums,
+    multiplied,
+    pooled,
+    tabulated,
+)
 from qil_deploy.onnx_io import (
     Node,
     OnnxFile,
@@ -52,6 +63,7 @@ from .integer_graph import IntegerGraph, Layer
 from .trial_run import Trial, differing_outputs
 from .weight_layout import fewest_differences
 
+_TABLES: dict[str, Function] = {"QLinearSigmoid": "sigmoid", "QLinearLeakyRelu": "leaky relu"}
 _BELOW_256 = float(np.nextafter(np.float32(256), np.float32(0)))
 _SMALLEST_POOL_RATIO = 2.0**-32
 
@@ -219,12 +231,31 @@ def _partial_sums(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
 
 
 def _tie_risks(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
-    """Yield, for every addition and pooling, float32's largest error over the smallest distance from a tie."""
+    """Yield, for every addition, product, table and pooling, float32's largest error over the distance from a tie."""
     for node in graph.nodes:
         if node.op_type == "QLinearAdd":
             yield _addition_risk(graph.constants, node), node.name
         elif node.op_type == "QLinearGlobalAveragePool":
             yield _pool_risk(graph, node), node.name
+        elif node.op_type == "QLinearMul":
+            yield _product_risk(graph.constants, node), node.name
+        elif node.op_type in _TABLES:
+            yield _table_risk(graph.constants, node), node.name
+
+
+def _product_risk(constants: Mapping[str, NDArray[Any]], node: Node) -> float:
+    a_scale, a_zero, b_scale, b_zero, y_scale, y_zero = (
+        float(constants[node.inputs[index]]) for index in (1, 2, 4, 5, 6, 7)
+    )
+    codes = np.arange(256, dtype=np.float64)
+    a, b = Operand(codes, a_zero, a_scale / y_scale), Operand(codes, b_zero, b_scale)
+    return multiplied(a, b, y_zero).risk()
+
+
+def _table_risk(constants: Mapping[str, NDArray[Any]], node: Node) -> float:
+    x_scale, x_zero, y_scale, y_zero = (float(constants[node.inputs[index]]) for index in range(1, 5))
+    slope = float(node.attributes.get("alpha", 0.0))  # type: ignore[arg-type] # a number, as the reference has seen
+    return tabulated(_TABLES[node.op_type], (x_scale, x_zero), (y_scale, y_zero), slope).risk()
 
 
 def _addition_risk(constants: Mapping[str, NDArray[Any]], node: Node) -> float:

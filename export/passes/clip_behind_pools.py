@@ -16,7 +16,7 @@ from qil_deploy.export.emitter import QIL_DOMAIN, integer
 from .replacement import Replacement, inputs_of, producer_of
 from .rule import NodeRule
 
-_CLIPPED = ("Conv", "Gemm", "Rescale", "Add")
+_CLIPPED = ("Conv", "Gemm", "Rescale", "Add", "Mul", "Sigmoid", "LeakyRelu")
 
 
 class ClipBehindPools(NodeRule):

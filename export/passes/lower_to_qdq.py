@@ -6,6 +6,9 @@ ONNX Runtime fuses these, at its default optimization level, to the operators of
     qil.Gemm                 [Q](Gemm(DQ(x), DQ(w), DQ(bias)))
     qil.Rescale              Q(Add(DQ(x), DQ(offset)))
     qil.Add                  Q(Add(DQ(a), DQ(b)))
+    qil.Mul                  Q(Mul(DQ(a), DQ(b)))
+    qil.Sigmoid              Q(Sigmoid(DQ(x)))
+    qil.LeakyRelu            Q(LeakyRelu(DQ(x)))
     qil.GlobalAveragePool    Q(GlobalAveragePool(DQ(x)))
 
 Every DQ and Q writes out its zero point: without them a Gemm stays float. There is no Relu: Q saturates at the
@@ -29,6 +32,7 @@ from .lower_to_qlinear import (
     offset_operand,
     output_name,
     scale_and_zero_point,
+    table_attributes,
     weight_of,
     window_of,
     zero_weight_points,
@@ -98,16 +102,21 @@ def _gemm(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
 def _rescale(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     x = _dequantize(new, [inputs[0], *grid_of(new, node, "x")], f"{node.name}_x_real")
     offset = _dequantize(new, offset_operand(new, node), f"{node.name}_offset_real")
-    output = scale_and_zero_point(new, real(node, "y_scale"), 0)
-    return _quantize(new, node, new.op("Add", [x, offset], str(node.name)), output)
+    return _quantize(new, node, new.op("Add", [x, offset], str(node.name)), grid_of(new, node, "y"))
 
 
-def _add(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+def _of_two(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
     a, b = (
         _dequantize(new, [value, *grid_of(new, node, prefix)], f"{node.name}_{prefix}_real")
         for value, prefix in zip(inputs, ("a", "b"), strict=True)
     )
-    return _quantize(new, node, new.op("Add", [a, b], str(node.name)), grid_of(new, node, "y"))
+    return _quantize(new, node, new.op(node.op_type, [a, b], str(node.name)), grid_of(new, node, "y"))
+
+
+def _table(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    x = _dequantize(new, [inputs[0], *grid_of(new, node, "x")], f"{node.name}_x_real")
+    result = new.op(node.op_type, [x], str(node.name), attributes=table_attributes(node))
+    return _quantize(new, node, result, grid_of(new, node, "y"))
 
 
 def _pool(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
@@ -126,7 +135,10 @@ _LOWERINGS = {
     "Conv": _conv,
     "Gemm": _gemm,
     "Rescale": _rescale,
-    "Add": _add,
+    "Add": _of_two,
+    "Mul": _of_two,
+    "Sigmoid": _table,
+    "LeakyRelu": _table,
     "GlobalAveragePool": _pool,
     "MeanLogits": mean_logits,
     "Dequantize": dequantize_logits,

@@ -6,6 +6,9 @@
     qil.Rescale              QLinearAdd(x, x_scale, x_zero_point, C, abs(offset), Z, y_scale, 0)
                              C - Z = -1 for a positive offset, which is then subtracted; +1 for a negative one
     qil.Add                  QLinearAdd
+    qil.Mul                  QLinearMul
+    qil.Sigmoid              QLinearSigmoid
+    qil.LeakyRelu            QLinearLeakyRelu
     qil.GlobalAveragePool    QLinearGlobalAveragePool
     qil.Quantize             QuantizeLinear
     qil.Dequantize           DequantizeLinear
@@ -162,8 +165,7 @@ def _gemm(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
 
 
 def _rescale(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
-    output = scale_and_zero_point(new, real(node, "y_scale"), 0)
-    operands = [inputs[0], *grid_of(new, node, "x"), *offset_operand(new, node), *output]
+    operands = [inputs[0], *grid_of(new, node, "x"), *offset_operand(new, node), *grid_of(new, node, "y")]
     return clip(
         new,
         node,
@@ -171,14 +173,33 @@ def _rescale(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Valu
     )
 
 
-def _add(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+def _of_two(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    """Lower qil.Add and qil.Mul."""
     a, b = inputs
     operands = [a, *grid_of(new, node, "a"), b, *grid_of(new, node, "b"), *grid_of(new, node, "y")]
+    op_type = f"QLinear{node.op_type}"
     return clip(
         new,
         node,
-        new.op("QLinearAdd", operands, output_name(node), domain=MICROSOFT_DOMAIN, node_name=node.name),
+        new.op(op_type, operands, output_name(node), domain=MICROSOFT_DOMAIN, node_name=node.name),
     )
+
+
+def table_attributes(node: ir.Node) -> dict[str, object]:
+    """Return the attributes of a function of codes."""
+    return {"alpha": real(node, "alpha")} if "alpha" in node.attributes else {}
+
+
+def _table(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
+    result = new.op(
+        f"QLinear{node.op_type}",
+        [inputs[0], *grid_of(new, node, "x"), *grid_of(new, node, "y")],
+        output_name(node),
+        domain=MICROSOFT_DOMAIN,
+        attributes=table_attributes(node),
+        node_name=node.name,
+    )
+    return clip(new, node, result)
 
 
 def _pool(new: Replacement, node: ir.Node, inputs: list[ir.Value]) -> ir.Value:
@@ -192,7 +213,10 @@ _LOWERINGS = {
     "Conv": _conv,
     "Gemm": _gemm,
     "Rescale": _rescale,
-    "Add": _add,
+    "Add": _of_two,
+    "Mul": _of_two,
+    "Sigmoid": _table,
+    "LeakyRelu": _table,
     "GlobalAveragePool": _pool,
     "MeanLogits": mean_logits,
     "Dequantize": dequantize_logits,

@@ -49,7 +49,10 @@ class State(Enum):
     """What is left of the domain `qil` in a graph."""
 
     CAPTURED = frozenset(
-        {"Quantize", "Conv", "Gemm", "Rescale", "Add", "GlobalAveragePool", "MeanLogits", "Dequantize", "Weight"}
+        {
+            *("Quantize", "Conv", "Gemm", "Rescale", "Add", "Mul", "Sigmoid", "LeakyRelu", "GlobalAveragePool"),
+            *("MeanLogits", "Dequantize", "Weight"),
+        }
     )
     LOWERED = frozenset({"Weight"})
     STORED = frozenset[str]()

@@ -17,7 +17,13 @@ from .replacement import drop_unread
 from .rule import Notes
 
 _REPEATED = frozenset(
-    {*((QIL_DOMAIN, name) for name in ("Rescale", "Add", "GlobalAveragePool", "Quantize")), ("", "MaxPool")}
+    {
+        *(
+            (QIL_DOMAIN, name)
+            for name in ("Rescale", "Add", "Mul", "Sigmoid", "LeakyRelu", "GlobalAveragePool", "Quantize")
+        ),
+        ("", "MaxPool"),
+    }
 )
 
 

@@ -12,16 +12,21 @@ if TYPE_CHECKING:
     from .bounds import (
         INT16_MAX,
         INT32_LIMIT,
+        Function,
         Operand,
         added,
         largest_pair,
         largest_sums,
+        multiplied,
         pooled,
         rounding_error_bound,
+        table_values,
+        tabulated,
     )
     from .fold import BIAS_LIMIT, gain_and_shift, integer_codes, largest_spread
     from .freeze_model import freeze, freeze_structure
     from .freezing_report import FreezingReport, compare_freezing, predictions
+    from .frozen_gates import FrozenProduct, FrozenTable
     from .frozen_modules import (
         FrozenAdd,
         FrozenDequantize,
@@ -53,7 +58,10 @@ __all__ = [
     "FrozenLayer",
     "FrozenMeanLogits",
     "FrozenModule",
+    "FrozenProduct",
     "FrozenRescale",
+    "FrozenTable",
+    "Function",
     "Grid",
     "Operand",
     "added",
@@ -66,10 +74,13 @@ __all__ = [
     "largest_pair",
     "largest_spread",
     "largest_sums",
+    "multiplied",
     "pooled",
     "predictions",
     "rounding_error_bound",
     "shrink_factor",
+    "table_values",
+    "tabulated",
 ]
 
 _HOMES = {
@@ -84,7 +95,10 @@ _HOMES = {
     "FrozenLayer": "frozen_modules",
     "FrozenMeanLogits": "frozen_modules",
     "FrozenModule": "frozen_modules",
+    "FrozenProduct": "frozen_gates",
     "FrozenRescale": "frozen_modules",
+    "FrozenTable": "frozen_gates",
+    "Function": "bounds",
     "Grid": "frozen_modules",
     "INT16_MAX": "bounds",
     "INT32_LIMIT": "bounds",
@@ -100,10 +114,13 @@ _HOMES = {
     "largest_pair": "bounds",
     "largest_spread": "fold",
     "largest_sums": "bounds",
+    "multiplied": "bounds",
     "pooled": "bounds",
     "predictions": "freezing_report",
     "rounding_error_bound": "bounds",
     "shrink_factor": "ratios",
+    "table_values": "bounds",
+    "tabulated": "bounds",
 }
 
 

@@ -1,8 +1,11 @@
 """Freeze a prepared model: every rounding of the exported graph happens in its forward pass.
 
-    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer
+    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer; a hard sigmoid may stand for the ReLU
     8-bit codes -> interval quantizer                        one FrozenRescale
     a + b (-> ReLU) -> range quantizer                       one FrozenAdd
+    a * b (-> ReLU) -> range quantizer                       one FrozenProduct
+    sigmoid, LeakyReLU, PReLU -> range quantizer             one FrozenTable
+    8-bit codes -> hard sigmoid -> range quantizer           one FrozenRescale
     global average pool -> range quantizer                   one FrozenGlobalAveragePool
     global average pool -> logits                            one FrozenMeanLogits
     float island (-> ReLU) -> range quantizer                one FrozenFloat
@@ -52,6 +55,7 @@ from qil_deploy.network import (
 )
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
+from .freeze_gates import frozen_gate
 from .frozen_modules import (
     FrozenAdd,
     FrozenDequantize,
@@ -222,6 +226,9 @@ class _Freezer:
                 self._freeze_layer(chain, y, step=float(y.scale), offset=0.0)
             elif kind_of(self.model, chain[-1]) == "add":
                 self._freeze_add(chain, y)
+            elif kind_of(self.model, chain[-1]) in ("product", "table", "hard sigmoid"):
+                inputs = [self.grids[source] for source in chain[-1].args if isinstance(source, fx.Node)]
+                self._replace(chain, str(chain[-1].target), frozen_gate(producer, inputs, y), y)
             elif isinstance(producer, GlobalAveragePool):
                 self._freeze_pool(chain, y, producer.window)
             elif isinstance(producer, FloatIsland):
@@ -231,16 +238,17 @@ class _Freezer:
     def _limits(
         self, chain: list[fx.Node], step: float, offset: float, zero_point: int, largest: int
     ) -> tuple[int, int]:
-        """Return the codes of ReLU's bounds, where a ReLU stands in front of the quantizer, or all codes.
+        """Return the codes of the bounds of a ReLU or hard sigmoid in front of the quantizer, or all codes.
 
         Zero need not be the lowest code: an interval may begin below it, and unsigned values may share their grid
         with signed ones.
         """
         low, high = 0, largest
         for node in chain[1:]:
-            if kind_of(self.model, node) == "relu":
-                relu = module_of(self.model, node)
-                bounds = getattr(relu, "min_val", 0.0), getattr(relu, "max_val", math.inf)
+            kind, module = kind_of(self.model, node), module_of(self.model, node)
+            if kind in ("relu", "hard sigmoid"):
+                most = 1.0 if kind == "hard sigmoid" else math.inf
+                bounds = getattr(module, "min_val", 0.0), getattr(module, "max_val", most)
                 low, high = (
                     int(np.clip(np.rint((bound - offset) / step) + zero_point, 0, largest)) for bound in bounds
                 )
@@ -249,7 +257,9 @@ class _Freezer:
     def _chain(self, node: fx.Node) -> list[fx.Node]:
         """Return `node` and what leads to it, back to the layer, addition, pooling or island that made the value."""
         chain = [node]
-        while kind_of(self.model, chain[-1]) in ("bn", "relu"):
+        while kind_of(self.model, chain[-1]) in ("bn", "relu", "hard sigmoid"):
+            if input_of(chain[-1]) in self.grids:
+                break
             chain.append(input_of(chain[-1]))
         return chain
 
@@ -259,6 +269,9 @@ class _Freezer:
         norm = next((m for n in chain if isinstance(m := module_of(self.model, n), BatchNorm)), None)
         if not isinstance(layer, QuantConv2d | QuantLinear):
             raise TypeError(f"{producer.target!r} is no quantized layer")
+        if any(kind_of(self.model, part) == "hard sigmoid" for part in chain):
+            # Of x / 6 + 1/2, codes are those of x on a grid six times as wide.
+            step, offset = 6 * step, 6 * offset - 3
         frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
         norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), BatchNorm)]
         self._replace(chain, str(producer.target), frozen, y)

@@ -200,7 +200,7 @@ class FrozenLayer(FrozenModule):
         scaled = accumulator * _per_channel(folded.multiplier(self.x.scale, y_step), x.ndim)
         if self.y is None:
             return scaled
-        return _codes(scaled, self.y)
+        return rounded_codes(scaled, self.y)
 
     def _accumulate(self, x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor) -> Tensor:
         """Return `float32(sum + bias)` with an exact sum."""
@@ -224,7 +224,10 @@ def drop_float_weights(model: nn.Module) -> None:
 
 
 class FrozenRescale(FrozenModule):
-    """8-bit codes to low-bit codes: `clip(rint(((X - x_zero_point) * p - k) / q), low, high)`, `q` odd."""
+    """Codes on another grid: `clip(rint(((X - x_zero_point) * p - k) / q) + y_zero_point, low, high)`, `q` odd.
+
+    8-bit codes become low-bit codes behind an interval, or those of a hard sigmoid.
+    """
 
     y_step: Tensor
     numerator: Tensor
@@ -248,7 +251,7 @@ class FrozenRescale(FrozenModule):
     def forward(self, x: Tensor) -> Tensor:
         """Map codes to codes."""
         total = (x.double() - self.x.zero_point) * self.numerator - self.offset_numerator
-        return _divide(total, self.denominator, self.y)
+        return divided(total, self.denominator, self.y)
 
 
 class FrozenAdd(FrozenModule):
@@ -273,7 +276,7 @@ class FrozenAdd(FrozenModule):
         """Add codes of one shape."""
         total = (a.double() - self.a.zero_point) * self.numerators[0]
         total = total + (b.double() - self.b.zero_point) * self.numerators[1]
-        return _divide(total, self.denominator, self.y)
+        return divided(total, self.denominator, self.y)
 
 
 class FrozenGlobalAveragePool(FrozenModule):
@@ -297,7 +300,7 @@ class FrozenGlobalAveragePool(FrozenModule):
     def forward(self, x: Tensor) -> Tensor:
         """Map codes [N, C, H, W] to codes [N, C, 1, 1]."""
         total = (x.double() - self.x.zero_point).sum((2, 3), keepdim=True) * self.numerator
-        return _divide(total, self.denominator, self.y)
+        return divided(total, self.denominator, self.y)
 
 
 class FrozenFloat(FrozenModule):
@@ -321,7 +324,7 @@ class FrozenFloat(FrozenModule):
         """Map codes [N, ...] to codes [N, ...]."""
         real = ((x - grid.zero_point) * grid.scale for x, grid in zip(codes, self.reads(), strict=True))
         with torch.autocast(codes[0].device.type, enabled=False):
-            return _codes(self.island(*real) / self.y.scale, self.y)
+            return rounded_codes(self.island(*real) / self.y.scale, self.y)
 
 
 class FrozenMeanLogits(FrozenModule):
@@ -364,11 +367,12 @@ class FrozenDequantize(FrozenModule):
         return (x - self.x.zero_point) * self.x.scale
 
 
-def _divide(total: Tensor, denominator: Tensor, y: Grid) -> Tensor:
-    return _codes((total / denominator).float(), y)
+def divided(total: Tensor, denominator: Tensor, y: Grid) -> Tensor:
+    """Return the codes of a fraction, integers over an odd one, in float64."""
+    return rounded_codes((total / denominator).float(), y)
 
 
-def _codes(scaled: Tensor, y: Grid) -> Tensor:
+def rounded_codes(scaled: Tensor, y: Grid) -> Tensor:
     """Round and saturate. Clamping first keeps the gradient zero outside the interval, as in the quantizers."""
     low, high = y.limits()
     zero_point = int(y.zero_point)

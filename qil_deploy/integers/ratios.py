@@ -11,6 +11,10 @@ so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound. 
 is safe, where one step of the input is thousands of steps of the output, are first shrunk together with the offset:
 which codes saturate at which end stays the same, but for the one in between.
 
+A product of two codes has one ratio, some 1/256, which `p/q` with a given `q` is far from: there `q` is the odd number,
+up to the one that the above allows, with which a fraction comes nearest (`product_ratio`). Results are at most 257
+then, since what is larger saturates in any case.
+
 ONNX Runtime's average pooling takes ratios below 256 only (and from 2**-32, which no `p/q` comes near). Where sums of
 codes are multiplied by 255 or more, any but a sum of zero saturates: the ratio 255 gives every code that a larger one
 would (`pool_ratio`).
@@ -20,9 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .bounds import rounding_error_bound
 
 MAX_DENOMINATOR = 4095
+_MOST_DENOMINATOR = 2**17 - 1  # of products: 255 * 255 times less is less than half a code
+_LARGEST_PRODUCT = 255 * 255
+_BEYOND = 257.0  # output codes; whatever is larger saturates
 _LARGEST_TERMS = 2.0**19
 _SATURATING_RATIO = 255.0
 
@@ -46,18 +55,19 @@ def pool_ratio(ratio: float) -> float:
     return min(ratio, _SATURATING_RATIO)
 
 
-def choose_denominator(largest_terms: Sequence[float]) -> int:
-    """Return the largest odd `q <= 4095` at which float32 cannot reach the next tie.
+def choose_denominator(largest_terms: Sequence[float], most: int = MAX_DENOMINATOR) -> int:
+    """Return the largest odd `q` at which float32 cannot reach the next tie.
 
     Args:
         largest_terms: as for `rounding_error_bound`.
+        most: the largest `q` to return, odd.
 
     Raises:
         ValueError: the terms are so large that not even `q = 1` is safe.
     """
     bound = rounding_error_bound(largest_terms)
     # Three quarters leave room for numerators that are rounded up a little.
-    q = int(min(0.75 / (2 * bound), MAX_DENOMINATOR)) if bound > 0 else MAX_DENOMINATOR
+    q = int(min(0.75 / (2 * bound), most)) if bound > 0 else most
     if q < 1:
         raise ValueError(f"terms of {list(largest_terms)} output codes are too large to be rescaled exactly")
     return q if q % 2 else q - 1
@@ -66,3 +76,18 @@ def choose_denominator(largest_terms: Sequence[float]) -> int:
 def nearest_numerator(ratio: float, q: int) -> int:
     """Return the `p >= 1` for which `p/q` is nearest to a positive ratio."""
     return max(1, round(ratio * q))
+
+
+def product_ratio(ratio: float, y_zero_point: int) -> tuple[int, int]:
+    """Return `p` and an odd `q` with `p/q` near the ratio of a product.
+
+    Args:
+        ratio: output codes per unit of a product of two codes, positive; above 255 any product but zero saturates.
+        y_zero_point: of the output.
+    """
+    ratio = min(ratio, _SATURATING_RATIO)
+    largest = min(_LARGEST_PRODUCT * ratio, _BEYOND)
+    denominators = np.arange(1, choose_denominator([largest, y_zero_point], _MOST_DENOMINATOR) + 1, 2)
+    numerators = np.maximum(np.rint(ratio * denominators), 1)
+    best = int(np.abs(numerators / denominators - ratio).argmin())
+    return int(numerators[best]), int(denominators[best])

@@ -9,7 +9,10 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 Modules: TypeAlias = list[nn.Module]
-"""Modules that one after the other do what a call does; none where nothing has to be done."""
+"""Modules that one after the other do what a call does; none where nothing has to be done.
+
+A product that is not the first one multiplies what the call reads by what the module in front of it makes.
+"""
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,14 @@ class Add(nn.Module):
         return a + b
 
 
+class Product(nn.Module):
+    """Product of two tensors that broadcast: a gate and what it is for."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return `a * b`."""
+        return a * b
+
+
 class Standalone(nn.Module):
     """Stands in front of a BatchNorm or ReLU that no layer before it takes in, and returns what it gets.
 

@@ -8,6 +8,9 @@ What a kind means to the integers:
 
     conv, linear, average, standalone    a layer: exact sums of codes, one multiplier per channel, one rounding
     add                                  two tensors of codes rescaled, added and rounded
+    product                              two tensors of codes multiplied and rounded
+    table                                a function of codes: 256 values, each rounded
+    hard sigmoid                         completes the layer in front of it; by itself, codes rescaled and rounded
     pool                                 the mean of a whole map: a sum, one ratio, one rounding
     bn, relu                             completes the layer, addition or island in front of it
     concat, pass                         codes move; nothing is rounded, and the grid stays
@@ -27,7 +30,7 @@ from torch import nn
 from .captured_call import Call, Modules
 from .dropout_marks import DROPOUT, FEATURE_DROPOUT
 from .float_island import FloatIsland
-from .layers import Add, GlobalAveragePool, PaddedConv2d, Standalone
+from .layers import Add, GlobalAveragePool, PaddedConv2d, Product, Standalone
 from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, PaddedMaxPool2d, Permute, Reshape, Slice
 from .onnx_forms import (
     OnnxForm,
@@ -42,6 +45,7 @@ from .onnx_forms import (
     write_slice,
     write_upsample,
 )
+from .rebuild_gates import hard_sigmoid, hard_swish, leaky_relu, multiply, prelu, sigmoid, silu
 from .rebuild_layers import add, batch_norm, clamp, convolution, linear, relu, relu6
 from .rebuild_moves import (
     channel_shuffle,
@@ -77,6 +81,9 @@ Kind: TypeAlias = Literal[
     "bn",
     "relu",
     "add",
+    "product",
+    "table",
+    "hard sigmoid",
     "pool",
     "average",
     "concat",
@@ -166,6 +173,29 @@ OPERATORS = (
         captured={aten.relu6.default: relu6, aten.hardtanh.default: clamp},
     ),
     Operator(title="addition of two tensors", kind="add", modules=(Add,), captured={aten.add.Tensor: add}),
+    Operator(
+        title="multiplication of two tensors",
+        kind="product",
+        modules=(Product,),
+        captured={aten.mul.Tensor: multiply, aten.silu.default: silu, aten.hardswish.default: hard_swish},
+    ),
+    Operator(
+        title="sigmoid, LeakyReLU and PReLU",
+        kind="table",
+        modules=(nn.Sigmoid, nn.LeakyReLU, nn.PReLU),
+        captured={
+            aten.sigmoid.default: sigmoid,
+            aten.leaky_relu.default: leaky_relu,
+            aten.prelu.default: prelu,
+            aten._prelu_kernel.default: prelu,
+        },
+    ),
+    Operator(
+        title="hard sigmoid, SiLU and hard swish",
+        kind="hard sigmoid",
+        modules=(nn.Hardsigmoid,),
+        captured={aten.hardsigmoid.default: hard_sigmoid},
+    ),
     Operator(
         title="concatenation of channels",
         kind="concat",

@@ -21,7 +21,7 @@ from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
-from .layers import Pads
+from .layers import Pads, Product
 from .moves import ConstantPad
 from .operators import SUPPORTED, operator_of, rebuilt_by
 from .outputs import RETURNED
@@ -192,7 +192,10 @@ class _Rebuilder:
             modules = [with_more_pads(modules[0], self.pads[data[0]])]
         end, inputs = self.values[data[0]], tuple(self.values[source] for source in data)
         lead = next((index for index, module in enumerate(modules) if _has_tensors(module)), 0)
+        read = inputs
         for index, module in enumerate(modules):
+            if index and isinstance(module, Product):
+                inputs = (*read, end)
             shape = self.captured.shape(node)
             if index + 1 < len(modules):
                 shape = shape_behind(module, [shape_of(source) for source in inputs])

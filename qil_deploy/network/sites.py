@@ -1,19 +1,21 @@
 """Where quantizers belong: the sites of a captured graph, the groups that share a grid, and what their readers want.
 
-A site is a producer (input, convolution or linear with its BatchNorm and ReLU, addition or float island with its ReLU,
-pooling, a lone BatchNorm or ReLU) and ends where its value is whole. Readers are found through operations that keep the
-grid (max pooling, upsampling, flatten, dropout) and through concatenations; sites that a concatenation joins are one
-group, because its result can have one grid only. Each reader wants one of two things:
+A site is a producer (input, convolution or linear with its BatchNorm and ReLU or hard sigmoid, addition, product or
+float island with its ReLU, table, pooling, a lone hard sigmoid, BatchNorm or ReLU) and ends where its value is whole.
+Readers are found through operations that keep the grid (max pooling, upsampling, flatten, dropout) and through
+concatenations; sites that a concatenation joins are one group, because its result can have one grid only. Each
+reader wants one of two things:
 
     interval(bits)    an inner convolution or linear: low-bit codes on a learned interval
-    range             the first and last layer, an addition, a pooling, a lone BatchNorm, a float island: 8-bit codes
+    range             the first and last layer, an addition, a product, a table, a pooling, a lone hard sigmoid or
+                      BatchNorm, a float island: 8-bit codes
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from qil_deploy.config import EDGE_ACTIVATION_BITS, LayerBits, QuantConfig
 from qil_deploy.errors import ConfigError, UnsupportedModelError
@@ -24,15 +26,19 @@ from .layers import ImageAffine, Standalone
 from .operators import LAYER_KINDS, MOVING_KINDS, Kind
 from .outputs import outputs_of
 
+_BEHIND_LAST: tuple[Kind, ...] = ("pass", "bn", "relu", "hard sigmoid", "table", "pool", "average", "standalone")
+"""What may stand between the layer that makes an output and that output."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """A place where a value is whole and may be quantized.
 
     Attributes:
-        producer: input, convolution, linear, addition, pooling or stand-in for a lone BatchNorm or ReLU.
+        producer: input, convolution, linear, addition, product, table, hard sigmoid, pooling or stand-in for a lone
+            BatchNorm or ReLU.
         kind: kind of the producer.
-        norm, relu: the nodes that complete it, where there are any.
+        norm, relu: the nodes that complete it, where there are any; a hard sigmoid may stand for the ReLU of a layer.
         signed: whether the value can be negative.
     """
 
@@ -125,6 +131,7 @@ def find_sites(graph_module: fx.GraphModule) -> list[Site]:
     sites: list[Site] = []
     signed: dict[fx.Node, bool] = {}
     targets: set[str] = set()
+    taken: set[fx.Node | None] = set()
     for node in graph_module.graph.nodes:
         kind = kind_of(graph_module, node)
         if kind in ("conv", "linear", "bn", "pool"):
@@ -137,9 +144,10 @@ def find_sites(graph_module: fx.GraphModule) -> list[Site]:
             raise TypeError(f"{node.name!r} is no part of a captured network")
         if kind in MOVING_KINDS:
             signed[node] = any(signed.get(source, True) for source in node.all_input_nodes)
-        elif kind not in ("output", "bn", "relu"):
+        elif kind not in ("output", "bn", "relu") and node not in taken:
             site = _site(graph_module, node, kind, signed)
             sites.append(site)
+            taken.add(site.relu)
             signed[site.end] = site.signed
     return sites
 
@@ -148,10 +156,17 @@ def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[
     end = node
     norm = _only_user(graph_module, end, "bn") if kind in ("conv", "linear", "standalone") else None
     end = norm or end
-    relu = _only_user(graph_module, end, "relu") if kind in ("add", "float", *LAYER_KINDS) else None
+    relu = _only_user(graph_module, end, "relu") if kind in ("add", "product", "float", *LAYER_KINDS) else None
+    if relu is None and kind in LAYER_KINDS:
+        relu = _only_user(graph_module, end, "hard sigmoid")
     if relu is not None:
         is_signed = getattr(module_of(graph_module, relu), "min_val", 0.0) < 0
-    elif kind in ("add", "pool", "average"):
+    elif kind == "hard sigmoid":
+        is_signed = False
+    elif kind == "table":
+        slopes = not isinstance(module_of(graph_module, node), nn.Sigmoid)
+        is_signed = slopes and signed.get(input_of(node), True)
+    elif kind in ("add", "product", "pool", "average"):
         # What stands in front of a lone ReLU is not known yet, and counts as signed.
         is_signed = any(signed.get(source, True) for source in node.all_input_nodes)
     elif isinstance(island := module_of(graph_module, node) if kind == "float" else None, FloatIsland):
@@ -217,7 +232,7 @@ def edge_layers(graph_module: fx.GraphModule) -> set[fx.Node]:
     layers = [node for node in graph_module.graph.nodes if kind_of(graph_module, node) in ("conv", "linear")]
     edges = {layer for layer in layers if _is_image(graph_module, input_of(layer), normalised=True)}
     for last in outputs_of(graph_module.graph):
-        while kind_of(graph_module, last) in ("pass", "bn", "relu", "pool", "average", "standalone"):
+        while kind_of(graph_module, last) in _BEHIND_LAST:
             last = input_of(last)  # noqa: PLW2901 - back to what makes the output
         edges |= {last} & set(layers)
     return edges

@@ -71,6 +71,11 @@ def integer(node: Node, name: str, default: int) -> int:
     return int(node.attributes.get(name, default))  # type: ignore[arg-type]  # a wrong type is a TypeError
 
 
+def real(node: Node, name: str, default: float) -> float:
+    """Return an attribute that is a number."""
+    return float(np.float32(node.attributes.get(name, default)))  # type: ignore[arg-type]  # as above
+
+
 def window_of(node: Node, kernel: Sequence[int]) -> Window:
     """Return the window that a node's attributes describe; its size is `kernel` where they leave it out.
 

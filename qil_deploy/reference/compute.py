@@ -12,7 +12,7 @@ import numpy as np
 
 from qil_deploy.onnx_io import Array, Node, data_type_name
 
-from . import kernels
+from . import gates, kernels
 from .arguments import (
     Inputs,
     grid_along_axis,
@@ -21,6 +21,7 @@ from .arguments import (
     integer,
     integers,
     optional,
+    real,
     required,
     scalar_grid_at,
     window_of,
@@ -76,6 +77,26 @@ def qlinear_add(_node: Node, inputs: Inputs) -> Array:
     a, b = required(inputs, 0), required(inputs, 3)
     grids = [scalar_grid_at(inputs, index, a.dtype) for index in (1, 4, 6)]
     return kernels.qlinear_add(a, grids[0], b, grids[1], grids[2])
+
+
+def qlinear_mul(_node: Node, inputs: Inputs) -> Array:
+    """Product of two tensors of codes."""
+    a, b = required(inputs, 0), required(inputs, 3)
+    grids = [scalar_grid_at(inputs, index, a.dtype) for index in (1, 4, 6)]
+    return gates.qlinear_mul(a, grids[0], b, grids[1], grids[2])
+
+
+def qlinear_sigmoid(_node: Node, inputs: Inputs) -> Array:
+    """Sigmoid of codes."""
+    x = required(inputs, 0)
+    return gates.qlinear_table(x, scalar_grid_at(inputs, 1, x.dtype), scalar_grid_at(inputs, 3, x.dtype), "sigmoid")
+
+
+def qlinear_leaky_relu(node: Node, inputs: Inputs) -> Array:
+    """LeakyReLU of codes."""
+    x, slope = required(inputs, 0), real(node, "alpha", 0.01)
+    grids = [scalar_grid_at(inputs, index, x.dtype) for index in (1, 3)]
+    return gates.qlinear_table(x, grids[0], grids[1], "leaky relu", slope)
 
 
 def qlinear_average_pool(node: Node, inputs: Inputs) -> Array:

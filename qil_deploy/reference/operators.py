@@ -147,6 +147,34 @@ def _executed() -> Iterable[Operator]:
         grids=_BINARY,
     )
     yield Operator(
+        name="QLinearMul",
+        domain=MICROSOFT,
+        effect=Effect.QUANTIZES,
+        compute=compute.qlinear_mul,
+        cost=costs.quantized_sum,
+        exact=True,
+        grids=_BINARY,
+    )
+    yield Operator(
+        name="QLinearSigmoid",
+        domain=MICROSOFT,
+        effect=Effect.QUANTIZES,
+        compute=compute.qlinear_sigmoid,
+        cost=costs.same_size,
+        exact=True,  # where the table has no entry near a tie, as in certified files
+        grids=_UNARY,
+    )
+    yield Operator(
+        name="QLinearLeakyRelu",
+        domain=MICROSOFT,
+        effect=Effect.QUANTIZES,
+        compute=compute.qlinear_leaky_relu,
+        cost=costs.same_size,
+        attributes=frozenset({"alpha"}),
+        exact=True,  # as above
+        grids=_UNARY,
+    )
+    yield Operator(
         name="QLinearAveragePool",
         domain=MICROSOFT,
         effect=Effect.QUANTIZES,
@@ -243,7 +271,14 @@ def _executed() -> Iterable[Operator]:
         fused_to="QLinearAdd",
     )
     yield Operator(name="Sub", compute=compute.subtract, cost=costs.broadcast, exact=True)
-    yield Operator(name="Mul", compute=compute.multiply, cost=costs.broadcast, exact=True, fused_to="QLinearMul")
+    yield Operator(
+        name="Mul",
+        compute=compute.multiply,
+        cost=costs.broadcast,
+        least_inputs=2,
+        exact=True,
+        fused_to="QLinearMul",
+    )
     yield Operator(
         name="ReduceSum",
         compute=compute.reduce_sum,
@@ -266,6 +301,8 @@ def _float_operators() -> Iterable[Operator]:
     yield Operator(name="FusedMatMul", domain=MICROSOFT, weights=1, arithmetic=FLOAT32)
     yield Operator(name="AveragePool", least_inputs=1, fused_to="QLinearAveragePool")
     yield Operator(name="GlobalAveragePool", least_inputs=1, fused_to="QLinearGlobalAveragePool")
+    yield Operator(name="Sigmoid", least_inputs=1, fused_to="QLinearSigmoid")
+    yield Operator(name="LeakyRelu", least_inputs=1, fused_to="QLinearLeakyRelu")
     yield Operator(name="Relu", effect=Effect.BOUNDS)
     for name in ("ReduceMax", "ReduceMin"):
         yield Operator(name=name, effect=Effect.CHOOSES, fused_to=name)
@@ -286,9 +323,7 @@ def _quantized_operators() -> Iterable[Operator]:
         weights=3,
         arithmetic=INT8,
     )
-    yield Operator(name="QLinearMul", domain=MICROSOFT, effect=Effect.QUANTIZES, grids=_BINARY)
-    for name in ("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax"):
-        yield Operator(name=name, domain=MICROSOFT, effect=Effect.QUANTIZES, grids=_UNARY)
+    yield Operator(name="QLinearSoftmax", domain=MICROSOFT, effect=Effect.QUANTIZES, grids=_UNARY)
     yield Operator(name="QLinearConcat", domain=MICROSOFT, effect=Effect.QUANTIZES, grids=(GridAt("result", 0, 1),))
     yield Operator(name="MatMulInteger", weights=1, arithmetic=INT8, result_type="int32")
     for name in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
