@@ -223,10 +223,12 @@ def _product(emitter: Emitter, _module: nn.Module, sources: list[ir.Value], name
     return emitter.op("Mul", sources, name)
 
 
-def _table(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
+def _table(
+    emitter: Emitter, module: nn.Sigmoid | nn.LeakyReLU | nn.PReLU, sources: list[ir.Value], name: str
+) -> ir.Value:
     if isinstance(module, nn.Sigmoid):
         return emitter.op("Sigmoid", sources, name)
-    slope = float(module.weight.detach()) if isinstance(module, nn.PReLU) else float(module.negative_slope)
+    slope = float(module.weight.detach()) if isinstance(module, nn.PReLU) else module.negative_slope
     return emitter.op("LeakyRelu", sources, name, attributes={"alpha": slope})
 
 

@@ -168,7 +168,8 @@ def tabulated(function: Function, x: tuple[float, float], y: tuple[float, float]
         x, y: scale and zero point of what is read and made.
         slope: of a LeakyReLU, below zero.
     """
-    results = table_values(function, (np.arange(256) - x[1]) * x[0], slope) / y[0]
+    values = (np.arange(256, dtype=np.float64) - x[1]) * x[0]
+    results = table_values(function, values, slope) / y[0]
     largest = min(float(np.abs(results).max(initial=0)), _BEYOND)
     error = _FUNCTION_ERROR / y[0] if function == "sigmoid" else 0.0
     return Rescaled(results, error + rounding_error_bound([largest, y[1]]))

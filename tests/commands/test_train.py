@@ -115,7 +115,7 @@ def test_empty_image_folders_are_refused(refused: Refused, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-class Sigmoidal(nn.Module):
+class Sinusoidal(nn.Module):
     """Has an operation that integers cannot do."""
 
     def __init__(self) -> None:
@@ -124,16 +124,16 @@ class Sigmoidal(nn.Module):
         self.fc = nn.Linear(144, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(torch.flatten(torch.sigmoid(self.conv(x)), 1))
+        logits: Tensor = self.fc(torch.flatten(torch.sin(self.conv(x)), 1))
         return logits
 
 
 def test_a_network_that_cannot_be_lowered_is_refused_before_training(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(models.MODELS, "sigmoidal", lambda **_: Sigmoidal())
-    arguments = ("train", "digits_resnet14", "--out", tmp_path / "run", "--set", "model.name=sigmoidal")
+    monkeypatch.setitem(models.MODELS, "sinusoidal", lambda **_: Sinusoidal())
+    arguments = ("train", "digits_resnet14", "--out", tmp_path / "run", "--set", "model.name=sinusoidal")
     sentence = refused(*arguments)
-    assert "operation 'sigmoid' (test_train.py, line " in sentence
+    assert "operation 'sin' (test_train.py, line " in sentence
     assert ") cannot be lowered; supported are Conv2d" in sentence
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -50,7 +50,8 @@ def test_nothing_holds_an_export_back(exports: Exports, tmp_path: Path, options:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_float_parts_of_an_export_are_named(exports: Exports, tmp_path: Path, form: str) -> None:
-    diagnosis = diagnose(case_of(exports, nn.SiLU()).export(tmp_path / "model.onnx", **FORMS[form]))
+    diagnosis = diagnose(case_of(exports, nn.Mish()).export(tmp_path / "model.onnx", **FORMS[form]))
     assert kinds(diagnosis) == [("float-island", "slow", 2), ("qdq-unfused", "slow", 1)]
     (unfused,) = [finding for finding in diagnosis.findings if finding.kind == "qdq-unfused"]
-    assert unfused.where == ("Mul 'second.2/y0': its input from Sigmoid 'second.2/val_2' is float",)
+    assert len(unfused.where) == 1
+    assert ": its input from Tanh '" in unfused.where[0]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Each family once, at the smallest size that it takes well; integers only, from the pixels to the logits.
 INTEGER_ONLY = {
+    "mobilenetv3_small_100": 64,
     "mobilenetv4_conv_small": 64,
     "mobileone_s0": 64,
     "repvgg_a0": 64,
@@ -31,15 +32,20 @@ MORE = {
     "densenet121": 64,
     "dla34": 64,
     "dla46x_c": 64,
+    "efficientnet_b0": 64,
     "efficientnet_lite0": 64,
     "fbnetc_100": 64,
     "gernet_s": 64,
+    "ghostnet_100": 64,
+    "hardcorenas_a": 64,
     "hrnet_w18_small": 64,
     "inception_v3": 128,
     "legacy_xception": 96,
     "mnasnet_100": 64,
     "mobilenetv2_100": 64,
+    "mobilenetv3_large_100": 64,
     "regnetx_002": 64,
+    "regnety_002": 64,
     "res2net50_14w_8s": 32,
     "resnet10t": 64,
     "resnet14t": 64,
@@ -54,7 +60,7 @@ MORE = {
     "wide_resnet50_2": 64,
     "xception41": 64,
 }
-WITH_FLOAT_PARTS = ("efficientnet_b0", "ghostnet_100", "hardcorenas_a", "mobilenetv3_small_100", "regnety_002")
+WITH_FLOAT_PARTS = ("convnext_atto",)
 
 
 def case_of(exports: Exports, name: str, size: int, *, allow_float: bool = False) -> Case:

@@ -58,11 +58,11 @@ def conv4(**options: object) -> nn.Conv2d:
 
 
 REFUSED: dict[str, tuple[nn.Module, str]] = {
-    "sigmoid": (network(nn.Sigmoid()), r"module '2' \(Sigmoid\) cannot be lowered; supported are Conv2d, Linear"),
+    "tanh": (network(nn.Tanh()), r"module '2' \(Tanh\) cannot be lowered; supported are Conv2d, Linear"),
     "softmax": (network(last=nn.Softmax(1)), r"module '2' \(Softmax\) cannot be lowered"),
-    "functional sigmoid": (
-        Wrapped(lambda m, x: m.fc(torch.sigmoid(m.first(x)).flatten(1))),
-        "operation 'sigmoid' .* cannot be lowered",
+    "functional tanh": (
+        Wrapped(lambda m, x: m.fc(torch.tanh(m.first(x)).flatten(1))),
+        "operation 'tanh' .* cannot be lowered",
     ),
     "product": (Wrapped(lambda m, x: m.fc((m.first(x) * 2).flatten(1))), "operation 'mul' .* cannot be lowered"),
     "constant sum": (Wrapped(lambda m, x: m.fc((m.first(x) + 2).flatten(1))), "operation 'add' .* cannot be lowered"),

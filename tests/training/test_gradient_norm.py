@@ -19,7 +19,7 @@ NETWORK = """
 from torch import nn
 
 def block(channels, out, stride):
-    return [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.Hardswish()]
+    return [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.GELU()]
 
 def gated(in_channels, num_classes):
     layers = [*block(in_channels, 8, 1), *block(8, 16, 2), *block(16, 16, 1)[:2], nn.ReLU()]

@@ -24,7 +24,7 @@ _UNCHANGED = (
     "alexnet",
     "vgg11_bn",
     "mobilenet_v2",
-    "mobilenet_v3_small",  # with allow_float
+    "mobilenet_v3_small",
     "squeezenet1_1",
     "densenet121",
 )
