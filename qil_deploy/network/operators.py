@@ -72,6 +72,7 @@ from .rebuild_moves import (
     upsample,
 )
 from .rebuild_pools import adaptive_average_pool, average_pool, max_pool, mean
+from .rebuild_transposed import transposed_convolution
 
 Kind: TypeAlias = Literal[
     "input",
@@ -143,6 +144,7 @@ OPERATORS = (
             aten.convolution.default: convolution,
             aten.conv1d.default: convolution,
             aten.conv1d.padding: convolution,
+            aten.conv_transpose2d.input: transposed_convolution,
         },
     ),
     Operator(title="Linear", kind="linear", modules=(nn.Linear,), captured={aten.linear.default: linear}),

@@ -130,7 +130,7 @@ class _Rebuilder:
         for node, modules in list(self.attempts.items()):
             padding = modules[0] if isinstance(modules, list) and modules else None
             readers = [self.attempts.get(user) for user in node.users]
-            firsts = [m[0] if isinstance(m, list) and m else None for m in readers]
+            firsts = [m[0] if isinstance(m, list) and len(m) == 1 else None for m in readers]
             if isinstance(padding, nn.ZeroPad2d) and not all(isinstance(first, nn.Conv2d) for first in firsts):
                 left, right, top, bottom = padding.padding
                 self.attempts[node] = [ConstantPad((left, right, top, bottom), 0.0)]

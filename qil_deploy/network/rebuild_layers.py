@@ -58,6 +58,11 @@ def with_more_pads(layer: nn.Conv2d, more: Pads) -> nn.Conv2d:
     return _convolution(layer.weight, layer.bias, pads, pair(layer.stride), pair(layer.dilation), layer.groups)  # type: ignore[arg-type] # parameters
 
 
+def plain_convolution(weight: nn.Parameter, bias: nn.Parameter | None, pads: Pads, groups: int) -> nn.Conv2d:
+    """Return a convolution with these weights, of stride and dilation 1."""
+    return _convolution(weight, bias, pads, (1, 1), (1, 1), groups)
+
+
 def _convolution(
     weight: nn.Parameter,
     bias: nn.Parameter | None,
@@ -93,7 +98,7 @@ def linear(call: Call) -> Modules:
 def _linear_everywhere(call: Call, source: tuple[int, ...], weight: nn.Parameter, bias: nn.Parameter | None) -> Modules:
     """Return a convolution of [N, ..., C] with the channels in front, and what brings them there and back."""
     rank, (outputs, inputs) = len(source), weight.shape
-    layer = _convolution(_viewed(weight, (outputs, inputs, 1, 1)), bias, (0, 0, 0, 0), (1, 1), (1, 1), 1)
+    layer = plain_convolution(_viewed(weight, (outputs, inputs, 1, 1)), bias, (0, 0, 0, 0), 1)
     front, back = Permute((0, rank - 1, *range(1, rank - 1))), Permute((0, *range(2, rank), 1))
     if rank == 4:
         return [front, layer, back]

@@ -38,6 +38,8 @@ class Network(nn.Module):
         self.row = nn.Conv1d(1, 1, 3, padding=1, bias=False)
         self.rows = nn.Conv1d(6, 6, 4, 2, 1, dilation=1, groups=2)
         self.narrow_again = nn.Linear(16, 6)
+        self.twice = nn.ConvTranspose2d(6, 6, 2, 2)
+        self.odd = nn.ConvTranspose2d(6, 6, 3, 2, 1, output_padding=1, groups=2, bias=False)
         self.small, self.other = nn.Linear(6, 7), nn.Linear(6, 7)
         self.function = function
 
@@ -222,7 +224,16 @@ def linear_over_pixels(m: Network, x: Tensor) -> Tensor:
     return logits
 
 
+def transposed(m: Network, x: Tensor) -> Tensor:
+    """As in a U-Net: enlarged by learned weights, joined with what was there before; with BatchNorm and ReLU, too."""
+    x = stem(m, x)
+    y = m.twice(F.relu(m.right(F.max_pool2d(x, 2))))
+    z = F.relu(m.left_norm(m.odd(F.max_pool2d(x, 2))))
+    return head(m, F.relu(m.joined(torch.cat([y, x], 1))) + z)
+
+
 CASES = (
+    transposed,
     convolved_channels,
     linear_over_pixels,
     enlarged_between_pixels,

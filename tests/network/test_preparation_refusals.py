@@ -132,7 +132,10 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         r"the network returns a tensor of shape \[1\] for one of shape \[1, 3, 8, 8\]; an output has one row of",
     ),
     "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
-    "transposed": (network(nn.ConvTranspose2d(4, 4, 3)), r"\(ConvTranspose2d\) cannot be lowered"),
+    "transposed and dilated": (
+        network(nn.ConvTranspose2d(4, 4, 3, dilation=2, padding=2)),
+        r"\(ConvTranspose2d\) cannot be lowered: it is a transposed convolution with dilation \[2, 2\]",
+    ),
     "two inputs": (TwoInputs(), r"the network has 2 inputs \(x, y\); one image in is supported"),
     "the image among outputs": (TwoOutputs(), "output 'output_1' of the network is the image itself"),
     "control flow": (
