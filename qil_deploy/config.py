@@ -14,7 +14,7 @@ from .errors import ConfigError
 from .untrusted_text import excerpt
 
 Placement = Literal["paper", "integer"]
-OutputScales = Literal["without_batchnorm", "all"]
+OutputScales = Literal["without_batchnorm", "all", "channels"]
 Outputs = Literal["float", "codes"]
 
 # Eight bits of activation under eight bits of weight could saturate the int16 sums of x86 without VNNI
@@ -87,7 +87,9 @@ class QuantConfig(BaseModel):
             network would be refused; only in `integer` placement.
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
             the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
-            layer, so that BatchNorm keeps the statistics of the float network (decision 0019).
+            layer, so that BatchNorm keeps the statistics of the float network (decision 0019). `channels`: the same with
+            a scale and a shift for every output channel, whose weights are quantized in units of their largest
+            (decision 0043); calibration needs the float network.
         outputs: what the file returns for maps (rows of logits are float in any case): `float`, exact sums times their
             scale where a convolution makes them, or `codes`, uint8 with a scale and a zero point (decision 0042).
         overrides: bits by layer-name pattern (`layer4.*`); where several match, the last one wins. An
@@ -112,6 +114,11 @@ class QuantConfig(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(validation_sentences("quantization config", error)) from error
+
+    @property
+    def norms_stay(self) -> bool:
+        """Whether BatchNorm keeps the statistics of the float network."""
+        return self.output_scales != "without_batchnorm"
 
     @model_validator(mode="after")
     def _inner_layers_are_possible(self) -> Self:

@@ -176,7 +176,7 @@ class Probe:
     def _unchanged(self, model: nn.Module) -> tuple[QuantConfig, fx.GraphModule]:
         """Return the network with nothing lowered; BatchNorm's statistics come from the images that trials use."""
         if isinstance(model, fx.GraphModule) and self.info.config is not None:
-            if self.info.config.output_scales != "all":  # where trials keep the statistics, too
+            if not self.info.config.norms_stay:  # where trials keep the statistics, too
                 estimate_batchnorm(model, self.batches)
             return self.info.config, model
         config = QuantConfig(

@@ -151,7 +151,7 @@ def _prepared(
     _write_only_where_nobody_reads(graph_module)
     graph_module.graph.lint()
     model = PreparedModel(graph_module, graph_module.graph)
-    model.meta |= {NORMS_STAY: config.output_scales == "all", CONFIG: config, INPUT_GRID: input_grid}
+    model.meta |= {NORMS_STAY: config.norms_stay, CONFIG: config, INPUT_GRID: input_grid}
     model.register_buffer(CALIBRATED, torch.tensor(False))
     for name, module in model.named_modules():
         module.training = modes.get(name, network.training)
@@ -217,7 +217,7 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
         layer,
         bits,
         normalized=norm is not None,
-        scaled=norm is None or config.output_scales == "all",
+        scaled=norm is None or config.norms_stay,
         config=config,
     )
     graph_module.add_submodule(name, quantized)
@@ -243,7 +243,7 @@ def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: Quant
             _move_into_mean(module_of(graph_module, site.norm), module.shift.float())
         layer = affine_layer(module.gain, module.shift, normalized=site.norm is not None)
     else:
-        divisor = None if site.norm is not None and config.output_scales != "all" else 1
+        divisor = None if site.norm is not None and not config.norms_stay else 1
         layer = averaging_layer(channels, (1, 1), (1, 1), (0, 0), divisor)
     graph_module.add_submodule(str(site.producer.target), layer)
 
