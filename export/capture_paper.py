@@ -33,6 +33,7 @@ from qil_deploy.network import (
     pads_of,
     pair,
     row_of,
+    weight_to_quantize,
 )
 from qil_deploy.onnx_io import INPUT_NAME
 from qil_deploy.preprocessing import Preprocessing
@@ -112,7 +113,7 @@ def _codes(layer: QuantConv2d | QuantLinear, norm: BatchNorm | None) -> NDArray[
     """Return weight codes with the sign of their channel, [C_out, ...]."""
     gain, _ = gain_and_shift(layer, norm)
     signs = gain.sign().to(torch.int8).reshape((-1,) + (1,) * (layer.weight.ndim - 1))
-    codes: NDArray[np.int8] = _numpy(integer_codes(layer.weight_quantizer, layer.weight).mul_(signs))
+    codes: NDArray[np.int8] = _numpy(integer_codes(layer.weight_quantizer, weight_to_quantize(layer)).mul_(signs))
     return codes
 
 

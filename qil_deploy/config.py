@@ -87,8 +87,8 @@ class QuantConfig(BaseModel):
             network would be refused; only in `integer` placement.
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
             the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
-            layer, so that BatchNorm keeps the statistics of the float network (decision 0019). `channels`: the same with
-            a scale and a shift for every output channel, whose weights are quantized in units of their largest
+            layer, so that BatchNorm keeps the statistics of the float network (decision 0019). `channels`: the same
+            with a scale and a shift for every output channel, whose weights are quantized in units of their largest
             (decision 0043); calibration needs the float network.
         outputs: what the file returns for maps (rows of logits are float in any case): `float`, exact sums times their
             scale where a convolution makes them, or `codes`, uint8 with a scale and a zero point (decision 0042).

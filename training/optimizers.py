@@ -116,7 +116,7 @@ def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[to
     for module in model.modules():
         scale = module.log_output_scale if isinstance(module, QuantConv2d | QuantLinear) else None
         if scale is not None and not isinstance(module, AveragingConv2d):
-            learned.append(scale)
+            learned += [scale, *([] if module.output_shift is None else [module.output_shift])]
     if not learned:
         raise ConfigError("there is nothing to train: the model has no quantizer whose interval could be learned.")
     model.requires_grad_(False)

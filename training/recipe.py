@@ -199,6 +199,7 @@ class QuantizerOnlySection(_Section):
         limit: learn from the first so many images only; None takes all.
         noise_images: how many images of noise.
         noise_blur: standard deviation, in pixels, of the Gaussian that noise is smoothed with; 0 for white noise.
+        output_scales: one for each layer, or scale and shift for each channel (`QuantConfig`).
         loss: `squared_error` of the logits, or `divergence` of the softened predictions, at `temperature`.
     """
 
@@ -207,6 +208,7 @@ class QuantizerOnlySection(_Section):
     limit: Images | None = None
     noise_images: Images = 1536
     noise_blur: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, strict=True)] = 0.0
+    output_scales: Literal["all", "channels"] = "all"
     loss: Literal["squared_error", "divergence"] = "squared_error"
     temperature: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)] = 2.0
 
@@ -294,7 +296,7 @@ class Recipe(_Section):
             method=self.method,
             train_gamma=self.train_gamma,
             allow_float=self.allow_float,
-            output_scales="without_batchnorm" if self.quantizer_only is None else "all",
+            output_scales="without_batchnorm" if self.quantizer_only is None else self.quantizer_only.output_scales,
             overrides=self.overrides | stage.overrides,
         )
 

@@ -18,6 +18,7 @@ checkpoint is there, and goes on in the middle of the one whose state is. In sev
 from __future__ import annotations
 
 import contextlib
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,9 +167,10 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
         load_tensors(model, tensors, str(previous.checkpoint))
         return model
     # Other overrides: tensors have other readers, and intervals.
+    network = run.build() if run.data.teacher is None else copy.deepcopy(run.data.teacher.model)
     return change_bits(
         _prepared_model(run, previous.checkpoint).to(run.accelerator.device),
-        run.build().to(run.accelerator.device),
+        network.to(run.accelerator.device),
         run.recipe.quant_config(stage),
         run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, CALIBRATION + index),
         input_grid=run.preprocessing,

@@ -118,6 +118,17 @@ def _check_learned(
     largest = 0.0 if value is None else max(map(float, value.detach().aminmax()), key=abs)
     if abs(largest) > LARGEST_LOG:
         problem(f"{name}.{parameter} is {largest:.6g}, beyond {-LARGEST_LOG:g} to {LARGEST_LOG:g}")
+    if isinstance(module, QuantConv2d | QuantLinear) and module.channel_sizes is not None:
+        _check_channels(name, module, problem)
+
+
+def _check_channels(name: str, layer: QuantConv2d | QuantLinear, problem: _Problem) -> None:
+    """Check what every output channel of a layer has of its own."""
+    if layer.channel_sizes is not None:
+        _check_scale(f"{name}.channel_sizes", layer.channel_sizes, problem)
+    largest = 0.0 if layer.output_shift is None else float(layer.output_shift.detach().abs().max())
+    if largest > _LARGEST_SCALE:
+        problem(f"{name}.output_shift reaches {largest:.6g}, beyond {_LARGEST_SCALE:.6g}")
 
 
 def _check_same(name: str, value: Tensor, rebuilt: Mapping[str, Tensor], problem: _Problem) -> None:

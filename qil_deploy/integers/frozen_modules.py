@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qil_deploy.network import BatchNorm, FloatIsland, QuantConv2d, QuantLayer, pad_image
+from qil_deploy.network import BatchNorm, FloatIsland, QuantConv2d, QuantLayer, pad_image, weight_to_quantize
 from qil_deploy.quantizers import InputQuantizer, round_straight_through
 
 from .fold import (
@@ -137,7 +137,7 @@ class FrozenLayer(FrozenModule):
 
     def fold(self) -> FoldedLayer:
         """Fold the present parameters."""
-        return fold(self.layer.weight_quantizer.codes_real(self.layer.weight), self._fold_channels())
+        return fold(self.layer.weight_quantizer.codes_real(weight_to_quantize(self.layer)), self._fold_channels())
 
     def _fold_channels(self) -> FoldedChannels:
         quantizer = self.layer.weight_quantizer
@@ -153,7 +153,7 @@ class FrozenLayer(FrozenModule):
         """Fold the present parameters into the integer buffers."""
         channels = self._fold_channels()
         signs = channels.signs.to(torch.int8).reshape((-1,) + (1,) * (self.weight_codes.ndim - 1))
-        self.weight_codes.copy_(integer_codes(self.layer.weight_quantizer, self.layer.weight)).mul_(signs)
+        self.weight_codes.copy_(integer_codes(self.layer.weight_quantizer, weight_to_quantize(self.layer))).mul_(signs)
         self.spread.copy_(channels.spread)
         self.bias.copy_(channels.bias)
         self.w_scale.copy_(channels.w_scale)

@@ -23,6 +23,7 @@ from .layers import (
     pad_image,
     pads_of,
     pair,
+    weight_to_quantize,
 )
 from .moves import BilinearUpsample, Concat, ConstantPad, OnGrid, Permute, Reshape, Slice
 from .network_size import measure_network
@@ -94,4 +95,5 @@ __all__ = [
     "tensors_of",
     "unwrapped",
     "users_of",
+    "weight_to_quantize",
 ]

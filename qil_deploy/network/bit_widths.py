@@ -23,9 +23,9 @@ from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuan
 
 from .batches import checked_batches
 from .calibrator import NORMS_STAY, estimate_statistics, input_unit, interval_before, set_intervals
-from .layers import AveragingConv2d, QuantConv2d, QuantLayer, QuantLinear
+from .layers import AveragingConv2d, QuantConv2d, QuantLayer, QuantLinear, weight_to_quantize
 from .preparation import prepare
-from .quantized_model import PreparedModel, keeps_float, refuse_single_values
+from .quantized_model import CONFIG, PreparedModel, keeps_float, refuse_single_values
 from .unwrap import prepared_model
 
 
@@ -72,7 +72,7 @@ def change_bits(
     fresh = {name for name, source in sources.items() if source is None}
     for name, layer in quantized_layers(changed).items():
         if f"{name}.weight_quantizer" in fresh:
-            layer.weight_quantizer.initialize(layer.weight)
+            layer.weight_quantizer.initialize(weight_to_quantize(layer))
     factors = _output_factors(changed, before, fresh)
     to_set = {name for name in fresh if not name.endswith(".weight_quantizer")} | factors.keys()
     norms_stay = changed.meta[NORMS_STAY]
@@ -80,7 +80,8 @@ def change_bits(
         for batch in checked:
             refuse_single_values(changed, "change_bits", batch, norms_learn=True)
     if to_set:
-        set_intervals(changed, checked, only=to_set, output_factors=factors)
+        fitted = network if config.output_scales == "channels" else None
+        set_intervals(changed, checked, only=to_set, output_factors=factors, float_model=fitted)
     elif not norms_stay:
         estimate_statistics(changed, checked)
     changed.eval()
@@ -99,8 +100,8 @@ def _require_same_kind(before: fx.GraphModule, changed: fx.GraphModule) -> None:
         raise ConfigError(
             f"change_bits: config has placement={names[1]!r}, but the model was prepared in {names[0]!r}."
         )
-    if before.meta[NORMS_STAY] != changed.meta[NORMS_STAY]:
-        names = ["all" if model.meta[NORMS_STAY] else "without_batchnorm" for model in (before, changed)]
+    names = [model.meta[CONFIG].output_scales for model in (before, changed)]
+    if names[0] != names[1]:
         raise ConfigError(
             f"change_bits: config has output_scales={names[1]!r}, but the model was prepared with {names[0]!r}."
         )
@@ -208,12 +209,16 @@ def _load(changed: fx.GraphModule, prepared: fx.GraphModule, sources: dict[str, 
 
 
 def _output_factors(changed: fx.GraphModule, prepared: fx.GraphModule, fresh: set[str]) -> dict[str, float]:
-    """Return, for layers with a scale and new quantizers, the ratio that the scale had to its thresholds' product."""
+    """Return, for layers with a scale and new quantizers, the ratio that the scale had to its thresholds' product.
+
+    It is 1 for a layer whose channels have scales of their own: these are fitted to the float network's anew.
+    """
     before, intervals = quantized_layers(prepared), _intervals(changed)
     nodes = {str(node.target): node for node, _ in _called(prepared)}
     factors = {}
     for name, layer in before.items():
         if layer.log_output_scale is not None and ({f"{name}.weight_quantizer", str(intervals[name])} & fresh):
             unit = layer.weight_quantizer.thresholds[1] * input_unit(prepared, nodes[name])
-            factors[name] = math.exp(float(layer.log_output_scale)) / unit
+            alone = layer.output_shift is None
+            factors[name] = math.exp(float(layer.log_output_scale)) / unit if alone else 1.0
     return factors

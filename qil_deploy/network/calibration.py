@@ -25,11 +25,12 @@ def calibrate(
     In graph order, each threshold is the one of least squared error (`best_threshold`), its geometric mean
     over the batches so far; BatchNorm normalises by the batch meanwhile, because quantized layers change the
     scale it has to take out. A last pass over the batches re-estimates the running statistics. In a model with
-    `output_scales="all"` BatchNorm stays as it is.
+    `output_scales="all"` or `"channels"` BatchNorm stays as it is.
 
     An output scale starts at the product of both clipping thresholds, or, where the float network is given, at the
     scale `s` of least squared error `sum((f - s * y)**2)` over the batches so far, with `f` what the float layer
-    returns, `y` what the quantized one does, both without bias: `s = sum(f * y) / sum(y * y)`.
+    returns, `y` what the quantized one does, both without bias: `s = sum(f * y) / sum(y * y)`. With
+    `output_scales="channels"` each channel gets the scale and shift of least squared error, `f = s * (y + t)`.
 
     The mode of every module stays as it is, and so do the batches.
 
@@ -44,7 +45,8 @@ def calibrate(
     Raises:
         DataError: no batches, or one that does not fit (`checked_batches`); a batch of one image, of which a BatchNorm
             would see one value per channel; or images on which the network overflows.
-        UnsupportedModelError: `model` is not from `prepare`, or it has NaN or infinity in a tensor.
+        UnsupportedModelError: `model` is not from `prepare`, or it has NaN or infinity in a tensor; or its channels
+            have scales and shifts, and there is no float network.
     """
     prepared = prepared_model(model, "calibrate", may_be_frozen=False, calibrated=False)
     network = None if float_model is None else float_network(float_model, "calibrate(float_model=...)")

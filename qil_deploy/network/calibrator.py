@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, fx, nn
 
-from qil_deploy.errors import DataError, QilDeployError
+from qil_deploy.errors import DataError, QilDeployError, UnsupportedModelError
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
 from .callers_state import evaluation_mode
@@ -19,6 +19,8 @@ from .operators import MOVING_KINDS
 
 CALIBRATED: Final = "calibrated"
 """The buffer of a prepared model that says whether its intervals were set."""
+
+_FLAT: Final = 1e-9  # share of a channel's squares below which its sums count as constant
 
 NORMS_STAY: Final = "norms_stay"
 """Key in the `meta` of a prepared model: whether its BatchNorms keep the statistics of the float network."""
@@ -39,6 +41,11 @@ def set_intervals(
         DataError: values that reach a quantizer are not finite.
     """
     norms_stay = model.meta.get(NORMS_STAY, False)
+    if float_model is None and any(getattr(module, "output_shift", None) is not None for module in model.modules()):
+        raise UnsupportedModelError(
+            "scale and shift of every channel (output_scales='channels') are set by what the float network does; call "
+            "calibrate(model, batches, float_model=network)."
+        )
     interpreter = _Calibrator(model, only, output_factors or {})
     with evaluation_mode(model):
         for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
@@ -112,6 +119,7 @@ class _Calibrator(fx.Interpreter):
         self.seen: set[str] = set()
         self.float_outputs: dict[str, Tensor] = {}
         self.products: dict[str, list[tuple[float, float]]] = {}
+        self.moments: dict[str, Tensor] = {}
 
     def run_batch(self, batch: Tensor, float_outputs: dict[str, Tensor]) -> None:
         """Run one batch; `float_outputs` are those of the float layers, by name, without bias."""
@@ -128,7 +136,9 @@ class _Calibrator(fx.Interpreter):
                 module.set_largest(self._threshold(name, module.initialize(self.env[input_of(node)])))
             elif isinstance(module, QuantConv2d | QuantLinear):
                 set_output_scale(module, input_unit(self.graph_module, node) * self.output_factors.get(name, 1.0))
-                if name in self.float_outputs and module.log_output_scale is not None:
+                if name in self.float_outputs and module.output_shift is not None:
+                    self._fit_channels(node, module)
+                elif name in self.float_outputs and module.log_output_scale is not None:
                     self._fit_scale(node, module)
         return super().run_node(node)
 
@@ -145,6 +155,27 @@ class _Calibrator(fx.Interpreter):
         along, squares = (sum(column) for column in zip(*products, strict=True))
         if layer.log_output_scale is not None and along > 0 and squares > 0:  # else the layer returns nothing of use
             layer.log_output_scale.fill_(math.log(along / squares))
+
+    def _fit_channels(self, node: fx.Node, layer: QuantLayer) -> None:
+        """Set scale and shift of every channel to those of least squared error, over the batches so far.
+
+        A channel that the quantized layer keeps constant has the scale of the others together, and its shift.
+        """
+        name = str(node.target)
+        y, f = layer.unscaled(self.env[input_of(node)]).double(), self.float_outputs[name].double()
+        over = [dim for dim in range(y.ndim) if dim != 1]
+        count = torch.full((y.shape[1],), y.numel() / y.shape[1], dtype=torch.float64, device=y.device)
+        found = torch.stack([count, *(values.sum(over) for values in (y, f, y * y, y * f))])
+        moments = self.moments[name] = self.moments[name] + found if name in self.moments else found
+        count, mean_y, mean_f = moments[0], moments[1] / moments[0], moments[2] / moments[0]
+        spread, along = moments[3] - count * mean_y.square(), moments[4] - count * mean_y * mean_f
+        usable = (spread > _FLAT * moments[3]) & (along > 0)
+        together = float(along[usable].sum() / spread[usable].sum()) if usable.any() else 1.0
+        scale = torch.where(usable, along / spread.where(usable, torch.ones_like(spread)), together)
+        if layer.log_output_scale is not None and layer.output_shift is not None:
+            layer.log_output_scale.copy_(scale.log())
+            # Of the image, the shift is where its statistics are (`image_layers`).
+            layer.output_shift.copy_(mean_f / scale - mean_y if not self._reads_grid_of_pixels(node) else 0.0 * mean_y)
 
     def _reads_grid_of_pixels(self, node: fx.Node) -> bool:
         source = input_of(node)

@@ -14,6 +14,7 @@ from qil_deploy.config import LayerBits, QuantConfig
 from qil_deploy.quantizers import QilWeightQuantizer, WeightQuantizer, weight_quantizer
 
 AVERAGING_BITS = 2  # a weight of 1 needs no more
+_SMALLEST_CHANNEL = 2.0**-20
 
 
 Pads: TypeAlias = tuple[int, int, int, int]
@@ -53,12 +54,16 @@ def pad_image(x: Tensor, layer: nn.Conv2d) -> Tensor:
 class QuantConv2d(nn.Conv2d):
     """Convolution of quantized activations with quantized weights (made by `quantize_layer`).
 
-    `y = conv(x, w_hat) * output_scale + bias` with a learned positive scale. With BatchNorm behind it there is no
-    bias, and a scale only where BatchNorm keeps the statistics of the float network (`QuantConfig.output_scales`).
+    `y = (conv(x, w_hat) + output_shift) * output_scale + bias` with a learned positive scale. With BatchNorm behind it
+    there is no bias, and a scale only where BatchNorm keeps the statistics of the float network
+    (`QuantConfig.output_scales`). With `channels`, scale and shift are vectors, and the quantizer reads weights in
+    units of their channel's size; otherwise there is no shift.
     """
 
     weight_quantizer: WeightQuantizer
     log_output_scale: nn.Parameter | None
+    output_shift: nn.Parameter | None
+    channel_sizes: Tensor | None
     pads: Pads | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,8 +71,8 @@ class QuantConv2d(nn.Conv2d):
         return _scale_and_shift(self.unscaled(x), self)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        """Return `conv(x, w_hat)`: what output scale and bias are applied to."""
-        y: Tensor = self._conv_forward(pad_image(x, self), self.weight_quantizer(self.weight), None)
+        """Return `conv(x, w_hat)`: what output shift, scale and bias are applied to."""
+        y: Tensor = self._conv_forward(pad_image(x, self), self.weight_quantizer(weight_to_quantize(self)), None)
         return y
 
 
@@ -76,14 +81,16 @@ class QuantLinear(nn.Linear):
 
     weight_quantizer: WeightQuantizer
     log_output_scale: nn.Parameter | None
+    output_shift: nn.Parameter | None
+    channel_sizes: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, features_in] to [N, features_out]."""
         return _scale_and_shift(self.unscaled(x), self)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        """Return `x @ w_hat.T`: what output scale and bias are applied to."""
-        return F.linear(x, self.weight_quantizer(self.weight))
+        """Return `x @ w_hat.T`: what output shift, scale and bias are applied to."""
+        return F.linear(x, self.weight_quantizer(weight_to_quantize(self)))
 
 
 class AveragingConv2d(QuantConv2d):
@@ -94,8 +101,14 @@ QuantLayer = QuantConv2d | QuantLinear
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
+def weight_to_quantize(layer: QuantLayer) -> Tensor:
+    """Return the weights that a layer's quantizer reads: in units of their channel's size, where channels have one."""
+    return layer.weight if layer.channel_sizes is None else layer.weight / layer.channel_sizes
+
+
 def _scale_and_shift(y: Tensor, layer: QuantLayer) -> Tensor:
-    for values, combine in ((_scale_of(layer), torch.mul), (layer.bias, torch.add)):
+    steps = ((layer.output_shift, torch.add), (_scale_of(layer), torch.mul), (layer.bias, torch.add))
+    for values, combine in steps:
         if values is not None:
             y = combine(y, values[:, None, None] if values.ndim and y.ndim != 2 else values)
     return y
@@ -114,7 +127,7 @@ def quantize_layer(
         layer: the float layer; its parameters are taken over, not copied.
         bits: widths; only `weight_bits` matters here.
         normalized: whether BatchNorm follows. It takes the place of the bias, which the caller has moved into its mean.
-        scaled: whether the layer has an output scale.
+        scaled: whether the layer has an output scale; by `config`, one for all channels or one for each.
         config: says by which method weights are quantized.
     """
     result: QuantLayer
@@ -135,14 +148,29 @@ def quantize_layer(
         result = QuantLinear(layer.in_features, layer.out_features, bias=False, device="meta")
     result.weight = layer.weight
     result.bias = None if normalized else layer.bias
+    by_channel = scaled and config.output_scales == "channels"
+    result.register_buffer("channel_sizes", _channel_sizes(layer.weight) if by_channel else None)
     result.weight_quantizer = weight_quantizer(bits.weight_bits, config)
-    result.weight_quantizer.initialize(layer.weight)
-    result.log_output_scale = nn.Parameter(torch.zeros((), dtype=torch.float32)) if scaled else None
+    result.weight_quantizer.initialize(weight_to_quantize(result))
+    shape = (len(layer.weight),) if by_channel else ()
+    result.log_output_scale = nn.Parameter(torch.zeros(shape, dtype=torch.float32)) if scaled else None
+    result.output_shift = nn.Parameter(torch.zeros(shape, dtype=torch.float32)) if by_channel else None
     return result
 
 
+@torch.no_grad()
+def _channel_sizes(weight: Tensor) -> Tensor:
+    """Return the largest magnitude of each output channel beside that of all, [C_out, 1, ...].
+
+    A channel of zeros, or of weights so much smaller than others that float32 would lose their ratio, counts as 1.
+    """
+    largest = weight.detach().abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
+    sizes = largest / largest.max()
+    return torch.where(sizes >= _SMALLEST_CHANNEL, sizes, torch.ones_like(sizes))
+
+
 def set_output_scale(layer: QuantLayer, input_unit: float) -> None:
-    """Start the output scale at the product of both clipping thresholds.
+    """Start the output scale at the product of both clipping thresholds, and of the channel's size where it has one.
 
     Args:
         layer: one with a learned output scale; others are left alone.
@@ -152,6 +180,8 @@ def set_output_scale(layer: QuantLayer, input_unit: float) -> None:
         _, upper = layer.weight_quantizer.thresholds
         with torch.no_grad():
             layer.log_output_scale.fill_(math.log(upper * input_unit))
+            if layer.channel_sizes is not None:
+                layer.log_output_scale.add_(layer.channel_sizes.flatten().log())
 
 
 def averaging_layer(
@@ -175,6 +205,7 @@ def averaging_layer(
     layer.weight_quantizer.set_largest(1.0)
     scale = None if divisor is None else torch.tensor(-math.log(divisor), dtype=torch.float32)
     layer.log_output_scale = None if scale is None else nn.Parameter(scale)
+    layer.output_shift = layer.channel_sizes = None
     for module in layer.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)

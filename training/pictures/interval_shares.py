@@ -25,6 +25,7 @@ from qil_deploy.network import (
     evaluation_mode,
     module_of,
     prepared_model,
+    weight_to_quantize,
 )
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
@@ -79,7 +80,7 @@ def _weight_values(name: str, layer: QuantLayer) -> QuantizedValues:
         gamma=1.0 if quantizer.gamma is None else float(quantizer.gamma),
         pruned=_share(magnitudes < lower),
         clipped=_share(magnitudes > upper),
-        zero=_share(quantizer.codes_real(layer.weight).round() == 0),
+        zero=_share(quantizer.codes_real(weight_to_quantize(layer)).round() == 0),
         sample=_sample(layer.weight, SAMPLES, np.random.default_rng(0)),
         mirrored=True,
     )
