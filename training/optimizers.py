@@ -105,18 +105,18 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
 
 
 def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Make quantizers and output scales the only trained parameters; return the Adam that trains them.
+    """Make quantizers, output scales and shifts the only trained parameters; return the Adam that trains them.
 
-    Output scales are dimensionless like interval parameters (decision 0009) and have their rate.
+    Output scales and shifts are dimensionless like interval parameters (decision 0009) and have their rate.
 
     Raises:
         ConfigError: there are none.
     """
     learned = interval_parameters(model)
     for module in model.modules():
-        scale = module.log_output_scale if isinstance(module, QuantConv2d | QuantLinear) else None
-        if scale is not None and not isinstance(module, AveragingConv2d):
-            learned += [scale, *([] if module.output_shift is None else [module.output_shift])]
+        if isinstance(module, QuantConv2d | QuantLinear) and not isinstance(module, AveragingConv2d):
+            own = (module.log_output_scale, module.output_shift)
+            learned += [parameter for parameter in own if parameter is not None]
     if not learned:
         raise ConfigError("there is nothing to train: the model has no quantizer whose interval could be learned.")
     model.requires_grad_(False)

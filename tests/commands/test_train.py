@@ -74,7 +74,7 @@ def test_the_folder_is_by_default_named_after_the_recipe(
         (["overrides={fc={activation_bits=4}}"], "layer fc: activation_bits=4, but the first and last layers"),
         (["model.name=resnet9"], "unknown model 'resnet9'; known are resnet8, "),
         (["stages.9.epochs=1"], "the recipe has no 'stages.9.epochs'"),
-        (["epochs=1"], "epochs: Extra inputs are not permitted (found 1)"),
+        (["epochs=1"], "epochs: there is no such key (found 1)"),
         (["seed"], "must be key=value, for example seed=1"),
         (["float_training.batch_size=5000"], "batch_size is 5000, but the training set has only 1437 images"),
         (["float_training.learning_rate=0"], "learning_rate: Input should be greater than 0 (found 0)"),
@@ -95,7 +95,7 @@ def test_missing_and_damaged_recipes(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("name = ")
     assert "bad.toml is not valid TOML" in refused("train", tmp_path / "bad.toml")
     (tmp_path / "short.toml").write_text('name = "short"')
-    assert "data: Field required" in refused("train", tmp_path / "short.toml")
+    assert "data: this key is missing" in refused("train", tmp_path / "short.toml")
 
 
 def test_an_output_below_a_file_is_refused(refused: Refused, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def disturb(model: fx.GraphModule, rng: np.random.Generator) -> None:
                 module.running_mean += deviation * torch.from_numpy(rng.normal(0, 0.3, module.num_features))
                 module.running_var *= torch.from_numpy(np.exp(rng.normal(0, 0.5, module.num_features)))
         for name, parameter in model.named_parameters():
-            if name.endswith(("log_step", "log_largest", "log_output_scale")):
+            if name.endswith(("log_step", "log_largest", "log_output_scale", "output_shift")):
                 parameter.add_(float(rng.normal(0, 0.2)))
 
 
@@ -113,7 +113,7 @@ class Case:
         randomize_norms(network, rng)
         x = torch.from_numpy(preprocessing.normalize(images))
         prepared = prepare(network, config, x[:1], input_grid=preprocessing)
-        calibrate(prepared, [x])
+        calibrate(prepared, [x], float_model=network if config.output_scales == "channels" else None)
         disturb(prepared, rng)
         frozen = freeze(prepared)
         with torch.no_grad():

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from qil_deploy.config import QuantConfig
+from qil_deploy.config import OutputScales, QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.export import ExportOptions, export_onnx
 from qil_deploy.network.calibration import calibrate
@@ -27,27 +27,32 @@ ARGUMENTS = {"in_channels": 1, "num_classes": 10, "width": 8}
 
 
 @pytest.mark.parametrize("format_", ["qlinear", "qdq"])
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_every_code_and_logit_is_equal(exports: Exports, bits: int, format_: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bits", "scales"), [(2, "all"), (3, "all"), (4, "all"), (4, "channels")])
+def test_every_code_and_logit_is_equal(
+    exports: Exports, bits: int, scales: OutputScales, format_: str, tmp_path: Path
+) -> None:
     data = load_images("digits", "test")
-    config = QuantConfig(weight_bits=bits, activation_bits=bits, output_scales="all")
+    config = QuantConfig(weight_bits=bits, activation_bits=bits, output_scales=scales)
     case = exports.case(
         build_model("resnet8", ARGUMENTS), config, data.images[:16], preprocessing_for("digits", data), seed=bits
     )
     exports.check_equal(case, tmp_path / "model.onnx", format=format_)
 
 
+@pytest.mark.parametrize("scales", ["all", "channels"])
 @pytest.mark.parametrize("method", METHODS)
-def test_paper_placement_folds_the_scale_too(rng: np.random.Generator, tmp_path: Path, method: str) -> None:
+def test_paper_placement_folds_the_scale_too(
+    rng: np.random.Generator, tmp_path: Path, method: str, scales: OutputScales
+) -> None:
     data = load_images("digits", "test")
     preprocessing = preprocessing_for("digits", data)
     network = build_model("resnet8", ARGUMENTS).eval()
     randomize_norms(network, rng)
     images = data.images[:32]
     x = torch.from_numpy(preprocessing.normalize(images))
-    config = QuantConfig(weight_bits=4, activation_bits=4, method=method, placement="paper", output_scales="all")
+    config = QuantConfig(weight_bits=4, activation_bits=4, method=method, placement="paper", output_scales=scales)
     model = prepare(network, config, x[:1], input_grid=preprocessing)
-    calibrate(model, [x])
+    calibrate(model, [x], float_model=network)
     disturb(model, rng)
     path = tmp_path / "model.onnx"
     export_onnx(

@@ -19,7 +19,7 @@ from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from qil_deploy.config import LayerOverride, QuantConfig
+from qil_deploy.config import LayerOverride, OutputScales, QuantConfig
 from qil_deploy.export.passes import matmul_nbits
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import QilActivationQuantizer, QilWeightQuantizer, RangeQuantizer
@@ -85,6 +85,9 @@ def forms(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+OUTPUT_SCALES: tuple[OutputScales, ...] = ("without_batchnorm", "all", "channels")
+
+
 def awkward(network: nn.Module, rng: np.random.Generator) -> None:
     """Draw all weights anew, in each layer one channel that is dead, tiny or large."""
     for layer in network.modules():
@@ -126,7 +129,7 @@ def case_of(exports: Exports, spec: Spec) -> Case:
         activation_bits=spec.activation_bits,
         overrides=overrides,
         train_gamma=spec.train_gamma,
-        output_scales="all" if spec.seed % 2 else "without_batchnorm",
+        output_scales=OUTPUT_SCALES[spec.seed % len(OUTPUT_SCALES)],
     )
     images = rng.integers(0, 256, (5, spec.image_channels, *spec.size), np.uint8)
     preprocessing = Preprocessing(

@@ -98,6 +98,20 @@ def test_they_stay_in_the_frozen_epochs_too(weights: Path, finished: Path) -> No
                 assert torch.equal(value, before[f"{norm}.{key}"]), norm
 
 
+def test_every_channel_may_have_a_scale_and_a_shift(weights: Path, tmp_path: Path) -> None:
+    noise = {"weights": str(weights), "images": "noise", "noise_images": 64, "output_scales": "channels"}
+    stages = [STAGE | {"weight_bits": 4, "activation_bits": 4, "frozen_epochs": 1, "epochs": 1}]
+    stages.append(stages[0] | {"weight_bits": 3, "from_float": False, "overrides": {"layer1.*": {"weight_bits": 4}}})
+    train(recipe(weights, quantizer_only=noise, stages=stages), tmp_path / "run")
+    _, before = read_checkpoint(weights)
+    for name in ("w4a4", "w3a4"):
+        _, after = read_checkpoint(tmp_path / "run" / f"{name}.safetensors")
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+        assert after["layer1.0.conv1.log_output_scale"].shape == after["layer1.0.conv1.output_shift"].shape == (4,)
+        _, model = load_model(tmp_path / "run" / f"{name}_frozen.safetensors", build_model)
+        assert isinstance(model, fx.GraphModule)
+
+
 def test_intervals_exponents_and_scales_are_learned(weights: Path, finished: Path, tmp_path: Path) -> None:
     stages = [STAGE | {"weight_bits": 4, "activation_bits": 4, "epochs": 0}]
     train(recipe(weights, stages=stages), tmp_path / "run")
