@@ -28,6 +28,8 @@ Operation = Literal[
     "split",
     "shuffle",
     "crop",
+    "product",
+    "gate",
 ]
 Head = Literal[
     "pooled", "flat", "tiles", "mean logits", "signed mean logits", "map logits", "sum of two", "norm of rows"
@@ -44,6 +46,7 @@ OPERATIONS: tuple[Operation, ...] = (
     "concat",
     "norm",
     "act",
+    "act",
     "maxpool",
     "avgpool",
     "upsample",
@@ -51,6 +54,8 @@ OPERATIONS: tuple[Operation, ...] = (
     "split",
     "shuffle",
     "crop",
+    "product",
+    "gate",
 )
 HEADS: tuple[Head, ...] = (
     "pooled",
@@ -61,6 +66,17 @@ HEADS: tuple[Head, ...] = (
     "map logits",
     "sum of two",
     "norm of rows",
+)
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    lambda: nn.Hardtanh(0.0, 0.8),
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.SiLU,
+    nn.Hardswish,
+    lambda: nn.LeakyReLU(0.2),
+    nn.PReLU,
 )
 LARGEST_CHANNELS, LARGEST_SIZE = 16, 16
 
@@ -77,7 +93,7 @@ class Step:
         channels: of a convolution's result.
         groups: of a convolution, where they divide the channels.
         norm, bias: whether BatchNorm follows; whether the convolution has a bias.
-        act: 0 none, 1 ReLU, 2 ReLU6, 3 Hardtanh(0, 0.8).
+        act: 0 none, others count in `ACTIVATIONS`.
     """
 
     operation: Operation
@@ -110,7 +126,7 @@ def steps() -> st.SearchStrategy[Step]:
         groups=st.sampled_from((1, 1, 2)),
         norm=st.booleans(),
         bias=st.booleans(),
-        act=st.sampled_from((0, 1, 1, 2, 3)),
+        act=st.sampled_from((0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9)),
     )
 
 
@@ -219,14 +235,20 @@ class RandomNetwork(nn.Module):
             self._pool(step, min(1 + step.window, size), source)
         elif step.operation == "upsample" and 2 * max(self.tensors[source].shape[2:]) <= LARGEST_SIZE:
             self._call("up", nn.Upsample(scale_factor=2), source)
-        elif step.operation == "add":
-            self._add(source, self._source(step.other), step)
-        elif step.operation == "concat":
-            self._concat(source, self._source(step.other), twice=step.bias)
+        elif step.operation in ("add", "concat", "product", "gate"):
+            self._combine(step, source, self._source(step.other))
         elif step.operation == "dropout":
             self._call("dropout", nn.Dropout(0.3), source)
         else:
             self._move(step, source)
+
+    def _combine(self, step: Step, first: int, second: int) -> None:
+        if step.operation == "add":
+            self._add(first, second, step)
+        elif step.operation == "concat":
+            self._concat(first, second, twice=step.bias)
+        else:
+            self._multiply(first, second, step)
 
     def _move(self, step: Step, source: int) -> None:
         channels, size = self.tensors[source].shape[1], self._size(source)
@@ -260,8 +282,7 @@ class RandomNetwork(nn.Module):
 
     def _act(self, act: int, source: int | None = None) -> None:
         if act:
-            module = (nn.ReLU(), nn.ReLU6(), nn.Hardtanh(0.0, 0.8))[act - 1]
-            self._call("act", module, self._newest() if source is None else source)
+            self._call("act", ACTIVATIONS[act - 1](), self._newest() if source is None else source)
 
     def _add(self, first: int, second: int, step: Step) -> None:
         """Add two tensors, the second through a convolution where the shapes differ in channels only."""
@@ -272,6 +293,23 @@ class RandomNetwork(nn.Module):
             self._call("project", nn.Conv2d(b[1], a[1], 1, bias=step.bias), second)
             second = self._newest()
         self._call("add", torch.add, first, second)
+        self._act(step.act)
+
+    def _multiply(self, first: int, second: int, step: Step) -> None:
+        """Multiply two tensors, or one by a gate of one pixel or one channel that the other makes."""
+        if step.operation == "gate":
+            channels = self.tensors[first].shape[1] if step.bias else 1
+            if step.bias:
+                self._call("squeeze", nn.AdaptiveAvgPool2d(1), second)
+                second = self._newest()
+            elif self.tensors[first].shape[2:] != self.tensors[second].shape[2:]:
+                second = first
+            self._call("excite", nn.Conv2d(self.tensors[second].shape[1], channels, 1), second)
+            self._act(step.act)
+            second = self._newest()
+        elif self.tensors[first].shape != self.tensors[second].shape:
+            second = first
+        self._call("product", torch.mul, first, second)
         self._act(step.act)
 
     def _concat(self, first: int, second: int, *, twice: bool) -> None:

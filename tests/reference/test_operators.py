@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from qil_deploy.integers import tabulated
+
 if TYPE_CHECKING:
     from tests.reference.conftest import Comparison, Graph
 
@@ -267,3 +269,55 @@ def test_quantize_and_dequantize_per_channel(comparison: Comparison, graph: Grap
     codes = graph.node("QuantizeLinear", "images", scales, zero_points)
     graph.node("DequantizeLinear", codes, scales, zero_points)
     comparison.check(graph, rng.normal(0, 2, (4, 3, 5)).astype(np.float32), dtype=np.float32, levels=("disabled",))
+
+
+def multiply_by_constant(
+    graph: Graph, scales: tuple[float, float, float], zero_points: tuple[int, int, int], b: Array
+) -> None:
+    grids = [graph.grid(scale, zero_point) for scale, zero_point in zip(scales, zero_points, strict=True)]
+    graph.node("QLinearMul", "images", *grids[0], graph.constant(b), *grids[1], *grids[2], domain=MICROSOFT)
+
+
+@pytest.mark.parametrize("zero_points", [(0, 0, 0), (128, 0, 128), (128, 128, 77), (3, 200, 255)])
+@pytest.mark.parametrize(
+    "scales",
+    [(0.02, 1 / 255, 0.02), (0.5, 1, 1), (0.5, 0.25, 16), (1, 1, 64), (0.013, 0.0077, 0.03), (16 / ODD, 1, 1)],
+)
+def test_qlinear_mul_of_all_pairs(
+    comparison: Comparison, graph: Graph, scales: tuple[float, float, float], zero_points: tuple[int, int, int]
+) -> None:
+    """Ties, too: ratios of 1/2, 1/64 and 1/128 have thousands."""
+    multiply_by_constant(graph, scales, zero_points, ALL_PAIRS[1])
+    comparison.check(graph, ALL_PAIRS[0])
+
+
+@pytest.mark.parametrize("shape", [(), (1, 3, 1, 1), (2, 3, 1, 1), (2, 1, 4, 5), (2, 3, 4, 5)])
+def test_qlinear_mul_broadcasts(
+    comparison: Comparison, graph: Graph, rng: np.random.Generator, shape: tuple[int, ...]
+) -> None:
+    multiply_by_constant(graph, (0.02, 1 / 255, 0.02), (128, 0, 128), np.asarray(random_codes(rng, *shape)))
+    comparison.check(graph, random_codes(rng, 2, 3, 4, 5))
+
+
+EVERY_CODE = np.arange(256, dtype=np.uint8)[None]
+
+
+@pytest.mark.parametrize("zero_point", [0, 128, 255])
+@pytest.mark.parametrize("x_scale", [0.003, 0.0171, 0.05, 0.3, 1.7])
+@pytest.mark.parametrize("y_scale", [1 / 256, 1 / 254, 0.0017])
+def test_qlinear_sigmoid_of_every_code(
+    comparison: Comparison, graph: Graph, x_scale: float, y_scale: float, zero_point: int
+) -> None:
+    """Wherever no entry lies near a tie, which is how tables are exported."""
+    while tabulated("sigmoid", (float(np.float32(x_scale)), zero_point), (float(np.float32(y_scale)), 0)).risk() >= 1:
+        x_scale, y_scale = x_scale * (1 - 2**-11), y_scale * (1 + 2**-11)
+    grids = graph.grid(x_scale, zero_point), graph.grid(y_scale, 0)
+    graph.node("QLinearSigmoid", "images", *grids[0], *grids[1], domain=MICROSOFT)
+    comparison.check(graph, EVERY_CODE, varied=False)
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.13, 0.25, -0.3])
+def test_qlinear_leaky_relu_of_every_code(comparison: Comparison, graph: Graph, slope: float) -> None:
+    grids = graph.grid(0.031, 128), graph.grid(0.0287, 128)
+    graph.node("QLinearLeakyRelu", "images", *grids[0], *grids[1], domain=MICROSOFT, alpha=slope)
+    comparison.check(graph, EVERY_CODE)
