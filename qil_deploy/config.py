@@ -85,6 +85,8 @@ class QuantConfig(BaseModel):
         train_gamma: learn the exponent of each weight transformer (1 otherwise); for method `qil`.
         allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where otherwise the
             network would be refused; only in `integer` placement.
+        float_gates: keep gates and smooth activations (products, sigmoids, SiLU and their like) in float, too, as
+            `allow_float` did before they had an integer form; so do checkpoints of then.
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
             the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
             layer, so that BatchNorm keeps the statistics of the float network (decision 0019). `channels`: the same
@@ -104,6 +106,7 @@ class QuantConfig(BaseModel):
     method: MethodName = DEFAULT_METHOD
     train_gamma: bool = False
     allow_float: bool = False
+    float_gates: bool = False
     output_scales: OutputScales = "without_batchnorm"
     outputs: Outputs = "float"
     overrides: dict[str, LayerOverride] = Field(default_factory=dict)
@@ -137,6 +140,8 @@ class QuantConfig(BaseModel):
             raise ValueError(
                 f"allow_float is for placement 'integer'; in {self.placement!r} the network is refused as it was"
             )
+        if self.float_gates and not self.allow_float:
+            raise ValueError("float_gates keeps gates in float, which needs allow_float")
         return self
 
     def bits_of(self, layer: str, *, edge: bool) -> LayerBits:

@@ -191,7 +191,9 @@ class Probe:
 
     def _edges(self) -> set[str]:
         example = example_input(self.info.preprocessing)
-        captured = capture_network(self.network, example, allow_float=self.config.allow_float)
+        captured = capture_network(
+            self.network, example, allow_float=self.config.allow_float, float_gates=self.config.float_gates
+        )
         isolate(captured)
         return {str(node.target) for node in edge_layers(captured)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
@@ -127,6 +128,10 @@ def _parse_info(path: Path, text: str) -> CheckpointInfo:
             f"checkpoint {path} has schema version {excerpt(repr(version), 40)}; this version of qil_deploy reads "
             f"{SCHEMA}."
         )
+    config = content.get("config")
+    if isinstance(config, dict) and config.get("allow_float") is True and "float_gates" not in config:
+        content["config"] = config | {"float_gates": True}  # written before gates had an integer form
+        text = json.dumps(content)
     try:
         return CheckpointInfo.model_validate_json(text, strict=True)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from qil_deploy.errors import UnsupportedModelError
 from .captured_graph import CapturedGraph, operation_name
 from .float_island import FloatIsland, Sign
 
-_NOT_NEGATIVE = ("softmax", "softplus", "abs", "exp")
+_NOT_NEGATIVE = ("sigmoid", "hardsigmoid", "softmax", "softplus", "abs", "exp")
 _TRAINED = ("batch_norm", "native_batch_norm_legit_no_training", "dropout", "feature_dropout", "alpha_dropout")
 _PROBE_IMAGES = 3
 
@@ -43,7 +43,7 @@ def cut_out(captured: CapturedGraph, part: Sequence[fx.Node]) -> tuple[FloatIsla
     if any(not isinstance(source.meta["val"], Tensor) for source in sources):
         raise _refusal(captured, part[-1], "reads something else than single tensors")
     shapes = [captured.shape(source)[1:] for source in sources]
-    island = FloatIsland(_Body(captured, part, sources, results[0]).build(), _sign(results[0]), shapes)
+    island = FloatIsland(_Body(captured, part, sources, results[0]).build(), _sign(captured, results[0]), shapes)
     _check_images_are_apart(captured, results[0], island)
     return island, sources, results[0]
 
@@ -120,8 +120,11 @@ def _is_split(node: fx.Node) -> bool:
     return operation_name(node) in ("chunk", "split", "split_with_sizes")
 
 
-def _sign(result: fx.Node) -> Sign:
-    return "not negative" if operation_name(result) in _NOT_NEGATIVE else "any"
+def _sign(captured: CapturedGraph, result: fx.Node) -> Sign:
+    if operation_name(result) in _NOT_NEGATIVE:
+        return "not negative"
+    product = result.target is torch.ops.aten.mul.Tensor and all(source in captured.data for source in result.args)
+    return "of a product" if product else "any"
 
 
 @torch.no_grad()

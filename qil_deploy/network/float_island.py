@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, fx, nn
 
-Sign = Literal["any", "not negative"]
+Sign = Literal["any", "not negative", "of a product"]
 
 
 class FloatIsland(nn.Module):
@@ -20,7 +20,7 @@ class FloatIsland(nn.Module):
 
     Args:
         body: the operation alone: one input per tensor that it reads.
-        sign: what is known of its results.
+        sign: what is known of its results; `of a product`: not negative where no input is.
         input_shapes: of its inputs, without the batch.
     """
 
@@ -37,10 +37,9 @@ class FloatIsland(nn.Module):
         result: Tensor = self.body(*tensors)
         return result
 
-    @property
-    def is_signed(self) -> bool:
-        """Whether results can be negative."""
-        return self.sign == "any"
+    def is_signed(self, inputs: Sequence[bool]) -> bool:
+        """Whether results can be negative, for inputs that can be."""
+        return self.sign == "any" or (self.sign == "of a product" and any(inputs))
 
     def extra_repr(self) -> str:
         """Shapes."""

@@ -409,3 +409,8 @@ def rebuilt_by(target: object, result: int = 0) -> Callable[[Call], Modules] | N
         None for an operator that is in no row, and for results behind the first of one that is taken to have one.
     """
     return None if result > 0 and target not in _MANY_RESULTS else _BY_CALL.get(target)
+
+
+def makes_gate(target: object) -> bool:
+    """Tell whether an ATen operator is captured as a product, a table or a hard sigmoid."""
+    return any(target in row.captured for row in OPERATORS if row.kind in ("product", "table", "hard sigmoid"))

@@ -140,7 +140,7 @@ def _prepared(
     network: nn.Module, config: QuantConfig, example: Tensor, input_grid: Preprocessing, *, compared: bool
 ) -> PreparedModel:
     """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
-    graph_module = capture_network(network, example, allow_float=config.allow_float)
+    graph_module = capture_network(network, example, allow_float=config.allow_float, float_gates=config.float_gates)
     if compared:
         require_same_function(network, graph_module, example)
         require_same_training(network, graph_module)

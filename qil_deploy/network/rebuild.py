@@ -23,7 +23,7 @@ from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
 from .layers import Pads, Product
 from .moves import ConstantPad
-from .operators import SUPPORTED, operator_of, rebuilt_by
+from .operators import SUPPORTED, makes_gate, operator_of, rebuilt_by
 from .outputs import RETURNED
 from .rebuild_layers import with_more_pads
 from .rebuild_pools import padded_pool
@@ -32,23 +32,28 @@ _RESERVED = ("calibrated", "meta")
 _NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
 
 
-def rebuild(captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool) -> fx.GraphModule:
+def rebuild(
+    captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool, float_gates: bool
+) -> fx.GraphModule:
     """Return the graph of plain modules that computes what a captured network does; tensors are shared.
 
     Args:
         captured: of the network.
         modes: whether each of the network's modules is in training mode, by name.
         allow_float: whether what cannot be lowered becomes a `FloatIsland`.
+        float_gates: whether gates become some, too.
 
     Raises:
         UnsupportedModelError: what cannot be lowered, nor kept in float if that is allowed.
     """
-    return _Rebuilder(captured, modes, allow_float=allow_float).run()
+    return _Rebuilder(captured, modes, allow_float=allow_float, float_gates=float_gates).run()
 
 
 class _Rebuilder:
-    def __init__(self, captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool) -> None:
-        self.captured, self.modes, self.allow_float = captured, modes, allow_float
+    def __init__(
+        self, captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool, float_gates: bool
+    ) -> None:
+        self.captured, self.modes, self.allow_float, self.float_gates = captured, modes, allow_float, float_gates
         self.root, self.graph = nn.Module(), fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.pads: dict[fx.Node, Pads] = {}
@@ -88,7 +93,7 @@ class _Rebuilder:
         call_node, index = _call_of(node)
         function = rebuilt_by(call_node.target, index)
         try:
-            if function is None:
+            if function is None or (self.float_gates and makes_gate(call_node.target)):
                 raise CallError("")
             return function(self._call(node, call_node, index))
         except CallError as error:

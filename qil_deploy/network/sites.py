@@ -170,7 +170,7 @@ def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[
         # What stands in front of a lone ReLU is not known yet, and counts as signed.
         is_signed = any(signed.get(source, True) for source in node.all_input_nodes)
     elif isinstance(island := module_of(graph_module, node) if kind == "float" else None, FloatIsland):
-        is_signed = island.is_signed
+        is_signed = island.is_signed([signed.get(source, True) for source in node.all_input_nodes])
     else:
         is_signed = True
     return Site(producer=node, kind=kind, norm=norm, relu=relu, signed=is_signed)

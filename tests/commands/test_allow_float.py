@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from qil_deploy.checkpoint import METADATA_KEY, CheckpointInfo, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint import METADATA_KEY, CheckpointInfo, load_model, read_checkpoint, save_checkpoint
 from qil_deploy.checkpoint.safetensors_file import file_content
 from qil_deploy.config import QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
@@ -80,3 +80,34 @@ def test_export_needs_no_option_and_inspect_names_the_float_kernels(
     refusing = info.model_copy(update={"config": QuantConfig()})
     path.write_bytes(file_content(tensors, {METADATA_KEY: refusing.model_dump_json()}))
     assert "(GELU) cannot be lowered" in refused("export", path, "-o", tmp_path / "other.onnx")
+
+
+def test_checkpoints_from_before_gates_were_integers_keep_them_in_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data, arguments = load_images("digits"), {"in_channels": 1, "num_classes": 10}
+    pixels = preprocessing_for("digits", data)
+    x = torch.from_numpy(pixels.normalize(data.images[:64]))
+    config = QuantConfig(allow_float=True, float_gates=True)
+    network = models.build_model("mobilenet_v3_small", arguments)
+    model = prepare(network, config, x[:1], input_grid=pixels)
+    calibrate(model, [x])
+    info = CheckpointInfo(
+        kind="quantized",
+        model_name="mobilenet_v3_small",
+        model_arguments=arguments,
+        config=config,
+        preprocessing=pixels,
+        data="digits",
+        class_names=data.class_names,
+        metrics={},
+    )
+    path = tmp_path / "old.safetensors"
+    save_checkpoint(path, info, model)
+    info, tensors = read_checkpoint(path)
+    content = json.loads(info.model_dump_json())
+    del content["config"]["float_gates"]
+    path.write_bytes(file_content(tensors, {METADATA_KEY: json.dumps(content)}))
+    info, again = load_model(path, models.build_model)
+    assert info.config == config
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model.eval()(x), rtol=0, atol=0)
