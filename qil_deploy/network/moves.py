@@ -200,3 +200,27 @@ class PaddedMaxPool2d(nn.MaxPool2d):
     def extra_repr(self) -> str:
         """Window and pads."""
         return f"{super().extra_repr()}, pads={self.pads}"
+
+
+class Branches(nn.Module):
+    """Ways from one tensor to several, which are joined; each becomes modules of the graph, and this is none of them.
+
+    Args:
+        paths: modules one after the other, for each way.
+        join: of what they end in.
+    """
+
+    def __init__(self, paths: list[list[nn.Module]], join: nn.Module) -> None:
+        super().__init__()
+        self.paths, self.join = paths, join
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute what the modules compute."""
+        ends = []
+        for path in self.paths:
+            end = x
+            for module in path:
+                end = module(end)
+            ends.append(end)
+        result: Tensor = self.join(*ends)
+        return result

@@ -71,7 +71,7 @@ from .rebuild_moves import (
     unbind,
     upsample,
 )
-from .rebuild_pools import adaptive_average_pool, average_pool, max_pool, mean
+from .rebuild_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool, mean
 from .rebuild_transposed import transposed_convolution
 
 Kind: TypeAlias = Literal[
@@ -221,7 +221,11 @@ OPERATORS = (
         title="average and maximum pooling",
         kind="pass",
         modules=(nn.MaxPool2d, PaddedMaxPool2d),
-        captured={aten.max_pool2d.default: max_pool, aten.max_pool2d_with_indices.default: max_pool},
+        captured={
+            aten.max_pool2d.default: max_pool,
+            aten.max_pool2d_with_indices.default: max_pool,
+            aten.adaptive_max_pool2d.default: adaptive_max_pool,
+        },
         onnx=write_max_pool,
         chooses=True,
     ),

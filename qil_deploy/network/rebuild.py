@@ -7,9 +7,10 @@ user's code like the operator, with a number. What the table does not know becom
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -22,7 +23,7 @@ from .cut_out_island import cut_out
 from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
 from .layers import Pads, Product
-from .moves import ConstantPad
+from .moves import Branches, ConstantPad
 from .operators import SUPPORTED, makes_gate, operator_of, rebuilt_by
 from .outputs import RETURNED
 from .rebuild_layers import with_more_pads
@@ -204,10 +205,30 @@ class _Rebuilder:
             shape = self.captured.shape(node)
             if index + 1 < len(modules):
                 shape = shape_behind(module, [shape_of(source) for source in inputs])
-            number = 0 if index == lead else index + (index < lead)
-            end = self._insert(node, number, module, inputs, shape)
+            if isinstance(module, Branches):
+                end = self._branch(node, module, inputs, itertools.count(index + 1))
+            else:
+                number = 0 if index == lead else index + (index < lead)
+                end = self._insert(node, number, module, inputs, shape)
             inputs = (end,)
         self.values[node] = end
+
+    def _branch(
+        self, node: fx.Node, branches: Branches, inputs: tuple[fx.Node, ...], numbers: Iterator[int]
+    ) -> fx.Node:
+        """Put calls of all modules of several ways behind their input; return what joins them."""
+        ends = []
+        for path in branches.paths:
+            way = inputs
+            for module in path:
+                if isinstance(module, Branches):
+                    way = (self._branch(node, module, way, numbers),)
+                else:
+                    shape = shape_behind(module, [shape_of(source) for source in way])
+                    way = (self._insert(node, next(numbers), module, way, shape),)
+            ends.append(way[0])
+        shape = shape_behind(branches.join, [shape_of(end) for end in ends])
+        return self._insert(node, next(numbers), branches.join, tuple(ends), shape)
 
     def _keep_in_float(self, part: Sequence[fx.Node]) -> None:
         island, sources, result = cut_out(self.captured, part)

@@ -10,6 +10,7 @@ from torch import nn
 from .captured_call import Call, CallError, Modules
 from .layers import GlobalAveragePool, pair
 from .moves import PaddedMaxPool2d
+from .rebuild_regions import adaptive_extents, pool_regions, strided_extents
 
 
 def adaptive_average_pool(call: Call) -> Modules:
@@ -23,7 +24,20 @@ def adaptive_average_pool(call: Call) -> Modules:
         return [nn.AvgPool2d((found[0] // wanted[0], found[1] // wanted[1]))]
     if all(want % size == 0 for want, size in zip(wanted, found, strict=True)):
         return [nn.Upsample(scale_factor=(wanted[0] // found[0], wanted[1] // found[1]))]
-    raise CallError(f"pools maps of {found} to {wanted}, in windows of several sizes")
+    rows, columns = (adaptive_extents(size, want) for size, want in zip(found, wanted, strict=True))
+    return pool_regions(rows, columns, call.inputs[0], _average)
+
+
+def adaptive_max_pool(call: Call) -> Modules:
+    """MaxPool2d of each region of windows of one size."""
+    found, wanted = _map(call), call.shape[2:]
+    rows, columns = (adaptive_extents(size, want) for size, want in zip(found, wanted, strict=True))
+    return pool_regions(rows, columns, call.inputs[0], lambda kernel, stride, _: nn.MaxPool2d(kernel, stride))
+
+
+def _average(kernel: tuple[int, int], stride: tuple[int, int], divisor: int) -> nn.AvgPool2d:
+    own = kernel[0] * kernel[1]
+    return nn.AvgPool2d(kernel, stride, divisor_override=None if divisor == own else divisor)
 
 
 def average_pool(call: Call) -> Modules:
@@ -34,10 +48,16 @@ def average_pool(call: Call) -> Modules:
     if kernel == _map(call) and padding == (0, 0) and divisor is None:
         return [_global_pool(call)]
     rooms = [size + 2 * pad - reach for size, pad, reach in zip(_map(call), padding, kernel, strict=True)]
-    if call.arguments["ceil_mode"] and _rounded_down(rooms, stride) != call.shape[2:]:
-        raise CallError("has windows that reach past the image")
-    if padding != (0, 0) and not call.arguments["count_include_pad"]:
-        raise CallError("divides by another number at the border (count_include_pad=False)")
+    beyond = call.arguments["ceil_mode"] and _rounded_down(rooms, stride) != call.shape[2:]
+    counts_pads = bool(call.arguments["count_include_pad"])
+    if beyond or (padding != (0, 0) and not counts_pads and divisor is None):
+        rows, columns = (
+            strided_extents(*sizes, counts_pads=counts_pads)
+            for sizes in zip(_map(call), call.shape[2:], kernel, stride, padding, strict=True)
+        )
+        return pool_regions(
+            rows, columns, call.inputs[0], lambda window, step, count: _average(window, step, divisor or count)
+        )
     return [nn.AvgPool2d(kernel, stride, padding, divisor_override=divisor)]
 
 

@@ -232,7 +232,17 @@ def transposed(m: Network, x: Tensor) -> Tensor:
     return head(m, F.relu(m.joined(torch.cat([y, x], 1))) + z)
 
 
+def uneven_windows(m: Network, x: Tensor) -> Tensor:
+    """Windows that count no padding, that reach beyond the image, and of several sizes."""
+    x = stem(m, x)
+    y = F.avg_pool2d(m.right(x), 3, 2, 1, ceil_mode=True, count_include_pad=False)
+    z = F.avg_pool2d(m.left(x), 3, 2, ceil_mode=True) + F.adaptive_max_pool2d(x, (5, 5))
+    y = F.relu(y[:, :, :5, :5] + z)
+    return head(m, m.joined(torch.cat([F.adaptive_avg_pool2d(y, (3, 4)), F.adaptive_max_pool2d(y, (3, 4))], 1)))
+
+
 CASES = (
+    uneven_windows,
     transposed,
     convolved_channels,
     linear_over_pixels,

@@ -70,17 +70,9 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Wrapped(lambda m, x: m.fc(torch.add(m.first(x), m.first(x), alpha=2).flatten(1))),
         "operation 'add' .* cannot be lowered",
     ),
-    "average of another number at the border": (
-        network(nn.AvgPool2d(3, padding=1, count_include_pad=False)),
-        r"module '2' \(AvgPool2d\) cannot be lowered: it divides by another number at the border",
-    ),
-    "average beyond the image": (
-        network(nn.AvgPool2d(3, ceil_mode=True)),
-        r"\(AvgPool2d\) cannot be lowered: it has windows that reach past the image",
-    ),
-    "uneven average": (
-        network(nn.AdaptiveAvgPool2d(3)),
-        r"module '2' \(AdaptiveAvgPool2d\) cannot be lowered: it pools maps",
+    "windows of many sizes": (
+        network(nn.Upsample(scale_factor=2), nn.AdaptiveAvgPool2d((11, 11))),
+        r"\(AdaptiveAvgPool2d\) cannot be lowered: it pools in 81 regions of windows of several sizes; 36 are",
     ),
     "pooling whose indices are read": (
         Wrapped(lambda m, x: m.fc((m.pool(m.first(x))[1] * 1.0).flatten(1)), pool=nn.MaxPool2d(1, return_indices=True)),
