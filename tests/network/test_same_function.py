@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import DataError, UnsupportedModelError
 from qil_deploy.network.preparation import prepare
+from qil_deploy.network.same_function import require_same_function
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer, WeightQuantizer
 
 from .prepared_network import GRID, prepared, resnet8
@@ -182,3 +183,28 @@ def test_a_network_that_cannot_be_copied_is_refused() -> None:
 def test_the_comparison_holds_for_networks_that_are_what_they_seem(network: nn.Module) -> None:
     for training in (True, False):
         prepared(copy.deepcopy(network).train(training))
+
+
+class Moved(nn.Module):
+    """Adds a number and takes it off again, of which float32 remembers four digits."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 1e4 - 1e4).mean((2, 3)) * self.weight
+
+
+class Unmoved(Moved):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * self.weight
+
+
+def test_rounding_that_is_multiplied_up_is_no_other_network() -> None:
+    example = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    difference = Unmoved(3.0)(example) - Moved(3.0)(example)
+    assert float(difference.abs().max()) > 1e-5 * float(Unmoved(3.0)(example).abs().max())
+    require_same_function(Unmoved(3.0), Moved(3.0), example)
+    with pytest.raises(UnsupportedModelError, match="what was captured is not the network"):
+        require_same_function(Unmoved(3.0), Moved(3.001), example)
