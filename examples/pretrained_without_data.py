@@ -32,7 +32,8 @@ def smooth_noise(count: int, shape: tuple[int, int, int], seed: int = 0) -> np.n
 
 def quantize(network: nn.Module, images: np.ndarray, class_names: list[str], path: Path) -> ExportResult:
     """Quantize `network` to 4 bits on `images` [N, C, H, W], and write the model and golden vectors of two of them."""
-    pixels = Preprocessing.from_statistics(images.shape[1:], mean=0.45, std=0.226)
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    pixels = Preprocessing.from_torchvision(weights, images.shape[2:])
     x = torch.from_numpy(pixels.normalize(images))
     config = QuantConfig(weight_bits=4, activation_bits=4, output_scales="all")
     model = prepare(network, config, x[:1], input_grid=pixels)

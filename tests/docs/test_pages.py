@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torchvision
+from PIL import Image
+from torchvision import transforms
 
 from qil_deploy.datasets import load_images
 from qil_deploy.integers.freezing_report import predictions
+from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden import write_golden
 from tests.docs.pages import DOCS, ROOT, blocks, python_block, run_page, run_python
@@ -63,6 +67,23 @@ def test_an_exported_model_runs_without_this_project(
     monkeypatch.chdir(ROOT)
     run_python(source, {}, page)
     assert capsys.readouterr().out.strip() in read_exported_model(ZOO_MODEL).class_names
+
+
+@pytest.mark.parametrize("size", [(640, 427), (427, 640), (300, 300), (225, 500)], ids=str)
+def test_pictures_become_the_bytes_that_torchvision_makes(size: tuple[int, int]) -> None:
+    page = DOCS / "deploy.md"
+    namespace: dict[str, Any] = {"np": np}
+    run_python(python_block(page, "def to_image"), namespace, page)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    weights = torchvision.models.EfficientNet_B1_Weights.DEFAULT
+    transform = weights.transforms()
+    found = namespace["to_image"](picture, Preprocessing.from_torchvision(weights).metadata())
+    steps = (
+        transforms.Resize(transform.resize_size, transform.interpolation),
+        transforms.CenterCrop(transform.crop_size),
+    )
+    expected = np.asarray(transforms.Compose(steps)(picture)).transpose(2, 0, 1)[None]
+    np.testing.assert_array_equal(found, expected, strict=True)
 
 
 def test_golden_vectors_are_compared_without_this_project(

@@ -40,8 +40,7 @@ def load_initial_weights(
 ) -> tuple[str, ...]:
     """Load weights into a float network, in place.
 
-    Torchvision's weights were trained on images normalised per channel; ours have one scale for all channels (see
-    `qil_deploy.preprocessing`), which a little training makes up for.
+    Weights want the images that they were trained on: a recipe says by `mean` and `std` how these were normalised.
 
     Args:
         model: the network.
