@@ -6,8 +6,9 @@ share (`qil_deploy.preprocessing`). A convolution or linear layer computes the s
     sum(W * x) + bias = sum((W * a_c) * g) + (bias + sum(W * b_c))
 
 wherever its window lies inside the image. Zeros around an image are zeros of `g` from now on: where the network saw
-`x = 0`, it sees `x = b_c` (decision 0041). Max pooling, nearest-neighbour upsampling and flattening may stand in
-between. For any other reader an `ImageAffine` computes `x`, one rounding like that of any layer.
+`x = 0`, it sees `x = b_c` (decision 0041). Max pooling, nearest-neighbour upsampling, padding that repeats the image
+and flattening may stand in between. For any other reader an `ImageAffine` computes `x`, one rounding like that of any
+layer.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .graph import add_module, input_of, module_of, shape_of, users_of
 from .layers import ImageAffine, PaddedConv2d
+from .moves import EdgePad
 
-_TRANSPARENT = (nn.MaxPool2d, nn.Upsample, nn.Identity, nn.Flatten)
+_TRANSPARENT = (nn.MaxPool2d, nn.Upsample, nn.Identity, nn.Flatten, EdgePad)
 """What gives the same result before a rising map of each channel as behind it."""
 
 
@@ -73,7 +75,9 @@ def _is_transparent(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     module = module_of(graph_module, node)
     if isinstance(module, nn.Flatten) and len(shape_of(node)) != 2:
         return False
-    return type(module) in _TRANSPARENT and getattr(module, "mode", "nearest") == "nearest"
+    if isinstance(module, nn.Upsample) and module.mode != "nearest":
+        return False
+    return type(module) in _TRANSPARENT
 
 
 def _ends_in_layers(graph_module: fx.GraphModule, node: fx.Node) -> bool:

@@ -139,6 +139,9 @@ def case_of(exports: Exports, spec: Spec) -> Case:
         scale=float(rng.uniform(0.005, 0.02)),
         zero_point=spec.input_zero_point,
     )
+    if spec.seed % 3 == 0:
+        mean, std = (rng.uniform(low, high, spec.image_channels).tolist() for low, high in ((0, 1), (0.1, 0.5)))
+        preprocessing = Preprocessing.from_statistics(preprocessing.shape, mean, std)
     case = exports.case(network, config, images, preprocessing, spec.seed)
     if spec.extreme:
         make_extreme(case.prepared, rng)

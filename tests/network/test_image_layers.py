@@ -71,6 +71,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "depthwise": lambda: behind(nn.Conv2d(4, 8, 3, groups=4), channels=8),
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 6), nn.ReLU(), nn.Linear(6, 5)),
     "max pool, linear": lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 6), nn.Linear(6, 5)),
+    "reflection": lambda: behind(nn.ReflectionPad2d(1), nn.Conv2d(4, 6, 3)),
+    "zeros, max pool": lambda: behind(nn.ZeroPad2d(1), nn.MaxPool2d(3), nn.Conv2d(4, 6, 3)),
     "BatchNorm first": lambda: behind(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)),
     "average first": lambda: behind(nn.AvgPool2d(2), nn.Conv2d(4, 6, 3)),
     "ReLU first": lambda: behind(nn.ReLU(), nn.Conv2d(4, 6, 3)),
