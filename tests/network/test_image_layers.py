@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -167,10 +168,13 @@ def test_a_layer_that_is_not_trained_is_not_trained_later() -> None:
 
 
 # An inner convolution behind a signed value reads its positive part alone, whatever makes the image.
+@pytest.mark.parametrize("output_scales", ["all", "channels"])
 @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"average first", "BatchNorm first"}))
-def test_at_many_bits_the_prepared_network_is_nearly_the_float_one(name: str) -> None:
+def test_at_many_bits_the_prepared_network_is_nearly_the_float_one(
+    name: str, output_scales: Literal["all", "channels"]
+) -> None:
     x = torch.from_numpy(PIXELS.normalize(images(16)))
-    config = QuantConfig(weight_bits=7, activation_bits=8, output_scales="all")
+    config = QuantConfig(weight_bits=7, activation_bits=8, output_scales=output_scales)
     model = prepare(build(name), config, x[:1], input_grid=PIXELS)
     calibrate(model, [x], float_model=build(name))
     with torch.no_grad():
