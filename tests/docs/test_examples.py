@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torchvision
+from PIL import Image
 
 from tests.docs.pages import ROOT, run_page
 
@@ -18,6 +20,17 @@ if TYPE_CHECKING:
     from tests.command_line import Outcome
 
 EXAMPLES = ROOT / "examples"
+
+
+def load(name: str) -> Any:  # noqa: ANN401 - a module
+    """Import an example as a module of another name than its file."""
+    spec = spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = module_from_spec(spec)
+    sys.modules[spec.name] = example  # where its dataclasses look for their annotations
+    spec.loader.exec_module(example)
+    return example
 
 
 def test_a_network_of_your_own_by_recipe(
@@ -35,14 +48,46 @@ def test_a_pretrained_network_without_data(
     call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offline, so without torchvision's weights, and with few and small images."""
-    spec = spec_from_file_location("pretrained_without_data_example", EXAMPLES / "pretrained_without_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load("pretrained_without_data")
     images = example.smooth_noise(4, (3, 32, 32))
     assert (images.shape, images.dtype) == ((4, 3, 32, 32), np.uint8)
     monkeypatch.chdir(tmp_path)
     network = torchvision.models.resnet18(num_classes=10)
     example.quantize(network, images, [str(index) for index in range(10)], Path("model.onnx"))
     assert call("verify", "model.onnx", "--golden", "model.golden.npz").code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "outputs"), [("segmentation", "mean IoU", 1), ("detection", "AP at IoU 0.5", 3)]
+)
+def test_networks_that_return_maps(
+    name: str, metric: str, outputs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
+) -> None:
+    """A shortened run: what is learned says nothing, but every number is compared, and a picture is drawn."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = load(name)
+    settings = example.Settings(size=32, train=12, test=8, width=4, epochs=1, quantized_epochs=1, batch=4)
+    outcome = example.run(settings, tmp_path)
+    report = outcome.report
+    assert (report.metric, report.exact, report.images) == (metric, True, 8)
+    assert len(report.backends) == 5
+    for backend in report.backends:
+        assert [output.differing for output in backend.outputs] == [0] * outputs
+        assert backend.accuracy == report.reference_accuracy
+    with Image.open(tmp_path / f"{name}.png") as picture:
+        assert picture.size[0] > 3 * 32
+    assert f"{name}.onnx" in call("inspect", tmp_path / f"{name}.onnx").out
+
+
+def test_scenes_are_what_their_labels_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = load("scenes")
+    scenes, again = example.draw_scenes(20, 48, 3), example.draw_scenes(20, 48, 3)
+    np.testing.assert_array_equal(scenes.images, again.images)
+    assert set(np.unique(scenes.labels)) == {0, 1, 2, 3}
+    for labels, boxes in zip(scenes.labels, scenes.boxes, strict=True):
+        covered = np.zeros(labels.shape, bool)
+        for left, top, right, bottom, cls in boxes.astype(int):
+            assert (labels[top:bottom, left:right] == 1 + cls).any()
+            covered[top:bottom, left:right] = True
+        assert not (labels[~covered] > 0).any()
