@@ -69,6 +69,12 @@ CASES: dict[str, Callable[..., Any]] = {
     "turned": lambda m, x, low, wide: m.point(wide).permute(0, 2, 3, 1),
     "pooled": lambda m, x, low, wide: F.adaptive_avg_pool2d(m.point(wide), 1),
     "enlarged": lambda m, x, low, wide: F.interpolate(m.window(wide), scale_factor=2),
+    "bilinear, as of torchvision's segmentation": lambda m, x, low, wide: {
+        "out": F.interpolate(m.point(wide), scale_factor=2, mode="bilinear"),
+        "aux": F.interpolate(m.grouped(low), scale_factor=4, mode="bilinear"),
+    },
+    "chances and slices": lambda m, x, low, wide: (torch.sigmoid(m.point(wide)), *m.window(wide).split([1, 3], 1)),
+    "rows and pixels": lambda m, x, low, wide: (m.fc(low.mean((2, 3))).view(-1, 7, 1), m.point(wide).flatten(2)),
     "all kinds": lambda m, x, low, wide: {
         "out": m.point(wide),
         "aux": m.window(wide),
