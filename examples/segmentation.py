@@ -36,8 +36,8 @@ class Settings:
     train: int = 1500
     test: int = 300
     width: int = 12
-    epochs: int = 10
-    quantized_epochs: int = 5
+    epochs: int = 16
+    quantized_epochs: int = 6
     batch: int = 32
 
 
