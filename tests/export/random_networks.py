@@ -56,6 +56,10 @@ OPERATIONS: tuple[Operation, ...] = (
     "crop",
     "product",
     "gate",
+    "pad",
+    "smooth upsample",
+    "transposed",
+    "uneven average",
 )
 HEADS: tuple[Head, ...] = (
     "pooled",
@@ -204,7 +208,7 @@ class RandomNetwork(nn.Module):
             name, function, sources = self.calls[position - 1]
             if position in needed:
                 needed.update(sources)
-                if isinstance(function, nn.Conv2d | nn.Linear):
+                if isinstance(function, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
                     names.append(name)
         return names[::-1]
 
@@ -259,6 +263,25 @@ class RandomNetwork(nn.Module):
             self._call("shuffle", nn.ChannelShuffle(2) if step.bias else Turned(2), source)
         elif step.operation == "crop" and size > 2:
             self._call("crop", Crop(step.stride, step.window % 2), source)
+        elif step.operation == "pad" and size < LARGEST_SIZE:
+            self._call("pad", _padding(step), source)
+        elif step.operation == "uneven average" and size > 1:
+            window = min(2 + step.window, size)
+            pool = nn.AvgPool2d(window, step.stride, window // 2, ceil_mode=step.bias, count_include_pad=step.norm)
+            self._call("pool", pool if step.act else nn.AdaptiveAvgPool2d((size - 1, 2)), source)
+        else:
+            self._enlarge(step, source)
+
+    def _enlarge(self, step: Step, source: int) -> None:
+        channels, *sizes = self.tensors[source].shape[1:]
+        if 2 * max(sizes) > LARGEST_SIZE:
+            return
+        if step.operation == "smooth upsample":
+            self._call("up", nn.Upsample(scale_factor=(2, 1 + step.stride % 2), mode="bilinear"), source)
+        elif step.operation == "transposed":
+            kernel = 2 + step.window
+            self._call("up", nn.ConvTranspose2d(channels, 4, kernel, 2, kernel // 2, step.window % 2), source)
+            self._act(step.act)
 
     def _conv(self, step: Step, groups: int, source: int = 0) -> None:
         channels, size = self.tensors[source].shape[1], self._size(source)
@@ -346,6 +369,16 @@ class RandomNetwork(nn.Module):
         if head == "sum of two":
             self._call("fc", nn.Linear(features, classes), rows)
             self._call("add", torch.add, self._newest() - 1, self._newest())
+
+
+def _padding(step: Step) -> nn.Module:
+    sides = (step.window % 2, step.stride, step.padding, 1)
+    return (
+        nn.ZeroPad2d(sides),
+        nn.ConstantPad2d(sides, 0.4),
+        nn.ReplicationPad2d(sides),
+        nn.ConstantPad2d(sides, -1.0),
+    )[step.window]
 
 
 def _join(*tensors: Tensor) -> Tensor:
