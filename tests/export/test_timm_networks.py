@@ -46,6 +46,8 @@ MORE = {
     "mobilenetv3_large_100": 64,
     "regnetx_002": 64,
     "regnety_002": 64,
+    "ecaresnet26t": 32,
+    "ghostnetv2_100": 64,
     "res2net50_14w_8s": 32,
     "resnet10t": 64,
     "resnet14t": 64,
