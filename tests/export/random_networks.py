@@ -30,6 +30,10 @@ Operation = Literal[
     "crop",
     "product",
     "gate",
+    "pad",
+    "smooth upsample",
+    "transposed",
+    "uneven average",
 ]
 Head = Literal[
     "pooled", "flat", "tiles", "mean logits", "signed mean logits", "map logits", "sum of two", "norm of rows"
