@@ -8,6 +8,9 @@ from .frozen_gates import FrozenProduct, FrozenTable
 from .frozen_modules import FrozenModule, FrozenRescale, Grid
 from .ratios import choose_denominator, nearest_numerator, product_ratio, shrink_factor
 
+SMALLEST_SIGMOID_STEP = 2.0**-12
+"""Of the grid of a sigmoid: float32 knows values near zero no better, and a gate that never opens needs no more."""
+
 
 def frozen_gate(module: nn.Module, inputs: list[Grid], y: Grid) -> FrozenModule:
     """Return the frozen form of a product, sigmoid, LeakyReLU, PReLU or hard sigmoid.

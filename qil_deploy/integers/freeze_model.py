@@ -55,7 +55,7 @@ from qil_deploy.network import (
 )
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
-from .freeze_gates import frozen_gate
+from .freeze_gates import SMALLEST_SIGMOID_STEP, frozen_gate
 from .frozen_modules import (
     FrozenAdd,
     FrozenDequantize,
@@ -144,6 +144,12 @@ class _Freezer:
     def __init__(self, model: fx.GraphModule) -> None:
         self.model = model
         self.grids: dict[fx.Node, Grid] = {}
+        self.of_sigmoids = {
+            node.target
+            for node in model.graph.nodes
+            if node.op == "call_module" and isinstance(module_of(model, node), RangeQuantizer)
+            if input_of(node).op == "call_module" and isinstance(module_of(model, input_of(node)), nn.Sigmoid)
+        }
 
     def run(self) -> None:
         """Replace every group; a quantizer (or the output) decides where it ends."""
@@ -221,6 +227,8 @@ class _Freezer:
             self._freeze_layer(chain, _low_bit_grid(quantizer, low, high), step, offset)
         elif isinstance(quantizer, RangeQuantizer):
             scale, zero_point = float(quantizer.step.detach()), quantizer.zero_point
+            if node.target in self.of_sigmoids:
+                scale = max(scale, SMALLEST_SIGMOID_STEP)
             y = Grid(scale, zero_point, *self._limits(chain, scale, 0.0, zero_point, 255))
             if isinstance(producer, QuantConv2d | QuantLinear):
                 self._freeze_layer(chain, y, step=float(y.scale), offset=0.0)

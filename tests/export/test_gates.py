@@ -155,3 +155,11 @@ def test_frozen_gates_pass_gradients_on(exports: Exports) -> None:
     case.frozen.eval()
     assert isinstance(gradient, Tensor)
     assert float(gradient.abs().max()) > 0
+
+
+def test_a_gate_that_never_opens_is_exported(exports: Exports, tmp_path: Path) -> None:
+    """Its values lie far below what a sigmoid of float32 is sure of, whichever grid is learned for them."""
+    network = Gated(nn.ReLU, soft_gate)
+    with torch.no_grad():
+        network.squeeze[3].bias.fill_(-25.0)
+    exports.check_equal(case_of(exports, network), tmp_path / "model.onnx")
