@@ -161,5 +161,5 @@ def test_a_gate_that_never_opens_is_exported(exports: Exports, tmp_path: Path) -
     """Its values lie far below what a sigmoid of float32 is sure of, whichever grid is learned for them."""
     network = Gated(nn.ReLU, soft_gate)
     with torch.no_grad():
-        network.squeeze[3].bias.fill_(-25.0)
+        network.get_submodule("squeeze.3").get_parameter("bias").fill_(-25.0)
     exports.check_equal(case_of(exports, network), tmp_path / "model.onnx")
