@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from .captured_call import Call, Modules
+from .drop_path import DropPath
 from .dropout_marks import DROPOUT, FEATURE_DROPOUT
 from .float_island import FloatIsland
 from .layers import Add, GlobalAveragePool, PaddedConv2d, Product, Standalone
@@ -353,7 +354,7 @@ OPERATORS = (
     Operator(
         title="Dropout",
         kind="pass",
-        modules=(nn.Dropout, nn.Dropout2d),
+        modules=(nn.Dropout, nn.Dropout2d, DropPath),
         captured={
             aten.dropout.default: dropout,
             aten.feature_dropout.default: feature_dropout,

@@ -29,6 +29,7 @@ from qil_deploy.quantizers import InputQuantizer, RangeQuantizer, activation_qua
 from .calibrator import CALIBRATED, NORMS_STAY
 from .callers_state import nothing_left_behind
 from .capture import capture_network
+from .drop_path import replace_drop_paths
 from .finite import is_finite, require_finite
 from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, users_of
 from .image_layers import take_in_statistics
@@ -140,6 +141,7 @@ def _prepared(
     network: nn.Module, config: QuantConfig, example: Tensor, input_grid: Preprocessing, *, compared: bool
 ) -> PreparedModel:
     """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
+    replace_drop_paths(network)
     graph_module = capture_network(network, example, allow_float=config.allow_float, float_gates=config.float_gates)
     if compared:
         require_same_function(network, graph_module, example)

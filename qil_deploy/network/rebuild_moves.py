@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .captured_call import Call, CallError, Modules
+from .drop_path import DropPath
 from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, Permute, Reshape, Slice
 
 
@@ -200,8 +201,9 @@ def expand(call: Call) -> Modules:
 
 
 def dropout(call: Call) -> Modules:
-    """Dropout of single values."""
-    return [nn.Dropout(call.arguments["p"])]
+    """Dropout of single values; of whole images where a `DropPath` calls it."""
+    rate = call.arguments["p"]
+    return [DropPath(rate) if isinstance(call.module, DropPath) else nn.Dropout(rate)]
 
 
 def feature_dropout(call: Call) -> Modules:
