@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.untrusted_text import excerpt
 
+from .drop_path import DropPath
 from .outputs import Returned, returned_by
 from .writes_in_place import without_writes
 
@@ -45,10 +46,10 @@ class Origin:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether it is a module of PyTorch that is taken as a whole."""
-        return type(self.module).__module__.startswith("torch.nn") and not isinstance(
-            self.module, nn.Sequential | nn.ModuleList | nn.ModuleDict
-        )
+        """Whether it is a module that is taken as a whole: PyTorch's, or ours in the place of stochastic depth."""
+        if isinstance(self.module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            return False
+        return isinstance(self.module, DropPath) or type(self.module).__module__.startswith("torch.nn")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-import timm.layers
 import torch
 import torchvision
+from timm.layers.drop import DropPath as DropPathOfTimm
 from torch import Tensor, nn
 
 from qil_deploy.config import QuantConfig
@@ -30,9 +32,9 @@ class Residual(nn.Module):
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return] # a tensor
 
 
-KNOWN = {
+KNOWN: dict[str, Callable[[], nn.Module]] = {
     "torchvision": lambda: torchvision.ops.StochasticDepth(0.5, "row"),
-    "timm": lambda: timm.layers.DropPath(0.5),
+    "timm": lambda: DropPathOfTimm(0.5),
 }
 
 
@@ -54,7 +56,7 @@ def test_a_prepared_network_drops_images_in_training_alone(package: str) -> None
 
 
 def test_other_kinds_stay_and_are_refused() -> None:
-    for drop in (torchvision.ops.StochasticDepth(0.5, "batch"), timm.layers.DropPath(0.5, scale_by_keep=False)):
+    for drop in (torchvision.ops.StochasticDepth(0.5, "batch"), DropPathOfTimm(0.5, scale_by_keep=False)):
         network = Residual(drop)
         replace_drop_paths(network)
         assert network.drop is drop
