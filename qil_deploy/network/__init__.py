@@ -28,7 +28,8 @@ from .layers import (
 from .moves import BilinearUpsample, Concat, ConstantPad, OnGrid, Permute, Reshape, Slice
 from .network_size import measure_network
 from .onnx_forms import OnnxForm
-from .operators import LAYER_KINDS, MOVING_KINDS, Operator, operator_of
+from .operator_row import LAYER_KINDS, MOVING_KINDS, Operator
+from .operators import operator_of
 from .outputs import outputs_of, returned_of, tensors_of
 from .preparation import prepare, prepare_structure
 from .quantized_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel, keeps_float

@@ -15,7 +15,7 @@ from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuan
 from .callers_state import evaluation_mode
 from .graph import input_of, kind_of, module_of
 from .layers import BatchNorm, QuantConv2d, QuantLayer, QuantLinear, set_output_scale
-from .operators import MOVING_KINDS
+from .operator_row import MOVING_KINDS
 
 CALIBRATED: Final = "calibrated"
 """The buffer of a prepared model that says whether its intervals were set."""

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
-from .operators import Kind, Operator, operator_of
+from .operator_row import Kind, Operator
+from .operators import operator_of
 
 
 def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind | None:

@@ -1,28 +1,13 @@
 """The table of operators: one row for each that a network may consist of, with all that is known of it.
 
 A row says how the operator is captured (its ATen names, and the plain modules that stand for a call), what it does to
-values (its kind), and, for operators that only move values, how ONNX writes it. Whoever needs to know asks the row:
-`capture` and `sites` in this room, `qil_deploy.integers`, `qil_deploy.export`.
-
-What a kind means to the integers:
-
-    conv, linear, average, standalone    a layer: exact sums of codes, one multiplier per channel, one rounding
-    add                                  two tensors of codes rescaled, added and rounded
-    product                              two tensors of codes multiplied and rounded
-    table                                a function of codes: 256 values, each rounded
-    hard sigmoid                         completes the layer in front of it; by itself, codes rescaled and rounded
-    pool                                 the mean of a whole map: a sum, one ratio, one rounding
-    bn, relu                             completes the layer, addition or island in front of it
-    concat, pass                         codes move; nothing is rounded, and the grid stays
-    pad                                  zeros around an image, taken in by the convolutions that read it
-    float                                kept in float between two grids of 8-bit codes (`float_island`)
+values (its kind, `operator_row`), and, for operators that only move values, how ONNX writes it. Whoever needs to know
+asks the row: `capture` and `sites` in this room, `qil_deploy.integers`, `qil_deploy.export`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -34,7 +19,6 @@ from .float_island import FloatIsland
 from .layers import Add, GlobalAveragePool, PaddedConv2d, Product, Standalone
 from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, PaddedMaxPool2d, Permute, Reshape, Slice
 from .onnx_forms import (
-    OnnxForm,
     write_bilinear,
     write_concat,
     write_constant_pad,
@@ -46,6 +30,7 @@ from .onnx_forms import (
     write_slice,
     write_upsample,
 )
+from .operator_row import Operator
 from .rebuild_gates import hard_sigmoid, hard_swish, leaky_relu, multiply, prelu, sigmoid, silu
 from .rebuild_layers import add, batch_norm, clamp, convolution, linear, relu, relu6
 from .rebuild_moves import (
@@ -75,64 +60,7 @@ from .rebuild_moves import (
 from .rebuild_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool, mean
 from .rebuild_transposed import transposed_convolution
 
-Kind: TypeAlias = Literal[
-    "input",
-    "output",
-    "conv",
-    "linear",
-    "bn",
-    "relu",
-    "add",
-    "product",
-    "table",
-    "hard sigmoid",
-    "pool",
-    "average",
-    "concat",
-    "standalone",
-    "pass",
-    "pad",
-    "float",
-]
-LAYER_KINDS: tuple[Kind, ...] = ("conv", "linear", "average", "standalone")
-"""What can be a layer in the frozen model; additions, global poolings and islands only ever make 8-bit codes."""
-MOVING_KINDS: tuple[Kind, ...] = ("pass", "concat")
-"""What keeps the grid of the values that it moves."""
-
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operator:
-    """One row of the table.
-
-    Attributes:
-        title: how messages call it.
-        kind: what it does to values.
-        modules: the plain modules that stand for it in a captured network.
-        captured: ATen operators that it is captured from, each with the function that rebuilds a call; it returns
-            plain modules, of this row or of others, and raises `CallError` for what cannot be lowered.
-        onnx: for operators that move values: how a module is written in ONNX.
-        returns_input: whether the module may return the very tensor that it reads.
-        only_trains: whether it does nothing outside training.
-        chooses: whether its results are chosen among values or repeated, and not merely moved.
-        rearranges: whether it hands on a tensor of another shape or order, of which the layers behind it are layers.
-        wants_range: whether the grid that it keeps has to be an 8-bit range.
-        many_results: whether it makes several tensors, each of which is rebuilt by itself (`Call.result`).
-    """
-
-    title: str
-    kind: Kind
-    modules: tuple[type[nn.Module], ...]
-    captured: dict[object, Callable[[Call], Modules]]
-    onnx: Callable[[Any], OnnxForm] | None = None
-    returns_input: bool = False
-    only_trains: bool = False
-    chooses: bool = False
-    rearranges: bool = False
-    wants_range: bool = False
-    many_results: bool = False
-
 
 OPERATORS = (
     Operator(

@@ -35,7 +35,7 @@ from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, u
 from .image_layers import take_in_statistics
 from .layers import BatchNorm, ImageAffine, QuantLayer, affine_layer, averaging_layer, pair, quantize_layer
 from .moves import OnGrid
-from .operators import LAYER_KINDS, MOVING_KINDS
+from .operator_row import LAYER_KINDS, MOVING_KINDS
 from .plain_modules import require_plain_modules
 from .quantized_model import CONFIG, INPUT_GRID, PreparedModel
 from .same_function import require_same_function, require_same_training

@@ -23,7 +23,7 @@ from qil_deploy.errors import ConfigError, UnsupportedModelError
 from .float_island import FloatIsland
 from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, users_of
 from .layers import ImageAffine, Standalone
-from .operators import LAYER_KINDS, MOVING_KINDS, Kind
+from .operator_row import LAYER_KINDS, MOVING_KINDS, Kind
 from .outputs import outputs_of
 
 _BEHIND_LAST: tuple[Kind, ...] = ("pass", "bn", "relu", "hard sigmoid", "table", "pool", "average", "standalone")
