@@ -78,8 +78,9 @@ class Detector(nn.Module):
             nn.Sequential(layer(channels, 2 * width), nn.Conv2d(2 * width, 4 + len(CLASSES), 1))
             for channels in (2 * width, 2 * width, 3 * width)
         )
-        for head in (self.near, self.middle, self.far):
-            nn.init.constant_(head[1].bias[4:], -3.0)  # most cells hold nothing
+        for name, bias in self.named_parameters():
+            if name in ("near.1.bias", "middle.1.bias", "far.1.bias"):
+                nn.init.constant_(bias[4:], -3.0)  # most cells hold nothing
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map images to distances and classes of the boxes around every cell, [N, 4 + classes, H, W]."""
@@ -190,7 +191,7 @@ def run(settings: Settings, folder: Path) -> Outcome:
 def draw(scenes: Scenes, in_float: list[Detections], file: Path, picture: Path) -> None:
     """Draw the boxes of the first scenes: labels, float network, the file in ONNX Runtime."""
     model = read_exported_model(file)
-    in_file = model.boxes.decode(model.values(model.onnx_runner()(scenes.images[: len(in_float)])))
+    in_file = (model.boxes or DECODER).decode(model.values(model.onnx_runner()(scenes.images[: len(in_float)])))
     rows = []
     for index, (first, second) in enumerate(zip(in_float, in_file, strict=True)):
         truth = scenes.boxes[index]

@@ -62,12 +62,10 @@ def _shape(cls: int, size: int, rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:size, :size] + 0.5 - middle[:, None, None]
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    if cls == 0:
-        return u**2 + v**2 < radius**2
-    if cls == 1:
-        return np.maximum(np.abs(u), np.abs(v)) < 0.8 * radius
     sides = [np.cos(turn) * u + np.sin(turn) * v for turn in (0, 2 * np.pi / 3, 4 * np.pi / 3)]
-    return np.max(sides, axis=0) < 0.55 * radius
+    disc, square = u**2 + v**2 < radius**2, np.maximum(np.abs(u), np.abs(v)) < 0.8 * radius
+    inside: np.ndarray = (disc, square, np.max(sides, axis=0) < 0.55 * radius)[cls]
+    return inside
 
 
 def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -76,7 +74,8 @@ def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
     y, x = np.mgrid[:size, :size]
     wave = 0.5 + 0.5 * np.sin(2 * np.pi / period * (np.cos(angle) * x + np.sin(angle) * y) + rng.uniform(0, 6))
-    return first + (second - first) * wave * rng.uniform(0.2, 0.9)
+    texture: np.ndarray = first + (second - first) * wave * rng.uniform(0.2, 0.9)
+    return texture
 
 
 def write_rows(path: str, rows: list[list[np.ndarray]], scale: int = 3) -> None:

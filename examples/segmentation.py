@@ -82,7 +82,8 @@ class UNet(nn.Module):
         x = self.bottom(x)
         for up in self.up:
             x = up(torch.cat([F.interpolate(x, scale_factor=2), found.pop()], 1))
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits
 
 
 def train(model: nn.Module, x: Tensor, labels: Tensor, epochs: int, rate: float, batch: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,13 @@ class ImageSet:
 
     Attributes:
         images: uint8, [N, C, H, W].
-        labels: int64, [N], indices into `class_names`.
+        labels: int64, [N], indices into `class_names`; of networks that return maps, what their metric wants
+            (`qil_deploy.metrics`): int64 [N, H, W] or boxes, float32 [N, boxes, 5].
         class_names: one name per class.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -71,7 +72,7 @@ class ImageBatches:
     Attributes:
         count: images in all.
         shape: (channels, height, width) of each.
-        labels: int64, [count].
+        labels: int64, [count], or as in `ImageSet`.
         class_names: one name per class.
         batch_size: images per batch.
         read: returns the images from one index up to another.
@@ -79,7 +80,7 @@ class ImageBatches:
 
     count: int
     shape: tuple[int, int, int]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     class_names: tuple[str, ...]
     batch_size: int
     read: Callable[[int, int], ImageSet]

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import timm
 import torchvision
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
+from qil_deploy import Preprocessing, QuantConfig
 from tests.docs.pages import ROOT, run_page
 
 if TYPE_CHECKING:
@@ -91,3 +94,22 @@ def test_scenes_are_what_their_labels_say(monkeypatch: pytest.MonkeyPatch) -> No
             assert (labels[top:bottom, left:right] == 1 + cls).any()
             covered[top:bottom, left:right] = True
         assert not (labels[~covered] > 0).any()
+
+
+def test_a_pretrained_network_by_photographs(tmp_path: Path) -> None:
+    """With random weights and small crops: what is agreed on says nothing, but every number is compared."""
+    example = load("pretrained_photographs")
+    for name, image in zip(("china", "flower"), load_sample_images().images, strict=True):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "photo.jpg")
+    (tmp_path / "china" / "notes.txt").write_text("no photograph")
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    pixels = Preprocessing.from_timm(network, size=32)
+    images = tuple(example.crops(tmp_path / name, pixels, 4) for name in ("china", "flower"))
+    assert [image.shape for image in images] == [(4, 3, 32, 32)] * 2
+    assert not np.array_equal(images[0][0], images[0][1])
+    config = QuantConfig(weight_bits=7, activation_bits=8, output_scales="channels")
+    outcome = example.quantize(network, images, pixels, config, tmp_path / "model.onnx")
+    assert outcome.report.exact
+    with pytest.raises(SystemExit, match="holds no photographs"):
+        example.crops(tmp_path / "absent", pixels, 4)
