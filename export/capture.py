@@ -75,6 +75,7 @@ def capture(
         UnsupportedModelError: a module that is not of a frozen model, or something kept in float that PyTorch cannot
             write as ONNX.
     """
+    _require_frozen(model)
     emitter = Emitter()
     dtype = ir.DataType.UINT8 if input_kind == "uint8" else ir.DataType.FLOAT
     shape = ir.Shape(["batch", *preprocessing.shape])
@@ -134,13 +135,27 @@ def tensor_names(model: fx.GraphModule) -> dict[fx.Node, str]:
     return node_names(model) | {node: output.name for node, output in network_outputs(model)}
 
 
+def _require_frozen(model: fx.GraphModule) -> None:
+    """Require every module that a model calls to be one of a frozen model."""
+    for node in model.graph.nodes:
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and not (isinstance(module, FrozenFloat) or _function_of(module)):
+            raise UnsupportedModelError(
+                f"{node.target!r} is a {type(module).__name__}, which is no part of a frozen model; freeze the model "
+                "first."
+            )
+
+
+def _function_of(module: nn.Module) -> Callable[..., ir.Value] | None:
+    """Return what writes a module; None for one that is not of a frozen model, or is kept in float."""
+    return _CAPTURES.get(type(module), capture_move if moves_values(module) else None)
+
+
 def _capture_module(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
-    function = _CAPTURES.get(type(module), capture_move if moves_values(module) else None)
-    if function is not None:
-        return function(emitter, module, sources, name)
-    raise UnsupportedModelError(
-        f"{name!r} is a {type(module).__name__}, which is no part of a frozen model; freeze the model first."
-    )
+    function = _function_of(module)
+    if function is None:
+        raise TypeError(f"{name!r} is a {type(module).__name__}")
+    return function(emitter, module, sources, name)
 
 
 def _input(emitter: Emitter, module: FrozenInput, sources: list[ir.Value], name: str) -> ir.Value:

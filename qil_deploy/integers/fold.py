@@ -109,16 +109,17 @@ def gain_and_shift(layer: QuantLayer, norm: BatchNorm | None) -> tuple[Tensor, T
     """
     ones = torch.ones(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
     scale = ones if layer.log_output_scale is None else ones * layer.log_output_scale.double().exp()
-    moved = 0.0 * ones if layer.output_shift is None else scale * layer.output_shift.double()
+    moved = None if layer.output_shift is None else scale * layer.output_shift.double()
     if norm is None:
-        return scale, moved if layer.bias is None else moved + layer.bias.double()
+        bias = 0.0 * ones if layer.bias is None else layer.bias.double()
+        return scale, bias if moved is None else moved + bias  # of -0.0, too, every bit stays
     if norm.running_mean is None or norm.running_var is None:
         raise TypeError("BatchNorm without running statistics cannot be folded")
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * gain
     if norm.affine:
         gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
-    return scale * gain, shift if layer.output_shift is None else shift + gain * moved
+    return scale * gain, shift if moved is None else shift + gain * moved
 
 
 def largest_spread(largest_weight_code: int, largest_activation: int) -> int:

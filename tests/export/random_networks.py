@@ -282,7 +282,7 @@ class RandomNetwork(nn.Module):
             return
         if step.operation == "smooth upsample":
             self._call("up", nn.Upsample(scale_factor=(2, 1 + step.stride % 2), mode="bilinear"), source)
-        elif step.operation == "transposed":
+        elif step.operation == "transposed" and min(sizes) > 1:  # of a single pixel nothing could be left
             kernel = 2 + step.window
             self._call("up", nn.ConvTranspose2d(channels, 4, kernel, 2, kernel // 2, step.window % 2), source)
             self._act(step.act)
