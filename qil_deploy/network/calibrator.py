@@ -144,13 +144,11 @@ class _Calibrator(fx.Interpreter):
 
     def _fit_scale(self, node: fx.Node, layer: QuantLayer) -> None:
         """Set the output scale to that of least squared error against the float layer, over the batches so far."""
-        name, x = str(node.target), self.env[input_of(node)]
-        y = layer.unscaled(x).double()
-        f = self.float_outputs[name].double().reshape(y.shape)
+        y, f = self._results(node, layer)
         if self._reads_grid_of_pixels(node):  # a part of the float layer's sums is a bias here (`image_layers`)
             over = [dim for dim in range(y.ndim) if dim != 1]
             y, f = (values - values.mean(over, keepdim=True) for values in (y, f))
-        products = self.products.setdefault(name, [])
+        products = self.products.setdefault(str(node.target), [])
         products.append((float((f * y).sum()), float(y.square().sum())))
         along, squares = (sum(column) for column in zip(*products, strict=True))
         if layer.log_output_scale is not None and along > 0 and squares > 0:  # else the layer returns nothing of use
@@ -162,7 +160,7 @@ class _Calibrator(fx.Interpreter):
         A channel that the quantized layer keeps constant has the scale of the others together, and its shift.
         """
         name = str(node.target)
-        y, f = layer.unscaled(self.env[input_of(node)]).double(), self.float_outputs[name].double()
+        y, f = self._results(node, layer)
         over = [dim for dim in range(y.ndim) if dim != 1]
         count = torch.full((y.shape[1],), y.numel() / y.shape[1], dtype=torch.float64, device=y.device)
         found = torch.stack([count, *(values.sum(over) for values in (y, f, y * y, y * f))])
@@ -174,8 +172,13 @@ class _Calibrator(fx.Interpreter):
         scale = torch.where(usable, along / spread.where(usable, torch.ones_like(spread)), together)
         if layer.log_output_scale is not None and layer.output_shift is not None:
             layer.log_output_scale.copy_(scale.log())
-            # Of the image, the shift is where its statistics are (`image_layers`).
-            layer.output_shift.copy_(mean_f / scale - mean_y if not self._reads_grid_of_pixels(node) else 0.0 * mean_y)
+            if not self._reads_grid_of_pixels(node):  # there, the float layer's constant is a bias already
+                layer.output_shift.copy_(mean_f / scale - mean_y)
+
+    def _results(self, node: fx.Node, layer: QuantLayer) -> tuple[Tensor, Tensor]:
+        """Return what a quantized layer makes of its input, unscaled, and what the float layer returned; float64."""
+        y = layer.unscaled(self.env[input_of(node)]).double()
+        return y, self.float_outputs[str(node.target)].double().reshape(y.shape)
 
     def _reads_grid_of_pixels(self, node: fx.Node) -> bool:
         source = input_of(node)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qil_deploy.checkpoint import METADATA_KEY, CheckpointInfo, load_model, read_checkpoint, save_checkpoint
 from qil_deploy.checkpoint.safetensors_file import file_content
@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 
 def checkpoint(folder: Path) -> Path:
     """Write MobileNetV3 with GELU, untrained, with those in float."""
+    path, _, _ = prepared_checkpoint(folder / "kept.safetensors", "mobilenet_with_gelu", QuantConfig(allow_float=True))
+    return path
+
+
+def prepared_checkpoint(path: Path, name: str, config: QuantConfig) -> tuple[Path, nn.Module, Tensor]:
+    """Prepare an untrained network on digits and write it; return path, model, and the images it was calibrated on."""
     torch.manual_seed(0)
     data, arguments = load_images("digits"), {"in_channels": 1, "num_classes": 10}
-    pixels, config = preprocessing_for("digits", data), QuantConfig(allow_float=True)
+    pixels = preprocessing_for("digits", data)
     x = torch.from_numpy(pixels.normalize(data.images[:64]))
-    model = prepare(models.build_model("mobilenet_with_gelu", arguments), config, x[:1], input_grid=pixels)
+    model = prepare(models.build_model(name, arguments), config, x[:1], input_grid=pixels)
     calibrate(model, [x])
     info = CheckpointInfo(
         kind="quantized",
-        model_name="mobilenet_with_gelu",
+        model_name=name,
         model_arguments=arguments,
         config=config,
         preprocessing=pixels,
@@ -41,9 +47,8 @@ def checkpoint(folder: Path) -> Path:
         class_names=data.class_names,
         metrics={},
     )
-    path = folder / "kept.safetensors"
     save_checkpoint(path, info, model)
-    return path
+    return path, model, x
 
 
 def with_gelu(**arguments: Any) -> nn.Module:  # noqa: ANN401 - those of the network
@@ -83,26 +88,8 @@ def test_export_needs_no_option_and_inspect_names_the_float_kernels(
 
 
 def test_checkpoints_from_before_gates_were_integers_keep_them_in_float(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    data, arguments = load_images("digits"), {"in_channels": 1, "num_classes": 10}
-    pixels = preprocessing_for("digits", data)
-    x = torch.from_numpy(pixels.normalize(data.images[:64]))
     config = QuantConfig(allow_float=True, float_gates=True)
-    network = models.build_model("mobilenet_v3_small", arguments)
-    model = prepare(network, config, x[:1], input_grid=pixels)
-    calibrate(model, [x])
-    info = CheckpointInfo(
-        kind="quantized",
-        model_name="mobilenet_v3_small",
-        model_arguments=arguments,
-        config=config,
-        preprocessing=pixels,
-        data="digits",
-        class_names=data.class_names,
-        metrics={},
-    )
-    path = tmp_path / "old.safetensors"
-    save_checkpoint(path, info, model)
+    path, model, x = prepared_checkpoint(tmp_path / "old.safetensors", "mobilenet_v3_small", config)
     info, tensors = read_checkpoint(path)
     content = json.loads(info.model_dump_json())
     del content["config"]["float_gates"]
