@@ -137,7 +137,8 @@ def pooled(
     """
     lowest, highest = (window * (code - x_zero_point) for code in codes)
     first, last = (int(np.clip(code / ratio, lowest, highest)) for code in (-_SATURATED, _SATURATED))
-    error = rounding_error_bound([255 * window * ratio, y_zero_point])
+    largest = min(255 * window * ratio, _BEYOND)  # sums are whole numbers, exact before they are multiplied
+    error = rounding_error_bound([largest, y_zero_point])
     for start in range(first, last + 1, _SUMS_AT_ONCE):
         sums = np.arange(start, min(start + _SUMS_AT_ONCE, last + 1), dtype=np.float64)
         yield Rescaled(sums * ratio, error)

@@ -6,10 +6,12 @@ from torch import nn
 
 from .frozen_gates import FrozenProduct, FrozenTable
 from .frozen_modules import FrozenModule, FrozenRescale, Grid
-from .ratios import choose_denominator, nearest_numerator, product_ratio, shrink_factor
+from .ratios import choose_denominator, nearest_fraction, nearest_numerator, shrink_factor
 
 SMALLEST_SIGMOID_STEP = 2.0**-12
 """Of the grid of a sigmoid: float32 knows values near zero no better, and a gate that never opens needs no more."""
+
+_LARGEST_PRODUCT = 255 * 255  # of codes less their zero points
 
 
 def frozen_gate(module: nn.Module, inputs: list[Grid], y: Grid) -> FrozenModule:
@@ -29,7 +31,7 @@ def frozen_gate(module: nn.Module, inputs: list[Grid], y: Grid) -> FrozenModule:
     if isinstance(module, nn.Hardsigmoid):
         return _hard_sigmoid(inputs[0], y)
     a, b = inputs
-    p, q = product_ratio(float(a.scale) * float(b.scale) / float(y.scale), int(y.zero_point))
+    p, q = nearest_fraction(float(a.scale) * float(b.scale) / float(y.scale), _LARGEST_PRODUCT, int(y.zero_point))
     return FrozenProduct(a, b, y, p, q)
 
 

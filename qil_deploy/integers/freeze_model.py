@@ -16,8 +16,9 @@ operand's step to be need not be what the operand's producer rounded to, so no s
 another. Snapping moves a result by at most `255 / (2q)` codes per operand, 0.03 for `q = 4095`, in a pool times the
 pixels of its window, whose sum is its operand.
 
-What a runtime's kernels do not take is left to none of them: a pool's ratio stays below 256 (`ratios.pool_ratio`), and
-steps and multipliers from which float32 could overflow or go below its normal numbers are refused.
+What a runtime's kernels do not take is left to none of them: a pool's ratio stays below 256
+(`ratios.nearest_fraction`), and steps and multipliers from which float32 could overflow or go below its normal numbers
+are refused.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ from .frozen_modules import (
     Grid,
 )
 from .frozen_moves import FrozenBilinearUpsample, FrozenConstantPad
-from .ratios import choose_denominator, nearest_numerator, pool_ratio, shrink_factor
+from .ratios import choose_denominator, nearest_fraction, nearest_numerator, shrink_factor
 
 # With steps from 2**-100 to 2**100 (`unwrap.prepared_model`), whatever is made for the file is a normal float32 number.
 _LARGEST_MULTIPLIER = 2.0**100
 _LARGEST_WINDOW = 2**24 - 1  # pixels of a map that ONNX Runtime averages
+_MOST_DEVIATION = 1 / 256  # of the ratio of a pool: less than a code
 
 
 def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
@@ -315,10 +317,14 @@ class _Freezer:
                 f"{chain[-1].target!r} averages maps of {window:,} pixels; ONNX Runtime averages {_LARGEST_WINDOW:,} "
                 "at most. Pool them in two steps."
             )
-        ratio = pool_ratio(float(x.scale) / (window * float(y.scale)))
-        ratio *= shrink_factor([255 * window * ratio])
-        q = choose_denominator([255 * window * ratio, float(y.zero_point)])
-        frozen = FrozenGlobalAveragePool(x, y, window, nearest_numerator(ratio, q), q)
+        ratio = float(x.scale) / (window * float(y.scale))
+        p, q = nearest_fraction(ratio, 255 * window, int(y.zero_point))
+        if p / q > ratio * (1 + _MOST_DEVIATION):
+            raise UnsupportedModelError(
+                f"{chain[-1].target!r} averages maps of {window:,} pixels, so many that no exact fraction comes near "
+                f"1/{1 / ratio:.0f}, the code that a sum of one makes. Pool them in two steps."
+            )
+        frozen = FrozenGlobalAveragePool(x, y, window, p, q)
         self._replace(chain, str(chain[-1].target), frozen, y)
 
     def _replace(self, chain: list[fx.Node], name: str, module: nn.Module, grid: Grid | None) -> None:

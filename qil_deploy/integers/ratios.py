@@ -11,13 +11,14 @@ so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound. 
 is safe, where one step of the input is thousands of steps of the output, are first shrunk together with the offset:
 which codes saturate at which end stays the same, but for the one in between.
 
-A product of two codes has one ratio, some 1/256, which `p/q` with a given `q` is far from: there `q` is the odd number,
-up to the one that the above allows, with which a fraction comes nearest (`product_ratio`). Results are at most 257
-then, since what is larger saturates in any case.
+A product of two codes, and the mean of a map, have one small ratio (some 1/256, or 1/window), which `p/q` with a given
+`q` is far from: there `q` is the odd number, up to the one that the above allows, with which a fraction comes nearest
+(`nearest_fraction`). What is rescaled is a whole number there, exact before it is multiplied, so that only results
+count that do not saturate.
 
-ONNX Runtime's average pooling takes ratios below 256 only (and from 2**-32, which no `p/q` comes near). Where sums of
-codes are multiplied by 255 or more, any but a sum of zero saturates: the ratio 255 gives every code that a larger one
-would (`pool_ratio`).
+ONNX Runtime's average pooling takes ratios below 256 only (and from 2**-32, which no `p/q` comes near). Where products
+or sums of codes are multiplied by 255 or more, any but zero saturates: the ratio 255 gives every code that a larger one
+would.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ import numpy as np
 from .bounds import rounding_error_bound
 
 MAX_DENOMINATOR = 4095
-_MOST_DENOMINATOR = 2**17 - 1  # of products: 255 * 255 times less is less than half a code
-_LARGEST_PRODUCT = 255 * 255
+_MOST_DENOMINATOR = 2**17 - 1  # 255 * 255, the largest product, times less is less than half a code
 _BEYOND = 257.0  # output codes; whatever is larger saturates
 _LARGEST_TERMS = 2.0**19
 _SATURATING_RATIO = 255.0
@@ -44,15 +44,6 @@ def shrink_factor(largest_terms: Sequence[float]) -> float:
     """
     total = sum(abs(term) for term in largest_terms)
     return min(1.0, _LARGEST_TERMS / total) if total else 1.0
-
-
-def pool_ratio(ratio: float) -> float:
-    """Return the ratio of an average pooling, output codes per unit of a sum, that gives the same codes below 256.
-
-    Args:
-        ratio: `x_scale / (window * y_scale)`, positive.
-    """
-    return min(ratio, _SATURATING_RATIO)
 
 
 def choose_denominator(largest_terms: Sequence[float], most: int = MAX_DENOMINATOR) -> int:
@@ -78,16 +69,17 @@ def nearest_numerator(ratio: float, q: int) -> int:
     return max(1, round(ratio * q))
 
 
-def product_ratio(ratio: float, y_zero_point: int) -> tuple[int, int]:
-    """Return `p` and an odd `q` with `p/q` near the ratio of a product.
+def nearest_fraction(ratio: float, largest: float, y_zero_point: int) -> tuple[int, int]:
+    """Return `p` and an odd `q` with `p/q` near the ratio by which whole numbers are rescaled.
 
     Args:
-        ratio: output codes per unit of a product of two codes, positive; above 255 any product but zero saturates.
+        ratio: output codes per unit of a product of codes, or of a sum, positive; above 255 any but zero saturates.
+        largest: magnitude of what is rescaled.
         y_zero_point: of the output.
     """
     ratio = min(ratio, _SATURATING_RATIO)
-    largest = min(_LARGEST_PRODUCT * ratio, _BEYOND)
-    denominators = np.arange(1, choose_denominator([largest, y_zero_point], _MOST_DENOMINATOR) + 1, 2)
+    most = choose_denominator([min(largest * ratio, _BEYOND), y_zero_point], _MOST_DENOMINATOR)
+    denominators = np.arange(1, most + 1, 2)
     numerators = np.maximum(np.rint(ratio * denominators), 1)
     best = int(np.abs(numerators / denominators - ratio).argmin())
     return int(numerators[best]), int(denominators[best])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qil_deploy.integers.bounds import Function, Operand, multiplied, tabulated
 from qil_deploy.integers.frozen_gates import FrozenTable
 from qil_deploy.integers.frozen_modules import Grid
-from qil_deploy.integers.ratios import product_ratio
+from qil_deploy.integers.ratios import nearest_fraction
 
 CODES = np.arange(256, dtype=np.float64)
 
@@ -20,7 +20,7 @@ CODES = np.arange(256, dtype=np.float64)
     zero_points=st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255)),
 )
 def test_no_product_lies_near_a_tie(exponent: float, zero_points: tuple[int, int, int]) -> None:
-    p, q = product_ratio(10**exponent, zero_points[2])
+    p, q = nearest_fraction(10**exponent, 255 * 255, zero_points[2])
     assert q % 2 == 1
     assert p >= 1
     products = multiplied(Operand(CODES, zero_points[0], p / q), Operand(CODES, zero_points[1], 1.0), zero_points[2])
@@ -29,7 +29,7 @@ def test_no_product_lies_near_a_tie(exponent: float, zero_points: tuple[int, int
 
 @pytest.mark.parametrize("ratio", [1 / 256, 0.0037, 1 / 128, 0.011, 0.7])
 def test_ratios_of_gates_are_missed_by_little(ratio: float) -> None:
-    p, q = product_ratio(ratio, 128)
+    p, q = nearest_fraction(ratio, 255 * 255, 128)
     assert abs(p / q / ratio - 1) < 0.0005
 
 

@@ -13,8 +13,8 @@ from qil_deploy.integers.bounds import rounding_error_bound
 from qil_deploy.integers.ratios import (
     MAX_DENOMINATOR,
     choose_denominator,
+    nearest_fraction,
     nearest_numerator,
-    pool_ratio,
     shrink_factor,
 )
 
@@ -53,14 +53,18 @@ def test_extreme_ratios_shrink_to_what_float32_rounds_and_saturate_as_before(rat
         assert np.count_nonzero(found != expected) <= 1
 
 
-@given(ratio=st.floats(1e-6, 1e12), zero_point=st.integers(0, 255))
-def test_pools_saturate_as_with_the_ratio_that_a_runtime_does_not_take(ratio: float, zero_point: int) -> None:
-    bounded = pool_ratio(ratio)
-    assert bounded < 256
-    assert bounded == ratio or ratio >= 255
-    sums = np.arange(-70_000, 70_000)
-    codes = [np.clip(np.rint(sums * factor) + zero_point, 0, 255) for factor in (bounded, ratio)]
-    np.testing.assert_array_equal(*codes)
+@given(ratio=st.floats(1 / 3200, 1e12), zero_point=st.sampled_from([0, 128]))
+def test_pools_have_a_ratio_that_a_runtime_takes_near_the_one_that_is_wanted(ratio: float, zero_point: int) -> None:
+    p, q = nearest_fraction(ratio, 255 * 12544, zero_point)
+    assert q % 2 == 1
+    assert 1 / (2 * q) > rounding_error_bound([min(255 * 12544 * ratio, 257), zero_point])
+    if ratio < 255:
+        np.testing.assert_allclose(p / q, ratio, rtol=1e-3)
+    else:
+        assert p / q == 255
+        sums = np.arange(-70_000, 70_000)
+        codes = [np.clip(np.rint(sums * factor) + zero_point, 0, 255) for factor in (255.0, ratio)]
+        np.testing.assert_array_equal(*codes)
 
 
 @given(ratio=st.floats(1e-9, 1e3), half=st.integers(0, 2047))
@@ -133,3 +137,36 @@ def test_qlinear_add_computes_the_ratio_for_every_pair_of_codes(
     (found,) = session.run(None, {"a": a.astype(np.uint8), "b": b.astype(np.uint8)})
     expected = np.clip(np.rint(((a - zero_a) * p_a + (b - zero_b) * p_b) / q) + zero_y, 0, 255)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("fraction", [(1, 3267), (3, 2723), (1, 919), (57, 2639)])
+@pytest.mark.parametrize("zero_x", [0, 128])
+@pytest.mark.parametrize("zero_y", [0, 128])
+def test_large_maps_are_averaged_as_integers_are_where_a_tie_is_nearest(
+    fraction: tuple[int, int], zero_x: int, zero_y: int, rng: np.random.Generator
+) -> None:
+    (p, q), side, channels = fraction, 112, 256
+    window = side * side
+    y_scale = np.float32(0.0137)
+    grids = {
+        "x_scale": np.float32(float(y_scale) * window * p / q),
+        "x_zero_point": np.uint8(zero_x),
+        "y_scale": y_scale,
+        "y_zero_point": np.uint8(zero_y),
+    }
+    half_codes = rng.integers(-zero_y, 255 - zero_y, channels) + 0.5
+    sums = np.clip(np.rint(half_codes * q / p).astype(np.int64), -zero_x * window, (255 - zero_x) * window)
+    means, rest = np.divmod(sums, window)
+    codes = means[:, None] + zero_x + (np.arange(window) < rest[:, None])
+    graph = helper.make_graph(
+        [helper.make_node("QLinearGlobalAveragePool", ["x", *grids], ["y"], domain="com.microsoft", channels_last=0)],
+        "mean",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, channels, side, side])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, [1, channels, 1, 1])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in grids.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": codes.astype(np.uint8).reshape(1, channels, side, side)})
+    np.testing.assert_array_equal(found.ravel(), np.clip(np.rint(sums * p / q) + zero_y, 0, 255))

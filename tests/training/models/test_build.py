@@ -25,6 +25,8 @@ FROM_TORCHVISION = [
     "vgg11_bn",
     "mobilenet_v2",
     "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
     "squeezenet1_1",
     "googlenet",
     "densenet121",
