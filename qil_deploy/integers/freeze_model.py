@@ -75,7 +75,6 @@ from .ratios import choose_denominator, nearest_fraction, nearest_numerator, shr
 # With steps from 2**-100 to 2**100 (`unwrap.prepared_model`), whatever is made for the file is a normal float32 number.
 _LARGEST_MULTIPLIER = 2.0**100
 _LARGEST_WINDOW = 2**24 - 1  # pixels of a map that ONNX Runtime averages
-_MOST_DEVIATION = 1 / 256  # of the ratio of a pool: less than a code
 
 
 def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
@@ -317,12 +316,13 @@ class _Freezer:
                 f"{chain[-1].target!r} averages maps of {window:,} pixels; ONNX Runtime averages {_LARGEST_WINDOW:,} "
                 "at most. Pool them in two steps."
             )
-        ratio = float(x.scale) / (window * float(y.scale))
-        p, q = nearest_fraction(ratio, 255 * window, int(y.zero_point))
-        if p / q > ratio * (1 + _MOST_DEVIATION):
+        ratio, largest = float(x.scale) / (window * float(y.scale)), 255 * window
+        p, q = nearest_fraction(ratio, largest, int(y.zero_point))
+        if (p / q - ratio) * min(largest, 255 / ratio) > 1:
             raise UnsupportedModelError(
-                f"{chain[-1].target!r} averages maps of {window:,} pixels, so many that no exact fraction comes near "
-                f"1/{1 / ratio:.0f}, the code that a sum of one makes. Pool them in two steps."
+                f"{chain[-1].target!r} averages maps of {window:,} pixels, too many for an exact mean: no "
+                f"fraction that is safe from ties comes near 1/{1 / ratio:.0f} of a code per code of a pixel. Pool them "
+                "in two steps."
             )
         frozen = FrozenGlobalAveragePool(x, y, window, p, q)
         self._replace(chain, str(chain[-1].target), frozen, y)

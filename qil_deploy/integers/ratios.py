@@ -30,7 +30,8 @@ import numpy as np
 from .bounds import rounding_error_bound
 
 MAX_DENOMINATOR = 4095
-_MOST_DENOMINATOR = 2**17 - 1  # 255 * 255, the largest product, times less is less than half a code
+_MOST_TRIED = 2**17 - 1
+_LARGEST_DENOMINATOR = 2**31 - 1  # ONNX Runtime takes ratios from 2**-32
 _BEYOND = 257.0  # output codes; whatever is larger saturates
 _LARGEST_TERMS = 2.0**19
 _SATURATING_RATIO = 255.0
@@ -78,8 +79,11 @@ def nearest_fraction(ratio: float, largest: float, y_zero_point: int) -> tuple[i
         y_zero_point: of the output.
     """
     ratio = min(ratio, _SATURATING_RATIO)
-    most = choose_denominator([min(largest * ratio, _BEYOND), y_zero_point], _MOST_DENOMINATOR)
-    denominators = np.arange(1, most + 1, 2)
+    most = choose_denominator([min(largest * ratio, _BEYOND), y_zero_point], _LARGEST_DENOMINATOR)
+    if 1 / ratio > _MOST_TRIED:
+        q = min(most, 2 * int(0.5 / ratio) + 1)
+        return 1, q
+    denominators = np.arange(1, min(most, _MOST_TRIED) + 1, 2)
     numerators = np.maximum(np.rint(ratio * denominators), 1)
     best = int(np.abs(numerators / denominators - ratio).argmin())
     return int(numerators[best]), int(denominators[best])

@@ -61,7 +61,16 @@ def test_pools_of_any_ratio_run_and_are_exact(exports: Exports, window: int, shi
     for form in ({}, {"format": "qdq"}):
         exports.check_equal(case, tmp_path / "model.onnx", **form)
     (pool,) = (module for module in case.frozen.modules() if isinstance(module, FrozenGlobalAveragePool))
-    assert 1 / 4095 <= int(pool.numerator) / int(pool.denominator) < 256
+    assert 2**-32 <= int(pool.numerator) / int(pool.denominator) < 256
+
+
+def test_a_mean_that_no_fraction_comes_near_is_refused(exports: Exports) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, 112, 112), np.uint8)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    pixels = Preprocessing.from_statistics((1, 112, 112), 0.5, 0.5)
+    with pytest.raises(UnsupportedModelError, match=r"averages maps of 12,544 pixels, too many .* Pool them in two"):
+        exports.case(network, QuantConfig(), images, pixels)
 
 
 def test_a_pool_beyond_what_the_kernel_counts_is_refused(exports: Exports) -> None:
