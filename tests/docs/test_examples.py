@@ -16,7 +16,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from qil_deploy import Preprocessing, QuantConfig
+from qil_deploy import Preprocessing
 from tests.docs.pages import ROOT, run_page
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ def test_scenes_are_what_their_labels_say(monkeypatch: pytest.MonkeyPatch) -> No
         assert not (labels[~covered] > 0).any()
 
 
-def test_a_pretrained_network_by_photographs(tmp_path: Path) -> None:
+def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With random weights and small crops: what is agreed on says nothing, but every number is compared."""
+    monkeypatch.syspath_prepend(EXAMPLES)  # where the recipe finds its network
     example = load("pretrained_photographs")
     for name, image in zip(("china", "flower"), load_sample_images().images, strict=True):
         (tmp_path / name).mkdir()
@@ -105,11 +106,19 @@ def test_a_pretrained_network_by_photographs(tmp_path: Path) -> None:
     (tmp_path / "china" / "notes.txt").write_text("no photograph")
     network = timm.create_model("tf_efficientnet_lite0").eval()
     pixels = Preprocessing.from_timm(network, size=32)
-    images = tuple(example.crops(tmp_path / name, pixels, 4) for name in ("china", "flower"))
-    assert [image.shape for image in images] == [(4, 3, 32, 32)] * 2
-    assert not np.array_equal(images[0][0], images[0][1])
-    config = QuantConfig(weight_bits=7, activation_bits=8, output_scales="channels")
-    outcome = example.quantize(network, images, pixels, config, tmp_path / "model.onnx")
-    assert outcome.report.exact
+    chosen, held_out = (example.crops(tmp_path / name, pixels, 4) for name in ("china", "flower"))
+    assert [chosen.shape, held_out.shape] == [(4, 3, 32, 32)] * 2
+    assert not np.array_equal(chosen[0], chosen[1])
+    out = tmp_path / "out"
+    example.write_inputs(network, chosen, held_out, pixels, out)
+    stages = "[{weight_bits=7,activation_bits=8,from_float=true,epochs=1,batch_size=4,frozen_epochs=1}]"
+    results, rows = example.calibrate_and_train(example.recipe(out, f"stages={stages}"), pixels, out)
+    assert results.float_result.accuracy == 100
+    assert [(row.bits, row.run) for row in rows] == [("w7a8", "calibrated"), ("w7a8", "trained")]
+    report = example.export_and_verify(results.stages[0].frozen, pixels, out, 4)
+    assert report.exact
+    assert report.images == 4
+    assert (out / "w7a8.onnx").is_file()
+    assert [stage.name for stage in example.recipe(out).stages] == ["w7a8", "w5a8", "w4a8", "w4a4"]
     with pytest.raises(SystemExit, match="holds no photographs"):
         example.crops(tmp_path / "absent", pixels, 4)
