@@ -321,8 +321,8 @@ class _Freezer:
         if (p / q - ratio) * min(largest, 255 / ratio) > 1:
             raise UnsupportedModelError(
                 f"{chain[-1].target!r} averages maps of {window:,} pixels, too many for an exact mean: no "
-                f"fraction that is safe from ties comes near 1/{1 / ratio:.0f} of a code per code of a pixel. Pool them "
-                "in two steps."
+                f"fraction that is safe from ties comes near 1/{1 / ratio:.0f} of a code per code of a pixel. Pool "
+                "them in two steps."
             )
         frozen = FrozenGlobalAveragePool(x, y, window, p, q)
         self._replace(chain, str(chain[-1].target), frozen, y)

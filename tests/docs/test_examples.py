@@ -122,3 +122,34 @@ def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest
     assert [stage.name for stage in example.recipe(out).stages] == ["w7a8", "w5a8", "w4a8", "w4a4"]
     with pytest.raises(SystemExit, match="holds no photographs"):
         example.crops(tmp_path / "absent", pixels, 4)
+
+
+def test_fine_tuning_a_network_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, so from random weights: discs and stripes of two colours are learned, and every logit is compared."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = load("finetune_torchvision")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 8)):
+        for name in ("discs", "stripes"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(drawn(name, rng)).save(tmp_path / split / name / f"{index}.png")
+    weights = torchvision.models.MobileNet_V3_Small_Weights.DEFAULT
+    pixels = Preprocessing.from_torchvision(weights, 32)
+    settings = example.Settings(epochs=2, quantized_epochs=1, frozen_epochs=1, batch=8, workers=0)
+    outcome = example.run(
+        torchvision.models.mobilenet_v3_small(num_classes=5), pixels, tmp_path, tmp_path / "tuned.onnx", settings
+    )
+    assert outcome.report.exact
+    assert outcome.report.images == 16
+    assert [backend.differing_logits for backend in outcome.report.backends] == [0] * len(outcome.report.backends)
+    assert outcome.frozen_accuracy == outcome.report.backends[0].accuracy
+
+
+def drawn(name: str, rng: np.random.Generator) -> np.ndarray:
+    """Draw a picture of 40x52 pixels, uint8 [H, W, 3]."""
+    rows, columns = np.mgrid[:40, :52]
+    shape = (rows - 20) ** 2 + (columns - 26) ** 2 < 200 if name == "discs" else (rows + columns) % 12 < 6
+    ground, paint = rng.integers(0, 256, (2, 3), dtype=np.uint8)
+    picture: np.ndarray = np.where(shape[..., None], paint, ground)
+    return picture
