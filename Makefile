@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-fast lint docs dist clean
+.PHONY: help setup demo kernels bench test test-fast lint docs dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -20,6 +20,9 @@ setup: $(VENV)/.installed-all ## create .venv and install everything, developmen
 
 demo: $(VENV)/.installed-demo ## train, export, verify and time a small network (minutes)
 	$(BIN)/python -m qil_deploy demo
+
+kernels: setup ## build the library of kernels and install it into .venv (needs CMake and a C++ compiler)
+	$(PIP) --no-build-isolation --no-deps --force-reinstall ./kernels
 
 bench: $(VENV)/.installed-all ## measure exports beside their peers and write docs/benchmarks.md (minutes)
 	$(BIN)/python benchmarks/exporters.py resnet18 alexnet

@@ -1,0 +1,66 @@
+#include "kernel_sets.h"
+
+#include <cstdlib>
+
+namespace qil_deploy {
+
+const std::vector<KernelSet>& kernel_sets() {
+  static const std::vector<KernelSet> sets = {
+      {"scalar", "nothing special", [] { return true; }, [] { return std::string("it is there for tests"); }, {}},
+  };
+  return sets;
+}
+
+namespace {
+
+constexpr const char* variable = "QIL_DEPLOY_KERNELS";
+
+std::string names_of_sets() {
+  std::string names;
+  for (const KernelSet& set : kernel_sets()) names += std::string(set.name) + ", ";
+  return names + "off";
+}
+
+Choice forced_choice(const std::string& name) {
+  if (name == "off") return {nullptr, std::string(variable) + " is off", false};
+  for (const KernelSet& set : kernel_sets()) {
+    if (set.name != name) continue;
+    if (!set.runs_here()) {
+      return {nullptr, std::string(variable) + "=" + name + " needs " + set.instructions + ", which this processor lacks",
+              true};
+    }
+    return {&set, std::string(variable) + " asks for it", false};
+  }
+  return {nullptr, std::string(variable) + " is none of " + names_of_sets(), true};
+}
+
+}  // namespace
+
+Choice choose_kernel_set() {
+  const char* wanted = std::getenv(variable);
+  if (wanted != nullptr && *wanted != '\0') return forced_choice(wanted);
+  for (const KernelSet& set : kernel_sets()) {
+    if (set.runs_here() && set.why_not_faster().empty()) {
+      return {&set, "the first that is faster here than ONNX Runtime's own kernels", false};
+    }
+  }
+  return {nullptr, "no set is faster here than ONNX Runtime's own kernels, which run instead", false};
+}
+
+std::string explain_choice() {
+  std::string text;
+  for (const KernelSet& set : kernel_sets()) {
+    text += std::string(set.name) + ": ";
+    if (!set.runs_here()) {
+      text += std::string("the processor lacks ") + set.instructions;
+    } else {
+      const std::string reason = set.why_not_faster();
+      text += reason.empty() ? "faster than ONNX Runtime's own kernels" : "runs, but " + reason;
+    }
+    text += "\n";
+  }
+  const Choice choice = choose_kernel_set();
+  return text + "chosen: " + (choice.set == nullptr ? "none" : choice.set->name) + " (" + choice.reason + ")\n";
+}
+
+}  // namespace qil_deploy
