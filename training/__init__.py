@@ -1,5 +1,6 @@
 """Training: networks, data, recipes, the training loop and its stages, pictures of what was learned."""
 
+from .distillation import distillation_loss
 from .optimizers import parameter_groups, recipe_optimizers, weight_parameters
 
-__all__ = ["parameter_groups", "recipe_optimizers", "weight_parameters"]
+__all__ = ["distillation_loss", "parameter_groups", "recipe_optimizers", "weight_parameters"]

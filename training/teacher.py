@@ -8,7 +8,7 @@ the quantized network, `g`, the loss is one of
     squared error    mean over images and classes of (f - g)**2
     divergence       T**2 * mean over images of sum_k p_k * log(p_k / q_k)       p = softmax(f / T), q = softmax(g / T)
 
-(Hinton et al. 2015, section 2; T is the temperature). Labels are neither known nor read.
+(`distillation`; T is the temperature). Labels are neither known nor read.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from qil_deploy.checkpoint import CheckpointInfo, load_model
 from qil_deploy.errors import CheckpointError
 
+from .distillation import divergence
 from .models import model_builder
 from .recipe import QuantizerOnlySection, Recipe
 
@@ -77,6 +78,4 @@ class TeacherLoss:
             expected = self.teacher(x.clone())  # whose first layer may write in place
         if self.section.loss == "squared_error":
             return F.mse_loss(logits, expected)
-        temperature = self.section.temperature
-        p, q = (F.log_softmax(values / temperature, 1) for values in (expected, logits))
-        return temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)
+        return divergence(logits, expected, self.section.temperature)
