@@ -30,6 +30,8 @@ _WORDS = {"extra_forbidden": "there is no such key", "missing": "this key is mis
 _LAYERS_SHOWN = 20
 
 Bits = Annotated[int, Field(ge=2, le=8, strict=True)]
+GradientScaling = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, strict=True)]
+"""Beyond 2 a gradient could change its sign."""
 
 
 def _known_method(name: str) -> str:
@@ -83,6 +85,11 @@ class QuantConfig(BaseModel):
             8-bit activations and 7-bit weights, the residual stream and pooled features 8-bit codes.
         method: how quantizers learn: `qil` (centre and width of each interval) or `lsq` (the step of each tensor).
         train_gamma: learn the exponent of each weight transformer (1 otherwise); for method `qil`.
+        gradient_scaling: scale the gradient of each rounding by `1 + gradient_scaling * sign(g) * (r - rint(r))`, where
+            `r` is the code before rounding and `g` the gradient (EWGS; Lee et al., CVPR 2021), from 0 (plain
+            straight-through) to 2. It counts in steps between codes, so 0.2 scales by 0.9 to 1.1 at every bit width;
+            the paper's factor counts in [0, 1] over the interval (`quantizers/kernels.py`). Of weights and activations,
+            not of 8-bit ranges; training only.
         allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where otherwise the
             network would be refused; only in `integer` placement.
         float_gates: keep gates and smooth activations (products, sigmoids, SiLU and their like) in float, too, as
@@ -105,6 +112,7 @@ class QuantConfig(BaseModel):
     placement: Placement = "integer"
     method: MethodName = DEFAULT_METHOD
     train_gamma: bool = False
+    gradient_scaling: GradientScaling = 0.0
     allow_float: bool = False
     float_gates: bool = False
     output_scales: OutputScales = "without_batchnorm"

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qil_deploy.config import DEFAULT_METHOD, Bits, MethodName, Placement, QuantConfig, validation_sentences
+from qil_deploy.config import (
+    DEFAULT_METHOD,
+    Bits,
+    GradientScaling,
+    MethodName,
+    Placement,
+    QuantConfig,
+    validation_sentences,
+)
 from qil_deploy.errors import ConfigError
 from qil_deploy.untrusted_text import excerpt
 
@@ -225,6 +233,7 @@ class Recipe(_Section):
         seed: of weights, order, augmentation and dropout.
         method: how quantizers learn (`QuantConfig`).
         train_gamma: learn the exponent of each weight transformer.
+        gradient_scaling: how much the gradient of a rounding depends on the distance to the code (`QuantConfig`).
         allow_float: keep operations without an integer form in float.
         overrides: bits by layer-name pattern.
         float_training: needed unless there is `quantizer_only`.
@@ -241,6 +250,7 @@ class Recipe(_Section):
     placement: Placement = "integer"
     method: MethodName = DEFAULT_METHOD
     train_gamma: Switch = False
+    gradient_scaling: GradientScaling = 0.0
     allow_float: Switch = False
     overrides: Overrides = Field(default_factory=dict)
     model: ModelSection
@@ -295,6 +305,7 @@ class Recipe(_Section):
             placement=self.placement,
             method=self.method,
             train_gamma=self.train_gamma,
+            gradient_scaling=self.gradient_scaling,
             allow_float=self.allow_float,
             output_scales="without_batchnorm" if self.quantizer_only is None else self.quantizer_only.output_scales,
             overrides=self.overrides | stage.overrides,

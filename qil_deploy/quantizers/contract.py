@@ -41,12 +41,14 @@ class IntervalQuantizer(nn.Module, ABC):
     Args:
         bits: 2 to 8.
         largest_code: `q`, the code of the clipping threshold.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
     """
 
-    def __init__(self, bits: int, largest_code: int) -> None:
+    def __init__(self, bits: int, largest_code: int, gradient_scaling: float) -> None:
         super().__init__()
         self.bits = bits
         self.largest_code = largest_code
+        self.gradient_scaling = gradient_scaling
 
     @property
     @abstractmethod
@@ -85,8 +87,8 @@ class IntervalQuantizer(nn.Module, ABC):
 class WeightQuantizer(IntervalQuantizer):
     """Quantizer of weights: values `W / q` with codes `W` in `-q..q`, `q = 2**(bits-1) - 1`; 2 bits are ternary."""
 
-    def __init__(self, bits: int) -> None:
-        super().__init__(bits, 2 ** (bits - 1) - 1)
+    def __init__(self, bits: int, *, gradient_scaling: float = 0.0) -> None:
+        super().__init__(bits, 2 ** (bits - 1) - 1, gradient_scaling)
 
     @property
     def gamma(self) -> Tensor | None:
@@ -113,10 +115,11 @@ class ActivationQuantizer(IntervalQuantizer):
     Args:
         bits: 2 to 8.
         signed: whether activations can be negative; the interval then starts on both sides of 0.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
     """
 
-    def __init__(self, bits: int, *, signed: bool = False) -> None:
-        super().__init__(bits, 2**bits - 1)
+    def __init__(self, bits: int, *, signed: bool = False, gradient_scaling: float = 0.0) -> None:
+        super().__init__(bits, 2**bits - 1, gradient_scaling)
         self.signed = signed
 
     @abstractmethod

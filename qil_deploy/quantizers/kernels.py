@@ -3,6 +3,17 @@
 A kernel writes its result for a flat piece of a tensor into `out`; the kernel of a backward pass also returns the sums
 that the gradients of its scalars are made of. Each quantizer's file has its own.
 
+The gradient passes a rounding unchanged, or scaled element by element (EWGS; Lee et al., CVPR 2021). With `r` a code
+before rounding, `g` the gradient by `rint(r)` and `delta` the `gradient_scaling` of a `QuantConfig`, that by `r` is
+
+    g * (1 + delta * sign(g) * (r - rint(r)))
+
+What lies above its code moves down faster than what lies below, and up more slowly. `delta` counts in steps between
+codes, so that it means the same at every bit width: the factor lies within `1 +- delta/2`. The paper's counts in
+`[0, 1]` over the whole interval, and is this one times the number of steps (`2q` for weights, as they are signed, and
+`q` for activations). Only the rounding is scaled; weights, activations and parameters of intervals get what the chain
+rule makes of it, and with `delta = 0` exactly the plain gradient (decision 0044).
+
 Backward recomputes everything from the quantizer's input, which the layer before it keeps anyway, so quantizing
 costs no memory. Without a compiler each kernel goes over its tensors block by block, so that its passes find
 them in the cache; compiled, a kernel is one pass (decision 0016).
@@ -93,6 +104,17 @@ def _blocks(out: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     ]
     whole = _Compilation.enabled or out.device.type != "cpu" or out.numel() <= _BLOCK
     return iter([tuple(flat)]) if whole else zip(*(tensor.split(_BLOCK) for tensor in flat), strict=True)
+
+
+def scale_gradient(grad: Tensor, real: Tensor, gradient_scaling: float) -> Tensor:
+    """Return `grad * (1 + gradient_scaling * sign(grad) * (real - rint(real)))` (module docstring).
+
+    Args:
+        grad: gradient of the loss by the rounded codes, in any unit.
+        real: codes before rounding, of the shape of `grad`, finite.
+        gradient_scaling: `delta`.
+    """
+    return (real - real.round()).mul_(grad.abs()).mul_(gradient_scaling).add_(grad)
 
 
 class _RoundStraightThrough(torch.autograd.Function):

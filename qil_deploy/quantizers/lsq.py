@@ -17,6 +17,8 @@ derivative by `s` is
 Behind a BatchNorm the loss does not depend on the scale of what goes in, so `sum(g * code)` is zero; with an output
 scale it is the gradient of that scale. What is left is the derivative above.
 
+The gradient passes the rounding as `kernels` says, plain or scaled by `gradient_scaling`.
+
 The gradient of `s` is scaled by `1 / sqrt(N * high)` (the paper's section 2.2), where N counts the weights, or the
 activations of one image.
 
@@ -38,7 +40,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .contract import ActivationQuantizer, IntervalQuantizer, Method, WeightQuantizer
-from .kernels import between, full_precision, run_backward, run_forward
+from .kernels import between, full_precision, run_backward, run_forward, scale_gradient
 
 if TYPE_CHECKING:
     from qil_deploy.config import QuantConfig
@@ -54,8 +56,12 @@ def _forward_real(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Non
     torch.div(x, s, out=out).clamp_(low, high)
 
 
-def _backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
+def _backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int, scaling: float) -> Tensor:
     """Write the gradient of `x` by the codes; return the sum that the gradient of `s` is made of."""
+    if scaling:
+        real = torch.empty_like(x)
+        _forward_real(real, x, s, low, high)
+        grad = scale_gradient(grad, real, scaling)
     steps = x / s
     inside = between(grad, steps, low, high)
     torch.div(inside, s, out=out)
@@ -68,25 +74,40 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, s: Tensor, low: int, high: int, offset: int | None, q: int, step_factor: float
+        ctx: Any,
+        x: Tensor,
+        s: Tensor,
+        limits: tuple[int, int],
+        offset: int | None,
+        q: int,
+        step_factor: float,
+        scaling: float,
     ) -> Tensor:
         ctx.save_for_backward(x, s)
-        ctx.constants = low, high, q, step_factor
+        ctx.constants = limits, q, step_factor, scaling
         if offset is None:
-            return run_forward(_forward_real, x, s, low, high)
-        return run_forward(_forward, x, s, low, high, offset, q)
+            return run_forward(_forward_real, x, s, *limits)
+        return run_forward(_forward, x, s, *limits, offset, q)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, s = ctx.saved_tensors
-        low, high, q, step_factor = ctx.constants
-        grad_x, total = run_backward(_backward, grads[0] / q, x, s, low, high)
+        limits, q, step_factor, scaling = ctx.constants
+        grad_x, total = run_backward(_backward, grads[0] / q, x, s, *limits, scaling)
         return grad_x, -step_factor * total / s, None, None, None, None, None
 
 
 def quantize_by_steps(
-    x: Tensor, s: Tensor, low: int, high: int, *, offset: int, q: int, step_factor: float = 1.0
+    x: Tensor,
+    s: Tensor,
+    low: int,
+    high: int,
+    *,
+    offset: int,
+    q: int,
+    step_factor: float = 1.0,
+    gradient_scaling: float = 0.0,
 ) -> Tensor:
     """Return `(clip(rint(x / s), low, high) - offset) / q` (module docstring).
 
@@ -97,17 +118,18 @@ def quantize_by_steps(
         offset: the code that value 0 stands for.
         q: what codes are divided by.
         step_factor: of the gradient of `s`.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
 
     Returns:
         Values of the shape of `x`, float64 if `x` is and otherwise float32.
     """
-    result: Tensor = _Steps.apply(full_precision(x), s, low, high, offset, q, step_factor)
+    result: Tensor = _Steps.apply(full_precision(x), s, (low, high), offset, q, step_factor, gradient_scaling)
     return result
 
 
 def codes_by_steps(x: Tensor, s: Tensor, low: int, high: int, *, step_factor: float = 1.0) -> Tensor:
     """Return `clip(x / s, low, high)`: codes before rounding; arguments as for `quantize_by_steps`."""
-    result: Tensor = _Steps.apply(full_precision(x), s, low, high, None, 1, step_factor)
+    result: Tensor = _Steps.apply(full_precision(x), s, (low, high), None, 1, step_factor, 0.0)
     return result
 
 
@@ -156,8 +178,10 @@ class LsqWeightQuantizer(_LsqInterval, WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
-        q = self.largest_code
-        return quantize_by_steps(weight, self.step, -q, q, offset=0, q=q, step_factor=_step_factor(weight.numel(), q))
+        q, factor = self.largest_code, _step_factor(weight.numel(), self.largest_code)
+        return quantize_by_steps(
+            weight, self.step, -q, q, offset=0, q=q, step_factor=factor, gradient_scaling=self.gradient_scaling
+        )
 
     def codes_real(self, weight: Tensor) -> Tensor:
         """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
@@ -171,17 +195,20 @@ class LsqActivationQuantizer(_LsqInterval, ActivationQuantizer):
     Args:
         bits: 2 to 8.
         signed: whether activations can be negative; half of the codes then stand for negative ones.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
     """
 
-    def __init__(self, bits: int, *, signed: bool = False) -> None:
-        super().__init__(bits, signed=signed)
+    def __init__(self, bits: int, *, signed: bool = False, gradient_scaling: float = 0.0) -> None:
+        super().__init__(bits, signed=signed, gradient_scaling=gradient_scaling)
         self.lowest = -(self.largest_code + 1) // 2 if signed else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized activations, in [0, 1], of the shape of `x`."""
         q, low = self.largest_code, self.lowest
         factor = _step_factor(x.numel() // max(1, len(x)), low + q)
-        return quantize_by_steps(x, self.step, low, low + q, offset=low, q=q, step_factor=factor)
+        return quantize_by_steps(
+            x, self.step, low, low + q, offset=low, q=q, step_factor=factor, gradient_scaling=self.gradient_scaling
+        )
 
 
 def _step_factor(count: int, high: int) -> float:
@@ -189,12 +216,12 @@ def _step_factor(count: int, high: int) -> float:
     return 1.0 / math.sqrt(max(1, count) * high)
 
 
-def _weights(bits: int, _config: QuantConfig) -> WeightQuantizer:
-    return LsqWeightQuantizer(bits)
+def _weights(bits: int, config: QuantConfig) -> WeightQuantizer:
+    return LsqWeightQuantizer(bits, gradient_scaling=config.gradient_scaling)
 
 
-def _activations(bits: int, signed: bool, _config: QuantConfig) -> ActivationQuantizer:
-    return LsqActivationQuantizer(bits, signed=signed)
+def _activations(bits: int, signed: bool, config: QuantConfig) -> ActivationQuantizer:
+    return LsqActivationQuantizer(bits, signed=signed, gradient_scaling=config.gradient_scaling)
 
 
 LSQ = Method(name="lsq", weights=_weights, activations=_activations)

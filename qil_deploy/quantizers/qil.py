@@ -19,6 +19,8 @@ Activations are the same with gamma = 1 and without the sign: `x_hat = clip((x -
 `t` is raised to `gamma - 1`, which is infinite at `t = 0` for `gamma < 1`; the derivative below `SMALLEST_T` is
 therefore taken at `SMALLEST_T`.
 
+The gradient passes the rounding as `kernels` says, plain or scaled by `gradient_scaling`.
+
 What is learned are dimensionless parameters (decision 0009):
 
     d = exp(log_distance)    c = center_ratio * d    so   l = d * (center_ratio - 1),   u = d * (center_ratio + 1)
@@ -38,7 +40,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .contract import ActivationQuantizer, IntervalQuantizer, Method, WeightQuantizer
-from .kernels import between, full_precision, run_backward, run_forward
+from .kernels import between, full_precision, run_backward, run_forward, scale_gradient
 
 if TYPE_CHECKING:
     from qil_deploy.config import QuantConfig
@@ -65,8 +67,14 @@ def _weight_forward_rounded(out: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma:
     out.round_().div_(q)
 
 
-def _weight_backward(out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None) -> Tensor:
+def _weight_backward(
+    out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int, scaling: float
+) -> Tensor:
     """Write the gradient of `w`; return the sums that those of `c`, `d` and `gamma` are made of."""
+    if scaling:
+        real = torch.empty_like(w)
+        _weight_forward(real, w, c, d, gamma, q)
+        grad = scale_gradient(grad, real, scaling)
     t = w.abs().sub_(c - d).mul_(0.5 / d)
     inside = between(grad, t, 0.0, 1.0)
     sign = w.sign()
@@ -85,12 +93,22 @@ def _weight_backward(out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor,
 
 
 def _activation_forward(out: Tensor, x: Tensor, c: Tensor, d: Tensor, q: int) -> None:
+    """Write the real codes."""
+    torch.sub(x, c - d, out=out).mul_(0.5 * q / d).clamp_(0.0, q)
+
+
+def _activation_forward_rounded(out: Tensor, x: Tensor, c: Tensor, d: Tensor, q: int) -> None:
     """Write the values."""
-    torch.sub(x, c - d, out=out).mul_(0.5 * q / d).clamp_(0.0, q).round_().div_(q)
+    _activation_forward(out, x, c, d, q)
+    out.round_().div_(q)
 
 
-def _activation_backward(out: Tensor, grad: Tensor, x: Tensor, c: Tensor, d: Tensor) -> Tensor:
+def _activation_backward(out: Tensor, grad: Tensor, x: Tensor, c: Tensor, d: Tensor, q: int, scaling: float) -> Tensor:
     """Write the gradient of `x`; return the sums that those of `c` and `d` are made of."""
+    if scaling:
+        real = torch.empty_like(x)
+        _activation_forward(real, x, c, d, q)
+        grad = scale_gradient(grad, real, scaling)
     t = (x - (c - d)).mul_(0.5 / d)
     inside = between(grad, t, 0.0, 1.0)
     torch.mul(inside, 0.5 / d, out=out)
@@ -99,14 +117,15 @@ def _activation_backward(out: Tensor, grad: Tensor, x: Tensor, c: Tensor, d: Ten
 
 class _QuantizeWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
+    def forward(ctx: Any, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int, scaling: float) -> Tensor:
         ctx.save_for_backward(w, c, d, gamma)
+        ctx.constants = q, scaling
         return run_forward(_weight_forward_rounded, w, c, d, gamma, q)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_weight_gradients(grads[0], *ctx.saved_tensors), None)
+        return (*_weight_gradients(grads[0], ctx.saved_tensors, *ctx.constants), None, None)
 
 
 class _WeightCodesReal(torch.autograd.Function):
@@ -119,30 +138,32 @@ class _WeightCodesReal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_weight_gradients(grads[0] * ctx.q, *ctx.saved_tensors), None)
+        return (*_weight_gradients(grads[0] * ctx.q, ctx.saved_tensors, ctx.q, 0.0), None)
 
 
 def _weight_gradients(
-    grad: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None
+    grad: Tensor, saved: tuple[Tensor, Tensor, Tensor, Tensor | None], q: int, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    grad_w, sums = run_backward(_weight_backward, grad, w, c, d, gamma)
+    w, c, d, gamma = saved
+    grad_w, sums = run_backward(_weight_backward, grad, w, c, d, gamma, q, scaling)
     total, by_t, by_gamma = sums.unbind()
     return grad_w, -0.5 * total / d, (0.5 * total - by_t) / d, None if gamma is None else by_gamma
 
 
 class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, c: Tensor, d: Tensor, q: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, c: Tensor, d: Tensor, q: int, scaling: float) -> Tensor:
         ctx.save_for_backward(x, c, d)
-        return run_forward(_activation_forward, x, c, d, q)
+        ctx.constants = q, scaling
+        return run_forward(_activation_forward_rounded, x, c, d, q)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, c, d = ctx.saved_tensors
-        grad_x, sums = run_backward(_activation_backward, grads[0], x, c, d)
+        grad_x, sums = run_backward(_activation_backward, grads[0], x, c, d, *ctx.constants)
         total, by_t = sums.unbind()
-        return grad_x, -0.5 * total / d, (0.5 * total - by_t) / d, None
+        return grad_x, -0.5 * total / d, (0.5 * total - by_t) / d, None, None
 
 
 def weight_codes_real(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
@@ -151,7 +172,9 @@ def weight_codes_real(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: 
     return result
 
 
-def quantize_weight(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
+def quantize_weight(
+    w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int, *, gradient_scaling: float = 0.0
+) -> Tensor:
     """Quantize weights to `-q/q .. q/q` (module docstring, first equation).
 
     Args:
@@ -159,26 +182,28 @@ def quantize_weight(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: in
         c, d: centre and distance of the interval of `|w|`, scalars in the unit of `w`; `d > 0`.
         gamma: exponent of the transformer, a positive scalar; None means 1.
         q: largest code, `2**(bits-1) - 1`.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
 
     Returns:
         Values `W / q` with integer `W` in [-q, q], of the shape of `w`, float64 if `w` is and otherwise float32.
     """
-    result: Tensor = _QuantizeWeight.apply(full_precision(w), c, d, gamma, q)
+    result: Tensor = _QuantizeWeight.apply(full_precision(w), c, d, gamma, q, gradient_scaling)
     return result
 
 
-def quantize_activation(x: Tensor, c: Tensor, d: Tensor, q: int) -> Tensor:
+def quantize_activation(x: Tensor, c: Tensor, d: Tensor, q: int, *, gradient_scaling: float = 0.0) -> Tensor:
     """Quantize activations to `0/q .. q/q` (module docstring, second equation).
 
     Args:
         x: activations, any shape, floating point.
         c, d: centre and distance of the interval of `x`, scalars in the unit of `x`; `d > 0`.
         q: largest code, `2**bits - 1`.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
 
     Returns:
         Values `X / q` with integer `X` in [0, q], of the shape of `x`, float64 if `x` is and otherwise float32.
     """
-    result: Tensor = _QuantizeActivation.apply(full_precision(x), c, d, q)
+    result: Tensor = _QuantizeActivation.apply(full_precision(x), c, d, q, gradient_scaling)
     return result
 
 
@@ -227,10 +252,11 @@ class QilWeightQuantizer(_QilInterval, WeightQuantizer):
     Args:
         bits: 2 to 8.
         train_gamma: whether the exponent of the transformer is a parameter; it is 1 otherwise.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
     """
 
-    def __init__(self, bits: int, *, train_gamma: bool = False) -> None:
-        super().__init__(bits)
+    def __init__(self, bits: int, *, train_gamma: bool = False, gradient_scaling: float = 0.0) -> None:
+        super().__init__(bits, gradient_scaling=gradient_scaling)
         self.gamma_raw = nn.Parameter(torch.zeros((), dtype=torch.float32)) if train_gamma else None
 
     @property
@@ -242,7 +268,8 @@ class QilWeightQuantizer(_QilInterval, WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
-        return quantize_weight(weight, self.center, self.distance, self.gamma, self.largest_code)
+        scaling, q = self.gradient_scaling, self.largest_code
+        return quantize_weight(weight, self.center, self.distance, self.gamma, q, gradient_scaling=scaling)
 
     def codes_real(self, weight: Tensor) -> Tensor:
         """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
@@ -259,11 +286,13 @@ class QilActivationQuantizer(_QilInterval, ActivationQuantizer):
     Args:
         bits: 2 to 8.
         signed: whether activations can be negative; the interval then starts symmetric around 0.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized activations, in [0, 1], of the shape of `x`."""
-        return quantize_activation(x, self.center, self.distance, self.largest_code)
+        scaling, q = self.gradient_scaling, self.largest_code
+        return quantize_activation(x, self.center, self.distance, q, gradient_scaling=scaling)
 
     def set_largest(self, largest: float) -> None:
         """Set the interval to `[0, largest]`, or `[-largest, largest]` where activations can be negative."""
@@ -271,11 +300,11 @@ class QilActivationQuantizer(_QilInterval, ActivationQuantizer):
 
 
 def _weights(bits: int, config: QuantConfig) -> WeightQuantizer:
-    return QilWeightQuantizer(bits, train_gamma=config.train_gamma)
+    return QilWeightQuantizer(bits, train_gamma=config.train_gamma, gradient_scaling=config.gradient_scaling)
 
 
-def _activations(bits: int, signed: bool, _config: QuantConfig) -> ActivationQuantizer:
-    return QilActivationQuantizer(bits, signed=signed)
+def _activations(bits: int, signed: bool, config: QuantConfig) -> ActivationQuantizer:
+    return QilActivationQuantizer(bits, signed=signed, gradient_scaling=config.gradient_scaling)
 
 
 QIL = Method(name="qil", weights=_weights, activations=_activations)
