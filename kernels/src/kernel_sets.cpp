@@ -2,10 +2,31 @@
 
 #include <cstdlib>
 
+#if defined(__x86_64__)
+#include "x86/x86_kernels.h"
+#endif
+
 namespace qil_deploy {
+
+namespace {
+
+std::string always_faster() { return ""; }
+
+#if defined(__x86_64__)
+bool has_avx512_vbmi() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2");
+}
+#endif
+
+}  // namespace
 
 const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
+#if defined(__x86_64__)
+      {"avx512vbmi", "AVX-512 with VBMI, VBMI2 and VNNI", has_avx512_vbmi, always_faster, {&lookup_avx512_kernel}},
+#endif
       {"scalar", "nothing special", [] { return true; }, [] { return std::string("it is there for tests"); }, {}},
   };
   return sets;

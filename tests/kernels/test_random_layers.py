@@ -9,7 +9,7 @@ import pytest
 
 from .models import random_convolution, run
 
-SETS = ["scalar"]
+SETS = ["scalar", "avx512vbmi"]
 BITS = [(1, 3), (3, 7), (7, 15), (1, 15), (7, 3), (2, 5)]  # largest weight code, largest input code
 
 

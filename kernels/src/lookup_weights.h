@@ -1,0 +1,57 @@
+// Ternary weights as patterns for lookup, packed alike for every processor.
+//
+// A cell holds codes 0..3 of `channels` channels, two bits each, the first channel lowest: it is an index into a table of
+// 4**channels sums. A pattern is the weights of these channels at one tap, as a number in base 3 (digit 0: -1, 1: 0, 2: 1);
+// pattern p has its own table, sum over channels of digit * code. So one step of the convolution is one byte per output
+// channel (3 channels: 27 patterns, 2.7 bits a weight) and one table lookup per cell.
+//
+// Sums run in bytes, and are emptied into 16 bits before any could overflow. When that is, the weights say: over a run of
+// steps no sum passes 127 or -128 while 3 * (number of +1) <= 127 and 3 * (number of -1) <= 128 for each channel of the
+// block. Runs end with the fullest channel; for random ternary weights they last some 30 steps.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "lowbit_conv.h"
+
+namespace qil_deploy {
+
+// One step of one output channel: the number of its pattern, and the most that it adds and takes away.
+struct Step {
+  uint8_t pattern, positive, negative;
+};
+
+// Empty where a kernel that computes blocks of output channels, with sums in 16 bits, can take the layer; else why not.
+std::string why_not_blocks(const Layer& layer);
+
+// Empty where the layer has ternary weights, codes 0..3, sums that fit, and outputs enough to fill blocks; else why not.
+std::string why_not_lookup(const Layer& layer);
+
+struct LookupWeights {
+  // unit: what a pattern's number is multiplied with when it is stored, so that it addresses its table.
+  LookupWeights(const Layer& layer, int channels, int unit);
+
+  // Lengths of the runs of one block of outputs.
+  struct Runs {
+    const uint16_t* lengths;
+    int count;
+  };
+  // outputs: 2, 4, 8 or 16; index counts blocks of that many.
+  Runs runs(int outputs, int index) const;
+  const uint8_t* block(int index) const { return patterns.data() + size_t(index) * steps * 16; }  // of 16 outputs
+  size_t bytes() const;
+
+  int steps;                      // for one group of the convolution
+  std::vector<uint8_t> patterns;  // [groups * blocks of 16 outputs, steps, 16]; padding is the pattern of zeros
+
+ private:
+  struct BlockRuns {
+    std::vector<uint16_t> lengths;
+    std::vector<uint32_t> first;  // [blocks + 1]
+  };
+  void add_runs(BlockRuns& runs, const Step* steps_of_block, int outputs) const;
+  BlockRuns runs_[4];  // of 2, 4, 8, 16 outputs
+};
+
+}  // namespace qil_deploy

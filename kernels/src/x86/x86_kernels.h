@@ -1,0 +1,10 @@
+// The kernels for x86-64.
+#pragma once
+
+#include "../lowbit_conv.h"
+
+namespace qil_deploy {
+
+extern const Kernel lookup_avx512_kernel;
+
+}  // namespace qil_deploy
