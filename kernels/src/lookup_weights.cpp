@@ -4,14 +4,12 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "tiled_plan.h"
-
 namespace qil_deploy {
 
 namespace {
 
 // The largest sum before the multiplier fits int16, and after it, the bias and the scale fit int32 (so that rounding to
-// int32 and saturating in steps gives what the definition gives). Empty if so, else why not.
+// int32 and saturating in steps_ gives what the definition gives). Empty if so, else why not.
 std::string sums_too_large(const Layer& layer) {
   const int taps = layer.taps();
   for (int o = 0; o < layer.out_channels; o++) {
@@ -60,7 +58,7 @@ Step step_of(const Layer& layer, int o, int first, int channels, int tap) {
 }  // namespace
 
 // Cuts the steps into runs that no sum of `outputs` neighbouring channels overflows. steps_of_block: [steps, 16].
-void LookupWeights::add_runs(BlockRuns& runs, const Step* steps_of_block, int outputs) const {
+void LookupWeights::add_runs(Runs& runs, const Step* steps_of_block, int outputs) const {
   int positive[16] = {}, negative[16] = {}, length = 0;
   const auto end_run = [&] {
     if (length > 0) runs.lengths.push_back(uint16_t(length));
@@ -68,7 +66,7 @@ void LookupWeights::add_runs(BlockRuns& runs, const Step* steps_of_block, int ou
     std::fill(negative, negative + 16, 0);
     length = 0;
   };
-  for (int s = 0; s < steps; s++) {
+  for (int s = 0; s < steps_; s++) {
     const Step* step = steps_of_block + size_t(s) * 16;
     bool full = length == 65535;
     for (int j = 0; j < outputs; j++) {
@@ -88,34 +86,37 @@ void LookupWeights::add_runs(BlockRuns& runs, const Step* steps_of_block, int ou
 LookupWeights::LookupWeights(const Layer& layer, int channels, int unit) {
   const int window = layer.kernel_h * layer.kernel_w;
   const int outputs = layer.outputs_per_group(), blocks = blocks_per_group(layer);
-  steps = (layer.channels_per_group() + channels - 1) / channels * window;
+  steps_ = (layer.channels_per_group() + channels - 1) / channels * window;
   const int zeros = channels == 3 ? 13 : 4;  // digits 1, for weights of 0
-  patterns.resize(size_t(layer.groups) * blocks * steps * 16);
-  std::vector<Step> block(size_t(steps) * 16);
-  for (BlockRuns& runs : runs_) runs.first.push_back(0);
+  patterns_.resize(size_t(layer.groups) * blocks * steps_ * 16);
+  std::vector<Step> block(size_t(steps_) * 16);
+  for (Runs& runs : runs_) runs.first.push_back(0);
   for (int index = 0; index < layer.groups * blocks; index++) {
     std::fill(block.begin(), block.end(), Step{uint8_t(zeros), 0, 0});
     const int group = index / blocks, first = index % blocks * 16;
     for (int j = 0; j < 16 && first + j < outputs; j++) {
-      for (int s = 0; s < steps; s++) {
+      for (int s = 0; s < steps_; s++) {
         block[size_t(s) * 16 + j] = step_of(layer, group * outputs + first + j, s / window * channels, channels, s % window);
       }
     }
-    for (size_t i = 0; i < block.size(); i++) patterns[size_t(index) * steps * 16 + i] = uint8_t(block[i].pattern * unit);
+    for (size_t i = 0; i < block.size(); i++) patterns_[size_t(index) * steps_ * 16 + i] = uint8_t(block[i].pattern * unit);
     for (int size = 0; size < 4; size++) {
       for (int start = 0; start < 16; start += 2 << size) add_runs(runs_[size], &block[start], 2 << size);
     }
   }
 }
 
-LookupWeights::Runs LookupWeights::runs(int outputs, int index) const {
-  const BlockRuns& runs = runs_[outputs == 2 ? 0 : outputs == 4 ? 1 : outputs == 8 ? 2 : 3];
-  return {runs.lengths.data() + runs.first[index], int(runs.first[index + 1] - runs.first[index])};
+void LookupWeights::find(TileTask& task, int outputs, int index) const {
+  const Runs& runs = runs_[outputs == 2 ? 0 : outputs == 4 ? 1 : outputs == 8 ? 2 : 3];
+  task.runs = runs.lengths.data() + runs.first[index];
+  task.run_count = int(runs.first[index + 1] - runs.first[index]);
+  const int first = index * outputs;
+  task.weights = patterns_.data() + size_t(first / block_outputs) * steps_ * block_outputs + first % block_outputs;
 }
 
 size_t LookupWeights::bytes() const {
-  size_t total = patterns.size();
-  for (const BlockRuns& runs : runs_) total += runs.lengths.size() * 2 + runs.first.size() * 4;
+  size_t total = patterns_.size();
+  for (const Runs& runs : runs_) total += runs.lengths.size() * 2 + runs.first.size() * 4;
   return total;
 }
 

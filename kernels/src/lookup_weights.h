@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "lowbit_conv.h"
+#include "tiled_plan.h"
 
 namespace qil_deploy {
 
@@ -28,30 +28,25 @@ std::string why_not_blocks(const Layer& layer);
 // Empty where the layer has ternary weights, codes 0..3, sums that fit, and outputs enough to fill blocks; else why not.
 std::string why_not_lookup(const Layer& layer);
 
-struct LookupWeights {
+class LookupWeights final : public TileWeights {
+ public:
   // unit: what a pattern's number is multiplied with when it is stored, so that it addresses its table.
   LookupWeights(const Layer& layer, int channels, int unit);
 
-  // Lengths of the runs of one block of outputs.
-  struct Runs {
-    const uint16_t* lengths;
-    int count;
-  };
-  // outputs: 2, 4, 8 or 16; index counts blocks of that many.
-  Runs runs(int outputs, int index) const;
-  const uint8_t* block(int index) const { return patterns.data() + size_t(index) * steps * 16; }  // of 16 outputs
-  size_t bytes() const;
-
-  int steps;                      // for one group of the convolution
-  std::vector<uint8_t> patterns;  // [groups * blocks of 16 outputs, steps, 16]; padding is the pattern of zeros
+  // Weights are [steps, 16] patterns, from the first channel on.
+  void find(TileTask& task, int outputs, int index) const override;
+  size_t bytes() const override;
 
  private:
-  struct BlockRuns {
+  struct Runs {  // of all blocks of so many outputs
     std::vector<uint16_t> lengths;
     std::vector<uint32_t> first;  // [blocks + 1]
   };
-  void add_runs(BlockRuns& runs, const Step* steps_of_block, int outputs) const;
-  BlockRuns runs_[4];  // of 2, 4, 8, 16 outputs
+  void add_runs(Runs& runs, const Step* steps_of_block, int outputs) const;
+
+  int steps_;                      // for one group of the convolution
+  std::vector<uint8_t> patterns_;  // [groups * blocks of 16 outputs, steps, 16]; padding is the pattern of zeros
+  Runs runs_[4];                   // of 2, 4, 8, 16 outputs
 };
 
 }  // namespace qil_deploy

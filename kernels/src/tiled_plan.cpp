@@ -8,7 +8,7 @@ namespace {
 
 constexpr int wanted_items = 32;  // enough for many threads to share them evenly
 
-// Widths of the tiles that make up `vectors`: as wide as may be, and no single one beside wide ones, which would be slow.
+// Widths of the tiles that make up `vectors`: as wide as may be, but rather 3 and 2 than 4 and 1, which is slow.
 std::vector<int> tile_widths(int vectors, int widest) {
   std::vector<int> widths;
   while (vectors > 0) {
@@ -21,20 +21,43 @@ std::vector<int> tile_widths(int vectors, int widest) {
 
 }  // namespace
 
-TiledPlan::TiledPlan(const Layer& layer, const CellFormat& format, int vectors, PackRows pack_rows, int height, int width)
-    : layer_(layer), planes_(layer, format, height, width), pack_rows_(pack_rows) {
-  channel_blocks_ =
-      layer.groups * ((layer.channels_per_group() + format.channels_per_cell - 1) / format.channels_per_cell);
+TiledPlan::TiledPlan(const Layer& layer, const TiledKernel& kernel, const TileWeights& weights, int height, int width)
+    : layer_(layer), kernel_(kernel), weights_(weights), planes_(layer, kernel.format, height, width) {
+  const int per_cell = kernel.format.channels_per_cell;
+  channel_blocks_ = layer.groups * ((layer.channels_per_group() + per_cell - 1) / per_cell);
   pack_items_ = std::min(channel_blocks_, wanted_items);
-  const std::vector<int> widths = tile_widths(planes_.vectors(), vectors);
-  const int blocks = layer.groups * blocks_per_group(layer);
-  const int parts = std::min(blocks, (wanted_items + int(widths.size()) - 1) / int(widths.size()));
+  if (!fits()) return;
+  cut_tiles();
+  mark_pixels();
+}
+
+void TiledPlan::cut_tiles() {
+  int widest = 4;
+  while (kernel_.shapes[widest - 1].run == nullptr) widest--;
+  const std::vector<int> widths = tile_widths(planes_.vectors(), widest);
+  const int64_t blocks = layer_.groups * blocks_per_group(layer_);
+  const int64_t parts = std::min<int64_t>(blocks, (wanted_items + int64_t(widths.size()) - 1) / int64_t(widths.size()));
   int first = 0;
-  for (int vectors_here : widths) {
-    for (int part = 0; part < parts; part++) {
-      tiles_.push_back({first, vectors_here, int(int64_t{blocks} * part / parts), int(int64_t{blocks} * (part + 1) / parts)});
+  for (int width : widths) {
+    for (int64_t part = 0; part < parts; part++) {
+      tiles_.push_back({first, width, int(blocks * part / parts), int(blocks * (part + 1) / parts)});
     }
-    first += vectors_here;
+    first += width;
+  }
+}
+
+void TiledPlan::mark_pixels() {
+  const int lanes = kernel_.format.lanes;
+  ranks_.push_back(0);
+  for (int vector = 0; vector < planes_.vectors(); vector++) {
+    uint64_t mask = 0;
+    for (int i = 0; i < lanes; i++) {
+      const int pixel = vector * lanes + i;
+      const int row = pixel / planes_.pitch(), column = pixel % planes_.pitch();
+      if (row < planes_.out_height() && column < planes_.out_width()) mask |= uint64_t{1} << i;
+    }
+    masks_.push_back(mask);
+    ranks_.push_back(ranks_.back() + __builtin_popcountll(mask));
   }
 }
 
@@ -46,8 +69,44 @@ bool TiledPlan::run(int stage, size_t item, const uint8_t* x, uint8_t* y, uint8_
   const int first = int(int64_t{channel_blocks_} * int64_t(item) / pack_items_);
   const int last = int(int64_t{channel_blocks_} * int64_t(item + 1) / pack_items_);
   uint8_t bits = 0;
-  for (int block = first; block < last; block++) bits |= planes_.pack(block, x, scratch, pack_rows_);
+  for (int block = first; block < last; block++) bits |= planes_.pack(block, x, scratch, kernel_.pack_rows);
   return bits <= layer_.input_capacity;
+}
+
+void TiledPlan::run_tile(const Tile& tile, const uint8_t* cells, uint8_t* y) const {
+  const TileShape& shape = kernel_.shapes[tile.vectors - 1];
+  const int outputs = layer_.outputs_per_group(), blocks = blocks_per_group(layer_);
+  const size_t vector_bytes = size_t(kernel_.format.lanes) * kernel_.format.cell_bytes;
+  TileTask task;
+  task.offsets = planes_.offsets().data();
+  task.steps = int(planes_.offsets().size());
+  task.zero_point = layer_.output_zero_point;
+  task.low = layer_.low;
+  task.high = layer_.high;
+  task.out_pixels = size_t(planes_.out_height()) * planes_.out_width();
+  task.masks = masks_.data() + tile.first_vector;
+  task.ranks = ranks_.data() + tile.first_vector;
+  for (int block = tile.first_block; block < tile.last_block; block++) {
+    const int group = block / blocks;
+    task.cells = cells + group * planes_.group_bytes() + tile.first_vector * vector_bytes;
+    for (int part = 0; part < block_outputs / shape.outputs; part++) {
+      const int first = block % blocks * block_outputs + part * shape.outputs;
+      if (first >= outputs) break;
+      const int channel = group * outputs + first;
+      task.outputs = std::min(shape.outputs, outputs - first);
+      task.scales = layer_.scales.data() + channel;
+      task.bias = layer_.bias.data() + channel;
+      task.multipliers = layer_.multipliers.data() + channel;
+      task.y = y + channel * task.out_pixels;
+      weights_.find(task, shape.outputs, block * (block_outputs / shape.outputs) + part);
+      shape.run(task);
+    }
+  }
+}
+
+std::unique_ptr<Plan> TiledLayer::plan(int height, int width) const {
+  auto plan = std::make_unique<TiledPlan>(layer_, kernel_, *weights_, height, width);
+  return plan->fits() ? std::move(plan) : nullptr;
 }
 
 }  // namespace qil_deploy

@@ -24,7 +24,6 @@
 #include <cstring>
 
 #include "../lookup_weights.h"
-#include "../tiled_plan.h"
 #include "x86_kernels.h"
 
 namespace qil_deploy {
@@ -45,25 +44,6 @@ struct Tables {
 };
 constexpr Tables tables;
 constexpr int pattern_unit = 8;  // 64 bytes of a table, by an address that multiplies with 8
-
-// The upper bound of what one tile needs to know: plain data, because the functions below are compiled for instructions
-// that the rest of the program may not use, and must not call shared functions.
-struct TileTask {
-  const uint8_t* cells;     // of the first vector
-  const int32_t* offsets;   // [steps]
-  const uint8_t* patterns;  // [steps, 16], from the first channel on
-  const uint16_t* runs;
-  int run_count;
-  int outputs;  // channels to store, at most N
-  const float* scales;
-  const int32_t* bias;
-  const int32_t* multipliers;
-  uint8_t* y;  // of the first channel
-  size_t out_pixels;
-  const uint64_t* masks;  // [V] pixels of a vector that are not padding
-  const int32_t* ranks;   // [V + 1] number of such pixels before a vector
-  int zero_point, low, high;
-};
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi,bmi2,prefer-vector-width=512")
@@ -120,7 +100,7 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
       _mm512_store_si512(odd[n][i], _mm512_set1_epi16(short(start)));
     }
   }
-  const uint8_t* patterns = task.patterns;
+  const uint8_t* patterns = task.weights;
   const int32_t* offset = task.offsets;
   const int8_t* sums_of_patterns = tables.sums[0];
   for (int run = 0; run < task.run_count; run++) {
@@ -218,84 +198,10 @@ uint8_t pack_rows(const uint8_t* const* channels, int channel_count, int rows, s
 
 #pragma GCC pop_options
 
-class LookupPlan final : public TiledPlan {
- public:
-  LookupPlan(const Layer& layer, const LookupWeights& weights, int height, int width)
-      : TiledPlan(layer, {3, 1, 64}, 4, pack_rows, height, width), weights_(weights) {
-    ranks_.push_back(0);
-    for (int v = 0; v < planes_.vectors(); v++) {
-      uint64_t mask = 0;
-      for (int i = 0; i < 64; i++) {
-        const int pixel = v * 64 + i;
-        if (pixel / planes_.pitch() < planes_.out_height() && pixel % planes_.pitch() < planes_.out_width()) {
-          mask |= uint64_t{1} << i;
-        }
-      }
-      masks_.push_back(mask);
-      ranks_.push_back(ranks_.back() + __builtin_popcountll(mask));
-    }
-  }
-
- private:
-  void run_tile(const Tile& tile, const uint8_t* cells, uint8_t* y) const override {
-    switch (tile.vectors) {
-      case 1: return run_blocks<1, 16>(tile, cells, y);
-      case 2: return run_blocks<2, 8>(tile, cells, y);
-      case 3: return run_blocks<3, 4>(tile, cells, y);
-      default: return run_blocks<4, 4>(tile, cells, y);
-    }
-  }
-
-  template <int V, int N>
-  void run_blocks(const Tile& tile, const uint8_t* cells, uint8_t* y) const {
-    const int outputs = layer_.outputs_per_group(), blocks = blocks_per_group(layer_);
-    const size_t out_pixels = size_t(planes_.out_height()) * planes_.out_width();
-    for (int block = tile.first_block; block < tile.last_block; block++) {
-      const int group = block / blocks;
-      for (int part = 0; part < 16 / N; part++) {
-        const int first = block % blocks * 16 + part * N;
-        if (first >= outputs) break;
-        const int channel = group * outputs + first;
-        const LookupWeights::Runs runs = weights_.runs(N, block * (16 / N) + part);
-        qil_deploy::run_tile<V, N>({
-            cells + group * planes_.group_bytes() + size_t(tile.first_vector) * 64,
-            planes_.offsets().data(),
-            weights_.block(block) + part * N,
-            runs.lengths,
-            runs.count,
-            outputs - first < N ? outputs - first : N,
-            layer_.scales.data() + channel,
-            layer_.bias.data() + channel,
-            layer_.multipliers.data() + channel,
-            y + channel * out_pixels,
-            out_pixels,
-            masks_.data() + tile.first_vector,
-            ranks_.data() + tile.first_vector,
-            layer_.output_zero_point,
-            layer_.low,
-            layer_.high,
-        });
-      }
-    }
-  }
-
-  const LookupWeights& weights_;
-  std::vector<uint64_t> masks_;
-  std::vector<int32_t> ranks_;
-};
-
-class LookupLayer final : public PackedLayer {
- public:
-  explicit LookupLayer(const Layer& layer) : layer_(layer), weights_(layer, 3, pattern_unit) {}
-  std::unique_ptr<Plan> plan(int height, int width) const override {
-    auto plan = std::make_unique<LookupPlan>(layer_, weights_, height, width);
-    return plan->fits() ? std::move(plan) : nullptr;
-  }
-  size_t weight_bytes() const override { return weights_.bytes(); }
-
- private:
-  const Layer& layer_;
-  LookupWeights weights_;
+constexpr TiledKernel kernel = {
+    {3, 1, 64},
+    pack_rows,
+    {{16, run_tile<1, 16>}, {8, run_tile<2, 8>}, {4, run_tile<3, 4>}, {4, run_tile<4, 4>}},
 };
 
 }  // namespace
@@ -303,7 +209,9 @@ class LookupLayer final : public PackedLayer {
 const Kernel lookup_avx512_kernel = {
     "lookup (AVX-512 VBMI)",
     why_not_lookup,
-    [](const Layer& layer) -> std::unique_ptr<PackedLayer> { return std::make_unique<LookupLayer>(layer); },
+    [](const Layer& layer) -> std::unique_ptr<PackedLayer> {
+      return std::make_unique<TiledLayer>(layer, kernel, std::make_unique<LookupWeights>(layer, 3, pattern_unit));
+    },
 };
 
 }  // namespace qil_deploy
