@@ -4,19 +4,26 @@
 
 #if defined(__x86_64__)
 #include "x86/x86_kernels.h"
+#elif defined(__aarch64__)
+#include "neon/convolution.h"
 #endif
 
 namespace qil_deploy {
 
 namespace {
 
+#if defined(__x86_64__)
 std::string always_faster() { return ""; }
 
-#if defined(__x86_64__)
 bool has_avx512_vbmi() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2");
+}
+#elif defined(__aarch64__)
+std::string why_neon_is_not_faster() {
+  if (!neon::has_dot_product()) return "";
+  return "it has dot-product instructions, with which ONNX Runtime's own kernels are as fast";
 }
 #endif
 
@@ -26,6 +33,12 @@ const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
 #if defined(__x86_64__)
       {"avx512vbmi", "AVX-512 with VBMI, VBMI2 and VNNI", has_avx512_vbmi, always_faster, {&lookup_avx512_kernel}},
+#elif defined(__aarch64__)
+      {"neon",
+       "NEON",
+       [] { return true; },
+       why_neon_is_not_faster,
+       {&neon::lookup_kernel, &neon::narrow_kernel}},
 #endif
       {"scalar", "nothing special", [] { return true; }, [] { return std::string("it is there for tests"); }, {}},
   };
