@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from qil_deploy.errors import ConfigError, DataError
 
-WEIGHT, TEMPERATURE = 1.0, 4.0
+from .recipe import DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT
 
 
 def distillation_loss(
@@ -28,8 +28,8 @@ def distillation_loss(
     teacher_logits: Tensor,
     labels: Tensor,
     *,
-    weight: float = WEIGHT,
-    temperature: float = TEMPERATURE,
+    weight: float = DISTILLATION_WEIGHT,
+    temperature: float = DISTILLATION_TEMPERATURE,
     smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy with the labels, plus `weight` times the divergence from the teacher; the mean over images.
@@ -55,7 +55,7 @@ def distillation_loss(
     return cross_entropy + weight * divergence(logits, teacher_logits, temperature)
 
 
-def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float = DISTILLATION_TEMPERATURE) -> Tensor:
     """Return T**2 times the divergence of the student's softened predictions from the teacher's; the mean over images.
 
     Arguments, result and errors as for `distillation_loss`.

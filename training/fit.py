@@ -29,6 +29,7 @@ from qil_deploy.network import BatchNorm, estimate_batchnorm
 from qil_deploy.terminal import Progress, TaskID
 
 from .data import Batches, seeded
+from .distillation_teacher import DistillationLoss
 from .divergence import describe_divergence
 from .models import in_memory_format, memory_format_for
 from .optimizers import make_optimizers, quantizer_optimizers, rate_factor, weight_parameters
@@ -39,8 +40,8 @@ from .run_state import Extent, Learner, Position, load_state
 from .sync_batchnorm import synchronize_batchnorm
 from .teacher import TeacherLoss
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From logits [n, classes], input [n, C, H, W] and labels [n] to the loss, a scalar."""
+Loss = Callable[[Tensor, Tensor, Tensor, Position], Tensor]
+"""From logits [n, classes], input [n, C, H, W], labels [n] and the place of their batch to the loss, a scalar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class StepMetrics:
     rate: float
 
 
-def cross_entropy(logits: Tensor, _x: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, _x: Tensor, labels: Tensor, _position: Position, smoothing: float = 0.0) -> Tensor:
     """Loss of a classifier against the labels."""
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
@@ -131,17 +132,20 @@ def fit(run: Run, model: nn.Module, section: OptimizerSection, name: str, number
     average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
     optimizers = optimizers_of(run, model, section) if section.epochs > 0 else []
     learner = Learner(model=model, optimizers=optimizers, average=average)
+    batches = run.batches(section.batch_size, number)
     phase = Phase(
         name=name,
-        batches=run.batches(section.batch_size, number),
+        batches=batches,
         section=section,
         seed=run.seed(number),
-        loss=loss_of(run, section),
+        loss=loss_of(run, section, batches),
         norms_stay=run.recipe.quantizer_only is not None,
     )
     extent = Extent(epochs=section.epochs, batches=len(phase.batches), batch_size=section.batch_size)
     position = (load_state(run.folder, name, learner, extent) if run.resume else None) or Position()
-    with PhaseRecord(run, name, learner, info, position) as record:
+    lesson = run.recipe.distillation_of(section)
+    teacher = None if lesson is None else lesson.teacher
+    with PhaseRecord(run, name, learner, info, position, teacher=teacher) as record:
         train_epochs(phase, learner, record, position=position, accelerator=run.accelerator, progress=run.progress)
     if average is not None:
         model.load_state_dict(average.module.state_dict())
@@ -155,11 +159,24 @@ def optimizers_of(run: Run, model: nn.Module, section: OptimizerSection) -> list
     return (make_optimizers if run.recipe.quantizer_only is None else quantizer_optimizers)(model, section)
 
 
-def loss_of(run: Run, section: OptimizerSection) -> Loss:
-    """Return the loss of the recipe: cross-entropy, or distance from the float network."""
-    if run.data.teacher is None or run.recipe.quantizer_only is None:
+def loss_of(run: Run, section: OptimizerSection, batches: Batches | None = None) -> Loss:
+    """Return the loss of a phase: cross-entropy, with or without a teacher, or distance from the float network.
+
+    Args:
+        run: the run.
+        section: of the phase.
+        batches: that it is for; None for any images.
+
+    Raises:
+        CheckpointError: the teacher's checkpoint cannot be read, or is not one for this run.
+    """
+    if run.data.teacher is not None and run.recipe.quantizer_only is not None:
+        return TeacherLoss(run.data.teacher.model.to(run.accelerator.device), run.recipe.quantizer_only)
+    lesson, teacher = run.recipe.distillation_of(section), run.distillation_teacher
+    if lesson is None or teacher is None:
         return partial(cross_entropy, smoothing=section.label_smoothing)
-    return TeacherLoss(run.data.teacher.model.to(run.accelerator.device), run.recipe.quantizer_only)
+    answers = teacher.logits_of_batch if batches is None else teacher.logits_for(batches)
+    return DistillationLoss(teacher_logits=answers, section=lesson, smoothing=section.label_smoothing)
 
 
 def train_epochs(
@@ -194,7 +211,7 @@ def train_epochs(
             _seed_dropout(phase.seed, step, accelerator)
             images = in_memory_format(x.to(accelerator.device), memory_format)
             batch = (images, labels.to(accelerator.device))
-            loss, right = _step(wrapped, optimizers, weights, batch, phase, accelerator)
+            loss, right = _step(wrapped, optimizers, weights, batch, phase, accelerator, position)
             due = time.monotonic() - saved > record.save_seconds
             loss, right, due = _over_processes(loss, right, due, accelerator)
             if not math.isfinite(loss):
@@ -243,11 +260,12 @@ def _step(
     batch: tuple[Tensor, Tensor],
     phase: Phase,
     accelerator: Accelerator,
+    position: Position,
 ) -> tuple[float, int]:
     """One forward, backward and update; return the loss and how many images were classified correctly."""
     x, labels = batch
     logits = model(x)
-    loss = phase.loss(logits, x, labels)
+    loss = phase.loss(logits, x, labels, position)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)

@@ -30,10 +30,21 @@ class PhaseRecord:
         learner: what is trained.
         info: what the checkpoint of the best epoch says about itself.
         position: where the phase begins, or goes on.
+        teacher: that the phase learns from, as the recipe names it; None without one.
     """
 
-    def __init__(self, run: Run, name: str, learner: Learner, info: CheckpointInfo, position: Position) -> None:
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        learner: Learner,
+        info: CheckpointInfo,
+        position: Position,
+        *,
+        teacher: str | None = None,
+    ) -> None:
         self.run, self.name, self.learner, self.info = run, name, learner, info
+        self.taught = {} if teacher is None else {"teacher": teacher}
         self.save_seconds = 60.0 * run.settings.save_minutes
         self.curves: Curves | None = None
         self.last_step = 0
@@ -72,7 +83,7 @@ class PhaseRecord:
             self.last_step,
             {"loss": metrics.loss, "train_accuracy": metrics.train_accuracy, "test_accuracy": metrics.test_accuracy},
         )
-        append_epoch(self.run.folder, {"phase": self.name, **asdict(metrics)})
+        append_epoch(self.run.folder, {"phase": self.name, **asdict(metrics), **self.taught})
         self.run.progress.console.print(
             f"{self.name} epoch {metrics.epoch}: loss {metrics.loss:.4f}, train {metrics.train_accuracy:.2f} %, "
             f"test {metrics.test_accuracy:.2f} %, {metrics.seconds:.0f} s"

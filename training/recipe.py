@@ -25,11 +25,15 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.untrusted_text import excerpt
 
 NOISE = "noise"
+OWN_FLOAT = "float"
 
 # What `optimizers` takes where it is told nothing else, too.
 STAGE_LEARNING_RATE = 0.02
 STAGE_WEIGHT_DECAY = 1e-4
 INTERVAL_LEARNING_RATE = 2e-3
+
+# What `distillation_loss` takes where it is told nothing else, too.
+DISTILLATION_WEIGHT, DISTILLATION_TEMPERATURE = 1.0, 4.0
 
 LARGEST_IMAGE_SIDE = 8192
 # Rates become float32, and so do their products with weights.
@@ -41,6 +45,7 @@ Images = Annotated[int, Field(ge=1, le=2**40, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 Statistics = NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=1000)]
 
@@ -120,6 +125,8 @@ class OptimizerSection(_Section):
         gradient_norm: largest norm of the gradient of all weights; longer ones are shortened to it. None: never.
         average: decay per step of a moving average of the weights, which replaces them at the end; None without.
         batchnorm_batches: batches from which BatchNorm's statistics are estimated anew at the end; 0 leaves them.
+        distillation_weight, distillation_temperature: those of this phase, in place of the recipe's (`distillation`);
+            a weight of 0 leaves the labels alone.
     """
 
     epochs: Epochs
@@ -135,6 +142,8 @@ class OptimizerSection(_Section):
     gradient_norm: Positive | None = None
     average: Share | None = None
     batchnorm_batches: Annotated[int, Field(ge=0, le=1_000_000, strict=True)] = 0
+    distillation_weight: NotNegative | None = None
+    distillation_temperature: Temperature | None = None
 
     @model_validator(mode="after")
     def _check_milestones(self) -> Self:
@@ -195,6 +204,8 @@ class StageSection(OptimizerSection):
             interval_learning_rate=self.frozen_interval_learning_rate,
             label_smoothing=self.label_smoothing,
             gradient_norm=self.frozen_gradient_norm,
+            distillation_weight=self.distillation_weight,
+            distillation_temperature=self.distillation_temperature,
         )
 
 
@@ -218,7 +229,32 @@ class QuantizerOnlySection(_Section):
     noise_blur: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, strict=True)] = 0.0
     output_scales: Literal["all", "channels"] = "all"
     loss: Literal["squared_error", "divergence"] = "squared_error"
-    temperature: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)] = 2.0
+    temperature: Temperature = 2.0
+
+
+class DistillationSection(_Section):
+    """A teacher, whose predictions are learned from beside the labels (`distillation_loss`).
+
+    Quantized and frozen epochs learn from it, and the float network where the teacher is another.
+
+    Attributes:
+        teacher: `float`, the float network of the run itself; or a checkpoint of any kind whose network reads images of
+            the same shape and tells the same classes apart.
+        model: `module:function` of yours that builds the network of that checkpoint, where it is not `model.name`.
+        weight: of the divergence from the teacher's softened predictions; that of the cross-entropy is 1.
+        temperature: that predictions are softened with.
+    """
+
+    teacher: Name = OWN_FLOAT
+    model: Name | None = None
+    weight: NotNegative = DISTILLATION_WEIGHT
+    temperature: Temperature = DISTILLATION_TEMPERATURE
+
+    @model_validator(mode="after")
+    def _check_model(self) -> Self:
+        if self.model is not None and self.teacher == OWN_FLOAT:
+            raise ValueError(f"model {excerpt(self.model)} with teacher {OWN_FLOAT!r}, which is built by model.name")
+        return self
 
 
 class Recipe(_Section):
@@ -238,6 +274,7 @@ class Recipe(_Section):
         overrides: bits by layer-name pattern.
         float_training: needed unless there is `quantizer_only`.
         quantizer_only: keep the weights of a float checkpoint and learn intervals and output scales without labels.
+        distillation: learn from a teacher beside the labels; None learns from labels alone.
     """
 
     name: Annotated[str, Field(min_length=1), AfterValidator(_names_a_folder)]
@@ -257,6 +294,7 @@ class Recipe(_Section):
     augmentation: AugmentationSection = AugmentationSection()
     float_training: OptimizerSection = OptimizerSection(epochs=0)
     quantizer_only: QuantizerOnlySection | None = None
+    distillation: DistillationSection | None = None
     stages: tuple[StageSection, ...] = ()
 
     @model_validator(mode="after")
@@ -280,6 +318,29 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _check_distillation(self) -> Self:
+        if self.distillation is not None and self.quantizer_only is not None:
+            raise ValueError(
+                "distillation with quantizer_only, whose float network is the teacher already and whose images have no "
+                "labels; leave it out, and choose quantizer_only.loss and quantizer_only.temperature"
+            )
+        phases = {"float_training": self.float_training} | {stage.name: stage for stage in self.stages}
+        changed = [
+            f"{key} of {name}"
+            for name, section in phases.items()
+            for key in ("distillation_weight", "distillation_temperature")
+            if getattr(section, key) is not None
+        ]
+        if changed and self.distillation is None:
+            raise ValueError(f"{changed[0]} without the section distillation; add it, or leave the key out")
+        if changed and changed[0].endswith("float_training") and self._would_teach_itself(self.float_training):
+            raise ValueError(
+                f"{changed[0]}, but the teacher is the float network itself; leave the key out, or name a checkpoint "
+                "as distillation.teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_where_weights_come_from(self) -> Self:
         if self.quantizer_only is None:
             if "float_training" not in self.model_fields_set:
@@ -296,6 +357,20 @@ class Recipe(_Section):
                 "preprocessing of quantizer_only.weights as they are; leave it out"
             )
         return self
+
+    def _would_teach_itself(self, section: OptimizerSection) -> bool:
+        """Whether a phase is that of the float network, and the teacher, too."""
+        own = self.distillation is not None and self.distillation.teacher == OWN_FLOAT
+        return own and section is self.float_training
+
+    def distillation_of(self, section: OptimizerSection) -> DistillationSection | None:
+        """Return how one phase learns from the teacher; None where it learns from labels alone."""
+        if self.distillation is None or self._would_teach_itself(section):
+            return None
+        changes = {"weight": section.distillation_weight, "temperature": section.distillation_temperature}
+        changed = {key: value for key, value in changes.items() if value is not None}
+        found = self.distillation.model_copy(update=changed)
+        return found if found.weight > 0 else None
 
     def quant_config(self, stage: StageSection) -> QuantConfig:
         """Return the quantization of one stage."""

@@ -29,6 +29,7 @@ from .memory import require_memory
 from .models import describe_error, memory_format_for
 from .recipe import OptimizerSection, StageSection
 from .run import Run
+from .run_state import Position
 
 IMAGES = 8
 _BYTES_TRAINED = 12  # of a parameter: its value, gradient and momentum
@@ -176,7 +177,7 @@ def _try(run: Run, trial: _Trial) -> None:
 
 def _step(run: Run, trial: _Trial, trained: Sequence[nn.Parameter]) -> None:
     logits = _logits(run, trial, "training")
-    loss = loss_of(run, trial.section)(logits, trial.images, trial.labels)
+    loss = loss_of(run, trial.section)(logits, trial.images, trial.labels, Position())
     if not bool(loss.isfinite()):
         raise TrainingError(
             f"{trial.phase}: the loss of the first {_count(trial.images)} is {float(loss.detach())} before any "

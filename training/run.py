@@ -15,6 +15,7 @@ from qil_deploy.network import PreparedModel, prepare
 from qil_deploy.terminal import Progress
 
 from .data import Batches, RunData, Share, load_run_data
+from .distillation_teacher import DistillationTeacher
 from .models import load_initial_weights, memory_format_for, model_builder
 from .recipe import Recipe, StageSection
 from .run_folder import check_finished
@@ -65,6 +66,8 @@ class Run:
             self.model_arguments["width"] = recipe.model.width
         if self.data.teacher is not None:
             self.model_arguments = self.data.teacher.info.model_arguments
+        section = recipe.distillation
+        self.distillation_teacher = None if section is None else DistillationTeacher(self, section)
 
     def build(self) -> nn.Module:
         """Return the float network of the recipe, its weights seeded, in training mode."""

@@ -26,6 +26,7 @@ from qil_deploy.errors import CheckpointError
 from .distillation import divergence
 from .models import model_builder
 from .recipe import QuantizerOnlySection, Recipe
+from .run_state import Position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class TeacherLoss:
         self.teacher = teacher
         self.section = section
 
-    def __call__(self, logits: Tensor, x: Tensor, _labels: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, x: Tensor, _labels: Tensor, _position: Position) -> Tensor:
         """Return the loss of one batch, a scalar."""
         with torch.no_grad():
             expected = self.teacher(x.clone())  # whose first layer may write in place

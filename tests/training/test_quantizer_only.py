@@ -26,6 +26,7 @@ from qil_deploy.training.data import unlabelled as unlabelled_module
 from qil_deploy.training.data.unlabelled import noise_images
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import QuantizerOnlySection, Recipe, recipe_from_dict
+from qil_deploy.training.run_state import Position
 from qil_deploy.training.teacher import Teacher, TeacherLoss
 from qil_deploy.training.train import train
 
@@ -221,7 +222,8 @@ def test_losses_are_those_of_the_docstring(rng: np.random.Generator) -> None:
     expected = {"squared_error": ((f - g) ** 2).mean(), "divergence": 16.0 * (p * np.log(p / q)).sum(1).mean()}
     for name, value in expected.items():
         loss = TeacherLoss(torch.nn.Identity(), section(loss=name, temperature=4.0))
-        assert float(loss(torch.tensor(g), torch.tensor(f), Tensor())) == pytest.approx(value, rel=1e-12), name
+        found = loss(torch.tensor(g), torch.tensor(f), Tensor(), Position())
+        assert float(found) == pytest.approx(value, rel=1e-12), name
 
 
 @pytest.mark.parametrize("blur", [0.0, 2.0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .memory_batches import Batches, Share, check_batch_size, seeded, to_input
+from .memory_batches import ArrayBatches, Batches, Share, check_batch_size, seeded, to_input
 from .run_data import RunData, load_run_data
 
-__all__ = ["Batches", "RunData", "Share", "check_batch_size", "load_run_data", "seeded", "to_input"]
+__all__ = ["ArrayBatches", "Batches", "RunData", "Share", "check_batch_size", "load_run_data", "seeded", "to_input"]

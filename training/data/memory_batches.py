@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -80,9 +81,14 @@ def to_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def draw_flips(count: int, generator: torch.Generator) -> Tensor:
+    """Draw which of so many images are mirrored, bool [count]: each with probability one half."""
+    return torch.rand(count, generator=generator) < 0.5
+
+
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image [N, C, H, W] left to right with probability one half."""
-    flip = torch.rand(len(images), generator=generator) < 0.5
+    flip = draw_flips(len(images), generator)
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 
@@ -95,6 +101,12 @@ def random_shift(images: Tensor, padding: int, generator: torch.Generator) -> Te
     rows = (top[:, None] + torch.arange(height))[:, None, :, None]
     columns = (left[:, None] + torch.arange(width))[:, None, None, :]
     return padded[torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None], rows, columns]
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of so many images in one epoch; nobody may write into it."""
+    return torch.randperm(count, generator=seeded(seed, epoch))
 
 
 class ArrayBatches:
@@ -140,11 +152,25 @@ class ArrayBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (input float32 [n, C, H, W], labels int64 [n]) of this process, from batch `start` of an epoch on."""
-        order = torch.randperm(len(self.images), generator=seeded(self.seed, epoch))
         for index in range(start, len(self)):
-            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            chosen = self._chosen(epoch, index)
             images = self._augment(self.images[chosen], seeded(self.seed, epoch, index))
             yield to_input(self.share.take(images), self.preprocessing), self.share.take(self.labels[chosen])
+
+    def drawn(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+        """Return which images a batch of this process has, int64 [n], and which of them are mirrored, bool [n].
+
+        By how much they are shifted it does not say.
+        """
+        chosen = self._chosen(epoch, index)
+        none = torch.zeros(len(chosen), dtype=torch.bool)
+        mirrored = draw_flips(len(chosen), seeded(self.seed, epoch, index)) if self.flip else none
+        return self.share.take(chosen), self.share.take(mirrored)
+
+    def _chosen(self, epoch: int, index: int) -> Tensor:
+        """Return which images a batch has, over all processes, int64 [batch_size]."""
+        order = _shuffled(len(self.images), self.seed, epoch)
+        return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.flip:

@@ -30,6 +30,7 @@ from .interval_shares import QuantizedValues, input_quantizers
 from .plots import histogram_figure, interval_activations, png
 from .report_page import Histogram, Histograms, render
 from .run_report import (
+    Distillation,
     RunReport,
     describe_versions,
     find_confusions,
@@ -125,8 +126,16 @@ def _examine(
         epochs=read_epochs(folder),
         confusions=confusions,
         versions=describe_versions(),
+        distillation=_distillation(recipe),
     )
     return report, histograms
+
+
+def _distillation(recipe: Recipe) -> Distillation | None:
+    section = recipe.distillation
+    if section is None:
+        return None
+    return Distillation(teacher=section.teacher, weight=section.weight, temperature=section.temperature)
 
 
 def _checkpoint(folder: Path, name: str) -> Path:

@@ -87,6 +87,21 @@ class Confusion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What phases learned from beside the labels, as the recipe says; single phases may differ.
+
+    Attributes:
+        teacher: `float`, the run's own float network, or the path of a checkpoint.
+        weight: of the divergence from the teacher.
+        temperature: that predictions were softened with.
+    """
+
+    teacher: str
+    weight: float
+    temperature: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Versions:
     """Software that made the report."""
 
@@ -112,6 +127,7 @@ class RunReport:
         accuracy: of that network, counted anew, in percent.
         class_names: one per class.
         confusions: all pairs that occur, right ones included.
+        distillation: the teacher; None without one.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.run/1"
@@ -130,6 +146,7 @@ class RunReport:
     epochs: tuple[EpochLine, ...]
     confusions: tuple[Confusion, ...]
     versions: Versions
+    distillation: Distillation | None = None
 
     def matrix(self) -> NDArray[np.int64]:
         """Return the confusion matrix [class, predicted class]."""

@@ -54,6 +54,18 @@ def test_an_epoch_takes_every_image_once_but_the_last_few(data: ImageSet) -> Non
         np.testing.assert_array_equal(pixels(x), data.images[chosen])
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_what_is_drawn_is_what_an_epoch_shows(data: ImageSet, flip: bool) -> None:
+    for rank in range(2):
+        source = batches(data, flip=flip, share=Share(rank=rank, of=2))
+        for index, (x, labels) in enumerate(source.epoch(3)):
+            chosen, mirrored = source.drawn(3, index)
+            assert torch.equal(chosen, labels)  # images are labelled with their number
+            shown = [data.images[i][..., ::-1] if m else data.images[i] for i, m in zip(chosen, mirrored, strict=True)]
+            np.testing.assert_array_equal(pixels(x), np.stack(shown))
+            assert flip or not mirrored.any()
+
+
 def test_order_changes_between_epochs_and_repeats_with_the_seed(data: ImageSet) -> None:
     def order(source: ArrayBatches, epoch: int) -> list[int]:
         return [int(label) for _, labels in source.epoch(epoch) for label in labels]
