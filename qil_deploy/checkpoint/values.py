@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from qil_deploy.errors import CheckpointError
 from qil_deploy.integers import (
     BIAS_LIMIT,
+    LARGEST_DENOMINATOR,
     MAX_DENOMINATOR,
     FrozenAdd,
     FrozenConstantPad,
@@ -188,8 +189,9 @@ def _check_rescale(
             problem(f"{name}.scale is {float(module.scale):.9g}, but a mean of {module.window} asks for {expected:.9g}")
         return
     denominator = int(module.denominator)
-    if not (1 <= denominator <= MAX_DENOMINATOR and denominator % 2):
-        problem(f"{name}.denominator is {denominator}, not an odd number up to {MAX_DENOMINATOR}")
+    most = LARGEST_DENOMINATOR if isinstance(module, FrozenGlobalAveragePool) else MAX_DENOMINATOR
+    if not (1 <= denominator <= most and denominator % 2):
+        problem(f"{name}.denominator is {denominator}, not an odd number up to {most}")
     if isinstance(module, FrozenRescale):
         _check_scale(f"{name}.y_step", module.y_step, problem)
         if abs(int(module.offset_numerator)) > _LARGEST_NUMERATOR:

@@ -41,12 +41,13 @@ if TYPE_CHECKING:
         drop_float_weights,
     )
     from .frozen_moves import FrozenConstantPad
-    from .ratios import MAX_DENOMINATOR, shrink_factor
+    from .ratios import LARGEST_DENOMINATOR, MAX_DENOMINATOR, shrink_factor
 
 __all__ = [
     "BIAS_LIMIT",
     "INT16_MAX",
     "INT32_LIMIT",
+    "LARGEST_DENOMINATOR",
     "MAX_DENOMINATOR",
     "FreezingReport",
     "FrozenAdd",
@@ -102,6 +103,7 @@ _HOMES = {
     "Grid": "frozen_modules",
     "INT16_MAX": "bounds",
     "INT32_LIMIT": "bounds",
+    "LARGEST_DENOMINATOR": "ratios",
     "MAX_DENOMINATOR": "ratios",
     "Operand": "bounds",
     "added": "bounds",

@@ -30,8 +30,8 @@ import numpy as np
 from .bounds import rounding_error_bound
 
 MAX_DENOMINATOR = 4095
+LARGEST_DENOMINATOR = 2**31 - 1  # of `nearest_fraction`: ONNX Runtime takes ratios from 2**-32
 _MOST_TRIED = 2**17 - 1
-_LARGEST_DENOMINATOR = 2**31 - 1  # ONNX Runtime takes ratios from 2**-32
 _BEYOND = 257.0  # output codes; whatever is larger saturates
 _LARGEST_TERMS = 2.0**19
 _SATURATING_RATIO = 255.0
@@ -79,7 +79,7 @@ def nearest_fraction(ratio: float, largest: float, y_zero_point: int) -> tuple[i
         y_zero_point: of the output.
     """
     ratio = min(ratio, _SATURATING_RATIO)
-    most = choose_denominator([min(largest * ratio, _BEYOND), y_zero_point], _LARGEST_DENOMINATOR)
+    most = choose_denominator([min(largest * ratio, _BEYOND), y_zero_point], LARGEST_DENOMINATOR)
     if 1 / ratio > _MOST_TRIED:
         q = min(most, 2 * int(0.5 / ratio) + 1)
         return 1, q

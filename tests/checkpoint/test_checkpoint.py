@@ -330,7 +330,7 @@ PIXELS = {"channels": 3, "height": 8, "width": 8, "scale": 0.0123, "zero_point":
             r"0\.y\.scale and 2\.x\.scale are one tensor in its model",
         ),
         ("frozen", {"0.x.scale": filled(0.5)}, r"0 reads codes on the grid \(0\.5, .* written on \(0\.01"),
-        ("frozen", {"4.denominator": filled(4)}, r"4\.denominator is 4, not an odd number up to 4095"),
+        ("frozen", {"4.denominator": filled(4)}, r"4\.denominator is 4, not an odd number up to 2147483647"),
         ("frozen", {"4.numerator": filled(0)}, r"numerator of 4 is 0, not between 1 and"),
         (
             "frozen",
