@@ -26,6 +26,8 @@ from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.integers import gain_and_shift, integer_codes
 from qil_deploy.network import (
     BatchNorm,
+    ChannelAffine,
+    Norm,
     QuantConv2d,
     QuantLinear,
     module_of,
@@ -100,16 +102,16 @@ def _folded_norms(model: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         for node in model.graph.nodes
         if node.op == "call_module" and isinstance(module_of(model, node), QuantConv2d | QuantLinear)
         for user in node.users
-        if user.op == "call_module" and isinstance(module_of(model, user), BatchNorm)
+        if user.op == "call_module" and isinstance(module_of(model, user), BatchNorm | ChannelAffine)
     }
 
 
-def _norm_of(model: fx.GraphModule, norms: dict[fx.Node, fx.Node], node: fx.Node) -> BatchNorm | None:
+def _norm_of(model: fx.GraphModule, norms: dict[fx.Node, fx.Node], node: fx.Node) -> Norm | None:
     norm = module_of(model, norms[node]) if node in norms else None
-    return norm if isinstance(norm, BatchNorm) else None
+    return norm if isinstance(norm, BatchNorm | ChannelAffine) else None
 
 
-def _codes(layer: QuantConv2d | QuantLinear, norm: BatchNorm | None) -> NDArray[np.int8]:
+def _codes(layer: QuantConv2d | QuantLinear, norm: Norm | None) -> NDArray[np.int8]:
     """Return weight codes with the sign of their channel, [C_out, ...]."""
     gain, _ = gain_and_shift(layer, norm)
     signs = gain.sign().to(torch.int8).reshape((-1,) + (1,) * (layer.weight.ndim - 1))
@@ -118,7 +120,7 @@ def _codes(layer: QuantConv2d | QuantLinear, norm: BatchNorm | None) -> NDArray[
 
 
 def _scale_and_shift(
-    layer: QuantConv2d | QuantLinear, norm: BatchNorm | None
+    layer: QuantConv2d | QuantLinear, norm: Norm | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the value of one code step and what is added, [C_out] each."""
     gain, shift = (_numpy(tensor) for tensor in gain_and_shift(layer, norm))
@@ -130,7 +132,7 @@ def _scale_and_shift(
 def _low_bit_layer(
     emitter: Emitter,
     layer: QuantConv2d | QuantLinear,
-    norm: BatchNorm | None,
+    norm: Norm | None,
     sources: list[ir.Value],
     name: str,
 ) -> ir.Value:
@@ -194,7 +196,16 @@ def _interval(emitter: Emitter, module: ActivationQuantizer, sources: list[ir.Va
     return emitter.op("DequantizeLinear", [codes, emitter.constant(np.float32(1 / q), ""), zero], name)
 
 
-def _norm(emitter: Emitter, module: BatchNorm, sources: list[ir.Value], name: str) -> ir.Value:
+def _norm(emitter: Emitter, module: Norm, sources: list[ir.Value], name: str) -> ir.Value:
+    if isinstance(module, ChannelAffine):
+        gain, shift = (_numpy(values) for values in torch.broadcast_tensors(module.gain + module.offset, module.shift))
+        if len(gain) == 1:
+            scaled = emitter.op("Mul", [*sources, emitter.constant(gain[0], "")], f"{name}_scaled")
+            return emitter.op("Add", [scaled, emitter.constant(shift[0], "")], name)
+        ones, zeros = np.ones_like(gain), np.zeros_like(gain)
+        values = {"scale": gain, "shift": shift, "mean": zeros, "variance": ones}
+        constants = [emitter.constant(array, f"{name}_{what}") for what, array in values.items()]
+        return emitter.op("BatchNormalization", [*sources, *constants], name, attributes={"epsilon": 0.0})
     if module.running_mean is None or module.running_var is None:
         raise TypeError(f"{name} has no running statistics")
     ones, zeros = np.ones(module.num_features, np.float32), np.zeros(module.num_features, np.float32)

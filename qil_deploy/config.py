@@ -94,6 +94,8 @@ class QuantConfig(BaseModel):
             network would be refused; only in `integer` placement.
         float_gates: keep gates and smooth activations (products, sigmoids, SiLU and their like) in float, too, as
             `allow_float` did before they had an integer form; so do checkpoints of then.
+        float_scales: the same of scales and shifts of channels, PReLU of several slopes, means along one direction, and
+            flipped, rolled or repeated tensors.
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
             the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
             layer, so that BatchNorm keeps the statistics of the float network (decision 0019). `channels`: the same
@@ -115,6 +117,7 @@ class QuantConfig(BaseModel):
     gradient_scaling: GradientScaling = 0.0
     allow_float: bool = False
     float_gates: bool = False
+    float_scales: bool = False
     output_scales: OutputScales = "without_batchnorm"
     outputs: Outputs = "float"
     overrides: dict[str, LayerOverride] = Field(default_factory=dict)
@@ -148,8 +151,9 @@ class QuantConfig(BaseModel):
             raise ValueError(
                 f"allow_float is for placement 'integer'; in {self.placement!r} the network is refused as it was"
             )
-        if self.float_gates and not self.allow_float:
-            raise ValueError("float_gates keeps gates in float, which needs allow_float")
+        for name in ("float_gates", "float_scales"):
+            if getattr(self, name) and not self.allow_float:
+                raise ValueError(f"{name} keeps {name.removeprefix('float_')} in float, which needs allow_float")
         return self
 
     def bits_of(self, layer: str, *, edge: bool) -> LayerBits:

@@ -192,7 +192,11 @@ class Probe:
     def _edges(self) -> set[str]:
         example = example_input(self.info.preprocessing)
         captured = capture_network(
-            self.network, example, allow_float=self.config.allow_float, float_gates=self.config.float_gates
+            self.network,
+            example,
+            allow_float=self.config.allow_float,
+            float_gates=self.config.float_gates,
+            float_scales=self.config.float_scales,
         )
         isolate(captured)
         return {str(node.target) for node in edge_layers(captured)}

@@ -129,8 +129,9 @@ def _parse_info(path: Path, text: str) -> CheckpointInfo:
             f"{SCHEMA}."
         )
     config = content.get("config")
-    if isinstance(config, dict) and config.get("allow_float") is True and "float_gates" not in config:
-        content["config"] = config | {"float_gates": True}  # written before gates had an integer form
+    if isinstance(config, dict) and config.get("allow_float") is True and "float_scales" not in config:
+        # written before these had an integer form
+        content["config"] = {"float_gates": True} | config | {"float_scales": True}
         text = json.dumps(content)
     try:
         return CheckpointInfo.model_validate_json(text, strict=True)

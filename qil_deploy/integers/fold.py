@@ -8,6 +8,7 @@ What comes out of it and its BatchNorm (or output scale and bias) is
     BatchNorm:    gain = scale * norm_gain             shift = norm_bias - norm_gain * mean
                   norm_gain = norm_weight / sqrt(var + eps), scale = 1 for a layer without an output scale
     otherwise:    gain = scale                         shift = bias
+    behind which a `ChannelAffine` multiplies both by its own gain, and adds its own shift,
 
 and becomes the code `rint((z - y_offset) / y_scale) + y_zero_point`. The runtime computes
 
@@ -35,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qil_deploy.network import BatchNorm, QuantLayer
+from qil_deploy.network import ChannelAffine, Norm, QuantLayer
 from qil_deploy.quantizers import WeightQuantizer, round_straight_through
 
 from .bounds import INT16_MAX
@@ -100,19 +101,23 @@ class FoldedLayer:
         return scale if y_scale is None else scale / y_scale
 
 
-def gain_and_shift(layer: QuantLayer, norm: BatchNorm | None) -> tuple[Tensor, Tensor]:
+def gain_and_shift(layer: QuantLayer, norm: Norm | None) -> tuple[Tensor, Tensor]:
     """Return gain and shift behind the sum, float64 [C_out] each (module docstring).
 
     Args:
         layer: a convolution or linear layer.
-        norm: the BatchNorm behind it, which has running statistics; None where there is none.
+        norm: the BatchNorm behind it, which has running statistics, or scales and shifts; None where there is neither.
     """
     ones = torch.ones(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
     scale = ones if layer.log_output_scale is None else ones * layer.log_output_scale.double().exp()
     moved = None if layer.output_shift is None else scale * layer.output_shift.double()
-    if norm is None:
+    if norm is None or isinstance(norm, ChannelAffine):
         bias = 0.0 * ones if layer.bias is None else layer.bias.double()
-        return scale, bias if moved is None else moved + bias  # of -0.0, too, every bit stays
+        shift = bias if moved is None else moved + bias  # of -0.0, too, every bit stays
+        if norm is None:
+            return scale, shift
+        gain = norm.gain.double() + norm.offset
+        return scale * gain, shift * gain + norm.shift.double()
     if norm.running_mean is None or norm.running_var is None:
         raise TypeError("BatchNorm without running statistics cannot be folded")
     gain = (norm.running_var.double() + norm.eps).rsqrt()

@@ -1,6 +1,7 @@
 """Freeze a prepared model: every rounding of the exported graph happens in its forward pass.
 
-    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer; a hard sigmoid may stand for the ReLU
+    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer; a hard sigmoid may stand for the ReLU,
+                                                             and scales and shifts for BatchNorm
     8-bit codes -> interval quantizer                        one FrozenRescale
     a + b (-> ReLU) -> range quantizer                       one FrozenAdd
     a * b (-> ReLU) -> range quantizer                       one FrozenProduct
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +34,6 @@ from torch import fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.network import (
-    BatchNorm,
     BilinearUpsample,
     ConstantPad,
     FloatIsland,
@@ -275,17 +276,17 @@ class _Freezer:
     def _freeze_layer(self, chain: list[fx.Node], y: Grid | None, step: float, offset: float) -> None:
         producer = chain[-1]
         layer = module_of(self.model, producer)
-        norm = next((m for n in chain if isinstance(m := module_of(self.model, n), BatchNorm)), None)
+        norms = [node for node in chain if kind_of(self.model, node) == "bn"]
+        norm: Any = module_of(self.model, norms[0]) if norms else None
         if not isinstance(layer, QuantConv2d | QuantLinear):
             raise TypeError(f"{producer.target!r} is no quantized layer")
         if any(kind_of(self.model, part) == "hard sigmoid" for part in chain):
             # Of x / 6 + 1/2, codes are those of x on a grid six times as wide.
             step, offset = 6 * step, 6 * offset - 3
         frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
-        norm_names = [str(n.target) for n in chain if isinstance(module_of(self.model, n), BatchNorm)]
         self._replace(chain, str(producer.target), frozen, y)
-        for name in norm_names:
-            self.model.delete_submodule(name)
+        for node in norms:
+            self.model.delete_submodule(str(node.target))
 
     def _freeze_rescale(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
         x = self.grids[input_of(node)]

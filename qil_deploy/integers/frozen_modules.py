@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qil_deploy.network import BatchNorm, FloatIsland, QuantConv2d, QuantLayer, pad_image, weight_to_quantize
+from qil_deploy.network import FloatIsland, Norm, QuantConv2d, QuantLayer, pad_image, weight_to_quantize
 from qil_deploy.quantizers import InputQuantizer, round_straight_through
 
 from .fold import (
@@ -101,7 +101,7 @@ class FrozenLayer(FrozenModule):
 
     Args:
         layer: the quantized layer.
-        norm: BatchNorm behind it, if any; its statistics are constants from now on.
+        norm: BatchNorm behind it, if any, whose statistics are constants from now on; or scales and shifts.
         x: grid of the input.
         y: grid of the output; None for logits.
         y_step: step of the output in real units (`y.scale` of a low-bit interval is 1/q instead).
@@ -118,7 +118,7 @@ class FrozenLayer(FrozenModule):
     def __init__(
         self,
         layer: QuantLayer,
-        norm: BatchNorm | None,
+        norm: Norm | None,
         x: Grid,
         y: Grid | None,
         y_step: float,

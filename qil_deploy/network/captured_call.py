@@ -24,9 +24,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that the network computes from parameters alone."""
+    """A tensor that the network computes from parameters alone; `view` is it where it is one in another shape."""
 
     names: tuple[str, ...]
+    view: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

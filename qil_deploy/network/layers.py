@@ -97,8 +97,42 @@ class AveragingConv2d(QuantConv2d):
     """What `averaging_layer` returns: weights, scale and bias are buffers, and stay whatever the caller trains."""
 
 
+class ChannelAffine(nn.Module):
+    """Scale and shift of every channel, `(gain + offset) * x + shift`: layer scale, or constants of the user's code.
+
+    A layer in front takes it in as it does a BatchNorm, which it resembles in evaluation mode; it has no statistics.
+
+    Args:
+        gain, shift: [C], or [1] for all channels; parameters are trained, other tensors are constants.
+        offset: a constant beside the gain.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+    def __init__(self, gain: Tensor, shift: Tensor, offset: float = 0.0) -> None:
+        super().__init__()
+        self.offset = offset
+        for name, values in (("gain", gain), ("shift", shift)):
+            if isinstance(values, nn.Parameter):
+                self.register_parameter(name, values)
+            else:
+                self.register_buffer(name, values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, ...] to the same shape."""
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        return (self.gain + self.offset).to(x).reshape(shape) * x + self.shift.to(x).reshape(shape)
+
+    def extra_repr(self) -> str:
+        """Number of values, and the constant beside the gain."""
+        return f"gains={self.gain.numel()}, shifts={self.shift.numel()}, offset={self.offset}"
+
+
 QuantLayer = QuantConv2d | QuantLinear
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+Norm: TypeAlias = BatchNorm | ChannelAffine
+"""What a layer in front of it takes in, channel by channel."""
 
 
 def weight_to_quantize(layer: QuantLayer) -> Tensor:

@@ -93,6 +93,26 @@ class Slice(nn.Module):
         return f"dim={self.dim}, {self.start}:{self.stop}:{self.step}"
 
 
+class Flip(nn.Module):
+    """What lies along one dimension in reverse order.
+
+    Args:
+        dim: the dimension, counted from the front; not that of the images.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x.flip(dim)`."""
+        return x.flip(self.dim)
+
+    def extra_repr(self) -> str:
+        """Dimension."""
+        return f"dim={self.dim}"
+
+
 class EdgePad(nn.Module):
     """Pixels around an image that repeat it: its border, or what lies behind that.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .layers import pair
-from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, PaddedMaxPool2d, Permute, Reshape, Slice
+from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, Flip, PaddedMaxPool2d, Permute, Reshape, Slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,15 @@ def write_reshape(module: Reshape) -> OnnxForm:
 
 def write_slice(module: Slice) -> OnnxForm:
     """Slice."""
-    values = {"start": module.start, "stop": module.stop, "axis": module.dim, "step": module.step}
+    return _slice(module.dim, module.start, module.stop, module.step)
+
+
+def write_flip(module: Flip) -> OnnxForm:
+    """Slice, from the last one back to the first."""
+    return _slice(module.dim, -1, np.iinfo(np.int64).min, -1)
+
+
+def _slice(dim: int, start: int, stop: int, step: int) -> OnnxForm:
+    values = {"start": start, "stop": stop, "axis": dim, "step": step}
     constants = [(name, np.array([value], np.int64)) for name, value in values.items()]
     return OnnxForm(name="Slice", attributes={}, constants=constants)

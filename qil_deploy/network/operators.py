@@ -16,14 +16,26 @@ from .captured_call import Call, Modules
 from .drop_path import DropPath
 from .dropout_marks import DROPOUT, FEATURE_DROPOUT
 from .float_island import FloatIsland
-from .layers import Add, GlobalAveragePool, PaddedConv2d, Product, Standalone
-from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, PaddedMaxPool2d, Permute, Reshape, Slice
+from .layers import Add, ChannelAffine, GlobalAveragePool, PaddedConv2d, Product, Standalone
+from .moves import (
+    BilinearUpsample,
+    Branches,
+    Concat,
+    ConstantPad,
+    EdgePad,
+    Flip,
+    PaddedMaxPool2d,
+    Permute,
+    Reshape,
+    Slice,
+)
 from .onnx_forms import (
     write_bilinear,
     write_concat,
     write_constant_pad,
     write_edge_pad,
     write_flatten,
+    write_flip,
     write_max_pool,
     write_permute,
     write_reshape,
@@ -31,7 +43,8 @@ from .onnx_forms import (
     write_upsample,
 )
 from .operator_row import Operator
-from .rebuild_gates import hard_sigmoid, hard_swish, leaky_relu, multiply, prelu, sigmoid, silu
+from .rebuild_affine import divide, negate, prelu, subtract, subtract_from
+from .rebuild_gates import hard_sigmoid, hard_swish, leaky_relu, multiply, sigmoid, silu
 from .rebuild_layers import add, batch_norm, clamp, convolution, linear, relu, relu6
 from .rebuild_moves import (
     channel_shuffle,
@@ -40,6 +53,7 @@ from .rebuild_moves import (
     edge_pad,
     expand,
     feature_dropout,
+    flip,
     interpolate,
     move_dimension,
     narrow,
@@ -48,7 +62,9 @@ from .rebuild_moves import (
     piece,
     pixel_shuffle,
     pixel_unshuffle,
+    repeat,
     reshape,
+    roll,
     same,
     select,
     stack,
@@ -84,6 +100,17 @@ OPERATORS = (
         captured={
             aten.batch_norm.default: batch_norm,
             aten._native_batch_norm_legit_no_training.default: batch_norm,
+        },
+    ),
+    Operator(
+        title="scales and shifts of channels",
+        kind="bn",
+        modules=(ChannelAffine,),
+        captured={
+            aten.sub.Tensor: subtract,
+            aten.rsub.Scalar: subtract_from,
+            aten.div.Tensor: divide,
+            aten.neg.default: negate,
         },
     ),
     Operator(
@@ -246,6 +273,14 @@ OPERATORS = (
         rearranges=True,
     ),
     Operator(
+        title="reversed, rolled and repeated dimensions",
+        kind="pass",
+        modules=(Flip,),
+        captured={aten.flip.default: flip, aten.roll.default: roll, aten.repeat.default: repeat},
+        onnx=write_flip,
+        rearranges=True,
+    ),
+    Operator(
         title="splits",
         kind="pass",
         modules=(),
@@ -344,6 +379,19 @@ def rebuilt_by(target: object, result: int = 0) -> Callable[[Call], Modules] | N
     return None if result > 0 and target not in _MANY_RESULTS else _BY_CALL.get(target)
 
 
-def makes_gate(target: object) -> bool:
-    """Tell whether an ATen operator is captured as a product, a table or a hard sigmoid."""
+def makes_gate(target: object, _modules: Modules) -> bool:
+    """Tell whether an ATen operator is captured as a product, a table or a hard sigmoid (`float_gates`)."""
     return any(target in row.captured for row in OPERATORS if row.kind in ("product", "table", "hard sigmoid"))
+
+
+def makes_scale(target: object, modules: Modules) -> bool:
+    """Tell whether the modules of a call are what `float_scales` keeps in float."""
+    if target in (aten.flip.default, aten.roll.default, aten.repeat.default, aten.neg.default):
+        return True
+    if target is aten.mean.dim:
+        return isinstance(modules[0], nn.AvgPool2d)
+    return any(isinstance(module, ChannelAffine | Branches) for module in modules) and target not in _BRANCHING
+
+
+_BRANCHING = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default)
+"""What is captured as branches, too, and was before."""

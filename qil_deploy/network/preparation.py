@@ -142,7 +142,13 @@ def _prepared(
 ) -> PreparedModel:
     """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
     replace_drop_paths(network)
-    graph_module = capture_network(network, example, allow_float=config.allow_float, float_gates=config.float_gates)
+    graph_module = capture_network(
+        network,
+        example,
+        allow_float=config.allow_float,
+        float_gates=config.float_gates,
+        float_scales=config.float_scales,
+    )
     if compared:
         require_same_function(network, graph_module, example)
         require_same_training(network, graph_module)
@@ -218,8 +224,8 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
     quantized: QuantLayer = quantize_layer(
         layer,
         bits,
-        normalized=norm is not None,
-        scaled=norm is None or config.norms_stay,
+        normalized=isinstance(norm, BatchNorm),
+        scaled=not isinstance(norm, BatchNorm) or config.norms_stay,
         config=config,
     )
     graph_module.add_submodule(name, quantized)
@@ -235,17 +241,17 @@ def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: Quant
     """Replace an average pooling, or what stands in for a lone BatchNorm or ReLU, by a convolution that does it."""
     module = module_of(graph_module, site.producer)
     channels = shape_of(site.producer)[1]
+    norm = module_of(graph_module, site.norm) if site.norm is not None else None
     divisor: int | None
     if isinstance(module, nn.AvgPool2d):
         kernel, stride, padding = (pair(value) for value in (module.kernel_size, module.stride, module.padding))
         divisor = module.divisor_override or kernel[0] * kernel[1]
         layer = averaging_layer(channels, kernel, stride, padding, divisor)
     elif isinstance(module, ImageAffine):
-        if site.norm is not None:
-            _move_into_mean(module_of(graph_module, site.norm), module.shift.float())
-        layer = affine_layer(module.gain, module.shift, normalized=site.norm is not None)
+        _move_into_mean(norm, module.shift.float())
+        layer = affine_layer(module.gain, module.shift, normalized=isinstance(norm, BatchNorm))
     else:
-        divisor = None if site.norm is not None and not config.norms_stay else 1
+        divisor = None if isinstance(norm, BatchNorm) and not config.norms_stay else 1
         layer = averaging_layer(channels, (1, 1), (1, 1), (0, 0), divisor)
     graph_module.add_submodule(str(site.producer.target), layer)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
@@ -22,19 +23,31 @@ from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
-from .layers import Pads, Product
+from .layers import ChannelAffine, Pads, Product
 from .moves import Branches, ConstantPad
-from .operators import SUPPORTED, makes_gate, operator_of, rebuilt_by
+from .operators import SUPPORTED, makes_gate, makes_scale, operator_of, rebuilt_by
 from .outputs import RETURNED
+from .rebuild_affine import joined
 from .rebuild_layers import with_more_pads
 from .rebuild_pools import padded_pool
 
+_VIEWS = (
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.alias.default,
+)
 _RESERVED = ("calibrated", "meta")
 _NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
 
 
 def rebuild(
-    captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool, float_gates: bool
+    captured: CapturedGraph,
+    modes: Mapping[str, bool],
+    *,
+    allow_float: bool,
+    float_gates: bool = False,
+    float_scales: bool = False,
 ) -> fx.GraphModule:
     """Return the graph of plain modules that computes what a captured network does; tensors are shared.
 
@@ -42,25 +55,32 @@ def rebuild(
         captured: of the network.
         modes: whether each of the network's modules is in training mode, by name.
         allow_float: whether what cannot be lowered becomes a `FloatIsland`.
-        float_gates: whether gates become some, too.
+        float_gates, float_scales: whether gates, or what else `QuantConfig` says, become some, too.
 
     Raises:
         UnsupportedModelError: what cannot be lowered, nor kept in float if that is allowed.
     """
-    return _Rebuilder(captured, modes, allow_float=allow_float, float_gates=float_gates).run()
+    keeps = [makes_gate] * float_gates + [makes_scale] * float_scales
+    return _Rebuilder(captured, modes, keeps, allow_float=allow_float).run()
 
 
 class _Rebuilder:
     def __init__(
-        self, captured: CapturedGraph, modes: Mapping[str, bool], *, allow_float: bool, float_gates: bool
+        self,
+        captured: CapturedGraph,
+        modes: Mapping[str, bool],
+        keeps: Sequence[Callable[[object, Modules], bool]],
+        *,
+        allow_float: bool,
     ) -> None:
-        self.captured, self.modes, self.allow_float, self.float_gates = captured, modes, allow_float, float_gates
+        self.captured, self.modes, self.keeps, self.allow_float = captured, modes, keeps, allow_float
         self.root, self.graph = nn.Module(), fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.pads: dict[fx.Node, Pads] = {}
         self.results = [node for node in captured.calls() if node in captured.data and _is_tensor(node)]
         self.attempts: dict[fx.Node, Modules | CallError] = {node: self._attempt(node) for node in self.results}
         self._take_in_pads()
+        self._join_affines()
         self.layers = {self._owner(node) for node in self.results if self._owner(node)}
         self.taken = fx.Graph()  # of whose names each is there once
         self.taken.placeholder(captured.image.name)
@@ -94,9 +114,10 @@ class _Rebuilder:
         call_node, index = _call_of(node)
         function = rebuilt_by(call_node.target, index)
         try:
-            if function is None or (self.float_gates and makes_gate(call_node.target)):
+            modules = None if function is None else function(self._call(node, call_node, index))
+            if modules is None or any(keep(call_node.target, modules) for keep in self.keeps):
                 raise CallError("")
-            return function(self._call(node, call_node, index))
+            return modules
         except CallError as error:
             return error
 
@@ -120,7 +141,18 @@ class _Rebuilder:
         if source in self.captured.tensors:
             return self.captured.tensors[source][1]
         value = source.meta.get("val")
-        return Computed(self._parameters_of(source)) if isinstance(value, Tensor) else value
+        return Computed(self._parameters_of(source), self._view_of(source)) if isinstance(value, Tensor) else value
+
+    def _view_of(self, node: fx.Node) -> Tensor | None:
+        """Return what is nothing but a parameter, buffer or constant in another shape; a parameter as one."""
+        shape, source = self.captured.shape(node), node
+        while source.target in _VIEWS:
+            source = source.all_input_nodes[0]
+        if source not in self.captured.tensors:
+            return None
+        tensor = self.captured.tensors[source][1]
+        view = tensor.detach().reshape(shape)
+        return nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
 
     def _parameters_of(self, node: fx.Node) -> tuple[str, ...]:
         pending, found = [node], dict[str, None]()
@@ -150,6 +182,18 @@ class _Rebuilder:
                     self.attempts[node] = CallError("pads with -inf what is read by something else than a pooling")
             elif isinstance(padding, ConstantPad) and not math.isfinite(padding.value):
                 self.attempts[node] = CallError(f"pads with {padding.value}")
+
+    def _join_affines(self) -> None:
+        """Let one module do what scales and shifts one after the other do."""
+        for node, modules in self.attempts.items():
+            sources = [source for source in node.all_input_nodes if source in self.captured.data]
+            before = self.attempts.get(sources[0]) if len(sources) == 1 else None
+            pair = [each[0] if isinstance(each, list) and len(each) == 1 else None for each in (before, modules)]
+            first, second = pair
+            if isinstance(first, ChannelAffine) and isinstance(second, ChannelAffine) and len(sources[0].users) == 1:
+                both = joined(first, second)
+                if both is not None:
+                    self.attempts[sources[0]], self.attempts[node] = [], [both]
 
     def _parts(self) -> dict[fx.Node, Sequence[fx.Node]]:
         """Return what has to be kept in float: for each of its nodes all of them, in order.
@@ -286,6 +330,8 @@ class _Rebuilder:
         modules = self.attempts[node]
         if not isinstance(modules, list) or not any(map(_has_tensors, modules)):
             return ""
+        if any(isinstance(module, ChannelAffine) for module in modules):
+            return ""  # what owns its parameters may hold other modules
         call_node, _ = _call_of(node)
         names = [self.captured.tensors[s][0] for s in call_node.all_input_nodes if s in self.captured.tensors]
         return names[0].rpartition(".")[0] if names else ""

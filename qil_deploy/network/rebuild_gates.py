@@ -6,20 +6,17 @@ Hardswish     x * hard_sigmoid(x)
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from .captured_call import Call, CallError, Data, Modules
+from .captured_call import Call, CallError, Modules
 from .layers import Product
+from .rebuild_affine import scale
 
 
 def multiply(call: Call) -> Modules:
-    """Product, of two tensors that broadcast."""
-    factor = call.arguments["other"]
-    if isinstance(factor, int | float) and factor == 1:
-        return []
-    if len(call.inputs) != 2 or not isinstance(factor, Data):
-        raise CallError("multiplies by something else than a tensor of the network")
+    """Product, of two tensors that broadcast; of one and constants a scale."""
+    if len(call.inputs) != 2:
+        return scale(call)
     a, b = call.inputs
     if len(a) != len(b):
         raise CallError(f"multiplies tensors of {len(a)} and {len(b)} dimensions")
@@ -51,15 +48,3 @@ def hard_swish(_call: Call) -> Modules:
 def leaky_relu(call: Call) -> Modules:
     """LeakyReLU."""
     return [nn.LeakyReLU(float(call.arguments["negative_slope"]))]
-
-
-def prelu(call: Call) -> Modules:
-    """PReLU, of one slope for all channels."""
-    slope = call.parameter("weight")
-    if not isinstance(slope, torch.Tensor) or slope.numel() != 1:
-        raise CallError("has a slope for each channel; what is lowered has one for all: nn.PReLU()")
-    if not isinstance(slope, nn.Parameter):
-        slope = nn.Parameter(slope, requires_grad=False)
-    module = nn.PReLU()
-    module.weight = slope
-    return [module]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .captured_call import Call, CallError, Data, Modules
 from .layers import Add, PaddedConv2d, Pads, pads_of, pair
 from .moves import Permute, Reshape
+from .rebuild_affine import shift
 
 
 def convolution(call: Call) -> Modules:
@@ -160,13 +161,11 @@ def relu6(call: Call) -> Modules:
 
 
 def add(call: Call) -> Modules:
-    """Add, of two tensors of one shape."""
-    if isinstance(call.arguments["other"], int | float) and call.arguments["other"] == 0:
-        return []
+    """Add, of two tensors of one shape; of one and constants a shift."""
+    if len(call.inputs) != 2:
+        return shift(call)
     if call.arguments.get("alpha", 1) != 1:
         raise CallError(f"adds a tensor {call.arguments['alpha']} times")
-    if len(call.inputs) != 2:
-        raise CallError("adds something else than two tensors of the network")
     if len(set(call.inputs)) > 1:
         raise CallError(f"adds tensors of different shapes, {list(call.inputs[0])} and {list(call.inputs[1])}")
     return [Add()]

@@ -7,7 +7,7 @@ from torch import nn
 
 from .captured_call import Call, CallError, Modules
 from .drop_path import DropPath
-from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, Permute, Reshape, Slice
+from .moves import BilinearUpsample, Branches, Concat, ConstantPad, EdgePad, Flip, Permute, Reshape, Slice
 
 
 def concatenate(call: Call) -> Modules:
@@ -152,6 +152,39 @@ def _sliced(source: tuple[int, ...], dim: int, start: int, stop: int, step: int 
     if stop <= start:
         raise CallError("takes nothing of a tensor")
     return [] if (start, stop, step) == (0, source[dim], 1) else [Slice(dim, start, stop, step)]
+
+
+def flip(call: Call) -> Modules:
+    """Flip along each of some dimensions."""
+    (source,) = call.inputs
+    dims = sorted({dim % len(source) for dim in call.arguments["dims"]})
+    if 0 in dims:
+        raise CallError("turns the order of the images round")
+    return [Flip(dim) for dim in dims if source[dim] > 1]
+
+
+def roll(call: Call) -> Modules:
+    """Two pieces in the other order, along each of some dimensions."""
+    (source,) = call.inputs
+    dims = [dim % len(source) for dim in call.arguments["dims"]]
+    if not dims or 0 in dims:
+        raise CallError("rolls over several dimensions as one, or over that of the images")
+    rolled: Modules = []
+    for dim, by in zip(dims, call.arguments["shifts"], strict=True):
+        cut = -by % source[dim]
+        if cut:
+            pieces = [_sliced(source, dim, cut, source[dim]), _sliced(source, dim, 0, cut)]
+            rolled.append(Branches(pieces, Concat(dim)))
+    return rolled
+
+
+def repeat(call: Call) -> Modules:
+    """Copies behind each other, along each dimension that is repeated."""
+    (source,) = call.inputs
+    times = [int(each) for each in call.arguments["repeats"]]
+    if len(times) != len(source) or times[0] != 1 or min(times) < 1:
+        raise CallError(f"repeats {list(source)} {times} times; what is lowered keeps dimensions and images")
+    return [Branches([[] for _ in range(each)], Concat(dim)) for dim, each in enumerate(times) if each > 1]
 
 
 def permute(call: Call) -> Modules:

@@ -9,7 +9,7 @@ from torch import nn
 
 from .captured_call import Call, CallError, Modules
 from .layers import GlobalAveragePool, pair
-from .moves import PaddedMaxPool2d
+from .moves import PaddedMaxPool2d, Reshape
 from .rebuild_regions import adaptive_extents, pool_regions, strided_extents
 
 
@@ -62,13 +62,18 @@ def average_pool(call: Call) -> Modules:
 
 
 def mean(call: Call) -> Modules:
-    """GlobalAveragePool, where the mean is over height and width."""
+    """GlobalAveragePool, where the mean is over height and width; a window of all rows or columns over one of them."""
     dimensions = call.arguments["dim"]
     rank = len(call.inputs[0])
-    if rank != 4 or not dimensions or {value % 4 for value in dimensions} != {2, 3}:
+    over = {value % 4 for value in dimensions} if rank == 4 and dimensions else set()
+    if over == {2, 3}:
+        flatten: Modules = [] if call.arguments["keepdim"] else [nn.Flatten(1)]
+        return [_global_pool(call), *flatten]
+    if over not in ({2}, {3}):
         raise CallError("averages something else than height and width")
-    flatten: Modules = [] if call.arguments["keepdim"] else [nn.Flatten(1)]
-    return [_global_pool(call), *flatten]
+    (dim,) = over
+    window = (_map(call)[0], 1) if dim == 2 else (1, _map(call)[1])
+    return [nn.AvgPool2d(window), *([] if call.arguments["keepdim"] else [Reshape(call.shape[1:])])]
 
 
 def max_pool(call: Call) -> Modules:

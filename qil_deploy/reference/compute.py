@@ -157,14 +157,14 @@ def reshape(_node: Node, inputs: Inputs) -> Array:
 
 
 def take_slice(_node: Node, inputs: Inputs) -> Array:
-    """Every so many elements along some axes."""
+    """Every so many elements along some axes, forwards or backwards."""
     x, starts, stops = (required(inputs, index) for index in range(3))
     axes = range(len(starts)) if optional(inputs, 3) is None else required(inputs, 3)
     steps = np.ones(len(starts), np.int64) if optional(inputs, 4) is None else required(inputs, 4)
     whole = [slice(None)] * x.ndim
     for start, stop, axis, step in zip(starts, stops, axes, steps, strict=True):
-        if step < 1:
-            raise ValueError(f"a step of {step} is not supported, only steps forward")
+        if step == 0:
+            raise ValueError("a step of 0 leads nowhere")
         whole[int(axis)] = slice(int(start), int(stop), int(step))
     return x[tuple(whole)]
 

@@ -87,12 +87,16 @@ def test_export_needs_no_option_and_inspect_names_the_float_kernels(
     assert "(GELU) cannot be lowered" in refused("export", path, "-o", tmp_path / "other.onnx")
 
 
-def test_checkpoints_from_before_gates_were_integers_keep_them_in_float(tmp_path: Path) -> None:
-    config = QuantConfig(allow_float=True, float_gates=True)
+@pytest.mark.parametrize("unknown", [("float_scales",), ("float_gates", "float_scales")])
+def test_checkpoints_from_before_gates_or_scales_were_integers_keep_them_in_float(
+    unknown: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = QuantConfig(allow_float=True, float_gates="float_gates" in unknown, float_scales=True)
     path, model, x = prepared_checkpoint(tmp_path / "old.safetensors", "mobilenet_v3_small", config)
     info, tensors = read_checkpoint(path)
     content = json.loads(info.model_dump_json())
-    del content["config"]["float_gates"]
+    for key in unknown:
+        del content["config"][key]
     path.write_bytes(file_content(tensors, {METADATA_KEY: json.dumps(content)}))
     info, again = load_model(path, models.build_model)
     assert info.config == config

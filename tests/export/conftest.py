@@ -117,7 +117,8 @@ class Case:
         disturb(prepared, rng)
         frozen = freeze(prepared)
         with torch.no_grad():
-            classes = frozen(x[:1]).shape[1]
+            found = frozen(x[:1])
+        classes = found.shape[1] if isinstance(found, Tensor) and found.ndim == 2 else 0
         return cls(
             network=network,
             prepared=prepared,

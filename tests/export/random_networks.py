@@ -34,9 +34,20 @@ Operation = Literal[
     "smooth upsample",
     "transposed",
     "uneven average",
+    "scale",
+    "turn round",
 ]
 Head = Literal[
-    "pooled", "flat", "tiles", "mean logits", "signed mean logits", "map logits", "sum of two", "norm of rows"
+    "pooled",
+    "flat",
+    "tiles",
+    "mean logits",
+    "signed mean logits",
+    "map logits",
+    "sum of two",
+    "norm of rows",
+    "map",
+    "several",
 ]
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -64,6 +75,8 @@ OPERATIONS: tuple[Operation, ...] = (
     "smooth upsample",
     "transposed",
     "uneven average",
+    "scale",
+    "turn round",
 )
 HEADS: tuple[Head, ...] = (
     "pooled",
@@ -75,17 +88,25 @@ HEADS: tuple[Head, ...] = (
     "sum of two",
     "norm of rows",
 )
-ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
-    nn.ReLU,
-    nn.ReLU6,
-    lambda: nn.Hardtanh(0.0, 0.8),
-    nn.Sigmoid,
-    nn.Hardsigmoid,
-    nn.SiLU,
-    nn.Hardswish,
-    lambda: nn.LeakyReLU(0.2),
-    nn.PReLU,
+"""Heads that return one row of logits."""
+MAPS: tuple[Head, ...] = ("map", "several")
+"""Other heads: a map; a map, values from within and a row."""
+ACTIVATIONS: tuple[Callable[[int], nn.Module], ...] = (
+    lambda _: nn.ReLU(),
+    lambda _: nn.ReLU6(),
+    lambda _: nn.Hardtanh(0.0, 0.8),
+    lambda _: nn.Sigmoid(),
+    lambda _: nn.Hardsigmoid(),
+    lambda _: nn.SiLU(),
+    lambda _: nn.Hardswish(),
+    lambda _: nn.LeakyReLU(0.2),
+    lambda _: nn.PReLU(),
+    lambda _: nn.Hardtanh(-0.5, 0.7),
+    lambda _: nn.Hardtanh(0.1, 0.9),
+    lambda channels: _slopes(channels, 1.0),
+    lambda channels: _slopes(channels, 1.6),
 )
+"""Each made for so many channels."""
 LARGEST_CHANNELS, LARGEST_SIZE = 16, 16
 
 
@@ -134,7 +155,7 @@ def steps() -> st.SearchStrategy[Step]:
         groups=st.sampled_from((1, 1, 2)),
         norm=st.booleans(),
         bias=st.booleans(),
-        act=st.sampled_from((0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9)),
+        act=st.sampled_from((0, 0, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)),
     )
 
 
@@ -175,25 +196,71 @@ class Crop(nn.Module):
         return x[:, :, self.start :: self.step, : -1 - self.start]
 
 
+class Scaled(nn.Module):
+    """Scales and shifts of channels, of numbers and of parameters."""
+
+    def __init__(self, form: int, channels: int) -> None:
+        super().__init__()
+        self.form = form
+        self.gain, self.added = nn.Parameter(torch.randn(channels)), nn.Parameter(torch.randn(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return them."""
+        if self.form == 0:
+            return x * self.gain.view(1, -1, 1, 1)
+        if self.form == 1:
+            return (0.7 - x) / 1.3
+        if self.form == 2:
+            return x * self.gain[:, None, None] + self.added
+        return ((0.25 + x.permute(0, 2, 3, 1)) * self.gain).permute(0, 3, 1, 2)
+
+
+class TurnedRound(nn.Module):
+    """Flipped, rolled, repeated, or averaged along one direction."""
+
+    def __init__(self, form: int, dim: int) -> None:
+        super().__init__()
+        self.form, self.dim = form, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return it."""
+        if self.form == 0:
+            return x.flip(self.dim)
+        if self.form == 1:
+            return x.roll(-1, self.dim)
+        if self.form == 2:
+            return x.repeat(*(2 if dim == self.dim else 1 for dim in range(4)))
+        return x.mean(self.dim, keepdim=True)
+
+
+def _slopes(channels: int, steepest: float) -> nn.PReLU:
+    act = nn.PReLU(channels)
+    nn.init.uniform_(act.weight, -0.5, steepest)
+    return act
+
+
 class RandomNetwork(nn.Module):
     """The network of a list of steps and a head."""
 
     def __init__(self, plan: tuple[Step, ...], head: Head, channels: int, size: tuple[int, int], classes: int) -> None:
         super().__init__()
         self.calls: list[tuple[str, Callable[..., Tensor], tuple[int, ...]]] = []
+        self.returned: list[int] = []
         self.tensors = [torch.zeros(2, channels, *size)]
         with torch.no_grad():
             self._conv(Step("conv", padding=1, window=2), groups=1)
             for step in plan:
                 self._add_step(step)
             self._add_head(head, classes)
+        self.returned.append(len(self.tensors) - 1)
         self.tensors = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         tensors = [x]
         for _, function, sources in self.calls:
             tensors.append(function(*(tensors[source] for source in sources)))
-        return tensors[-1]
+        results = tuple(tensors[position] for position in self.returned)
+        return results if len(results) > 1 else results[0]
 
     def _call(self, name: str, function: Callable[..., Tensor], *sources: int) -> None:
         """Append a call of a module (kept under a name of its own) or function; -1 is the newest tensor."""
@@ -206,7 +273,7 @@ class RandomNetwork(nn.Module):
 
     def layers(self) -> list[str]:
         """Return the names of the convolutions and linear layers that the result depends on, in order."""
-        needed = {len(self.calls)}
+        needed = set(self.returned)
         names = []
         for position in range(len(self.calls), 0, -1):
             name, function, sources = self.calls[position - 1]
@@ -273,8 +340,18 @@ class RandomNetwork(nn.Module):
             window = min(2 + step.window, size)
             pool = nn.AvgPool2d(window, step.stride, window // 2, ceil_mode=step.bias, count_include_pad=step.norm)
             self._call("pool", pool if step.act else nn.AdaptiveAvgPool2d((size - 1, 2)), source)
+        elif step.operation == "scale":
+            self._call("scale", Scaled(step.window, channels), source)
+            self._act(step.act)
+        elif step.operation == "turn round":
+            self._turn(step, source)
         else:
             self._enlarge(step, source)
+
+    def _turn(self, step: Step, source: int) -> None:
+        form, dim = step.window, 2 + step.padding % 2 if step.window == 3 else 1 + step.padding
+        if form != 2 or 2 * self.tensors[source].shape[dim] <= LARGEST_CHANNELS:
+            self._call("turned", TurnedRound(form, dim), source)
 
     def _enlarge(self, step: Step, source: int) -> None:
         channels, *sizes = self.tensors[source].shape[1:]
@@ -309,7 +386,8 @@ class RandomNetwork(nn.Module):
 
     def _act(self, act: int, source: int | None = None) -> None:
         if act:
-            self._call("act", ACTIVATIONS[act - 1](), self._newest() if source is None else source)
+            read = self._newest() if source is None else source
+            self._call("act", ACTIVATIONS[act - 1](self.tensors[read].shape[1]), read)
 
     def _add(self, first: int, second: int, step: Step) -> None:
         """Add two tensors, the second through a convolution where the shapes differ in channels only."""
@@ -349,6 +427,14 @@ class RandomNetwork(nn.Module):
     def _add_head(self, head: Head, classes: int) -> None:
         source = self._newest()
         channels, height, width = self.tensors[source].shape[1:]
+        if head in MAPS:
+            self._call("map", nn.Conv2d(channels, classes, 1 + 2 * (min(height, width) > 2), padding=0), source)
+            if head == "several":
+                self.returned.append(self._newest())
+                within = [index + 1 for index, call in enumerate(self.calls) if call[0].startswith(("act", "add"))]
+                self.returned += within[-1:]
+            else:
+                return
         if head == "tiles" and height % 2 == 0 and width % 2 == 0:
             self._call("pool", nn.AdaptiveAvgPool2d((2, 2)), source)
         elif head in ("mean logits", "signed mean logits", "map logits"):

@@ -41,6 +41,10 @@ class Network(nn.Module):
         self.twice = nn.ConvTranspose2d(6, 6, 2, 2)
         self.odd = nn.ConvTranspose2d(6, 6, 3, 2, 1, output_padding=1, groups=2, bias=False)
         self.small, self.other = nn.Linear(6, 7), nn.Linear(6, 7)
+        self.gains, self.shifts = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6, 1, 1))
+        self.slopes, self.slopes_too, self.steep = nn.PReLU(6), nn.PReLU(6), nn.Parameter(torch.linspace(-1, 1.7, 6))
+        with torch.no_grad():
+            self.slopes.weight.copy_(torch.linspace(-0.4, 1, 6))
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,7 +245,37 @@ def uneven_windows(m: Network, x: Tensor) -> Tensor:
     return head(m, m.joined(torch.cat([F.adaptive_avg_pool2d(y, (3, 4)), F.adaptive_max_pool2d(y, (3, 4))], 1)))
 
 
+def scaled(m: Network, x: Tensor) -> Tensor:
+    """Layer scale, and a hard swish, a mirror and a normalisation written by hand."""
+    x = (stem(m, x) * m.gains[:, None, None] - 0.1) / 0.7
+    y = m.right(x) * m.gains.view(1, -1, 1, 1)
+    y = y * F.relu6(y + 3) / 6 + 0.25
+    z = (1 - m.left(x)).permute(0, 2, 3, 1) * m.gains
+    y = F.relu(m.joined(torch.cat([y, -z.permute(0, 3, 1, 2)], 1)) + m.shifts)
+    rows = m.row(y.mean((2, 3))[:, None] * 2 + 1).flatten(1)
+    logits: Tensor = 3 * m.small(rows) - 1
+    return logits
+
+
+def slopes(m: Network, x: Tensor) -> Tensor:
+    """PReLU with a slope for each channel, in front of a layer, behind an addition, and steeper than one."""
+    x = m.slopes(m.norm(m.stem(x)))
+    y = m.slopes_too(m.right(x) + x)
+    return head(m, F.prelu(m.left_norm(m.left(y)), m.steep))
+
+
+def turned_round(m: Network, x: Tensor) -> Tensor:
+    """Flipped, rolled, repeated, and averaged along one direction."""
+    x = stem(m, x.flip(3))
+    y = m.right(x.roll((2, -3), (2, 3))).flip((1, 2)) + x.roll(-1, 1)
+    strips = y.mean(3, keepdim=True).repeat(1, 1, 1, SIZE) + y.mean(2)[:, :, None].repeat(1, 1, SIZE, 1)
+    return head(m, m.joined(F.relu(strips).repeat(1, 2, 1, 1)))
+
+
 CASES = (
+    scaled,
+    slopes,
+    turned_round,
     uneven_windows,
     transposed,
     convolved_channels,

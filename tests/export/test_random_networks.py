@@ -17,14 +17,19 @@ import pytest
 import torch
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import fx, nn
 
-from qil_deploy.config import LayerOverride, OutputScales, QuantConfig
+from qil_deploy.commands.predictors import model_predictor, record_codes
+from qil_deploy.config import LayerOverride, Outputs, OutputScales, QuantConfig
+from qil_deploy.datasets import ImageSet
 from qil_deploy.export.passes import matmul_nbits
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import QilActivationQuantizer, QilWeightQuantizer, RangeQuantizer
+from qil_deploy.runtime_tests import verify
+from qil_deploy.runtime_tests.backends import FROZEN, REFERENCE
 
-from .random_networks import HEADS, Head, RandomNetwork, Step, steps
+from .random_networks import HEADS, MAPS, Head, RandomNetwork, Step, steps
 
 if TYPE_CHECKING:
     from tests.export.conftest import Case, Exports
@@ -49,17 +54,18 @@ class Spec:
     size: tuple[int, int]
     input_zero_point: int
     seed: int
+    outputs: Outputs = "float"
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> Spec:
+def specs(draw: st.DrawFn, heads: tuple[Head, ...] = HEADS) -> Spec:
     weight_bits, activation_bits = draw(
         st.tuples(st.integers(2, 8), st.integers(2, 8)).filter(lambda bits: bits != (8, 8))
     )
     bits = st.none() | st.integers(2, 7)
     return Spec(
         plan=tuple(draw(st.lists(steps(), min_size=1, max_size=7))),
-        head=draw(st.sampled_from(HEADS)),
+        head=draw(st.sampled_from(heads)),
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         override=draw(st.none() | st.builds(LayerOverride, weight_bits=bits, activation_bits=bits)),
@@ -68,6 +74,7 @@ def specs(draw: st.DrawFn) -> Spec:
         image_channels=draw(st.sampled_from((1, 3, 4))),
         size=draw(st.sampled_from(((8, 8), (9, 7), (12, 10), (5, 13)))),
         input_zero_point=draw(st.sampled_from((0, 73, 128, 255))),
+        outputs=draw(st.sampled_from(("float", "codes"))),
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -130,6 +137,7 @@ def case_of(exports: Exports, spec: Spec) -> Case:
         overrides=overrides,
         train_gamma=spec.train_gamma,
         output_scales=OUTPUT_SCALES[spec.seed % len(OUTPUT_SCALES)],
+        outputs=spec.outputs,
     )
     images = rng.integers(0, 256, (5, spec.image_channels, *spec.size), np.uint8)
     preprocessing = Preprocessing(
@@ -157,7 +165,29 @@ def small_linears_are_large_enough() -> Iterator[None]:
         yield
 
 
-@given(spec=specs(), form=forms())
+def check_outputs(case: Case, path: Path, **form: Any) -> None:  # noqa: ANN401 - ExportOptions'
+    """Export a network of maps or several outputs, and require every number and every code to be equal."""
+    case.export(path, **form)
+    images = ImageSet(images=case.images, labels=np.zeros(len(case.images), np.int64), class_names=())
+
+    def codes(pixels: NDArray[np.uint8]) -> Any:  # noqa: ANN401 - arrays
+        return record_codes(case.frozen, torch.from_numpy(case.preprocessing.normalize(pixels)))
+
+    report = verify(
+        path,
+        images.batches(3),
+        others={FROZEN: model_predictor(case.frozen, case.preprocessing)},
+        codes={FROZEN: codes},
+        first_difference=True,
+        between=(REFERENCE, FROZEN),
+    )
+    assert report.exact, report.backends
+    (comparison,) = report.comparisons
+    assert comparison.difference is None
+    event(f"outputs: {len(report.backends[0].outputs)}")
+
+
+@given(spec=specs(HEADS + MAPS), form=forms())
 # Shrinking such networks takes many minutes and their specs are short already.
 @settings(
     max_examples=4000 if IN_CAMPAIGN else 60,
@@ -166,11 +196,14 @@ def small_linears_are_large_enough() -> Iterator[None]:
 )
 def test_every_code_and_logit_is_equal(exports: Exports, folder: Path, spec: Spec, form: dict[str, Any]) -> None:
     case = case_of(exports, spec)
-    values = exports.check_equal(case, folder / "model.onnx", **form)
-    assert np.isfinite(values["logits"]).all()
     event(f"head: {spec.head}")
     event(f"format: {form['format']}")
     event(f"bits: {spec.weight_bits}/{spec.activation_bits}")
+    if spec.head in MAPS:
+        check_outputs(case, folder / "model.onnx", **form)
+        return
+    values = exports.check_equal(case, folder / "model.onnx", **form)
+    assert np.isfinite(values["logits"]).all()
     event("all logits equal" if len(np.unique(values["logits"])) == 1 else "logits differ from image to image")
 
 

@@ -123,6 +123,14 @@ class Counting(Network):
         return head(self, x)
 
 
+def gains() -> nn.PReLU:
+    """Four parameters, by whatever they are multiplied."""
+    act = nn.PReLU(4)
+    with torch.no_grad():
+        act.weight.copy_(torch.tensor([0.3, -1.2, 1.0, 0.5]))
+    return act
+
+
 ACCEPTED: dict[str, nn.Module] = {
     "identity before a ReLU in place": Network(
         identity_before_relu, body=nn.Sequential(nn.ReLU(inplace=True), conv(), nn.ReLU(inplace=True), conv())
@@ -156,6 +164,23 @@ ACCEPTED: dict[str, nn.Module] = {
     "linear layer over pixels": Network(lambda m, x: head(m, m.rows(x)), rows=nn.Linear(8, 8)),
     "halves": Network(lambda m, x: head(m, torch.cat([(y := m.conv(x).chunk(2, 1))[1], y[0]], 1)), conv=conv()),
     "sum with nothing": Network(lambda m, x: head(m, 0 + x)),
+    "scaled by numbers": Network(lambda m, x: 2 * head(m, (1 - m.conv(x)) / 3 + 0.5) - 1, conv=conv()),
+    "layer scale": Network(lambda m, x: head(m, m.conv(x) * m.scale.weight.view(-1, 1, 1)), conv=conv(), scale=gains()),
+    "layer scale behind channels": Network(
+        lambda m, x: head(m, (x.permute(0, 2, 3, 1) * m.scale.weight + 1).permute(0, 3, 1, 2)), scale=gains()
+    ),
+    "one learned scale": Network(lambda m, x: head(m, m.conv(x)) * m.scale.weight, conv=conv(), scale=nn.PReLU(1)),
+    "rows of channels scaled": Network(
+        lambda m, x: head(m, (x.flatten(2) * m.scale.weight[:, None]).view(x.shape)), scale=gains()
+    ),
+    "slope of each channel": Network(lambda m, x: head(m, m.act(m.conv(x))), conv=conv(), act=gains()),
+    "steep slopes": Network(lambda m, x: head(m, m.act(x)), act=nn.PReLU(4, init=1.5)),
+    "flipped": Network(lambda m, x: head(m, m.conv(x.flip((2, 3))) + x.flip(-3)), conv=conv()),
+    "rolled": Network(lambda m, x: head(m, m.conv(x.roll((1, -2), (2, 3))) + x.roll(3, 1)), conv=conv()),
+    "repeated": Network(lambda m, x: head(m, m.conv(x[:, :2].repeat(1, 2, 1, 3))), conv=conv()),
+    "mean along one direction": Network(
+        lambda m, x: head(m, m.conv(x.mean(3, keepdim=True)).mean(2)[:, :, None]), conv=conv()
+    ),
 }
 
 
@@ -184,7 +209,7 @@ def test_a_part_that_does_not_learn_stays_so() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        lambda m, x: head(m, x) + m.fc.bias,
+        lambda m, x: head(m, x) + m.fc.weight.sum(1),
         lambda m, x: head(m, m.conv(x)) * x.mean(),
         lambda m, x: head(m, m.conv(x / x.abs().max())),
         lambda m, x: head(m, m.drop(x)),

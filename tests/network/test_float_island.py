@@ -51,11 +51,11 @@ KEPT: dict[str, tuple[nn.Module, list[str], list[bool]]] = {
     "called twice": (Around(lambda m, x: m.act(m.act(x)), act=nn.Mish()), ["act", "act_2"], [True, True]),
     "function": (Around(lambda _, x: F.softplus(x)), ["softplus"], [False]),
     "method": (Around(lambda _, x: x.exp()), ["exp"], [False]),
-    "scalar": (Around(lambda _, x: x * -0.5), ["mul"], [True]),
+    "scalar": (Around(lambda _, x: x.pow(3)), ["pow_1"], [True]),
     "dimension": (Around(lambda _, x: x.softmax(dim=1)), ["softmax"], [False]),
     "square": (Around(lambda _, x: x.square()), ["square"], [True]),
     "gate": (Around(lambda _, x: x.tanh() * x.tanh().mean(1, keepdim=True)), [], []),
-    "parameter": (Around(lambda m, x: x * m.gain), ["mul"], [True]),
+    "parameter": (Around(lambda m, x: x * m.gain.exp()), ["mul"], [True]),
     "in place": (Around(lambda _, x: F.elu(x, inplace=True)), ["elu"], [True]),
     "read after it is written": (Around(lambda _, x: F.elu(x, inplace=True) + x), ["elu"], [True]),
     "sizes": (Around(lambda _, x: x[:, :1].expand(x.size(0), 4, 4, 4)), ["expand"], [True]),
@@ -101,7 +101,7 @@ def test_paper_placement_keeps_no_islands() -> None:
 
 
 def test_frozen_codes_follow_from_the_grids() -> None:
-    network = Around(lambda m, x: torch.logaddexp(m.act(x), x), act=nn.PReLU(4))
+    network = Around(lambda m, x: torch.logaddexp(m.act(x), x), act=nn.GroupNorm(2, 4))
     torch.manual_seed(0)
     prepared = prepare(network, QuantConfig(allow_float=True), X[:1], input_grid=PIXELS)
     calibrate(prepared, [X])

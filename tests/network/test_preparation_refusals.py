@@ -64,8 +64,26 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Wrapped(lambda m, x: m.fc(torch.tanh(m.first(x)).flatten(1))),
         "operation 'tanh' .* cannot be lowered",
     ),
-    "product": (Wrapped(lambda m, x: m.fc((m.first(x) * 2).flatten(1))), "operation 'mul' .* cannot be lowered"),
-    "constant sum": (Wrapped(lambda m, x: m.fc((m.first(x) + 2).flatten(1))), "operation 'add' .* cannot be lowered"),
+    "product": (
+        Wrapped(lambda m, x: m.fc((m.first(x) * math.inf).flatten(1))),
+        "operation 'mul' .* cannot be lowered: it multiplies by inf",
+    ),
+    "division by zero": (
+        Wrapped(lambda m, x: m.fc((m.first(x) / 0).flatten(1))),
+        "operation 'div' .* cannot be lowered: it divides by zero",
+    ),
+    "division by a parameter": (
+        Wrapped(lambda m, x: m.fc((m.first(x) / m.first.weight[:1, 0, :1, :1]).flatten(1))),
+        "operation 'div' .* cannot be lowered: it divides by what is computed from 'first.weight'",
+    ),
+    "constant sum": (
+        Wrapped(lambda m, x: m.fc((m.first(x) + m.first.weight.mean()).flatten(1))),
+        "operation 'add' .* cannot be lowered: it adds what is computed from 'first.weight'",
+    ),
+    "constants of pixels": (
+        Wrapped(lambda m, x: m.fc((m.first(x) + m.pixels.weight).flatten(1)), pixels=nn.Embedding(8, 8)),
+        r"cannot be lowered: it scales or shifts \[1, 4, 8, 8\] by constants of shape \[8, 8\]; one for each channel",
+    ),
     "scaled sum": (
         Wrapped(lambda m, x: m.fc(torch.add(m.first(x), m.first(x), alpha=2).flatten(1))),
         "operation 'add' .* cannot be lowered",
@@ -123,7 +141,7 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         Wrapped(lambda m, x: m.fc(m.first(x).flatten(1)).sum(1)),
         r"the network returns a tensor of shape \[1\] for one of shape \[1, 3, 8, 8\]; an output has one row of",
     ),
-    "mean over one dimension": (Wrapped(lambda m, x: m.first(x).mean(2)), "operation 'mean' .* cannot be lowered"),
+    "mean over channels": (Wrapped(lambda m, x: m.first(x).mean(1)), "operation 'mean' .* cannot be lowered"),
     "transposed and dilated": (
         network(nn.ConvTranspose2d(4, 4, 3, dilation=2, padding=2)),
         r"\(ConvTranspose2d\) cannot be lowered: it is a transposed convolution with dilation \[2, 2\]",
