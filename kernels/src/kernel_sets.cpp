@@ -32,7 +32,7 @@ std::string why_neon_is_not_faster() {
 const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
 #if defined(__x86_64__)
-      {"avx512vbmi", "AVX-512 with VBMI, VBMI2 and VNNI", has_avx512_vbmi, always_faster, {&lookup_avx512_kernel}},
+      {"avx512vbmi", "AVX-512 with VBMI, VBMI2 and VNNI", has_avx512_vbmi, always_faster, {&lookup_avx512_kernel, &dot_avx512_kernel}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",

@@ -6,5 +6,6 @@
 namespace qil_deploy {
 
 extern const Kernel lookup_avx512_kernel;
+extern const Kernel dot_avx512_kernel;
 
 }  // namespace qil_deploy
