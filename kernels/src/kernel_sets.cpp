@@ -3,6 +3,8 @@
 #include <cstdlib>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
+
 #include "x86/x86_kernels.h"
 #elif defined(__aarch64__)
 #include "neon/convolution.h"
@@ -20,6 +22,24 @@ bool has_avx512_vbmi() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2");
 }
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("fma");
+}
+
+// AVX-VNNI, which GCC 12 cannot ask for by name: leaf 7.1, bit 4 of EAX.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+
+std::string avx2_is_faster() {
+  if (has_avx_vnni() || __builtin_cpu_supports("avx512vnni")) {
+    return "the processor has dot products (VNNI), with which ONNX Runtime is as fast";
+  }
+  return "";
+}
 #elif defined(__aarch64__)
 std::string why_neon_is_not_faster() {
   if (!neon::has_dot_product()) return "";
@@ -32,7 +52,12 @@ std::string why_neon_is_not_faster() {
 const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
 #if defined(__x86_64__)
-      {"avx512vbmi", "AVX-512 with VBMI, VBMI2 and VNNI", has_avx512_vbmi, always_faster, {&lookup_avx512_kernel, &dot_avx512_kernel}},
+      {"avx512vbmi",
+       "AVX-512 with VBMI, VBMI2 and VNNI",
+       has_avx512_vbmi,
+       always_faster,
+       {&lookup_avx512_kernel, &dot_avx512_kernel}},
+      {"avx2", "AVX2", has_avx2, avx2_is_faster, {&lookup_avx2_kernel, &narrow_avx2_kernel}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",

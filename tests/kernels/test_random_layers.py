@@ -7,20 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from .kernel_sets import SETS, force
 from .models import random_convolution, run
 
-SETS = ["scalar", "avx512vbmi"]
 BITS = [(1, 3), (3, 7), (7, 15), (1, 15), (7, 3), (2, 5)]  # largest weight code, largest input code
-
-
-def run_with(kernel_set: str, monkeypatch: pytest.MonkeyPatch, library: Path) -> Path:
-    """Force a set of kernels, or skip the test where this processor lacks its instructions."""
-    qil_deploy_kernels = pytest.importorskip("qil_deploy_kernels")
-    lines = dict(line.split(": ", 1) for line in qil_deploy_kernels.explain().splitlines())
-    if lines.get(kernel_set, "the processor lacks it").startswith("the processor lacks"):
-        pytest.skip(f"{kernel_set}: {lines.get(kernel_set, 'a set of another architecture')}")
-    monkeypatch.setenv("QIL_DEPLOY_KERNELS", kernel_set)
-    return library
 
 
 @pytest.mark.parametrize(("largest_code", "x_high"), BITS)
@@ -33,7 +23,7 @@ def test_dense_layers_are_equal(
     monkeypatch: pytest.MonkeyPatch,
     rng: np.random.Generator,
 ) -> None:
-    run_with(kernel_set, monkeypatch, library)
+    force(kernel_set, monkeypatch)
     for case in range(30):
         convolution, x = random_convolution(rng, largest_code, x_high)
         model = convolution.model()
@@ -46,7 +36,7 @@ def test_dense_layers_are_equal(
 def test_groups_are_equal(
     kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    run_with(kernel_set, monkeypatch, library)
+    force(kernel_set, monkeypatch)
     for case in range(30):
         largest_code, x_high = BITS[case % len(BITS)]
         convolution, x = random_convolution(rng, largest_code, x_high, groups=int(rng.choice([2, 3, 8])))
