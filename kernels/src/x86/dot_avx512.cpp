@@ -11,7 +11,7 @@
 
 #include <cstring>
 
-#include "../product_weights.h"
+#include "product_weights.h"
 #include "x86_kernels.h"
 
 namespace qil_deploy {

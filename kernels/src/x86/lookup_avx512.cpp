@@ -23,7 +23,7 @@
 
 #include <cstring>
 
-#include "../lookup_weights.h"
+#include "lookup_weights.h"
 #include "x86_kernels.h"
 
 namespace qil_deploy {

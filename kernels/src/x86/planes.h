@@ -15,7 +15,7 @@
 
 #include <vector>
 
-#include "lowbit_conv.h"
+#include "../lowbit_conv.h"
 
 namespace qil_deploy {
 
