@@ -63,7 +63,7 @@ const std::vector<KernelSet>& kernel_sets() {
        "NEON",
        [] { return true; },
        why_neon_is_not_faster,
-       {&neon::lookup_kernel, &neon::narrow_kernel}},
+       {&neon::depthwise_kernel, &neon::lookup_kernel, &neon::narrow_kernel}},
 #endif
       {"scalar", "nothing special", [] { return true; }, [] { return std::string("it is there for tests"); }, {}},
   };

@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from qil_deploy.runtime_tests.targets import find_target, target_state
 from qil_deploy.runtime_tests.targets.run import python_command
@@ -26,6 +28,7 @@ KERNELS = Path(__file__).parents[2] / "kernels"
 GUEST = Path(__file__).with_name("guest.py")
 BITS = [(1, 3), (3, 7), (7, 15), (1, 15), (7, 3), (1, 3), (2, 5)]  # largest weight code, largest input code
 CASES = 84
+Case = tuple[Convolution, NDArray[np.uint8]]
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +62,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         random_convolution(rng, *BITS[case % len(BITS)], groups=1 if case % 4 else int(rng.choice([1, 2, 3, 8])))
         for case in range(CASES)
     ]
+    made += [depthwise(rng, *BITS[case % len(BITS)]) for case in range(16)]
     made += [extreme(sign, code, x_high) for sign in (-1, 1) for code, x_high in ((1, 3), (3, 7), (7, 15))]
     for convolution, x in (made[0], made[1]):
         made.append((convolution, np.where(rng.random(x.shape) < 0.01, 200, x).astype(np.uint8)))
@@ -68,7 +72,16 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def extreme(sign: int, code: int, x_high: int) -> tuple[Convolution, np.ndarray[Any, np.dtype[np.uint8]]]:
+def depthwise(rng: np.random.Generator, code: int, x_high: int) -> Case:
+    """Return a layer with one output channel of each input channel."""
+    convolution, x = random_convolution(rng, code, x_high, groups=int(rng.integers(1, 70)))
+    channels = convolution.group
+    scales = convolution.w_scale if convolution.w_scale.ndim == 0 else convolution.w_scale[:channels]
+    one_each = replace(convolution, w=convolution.w[:channels, :1], bias=convolution.bias[:channels], w_scale=scales)
+    return one_each, x[:, :channels]
+
+
+def extreme(sign: int, code: int, x_high: int) -> Case:
     """Return a layer whose sums are as large as they can be: of 3,600 products, all of one sign."""
     w = np.full((20, 400, 3, 3), sign * code, np.int8)
     largest = 3600 * code * x_high
@@ -107,7 +120,7 @@ def test_every_byte_is_equal(target: str, kernel_set: str | None, package: Path,
     assert report["differing"] == [0] * len(report["differing"])
     assert len(report["differing"]) > CASES
     kernels = {line.split(": ")[1].split(",")[0] for (line,) in report["layers"]}
-    assert {"lookup", "narrow sums"} <= kernels
+    assert {"depthwise", "lookup", "narrow sums"} <= kernels
 
 
 def test_nothing_is_registered_where_there_is_a_dot_product(package: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// The two kernels as `lowbit_conv.h` wants them. A plan has two stages: rows of the input are packed (`pack.h`), then tiles
+// The kernels as `lowbit_conv.h` wants them. A plan has two stages: rows of the input are packed (`pack.h`), then tiles
 // are added up (`tile.h`) and requantized, block after block, so that the weights of one stay in the cache.
 #include "convolution.h"
 
@@ -21,8 +21,8 @@ constexpr int item_pixels = 128;
 static_assert(item_pixels % tile_pixels == 0);
 
 struct ConvolutionLayer final : PackedLayer {
-  ConvolutionLayer(const Layer& of, const StepShape& shape)
-      : layer(of), weights(order_weights(of, shape)), requantization(of) {}
+  ConvolutionLayer(const Layer& of, OrderedWeights ordered)
+      : layer(of), weights(std::move(ordered)), requantization(of) {}
 
   std::unique_ptr<Plan> plan(int height, int width) const override;
   size_t weight_bytes() const override { return weights.bytes(); }
@@ -43,7 +43,7 @@ class ConvolutionPlan final : public Plan {
         out_pixels_(layer_.output_height(height) * out_width_),
         packed_height_((layer_.output_height(height) - 1) * layer_.stride_h + (layer_.kernel_h - 1) * layer_.dilation_h + 1),
         packed_width_((out_width_ - 1) * layer_.stride_w + (layer_.kernel_w - 1) * layer_.dilation_w + 1),
-        pixel_bytes_(int64_t{layer_.groups} * packed.weights.units_per_group * packed.weights.shape.unit_bytes) {
+        pixel_bytes_(int64_t{packed.weights.groups} * packed.weights.units_per_group * packed.weights.steps->unit_bytes) {
     const int rows_per_line = layer_.kernel_w / packed.weights.row_columns;
     for (int64_t y = 0; y < layer_.kernel_h; y++)
       for (int64_t x = 0; x < rows_per_line; x++)
@@ -77,18 +77,26 @@ class ConvolutionPlan final : public Plan {
       std::memset(to, 0, packed_width_ * pixel_bytes_);
       return true;
     }
-    const PackedRow packed = {x + line * width_, size_t(height_) * width_, layer_.groups, layer_.channels_per_group(),
-                              int(columns),      layer_.pad_left,          int(packed_width_), to};
-    const uint8_t seen = packed_.weights.shape.by_lookup ? pack_triples(packed) : pack_pairs(packed);
+    const OrderedWeights& weights = packed_.weights;
+    PackedRow packed;
+    packed.codes = x + line * width_;
+    packed.plane = size_t(height_) * width_;
+    packed.groups = weights.groups;
+    packed.channels_per_group = weights.channels_per_group;
+    packed.units_per_group = weights.units_per_group;
+    packed.columns = int(columns);
+    packed.left = layer_.pad_left;
+    packed.width = int(packed_width_);
+    packed.row = to;
+    const uint8_t seen = weights.steps->pack(packed);
     return seen <= layer_.input_capacity;  // which is 2**n - 1
   }
 
   // Output pixels `first` up to `last`, in the order of the output, of the channels of one block.
   void compute(const Block& block, int64_t first, int64_t last, const uint8_t* packed, uint8_t* y) const {
-    const StepShape& shape = packed_.weights.shape;
-    const int stride = block.registers * lanes / shape.lanes_per_channel;
-    const uint8_t* group = packed + block.first_unit * shape.unit_bytes;
-    AddTile* const add_tile = shape.by_lookup ? add_lookup_tile : add_narrow_tile;
+    const Steps& steps = *packed_.weights.steps;
+    const int stride = block.registers * lanes / steps.lanes_per_channel;
+    const uint8_t* group = packed + block.first_unit * steps.unit_bytes;
     int32_t sums[tile_pixels * tile_registers * lanes];
     for (int64_t pixel = first; pixel < last; pixel += tile_pixels) {
       const int count = int(std::min<int64_t>(tile_pixels, last - pixel));
@@ -98,7 +106,7 @@ class ConvolutionPlan final : public Plan {
         const int64_t line = at / out_width_ * layer_.stride_h, column = at % out_width_ * layer_.stride_w;
         pixels[p] = group + (line * packed_width_ + column) * pixel_bytes_;
       }
-      add_tile(block, pixels, rows_.data(), sums);
+      steps.add_tile(block, pixels, rows_.data(), sums);
       packed_.requantization.run(sums, stride, block.first_channel, block.channels, count,
                                  y + block.first_channel * out_pixels_ + pixel, size_t(out_pixels_));
     }
@@ -130,15 +138,24 @@ std::string why_not_narrow(const Layer& layer) {
   return "";
 }
 
-template <const StepShape& shape>
+std::string why_not_depthwise(const Layer& layer) {
+  if (layer.channels_per_group() != 1 || layer.outputs_per_group() != 1) return "takes depthwise layers alone";
+  const std::string reason = why_not_narrow(layer);
+  if (!reason.empty()) return reason;
+  const int sum = layer.taps() * layer.largest_code * layer.input_capacity;
+  return sum > 32767 ? "sums of up to " + std::to_string(sum) + "; takes 32767" : "";
+}
+
+template <OrderedWeights (*order)(const Layer&)>
 std::unique_ptr<PackedLayer> pack(const Layer& layer) {
-  return std::make_unique<ConvolutionLayer>(layer, shape);
+  return std::make_unique<ConvolutionLayer>(layer, order(layer));
 }
 
 }  // namespace
 
-const Kernel lookup_kernel = {"lookup, NEON", why_not_lookup, pack<lookup_steps>};
-const Kernel narrow_kernel = {"narrow sums, NEON", why_not_narrow, pack<narrow_steps>};
+const Kernel depthwise_kernel = {"depthwise, NEON", why_not_depthwise, pack<order_for_depthwise>};
+const Kernel lookup_kernel = {"lookup, NEON", why_not_lookup, pack<order_for_lookup>};
+const Kernel narrow_kernel = {"narrow sums, NEON", why_not_narrow, pack<order_for_narrow>};
 
 bool has_dot_product() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 

@@ -5,6 +5,7 @@
 
 namespace qil_deploy::neon {
 
+extern const Kernel depthwise_kernel;
 extern const Kernel lookup_kernel;
 extern const Kernel narrow_kernel;
 

@@ -5,32 +5,39 @@
 #include <vector>
 
 #include "../lowbit_conv.h"
+#include "pack.h"
 #include "tile.h"
 
 namespace qil_deploy::neon {
 
-// What one step reads and how its registers are laid out.
-struct StepShape {
-  bool by_lookup;          // ternary weights, three in a byte
-  int codes_per_unit;      // input codes of one pixel that a step reads
+// What a kernel reads in one step, how its registers are laid out, and its loop.
+struct Steps {
+  int codes_per_unit;  // input codes of one pixel that a step reads
   int unit_bytes;
   int lanes_per_channel;
+  AddTile* add_tile;
+  uint8_t (*pack)(const PackedRow& row);
 };
 
-constexpr StepShape lookup_steps{true, 3, 1, 1};
-constexpr StepShape narrow_steps{false, 2, 2, 2};
+constexpr Steps lookup_steps{3, 1, 1, add_lookup_tile, pack_triples};
+constexpr Steps narrow_steps{2, 2, 2, add_narrow_tile, pack_pairs};
+constexpr Steps depthwise_steps{1, 1, 1, add_depthwise_tile, pack_singles};
 
-// Steps go through the rows of the convolution's kernel, the columns of each, and the channels of each column, a unit at a
-// time. Where that is not how units lie in memory (dilated columns, several groups), each column is a row of its own.
 struct OrderedWeights {
-  StepShape shape;
-  int units_per_group;
-  int row_columns;  // columns of the convolution's kernel in one row: all or 1
+  const Steps* steps;
+  int groups, channels_per_group, units_per_group;  // of the packed input
+  int row_columns;  // columns of the convolution's kernel in one row of steps: all or 1
   std::vector<Block> blocks;
 
   size_t bytes() const;
 };
 
-OrderedWeights order_weights(const Layer& layer, const StepShape& shape);
+// Steps go through the rows of the convolution's kernel, the columns of each, and the channels of each column, a unit at a
+// time. Where that is not how units lie in memory (dilated columns, several groups), each column is a row of its own.
+OrderedWeights order_for_lookup(const Layer& layer);
+OrderedWeights order_for_narrow(const Layer& layer);
+
+// One output channel of each input channel: a step is a tap of 16 channels.
+OrderedWeights order_for_depthwise(const Layer& layer);
 
 }  // namespace qil_deploy::neon

@@ -29,13 +29,13 @@ uint8_t all_or(uint8x16_t codes) {
 template <int codes_per_unit, typename Unit, typename Join>
 uint8_t pack(const PackedRow& r, Join join) {
   const int units = (r.channels_per_group + codes_per_unit - 1) / codes_per_unit;
-  const size_t pixel = size_t(r.groups) * units;
+  const size_t pixel = size_t(r.groups) * r.units_per_group;
   Unit* first = reinterpret_cast<Unit*>(r.row);
   std::memset(first, 0, sizeof(Unit) * pixel * r.width);
   first += pixel * r.left;
   uint8x16_t seen = vdupq_n_u8(0);
-  for (int group = 0; group < r.groups; group++) {
-    for (int unit = 0; unit < units; unit++, first++) {
+  for (int group = 0; group < r.groups; group++, first += r.units_per_group) {
+    for (int unit = 0; unit < units; unit++) {
       const int channel = unit * codes_per_unit;
       const uint8_t* codes = r.codes + (size_t(group) * r.channels_per_group + channel) * r.plane;
       for (int x = 0; x < r.columns; x += columns_at_once) {
@@ -48,7 +48,7 @@ uint8_t pack(const PackedRow& r, Join join) {
         }
         Unit joined[columns_at_once];
         join(of_channels, joined);
-        Unit* to = first + pixel * x;
+        Unit* to = first + unit + pixel * x;
         for (int i = 0; i < columns; i++, to += pixel) *to = joined[i];
       }
     }
@@ -72,6 +72,10 @@ uint8_t pack_pairs(const PackedRow& row) {
     vst1q_u8(reinterpret_cast<uint8_t*>(units), pairs.val[0]);
     vst1q_u8(reinterpret_cast<uint8_t*>(units + 8), pairs.val[1]);
   });
+}
+
+uint8_t pack_singles(const PackedRow& row) {
+  return pack<1, uint8_t>(row, [](const uint8x16_t* codes, uint8_t* units) { vst1q_u8(units, codes[0]); });
 }
 
 }  // namespace qil_deploy::neon

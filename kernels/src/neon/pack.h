@@ -12,6 +12,7 @@ struct PackedRow {
   size_t plane;            // bytes from channel to channel
   int groups;              // of the convolution
   int channels_per_group;
+  int units_per_group;     // in the packed row; those behind the last channel are zero
   int columns;             // that are packed
   int left, width;         // pixels of padding before them, pixels of the packed row
   uint8_t* row;            // [width][groups][units of a group]
@@ -22,5 +23,8 @@ uint8_t pack_triples(const PackedRow& row);
 
 // Two codes in two bytes. Returns all codes, or-ed.
 uint8_t pack_pairs(const PackedRow& row);
+
+// A code in a byte. Returns all codes, or-ed.
+uint8_t pack_singles(const PackedRow& row);
 
 }  // namespace qil_deploy::neon

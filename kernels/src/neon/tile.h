@@ -1,4 +1,4 @@
-// The shape of the loops in lookup.cpp and narrow.cpp.
+// The shape of the loops in lookup.cpp, narrow.cpp and depthwise.cpp.
 //
 // A tile is four output pixels of up to four registers of output channels. Channels lie in the lanes, so that a map of
 // 7x7 pixels wastes none. The input codes lie channels last, in units of what one step reads, with the padding around
@@ -23,7 +23,7 @@ struct Block {
   int channels;
   int registers;
   size_t first_unit;             // of a pixel, where its group begins
-  bool adds_bytes;               // narrow.cpp: whether products are added in bytes first
+  bool adds_bytes = false;       // narrow.cpp: whether products are added in bytes first
   std::vector<Run> runs;
   std::vector<uint8_t> weights;  // [steps][registers][lanes]
 };
@@ -33,5 +33,6 @@ struct Block {
 using AddTile = void(const Block& block, const uint8_t* const* pixels, const ptrdiff_t* rows, int32_t* sums);
 AddTile add_lookup_tile;
 AddTile add_narrow_tile;
+AddTile add_depthwise_tile;
 
 }  // namespace qil_deploy::neon
