@@ -2,5 +2,6 @@
 
 from .distillation import distillation_loss
 from .optimizers import parameter_groups, recipe_optimizers, weight_parameters
+from .oscillation import Oscillation
 
-__all__ = ["distillation_loss", "parameter_groups", "recipe_optimizers", "weight_parameters"]
+__all__ = ["Oscillation", "distillation_loss", "parameter_groups", "recipe_optimizers", "weight_parameters"]

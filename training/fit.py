@@ -33,6 +33,7 @@ from .distillation_teacher import DistillationLoss
 from .divergence import describe_divergence
 from .models import in_memory_format, memory_format_for
 from .optimizers import make_optimizers, quantizer_optimizers, rate_factor, weight_parameters
+from .oscillation import Oscillation, oscillation_of
 from .phase_record import PhaseRecord
 from .recipe import OptimizerSection
 from .run import Run
@@ -46,13 +47,18 @@ Loss = Callable[[Tensor, Tensor, Tensor, Position], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """Results of one epoch; accuracies in percent, time in seconds."""
+    """Results of one epoch; accuracies in percent, time in seconds.
+
+    `oscillating_weights` and `frozen_weights` are shares in [0, 1]; None where they are not counted (`oscillation`).
+    """
 
     epoch: int
     loss: float
     train_accuracy: float
     test_accuracy: float
     seconds: float
+    oscillating_weights: float | None = None
+    frozen_weights: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +137,8 @@ def fit(run: Run, model: nn.Module, section: OptimizerSection, name: str, number
     averaging = None if section.average is None else get_ema_multi_avg_fn(section.average)
     average = None if averaging is None else AveragedModel(model, multi_avg_fn=averaging)
     optimizers = optimizers_of(run, model, section) if section.epochs > 0 else []
-    learner = Learner(model=model, optimizers=optimizers, average=average)
+    oscillation = oscillation_of(model, section) if section.epochs > 0 else None
+    learner = Learner(model=model, optimizers=optimizers, average=average, oscillation=oscillation)
     batches = run.batches(section.batch_size, number)
     phase = Phase(
         name=name,
@@ -211,7 +218,9 @@ def train_epochs(
             _seed_dropout(phase.seed, step, accelerator)
             images = in_memory_format(x.to(accelerator.device), memory_format)
             batch = (images, labels.to(accelerator.device))
-            loss, right = _step(wrapped, optimizers, weights, batch, phase, accelerator, position)
+            if learner.oscillation is not None:
+                learner.oscillation.set_progress(step / steps)
+            loss, right = _step(wrapped, optimizers, weights, batch, phase, accelerator, position, learner.oscillation)
             due = time.monotonic() - saved > record.save_seconds
             loss, right, due = _over_processes(loss, right, due, accelerator)
             if not math.isfinite(loss):
@@ -227,7 +236,7 @@ def train_epochs(
             if due and position.batch < len(phase.batches):  # at its end an epoch is saved in any case
                 record.save(position)
                 saved = time.monotonic()
-        _end_epoch(phase, model, record, position, time.perf_counter() - began)
+        _end_epoch(phase, learner, record, position, time.perf_counter() - began)
     progress.remove_task(task)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     model.eval()
@@ -261,6 +270,7 @@ def _step(
     phase: Phase,
     accelerator: Accelerator,
     position: Position,
+    oscillation: Oscillation | None,
 ) -> tuple[float, int]:
     """One forward, backward and update; return the loss and how many images were classified correctly."""
     x, labels = batch
@@ -268,11 +278,13 @@ def _step(
     loss = phase.loss(logits, x, labels, position)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(loss)
+    accelerator.backward(loss if oscillation is None else loss + oscillation.penalty())
     if phase.section.gradient_norm is not None:
         accelerator.clip_grad_norm_(weights, phase.section.gradient_norm)
     for optimizer in optimizers:
         optimizer.step()
+    if oscillation is not None:
+        oscillation.update()
     return float(loss.detach()), int((logits.detach().argmax(1) == labels).sum())
 
 
@@ -293,15 +305,18 @@ def _divergence(phase: Phase, position: Position, loss: float, model: nn.Module,
     )
 
 
-def _end_epoch(phase: Phase, model: nn.Module, record: Record, position: Position, seconds: float) -> None:
+def _end_epoch(phase: Phase, learner: Learner, record: Record, position: Position, seconds: float) -> None:
     """Evaluate and report, and move the position to the next epoch."""
     batches = len(phase.batches)
+    count = None if learner.oscillation is None else learner.oscillation.count()
     metrics = EpochMetrics(
         epoch=position.epoch,
         loss=position.loss_sum / batches,
         train_accuracy=top1_percent(position.right, batches * phase.batches.batch_size),
-        test_accuracy=record.evaluate(model),
+        test_accuracy=record.evaluate(learner.model),
         seconds=seconds,
+        oscillating_weights=None if count is None else count.oscillating,
+        frozen_weights=None if count is None else count.frozen,
     )
     best = max(position.best, metrics.test_accuracy)
     position.epoch, position.batch, position.loss_sum, position.right = position.epoch + 1, 0, 0.0, 0

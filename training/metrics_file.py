@@ -21,13 +21,18 @@ _LARGEST_FILE = 64 << 20  # of a few hundred thousand epochs
 
 @dataclass(frozen=True, kw_only=True)
 class EpochLine:
-    """One line of `metrics.jsonl`; accuracies in percent, None where there is no finite figure."""
+    """One line of `metrics.jsonl`; accuracies in percent, None where there is no finite figure.
+
+    `oscillating_weights` and `frozen_weights` are shares in [0, 1], None in phases that did not count them.
+    """
 
     phase: str
     epoch: int
     loss: float | None
     train_accuracy: float | None
     test_accuracy: float | None
+    oscillating_weights: float | None = None
+    frozen_weights: float | None = None
 
 
 def append_epoch(folder: Path, entry: dict[str, Any]) -> None:
@@ -98,6 +103,7 @@ def _epoch_line(path: Path, number: int, line: bytes) -> EpochLine:
         if not isinstance(entry, dict):
             raise TypeError("it is no JSON object")
         figures = {name: _number(entry, name) for name in ("loss", "train_accuracy", "test_accuracy")}
+        figures |= {name: _number(entry, name) for name in ("oscillating_weights", "frozen_weights") if name in entry}
         phase, epoch = entry["phase"], entry["epoch"]
         if not isinstance(phase, str) or type(epoch) is not int or not 0 <= epoch < 2**53:
             raise ValueError(f"phase {excerpt(repr(phase), 40)} and epoch {excerpt(repr(epoch), 40)}")

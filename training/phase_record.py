@@ -79,14 +79,12 @@ class PhaseRecord:
         """Write the line of an epoch, and the network if it is the best so far."""
         if self.curves is None:
             return
-        self.curves.epoch(
-            self.last_step,
-            {"loss": metrics.loss, "train_accuracy": metrics.train_accuracy, "test_accuracy": metrics.test_accuracy},
-        )
-        append_epoch(self.run.folder, {"phase": self.name, **asdict(metrics), **self.taught})
+        figures = {name: value for name, value in asdict(metrics).items() if value is not None}
+        self.curves.epoch(self.last_step, {name: figures[name] for name in figures if name not in ("epoch", "seconds")})
+        append_epoch(self.run.folder, {"phase": self.name, **figures, **self.taught})
         self.run.progress.console.print(
             f"{self.name} epoch {metrics.epoch}: loss {metrics.loss:.4f}, train {metrics.train_accuracy:.2f} %, "
-            f"test {metrics.test_accuracy:.2f} %, {metrics.seconds:.0f} s"
+            f"test {metrics.test_accuracy:.2f} %, {metrics.seconds:.0f} s{_oscillation_words(metrics)}"
         )
         if metrics.test_accuracy > position.best:
             info = self.info.model_copy(update={"metrics": {"accuracy": metrics.test_accuracy}})
@@ -97,3 +95,9 @@ class PhaseRecord:
         if self.curves is not None:
             self.curves.flush()  # before the state: a later start draws again only what comes behind it
             save_state(self.run.folder, self.name, position, self.learner)
+
+
+def _oscillation_words(metrics: EpochMetrics) -> str:
+    if metrics.oscillating_weights is None or metrics.frozen_weights is None:
+        return ""
+    return f"; {metrics.oscillating_weights:.2%} of weights oscillate, {metrics.frozen_weights:.2%} are frozen"

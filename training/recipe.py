@@ -35,6 +35,11 @@ INTERVAL_LEARNING_RATE = 2e-3
 # What `distillation_loss` takes where it is told nothing else, too.
 DISTILLATION_WEIGHT, DISTILLATION_TEMPERATURE = 1.0, 4.0
 
+# As `oscillation` takes them, too.
+OSCILLATION_MOMENTUM = 0.001
+OSCILLATION_THRESHOLD = (0.1, 0.01)
+OSCILLATION_DAMPENING = 0.1
+
 LARGEST_IMAGE_SIDE = 8192
 # Rates become float32, and so do their products with weights.
 _LARGEST = 1e30
@@ -163,6 +168,11 @@ class StageSection(OptimizerSection):
         from_float: start from the float network and its data instead of the stage before.
         frozen_gradient_norm: `gradient_norm` of the frozen epochs. With constant statistics BatchNorm no longer holds
             the outputs of a layer together when its weights move, and one long step can end the training.
+        oscillation: what is done about weights of at most 4 bits that jump between two codes (`oscillation`): `none`,
+            `count` them, `freeze` or `dampen` them. Not in frozen epochs.
+        oscillation_momentum: of the moving averages of their frequency and code.
+        oscillation_threshold: frequency above which they are frozen, at the start of the stage and at its end.
+        oscillation_dampening: largest weight of the dampening in the loss.
     """
 
     weight_bits: Bits
@@ -174,6 +184,10 @@ class StageSection(OptimizerSection):
     frozen_epochs: Epochs = 0
     frozen_learning_rate: Positive = 2e-3
     frozen_gradient_norm: Positive | None = 1.0
+    oscillation: Literal["none", "count", "freeze", "dampen"] = "none"
+    oscillation_momentum: Share = OSCILLATION_MOMENTUM
+    oscillation_threshold: tuple[Share, Share] = OSCILLATION_THRESHOLD
+    oscillation_dampening: NotNegative = OSCILLATION_DAMPENING
 
     @property
     def name(self) -> str:
@@ -351,6 +365,7 @@ class Recipe(_Section):
         ]
         useless += ["model.weights"] if self.model.weights is not None else []
         useless += [f"batchnorm_batches of {stage.name}" for stage in self.stages if stage.batchnorm_batches]
+        useless += [f"oscillation of {stage.name}" for stage in self.stages if stage.oscillation != "none"]
         if useless:
             raise ValueError(
                 f"{excerpt(', '.join(useless))} with quantizer_only, which keeps the weights, BatchNorm and "

@@ -27,6 +27,7 @@ from .divergence import describe_divergence
 from .fit import loss_of, optimizers_of, training_mode
 from .memory import require_memory
 from .models import describe_error, memory_format_for
+from .oscillation import oscillation_of
 from .recipe import OptimizerSection, StageSection
 from .run import Run
 from .run_state import Position
@@ -53,8 +54,8 @@ def rehearse(run: Run) -> None:
         TrainingError: the network does not run on the images, does not return one finite logit per class, or nothing in
             it learns.
         DataError: labels outside the classes, or images from which intervals cannot be set.
-        ConfigError: a batch larger than the training set, one that the processes cannot share evenly, or a network that
-            this machine's memory cannot hold.
+        ConfigError: a batch larger than the training set, one that the processes cannot share evenly, a network that
+            this machine's memory cannot hold, or oscillation of weights that it does not have.
         CheckpointError: the weights to start from cannot be read, or do not fit.
         UnsupportedModelError: the network cannot be quantized, or a stage not be frozen.
     """
@@ -164,6 +165,7 @@ def _try(run: Run, trial: _Trial) -> None:
                 "be trained; train at least its head, or set epochs to 0, which takes the network as it is."
             )
         optimizers = optimizers_of(run, trial.model, trial.section)
+        oscillation_of(trial.model, trial.section)
         training_mode(trial.model, norms_stay=run.recipe.quantizer_only is not None)
         _step(
             run,

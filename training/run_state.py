@@ -3,6 +3,7 @@
     model.NAME                 parameters and buffers
     average.NAME               their moving average, where the recipe asks for one
     optimizer.I.P.KEY          what optimizer I keeps of its parameter P (momentum, moments, step)
+    oscillation.KEY            codes of the weights, how often they turn, which are frozen (`oscillation`)
 
 The header says which phase, where in it, and what its epoch has summed up so far, and carries the digest of all this.
 Learning rates, order of the images, augmentation and dropout are functions of that position (`data`, `fit`), so
@@ -36,6 +37,8 @@ from qil_deploy.files import write_bytes
 from qil_deploy.network import require_finite
 from qil_deploy.strict_json import parse_json
 from qil_deploy.untrusted_text import excerpt
+
+from .oscillation import Oscillation
 
 STATE_NAME = "state.safetensors"
 _SCHEMA = "2"
@@ -84,11 +87,13 @@ class Learner:
         model: the network.
         optimizers: with references to its parameters.
         average: holds the moving average of the network's state; None without one.
+        oscillation: watches the codes of its weights; None where nobody does.
     """
 
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     average: AveragedModel | None = None
+    oscillation: Oscillation | None = None
 
 
 def save_state(folder: Path, phase: str, position: Position, learner: Learner) -> None:
@@ -103,6 +108,8 @@ def save_state(folder: Path, phase: str, position: Position, learner: Learner) -
     for index, optimizer in enumerate(learner.optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{parameter}.{key}": value for key, value in values.items()}
+    if learner.oscillation is not None:
+        tensors |= {f"oscillation.{name}": tensor for name, tensor in learner.oscillation.state_dict().items()}
     header = {"schema": _SCHEMA, "phase": phase, "position": json.dumps(asdict(position))}
     write_bytes(folder / STATE_NAME, file_content(tensors, header))
 
@@ -133,6 +140,8 @@ def load_state(folder: Path, phase: str, learner: Learner, extent: Extent | None
         states = [
             _optimizer_state(optimizer, index, tensors, position) for index, optimizer in enumerate(learner.optimizers)
         ]
+        if learner.oscillation is not None:
+            learner.oscillation.load_state_dict(_under(tensors, "oscillation."))
     except (DamagedFileError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"run state {path} is damaged ({excerpt(str(error), 240)}); remove it to go on after the last finished "

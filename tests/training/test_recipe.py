@@ -46,13 +46,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "recipe.toml"
 
 
+STAGE = {"weight_bits": 4, "activation_bits": 4, "epochs": 1}
+
+
 def content() -> dict[str, Any]:
     return {
         "name": "test",
         "data": "digits",
         "model": {"name": "resnet8"},
         "float_training": {"epochs": 1},
-        "stages": [{"weight_bits": 4, "activation_bits": 4, "epochs": 1}],
+        "stages": [STAGE],
     }
 
 
@@ -106,13 +109,13 @@ def test_defaults_and_stage_names(path: Path) -> None:
     assert recipe.quant_config(recipe.stages[1]).weight_bits == 2
 
 
-def test_overrides_and_gamma_reach_the_quantization() -> None:
-    recipe = recipe_from_dict(
-        content() | {"overrides": {"layer1.*": {"weight_bits": 6}}, "train_gamma": True, "placement": "paper"}, "here"
-    )
+def test_overrides_gamma_and_gradient_reach_the_quantization() -> None:
+    values = {"overrides": {"layer1.*": {"weight_bits": 6}}, "train_gamma": True, "placement": "paper"}
+    recipe = recipe_from_dict(content() | values | {"gradient_scaling": 0.2}, "here")
     config = recipe.quant_config(recipe.stages[0])
     assert config.overrides == {"layer1.*": LayerOverride(weight_bits=6)}
     assert config.train_gamma
+    assert config.gradient_scaling == 0.2
     assert config.placement == "paper"
 
 
@@ -160,6 +163,10 @@ def test_changes_that_are_refused(path: Path, change: str, message: str) -> None
         ({"stages": [{"weight_bits": 8, "activation_bits": 8, "epochs": 1}]}, "would saturate the int16 sums"),
         ({"overrides": {"fc": {"weight_bits": 1}}}, "overrides.fc.weight_bits"),
         ({"overrides": {"fc": {"bits": 4}}}, "overrides.fc.bits: there is no such key"),
+        ({"gradient_scaling": 2.5}, "gradient_scaling: .*less than or equal to 2 .found 2.5"),
+        ({"stages": [STAGE | {"oscillation": "stop"}]}, "oscillation: .*'none', 'count', 'freeze' or 'dampen'"),
+        ({"stages": [STAGE | {"oscillation_threshold": [0.1]}]}, "oscillation_threshold"),
+        ({"stages": [STAGE | {"oscillation_momentum": 1.0}]}, "oscillation_momentum: .*less than 1"),
     ],
 )
 def test_content_that_is_refused(change: dict[str, Any], message: str) -> None:

@@ -31,8 +31,9 @@ FILES = ["float", "w4a4", "w2a2", "w2a2_frozen"]
 
 
 def recipe() -> Recipe:
-    """Every kind of phase, with dropout, gamma, a moving average and estimated BatchNorm."""
+    """Every kind of phase, with dropout, gamma, a moving average, estimated BatchNorm and oscillating weights."""
     stage: dict[str, Any] = {"epochs": 2, "batch_size": 256}
+    freeze = {"oscillation": "freeze", "oscillation_momentum": 0.3, "oscillation_threshold": (0.2, 0.2)}
     content = {
         "name": "tiny",
         "data": "digits",
@@ -41,8 +42,9 @@ def recipe() -> Recipe:
         "augmentation": {"flip": True, "shift": 1},
         "float_training": stage | {"average": 0.5, "batchnorm_batches": 2},
         "stages": [
-            stage | {"weight_bits": 4, "activation_bits": 4, "average": 0.5},
-            stage | {"weight_bits": 2, "activation_bits": 2, "frozen_epochs": 2},
+            stage | freeze | {"weight_bits": 4, "activation_bits": 4, "learning_rate": 0.1},
+            stage
+            | {"weight_bits": 2, "activation_bits": 2, "frozen_epochs": 2, "oscillation": "dampen", "average": 0.5},
         ],
     }
     return recipe_from_dict(content, "test")
@@ -64,6 +66,7 @@ def require_same(folder: Path, expected: Path) -> None:
         return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
 
     assert lines(folder) == lines(expected)
+    assert sum(line.get("frozen_weights", 0) > 0 for line in lines(folder)) == 2
     assert not (folder / run_state.STATE_NAME).exists()
 
 
