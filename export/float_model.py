@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.files import atomic_path
-from qil_deploy.network import evaluation_mode, float_network
-from qil_deploy.onnx_io import INPUT_NAME, METADATA_SCHEMA, OUTPUT_NAME
+from qil_deploy.network import evaluation_mode, float_network, named_tensors, require_maps_of_images, tensors_of
+from qil_deploy.onnx_io import INPUT_NAME, METADATA_SCHEMA, NetworkOutput, outputs_in_metadata
 from qil_deploy.preprocessing import Preprocessing
 
 from .arguments import check_details, checked_names, checked_path, checked_preprocessing
@@ -30,37 +30,46 @@ def export_float_onnx(
     class_names: Sequence[str],
     data: str | None = None,
 ) -> ExportResult:
-    """Write a float network as ONNX: float32 normalised images in, logits out, any batch size.
+    """Write a float network as ONNX: float32 normalised images in, logits or maps out, any batch size.
 
     Args:
         model: the float network.
         path: the file to write.
         preprocessing: shape of an image and the map from its pixels to the network's input.
-        class_names: one per logit.
+        class_names: one per logit; of maps or several outputs any number, or none.
         data: name of the data set the model was trained on.
 
     Raises:
         ConfigError: an argument of the wrong kind, or another number of class names than of logits.
-        UnsupportedModelError: a model from `prepare` or `freeze`, a network that does not map such images to one row of
-            logits each, or one that PyTorch cannot write as ONNX.
+        UnsupportedModelError: a model from `prepare` or `freeze`, a network that does not map such images to rows or
+            maps of floats, or one that PyTorch cannot write as ONNX.
         OutputError: `path` cannot be written.
     """
     output, preprocessing = checked_path(path), checked_preprocessing(preprocessing)
     check_details(data, None)
     network = float_network(model, "export_float_onnx")
     with evaluation_mode(network):
-        names = checked_names(class_names, _count_logits(network, preprocessing))
+        outputs = _outputs(network, preprocessing)
+        rows = len(outputs) == len(outputs[0].shape) == 1
+        names = checked_names(class_names, outputs[0].shape[0] if rows else None)
         metadata = {
             "schema": METADATA_SCHEMA,
             "format": "float",
             "input": "float",
             "preprocessing": preprocessing.metadata(),
             "class_names": list(names),
+            **outputs_in_metadata(outputs),
             "data": data,
         }
         with atomic_path(output) as temporary:
             try:
-                traced = trace_float(network, [preprocessing.shape], [INPUT_NAME], [OUTPUT_NAME], FLOAT_OPSET)
+                traced = trace_float(
+                    _Tensors(network),
+                    [preprocessing.shape],
+                    [INPUT_NAME],
+                    [output.name for output in outputs],
+                    FLOAT_OPSET,
+                )
             except Exception as error:  # the tracer's own, of many types
                 reason = str(error).strip().partition("\n")[0]
                 raise UnsupportedModelError(f"PyTorch cannot write the network as ONNX: {reason}.") from error
@@ -69,18 +78,37 @@ def export_float_onnx(
     return ExportResult(path=output, size=output.stat().st_size, certificate=(), left_alone={})
 
 
+class _Tensors(nn.Module):
+    """Returns the tensors in what a network returns, without containers and without what is no tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return them in order."""
+        return tuple(tensors_of(self.network(x)))
+
+
 @torch.no_grad()
-def _count_logits(network: nn.Module, preprocessing: Preprocessing) -> int:
-    """Run a network on a blank image, and return how many logits it makes of it."""
+def _outputs(network: nn.Module, preprocessing: Preprocessing) -> list[NetworkOutput]:
+    """Run a network on a blank image, and return what it makes of it."""
     like = next(network.parameters(), torch.zeros(()))
     image = torch.zeros(1, *preprocessing.shape, device=like.device, dtype=like.dtype)
     try:
-        logits = network(image)
+        result = network(image)
     except Exception as error:  # whatever the network's own code raises
         raise UnsupportedModelError(
             f"the network does not run on images of shape {list(preprocessing.shape)}: {error}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 1:
-        found = f"a tensor of shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise UnsupportedModelError(f"the network returns {found} for one image; it has to return one row of logits.")
-    return logits.shape[1]
+    found = named_tensors(result)
+    if not found or not all(tensor.is_floating_point() for _, tensor in found):
+        types = ", ".join(str(tensor.dtype)[6:] for _, tensor in found) or "no tensor"
+        raise UnsupportedModelError(
+            f"the network returns {types} for one image; it has to return rows or maps of floats."
+        )
+    require_maps_of_images([(name, tuple(tensor.shape)) for name, tensor in found], image.shape)
+    return [
+        NetworkOutput(name=name, shape=tuple(tensor.shape[1:]), kind="logits" if tensor.ndim == 2 else "dense logits")
+        for name, tensor in found
+    ]

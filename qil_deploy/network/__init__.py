@@ -32,7 +32,7 @@ from .network_size import measure_network
 from .onnx_forms import OnnxForm
 from .operator_row import LAYER_KINDS, MOVING_KINDS, Operator
 from .operators import operator_of
-from .outputs import outputs_of, returned_of, tensors_of
+from .outputs import named_tensors, outputs_of, require_maps_of_images, returned_of, tensors_of
 from .preparation import prepare, prepare_structure
 from .quantized_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel, keeps_float
 from .sites import edge_layers, isolate
@@ -83,6 +83,7 @@ __all__ = [
     "kind_of",
     "measure_network",
     "module_of",
+    "named_tensors",
     "nothing_left_behind",
     "operator_of",
     "outputs_of",
@@ -94,6 +95,7 @@ __all__ = [
     "prepared_model",
     "quantized_layers",
     "require_finite",
+    "require_maps_of_images",
     "returned_of",
     "row_of",
     "shape_of",

@@ -86,7 +86,7 @@ def returned_by(leaves: Sequence[object], containers: pytree.TreeSpec) -> tuple[
 
 def _names(leaves: Sequence[object], places: Sequence[int], containers: pytree.TreeSpec) -> tuple[str, ...]:
     """Return a name for each tensor: its keys and fields, joined; what begins with a number is an `output`."""
-    tree = pytree.tree_unflatten([getattr(leaf, "meta", {}).get("val") for leaf in leaves], containers)
+    tree = pytree.tree_unflatten(list(leaves), containers)
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     names: list[str] = []
     for place in places:
@@ -120,6 +120,14 @@ def outputs_of(graph: fx.Graph) -> list[fx.Node]:
 def tensors_of(result: object) -> list[Tensor]:
     """Return the tensors in what a network returned, in order."""
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def named_tensors(result: object) -> list[tuple[str, Tensor]]:
+    """Return the tensors in what a network returned, in order, each with the name that its output has in a file."""
+    leaves, containers = pytree.tree_flatten(result)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    names = _names(leaves, places, containers) if len(places) > 1 else (OUTPUT_NAME,) * len(places)
+    return [(name, leaves[place]) for name, place in zip(names, places, strict=True)]
 
 
 def require_maps_of_images(named: Sequence[tuple[str, tuple[int, ...]]], image: Sequence[int]) -> None:

@@ -107,9 +107,9 @@ def test_a_path_may_be_text(model: fx.GraphModule, tmp_path: Path) -> None:
     assert written.path == tmp_path / "float.onnx"
 
 
-class AsDict(nn.Module):
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"logits": x.flatten(1)}
+class ItsShape(nn.Module):
+    def forward(self, x: Tensor) -> list[int]:
+        return list(x.shape)
 
 
 BOTH: list[tuple[dict[str, Any], str]] = [
@@ -215,8 +215,8 @@ def test_another_preprocessing_than_that_of_prepare(state: str, other: str, tmp_
             lambda: {"a": torch.zeros(1)},
             r"export_float_onnx needs a float network, a torch\.nn\.Module, but got a dict",
         ),
-        (AsDict, r"the network returns dict for one image; it has to return one row of logits\."),
-        (lambda: nn.Conv2d(2, 3, 3), r"the network returns a tensor of shape \[1, 3, 4, 5\] for one image"),
+        (ItsShape, r"the network returns no tensor for one image; it has to return rows or maps of floats\."),
+        (lambda: nn.Flatten(0), r"the network returns a tensor of shape \[84\] for one of shape \[1, 2, 6, 7\]"),
         (lambda: nn.Linear(3, 3), r"the network does not run on images of shape \[2, 6, 7\]: "),
     ],
 )

@@ -130,7 +130,10 @@ def case_of(exports: Exports, spec: Spec) -> Case:
     rng = np.random.default_rng(spec.seed)
     awkward(network, rng)
     inner = network.layers()[1:-1]
-    overrides = {inner[0]: spec.override} if inner and spec.override is not None else {}
+    override = spec.override
+    if override is not None and spec.head in MAPS:  # any layer may be the last one of some output
+        override = LayerOverride(weight_bits=override.weight_bits)
+    overrides = {inner[0]: override} if inner and override is not None else {}
     config = QuantConfig(
         weight_bits=spec.weight_bits,
         activation_bits=spec.activation_bits,
