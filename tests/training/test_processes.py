@@ -27,7 +27,7 @@ def trained(kind: str, processes: int, path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-@pytest.mark.parametrize("kind", ["float", "quantized"])
+@pytest.mark.parametrize("kind", ["float", "quantized", "distilled"])
 def test_two_processes_train_what_one_trains(kind: str, tmp_path: Path) -> None:
     one, two = (trained(kind, processes, tmp_path / f"{processes}.safetensors") for processes in (1, 2))
     assert len(one["losses"]) == 8

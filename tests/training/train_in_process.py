@@ -11,6 +11,7 @@ import io
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,11 +26,13 @@ from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.preparation import prepare
 from qil_deploy.terminal.console import Console
 from qil_deploy.terminal.progress import Progress
-from qil_deploy.training.data.memory_batches import ArrayBatches, Share
-from qil_deploy.training.fit import EpochMetrics, Phase, StepMetrics, train_epochs
+from qil_deploy.training.data.memory_batches import ArrayBatches, Batches, Share
+from qil_deploy.training.distillation_teacher import DistillationLoss
+from qil_deploy.training.fit import EpochMetrics, Loss, Phase, StepMetrics, cross_entropy, loss_of, train_epochs
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.optimizers import make_optimizers
-from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.recipe import OptimizerSection, recipe_from_dict
+from qil_deploy.training.run import Run, Settings
 from qil_deploy.training.run_state import Learner, Position
 
 SECTION = OptimizerSection(epochs=2, batch_size=288, learning_rate=0.05)
@@ -65,10 +68,10 @@ class LossRecord:
 
 
 def network(kind: str, calibration: Tensor) -> nn.Module:
-    """Return the network to train: `float`, `quantized` or `frozen`."""
+    """Return the network to train: `float`, `distilled` (a float one, too), `quantized` or `frozen`."""
     torch.manual_seed(0)
     model = build_model("resnet8", {"in_channels": 1, "num_classes": 10, "width": 4})
-    if kind == "float":
+    if kind in ("float", "distilled"):
         return model.double()
     config = QuantConfig(weight_bits=3, activation_bits=3, train_gamma=True)
     grid = preprocessing_for("digits", load_images("digits", "train"))
@@ -78,6 +81,31 @@ def network(kind: str, calibration: Tensor) -> nn.Module:
     return freeze(prepared) if kind == "frozen" else prepared
 
 
+def taught(accelerator: Accelerator, progress: Progress, batches: Batches) -> Loss:
+    """Return the loss of a phase whose teacher is a float network, its logits kept."""
+    stage = {"epochs": SECTION.epochs, "batch_size": SECTION.batch_size, "weight_bits": 3, "activation_bits": 3}
+    recipe = recipe_from_dict(
+        {
+            "name": "taught",
+            "data": "digits",
+            "model": {"name": "resnet8", "width": 4},
+            "augmentation": {"flip": True},
+            "float_training": {"epochs": 1},
+            "distillation": {},
+            "stages": [stage],
+        },
+        "taught",
+    )
+    run = Run(recipe, Path("nowhere"), progress, accelerator, resume=False, settings=Settings())
+    loss = loss_of(run, recipe.stages[0], batches)
+    assert isinstance(loss, DistillationLoss)
+    assert run.distillation_teacher is not None
+    looked_up = loss.teacher_logits
+    assert looked_up != run.distillation_teacher.logits_of_batch
+    # How float32 rounds the softmax of a row may depend on the rows beside it.
+    return replace(loss, teacher_logits=lambda x, position: looked_up(x, position).double())
+
+
 def main(kind: str, path: Path) -> None:
     """Train, and write weights, buffers and the loss of every step."""
     accelerator = Accelerator(cpu=True)
@@ -85,20 +113,28 @@ def main(kind: str, path: Path) -> None:
 
     def batches(share: Share) -> DoubleBatches:
         return DoubleBatches(
-            data, preprocessing_for("digits", data), batch_size=288, flip=True, shift=1, seed=0, share=share
+            data,
+            preprocessing_for("digits", data),
+            batch_size=288,
+            flip=True,
+            shift=0 if kind == "distilled" else 1,
+            seed=0,
+            share=share,
         )
 
     model = network(kind, next(batches(Share()).epoch(0))[0])
     record = LossRecord()
     learner = Learner(model=model, optimizers=make_optimizers(model, SECTION))
-    share = Share(rank=accelerator.process_index, of=accelerator.num_processes)
+    own = batches(Share(rank=accelerator.process_index, of=accelerator.num_processes))
+    progress = Progress(console=Console(file=io.StringIO()))
+    loss = taught(accelerator, progress, own) if kind == "distilled" else cross_entropy
     train_epochs(
-        Phase(name=kind, batches=batches(share), section=SECTION, seed=0),
+        Phase(name=kind, batches=own, section=SECTION, seed=0, loss=loss),
         learner,
         record,
         position=Position(),
         accelerator=accelerator,
-        progress=Progress(console=Console(file=io.StringIO())),
+        progress=progress,
     )
     accelerator.wait_for_everyone()
     accelerator.end_training()  # a process that leaves its group open may abort when it exits
