@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,17 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
 from qil_deploy.integers import largest_pair
-from qil_deploy.onnx_io import PART_OPERATOR, Node, part_shapes, read_metadata
+from qil_deploy.onnx_io import KERNEL_OPERATOR, PART_OPERATOR, Node, part_shapes, read_metadata
 from qil_deploy.reference import (
     EXACT_LEVEL,
     LANE_CODE,
-    Effect,
     IntegerReference,
     blocks,
     check_blocks,
     check_zero_points,
-    effect_of,
     find_operator,
     integer,
-    range_of_result,
+    largest_codes,
     unpack_blocks,
 )
 
@@ -92,7 +90,7 @@ class IntegerGraph:
         image = reference.model.inputs[0]
         blank = np.zeros((1, *(int(size or 1) for size in (image.shape or ())[1:])), image.dtype)
         self.shapes = self._infer_shapes(image.name, blank)
-        self.largest = self._bound_codes()
+        self.largest = largest_codes(self.nodes, self.constants)
 
     def _infer_shapes(self, name: str, blank: NDArray[Any]) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor for one image."""
@@ -108,20 +106,6 @@ class IntegerGraph:
             tensors[node.outputs[0]] = result
         return {entry: tensor.shape for entry, tensor in tensors.items()}
 
-    def _bound_codes(self) -> dict[str, int]:
-        """Return the largest code of every tensor that a node makes; other tensors reach 255."""
-        largest: dict[str, int] = {}
-        for node in self.nodes:
-            joined = node.inputs if effect_of(node) is Effect.JOINS else node.inputs[:1]
-            read = [(0, largest.get(name, 255)) for name in joined]
-            _, largest[node.outputs[0]] = range_of_result(node, read, (0, 255), partial(self._scalar, node))
-        return largest
-
-    def _scalar(self, node: Node, index: int) -> float | None:
-        """Return a constant input of a node."""
-        name = node.inputs[index] if index < len(node.inputs) else ""
-        return float(self.constants[name]) if name else None
-
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Every convolution and linear layer.
@@ -134,7 +118,7 @@ class IntegerGraph:
 
     def _layers(self) -> Iterator[Layer]:
         for node in self.nodes:
-            if node.op_type == "QLinearConv":
+            if node.op_type in ("QLinearConv", KERNEL_OPERATOR):
                 yield self._convolution(node, node.inputs[3], self.constants[node.inputs[8]])
             elif node.op_type == "ConvInteger":
                 yield self._convolution(node, node.inputs[1], self._added_bias(node))

@@ -28,6 +28,8 @@ class ExportOptions:
         channels_last: whether linear layers may read feature maps channels last (`channels_last`); only in `qlinear`.
         matmul_nbits: whether large linear layers may be rewritten (`matmul_nbits`); only packed, in `qlinear`.
         simplify: whether work that changes no code is left out (`simplify`).
+        kernels: whether convolutions of at most 4 bits become `LowBitConv`, which a kernel library computes faster
+            and any other runtime as well as without (`low_bit_conv`); only in `qlinear`.
     """
 
     format: Format = "qlinear"
@@ -39,6 +41,7 @@ class ExportOptions:
     channels_last: bool = True
     matmul_nbits: bool = True
     simplify: bool = True
+    kernels: bool = False
 
     def __post_init__(self) -> None:
         """Check every value against what is allowed.
@@ -54,13 +57,18 @@ class ExportOptions:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(values)}.")
-        for name in ("space_to_depth", "channels_last", "matmul_nbits", "simplify"):
+        for name in ("space_to_depth", "channels_last", "matmul_nbits", "simplify", "kernels"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are True and False.")
         for name, meaning in (("opset", "the oldest that works"), ("batch", "any number of images")):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number, or None for {meaning}.")
+        if self.kernels and self.format != "qlinear":
+            raise ConfigError(
+                f"kernels is True and format {self.format!r}; the operator of kernels takes and makes codes, and is "
+                "written in format 'qlinear' alone."
+            )
         if self.batch is not None and not 1 <= self.batch <= _LARGEST_BATCH:
             raise ConfigError(
                 f"batch is {self.batch}; it must be at least 1 and at most {_LARGEST_BATCH:,}, or None for any number "

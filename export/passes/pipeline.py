@@ -1,7 +1,7 @@
 """From a captured model to the graph that is written: all passes in their order.
 
     captured    every operator of the network is a node of the domain `qil`, or moves codes, or is kept in float
-        channels_last, simplify, space_to_depth, matmul_nbits       optional: `ExportOptions`
+        channels_last, simplify, space_to_depth, matmul_nbits, kernels      optional: `ExportOptions`
         keep_roundings                                              for other runtimes: qdq with int8 weights
         lower                                                       to integer operators, or to QDQ
     lowered     nothing of `qil` is left but weights
@@ -34,6 +34,7 @@ from qil_deploy.preprocessing import Preprocessing
 from .channels_last import ChannelsLast
 from .clip_behind_pools import ClipBehindPools
 from .keep_roundings import KeepRoundings
+from .low_bit_conv import LowBitConv
 from .lower_to_qdq import qdq_rules
 from .lower_to_qlinear import qlinear_rules
 from .matmul_nbits import MatMulNBits
@@ -97,6 +98,7 @@ def steps(options: ExportOptions, float_opset: int | None = None) -> list[Step]:
             [RulePass(MatMulNBits())],
             options.matmul_nbits and is_qlinear and options.weights == "packed",
         ),
+        "kernels": ([RulePass(LowBitConv())], options.kernels),
     }
     chosen = [
         Step(run, captured, captured, name) for name, (runs, wanted) in optional.items() if wanted for run in runs

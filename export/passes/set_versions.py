@@ -1,4 +1,7 @@
-"""Write down the versions that a file needs, once: its operator sets, and the file format of that time."""
+"""Write down the versions that a file needs, once: its operator sets, and the file format of that time.
+
+The function of `LowBitConv` is written in the same operator set, so it is added here, too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ import onnx_ir as ir
 from qil_deploy.errors import ConfigError
 from qil_deploy.export.emitter import MICROSOFT_DOMAIN
 from qil_deploy.export.options import Storage
+from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_VERSION
+
+from .low_bit_conv import low_bit_conv_function
 
 MIN_OPSET, MAX_OPSET = 13, 25
 # The oldest opset that has what the storage needs (per-channel QDQ, INT4 and INT2 tensors), and the IR of that time.
@@ -45,7 +51,7 @@ def choose_opset(types: Iterable[ir.DataType], wanted: int | None, weights: Stor
 
 
 class SetVersions(ir.passes.InPlacePass):
-    """Sets the operator sets of the domains that are used, and the IR version."""
+    """Sets the operator sets of the domains that are used, and the IR version; adds the function that nodes call."""
 
     def __init__(self, opset: int | None, weights: Storage, float_opset: int | None) -> None:
         """Take the arguments of `choose_opset`."""
@@ -63,5 +69,9 @@ class SetVersions(ir.passes.InPlacePass):
         uses_microsoft = any(node.domain == MICROSOFT_DOMAIN for node in model.graph)
         model.graph.opset_imports.clear()
         model.graph.opset_imports.update({"": opset} | ({MICROSOFT_DOMAIN: 1} if uses_microsoft else {}))
+        if any(node.domain == KERNEL_DOMAIN for node in model.graph):
+            model.graph.opset_imports[KERNEL_DOMAIN] = KERNEL_VERSION
+            function = low_bit_conv_function(opset)
+            model.functions[function.identifier()] = function
         model.ir_version = max(version for minimum, version in _IR_VERSIONS.items() if minimum <= opset)
         return ir.passes.PassResult(model, modified=True)

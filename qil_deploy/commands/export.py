@@ -67,6 +67,14 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     opset: Annotated[int | None, typer.Option(help="Operator set. [default: the oldest that works]")] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Images per run. [default: any number]")] = None,
     without: Annotated[list[Pass] | None, typer.Option(help="Leave a rewrite out (repeatable).")] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Write convolutions of at most 4 bits so that the package qil-deploy-kernels speeds them up; without "
+            "it the file runs as any other.",
+        ),
+    ] = False,
     golden: Annotated[
         int | None,
         typer.Option(metavar="N", help="Write golden vectors of N images to MODEL.golden.npz, too."),
@@ -113,7 +121,13 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         ensure_writable(path)
     left_out = {name.value.replace("-", "_"): False for name in without or ()}
     options = ExportOptions(
-        format=format.value, weights=weights.value, input=input.value, opset=opset, batch=batch, **left_out
+        format=format.value,
+        weights=weights.value,
+        input=input.value,
+        opset=opset,
+        batch=batch,
+        kernels=kernels,
+        **left_out,
     )
     info, model = load_model(checkpoint, model_builder(trusted_model))
     console = Console()
@@ -121,7 +135,8 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         if options != ExportOptions() or golden is not None:
             raise ConfigError(
                 f"checkpoint {checkpoint} holds a float network, which is written as it is; "
-                "--format, --weights, --input, --opset, --batch, --without and --golden are for quantized ones."
+                "--format, --weights, --input, --opset, --batch, --without, --kernels and --golden are for quantized "
+                "ones."
             )
         written = export_float_onnx(
             model, output, preprocessing=info.preprocessing, class_names=info.class_names, data=info.data

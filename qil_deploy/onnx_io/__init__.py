@@ -13,6 +13,7 @@ from .float_parts import (
     kept_parts,
     part_shapes,
 )
+from .low_bit_conv import KERNEL_ATTRIBUTES, KERNEL_DOMAIN, KERNEL_INPUTS, KERNEL_OPERATOR, KERNEL_VERSION
 from .metadata import read_metadata
 from .model_file import UNREAD, Node, OnnxFile, TensorInfo, convert_model, loadable, parse_file, read_model
 from .names import INPUT_NAME, METADATA_KEY, METADATA_SCHEMA, OUTPUT_NAME
@@ -24,6 +25,11 @@ from .weight_storage import stored_bits, stored_bytes
 __all__ = [
     "DATA_TYPES",
     "INPUT_NAME",
+    "KERNEL_ATTRIBUTES",
+    "KERNEL_DOMAIN",
+    "KERNEL_INPUTS",
+    "KERNEL_OPERATOR",
+    "KERNEL_VERSION",
     "METADATA_KEY",
     "METADATA_SCHEMA",
     "OUTPUT_KINDS",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from qil_deploy.errors import ModelFileError
 from qil_deploy.untrusted_text import excerpt
 
+from .low_bit_conv import check_calls, check_functions
 from .schema import parse_model
 from .tensors import DATA_TYPES, Array, DefectError, convert_tensor, data_type
 
@@ -102,10 +103,16 @@ def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
 
     Raises:
         ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX, or (without `left_out`) it
-            uses what is not supported: external data, subgraphs, functions, sparse tensors, element types unknown to
-            numpy.
+            uses what is not supported: external data, subgraphs, functions other than that of `LowBitConv`, sparse
+            tensors, element types unknown to numpy.
     """
-    return convert_model(path, parse_file(path), left_out=left_out)
+    message = parse_file(path)
+    try:
+        with _leaving_out(left_out):
+            check_calls(message)
+    except DefectError as defect:
+        raise ModelFileError(f"{path}: {defect}") from defect
+    return convert_model(path, message, left_out=left_out)
 
 
 def parse_file(path: Path) -> Message:
@@ -179,8 +186,7 @@ def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> On
         )
     graph = model.graph
     with _leaving_out(left_out):
-        if model.functions:
-            raise DefectError("model-local functions are not supported; inline them before export.")
+        check_functions(model)
     with _leaving_out(left_out):
         if graph.sparse_initializer:
             raise DefectError("sparse initializers are not supported; store them dense.")

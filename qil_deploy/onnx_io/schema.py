@@ -35,8 +35,13 @@ _SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
     },
     "FunctionProto": {
         "name": (1, "string"),
+        "input": (4, "string*"),
+        "output": (5, "string*"),
+        "attribute": (6, "string*"),
         "node": (7, "NodeProto*"),
+        "opset_import": (9, "OperatorSetIdProto*"),
         "domain": (10, "string"),
+        "attribute_proto": (11, "bytes*"),
     },
     "NodeProto": {
         "input": (1, "string*"),
@@ -58,6 +63,7 @@ _SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
         "strings": (9, "bytes*"),
         "graphs": (11, "bytes*"),
         "type": (20, "int32"),
+        "ref_attr_name": (21, "string"),
     },
     "TensorProto": {
         "dims": (1, "int64*"),

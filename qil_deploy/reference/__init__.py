@@ -4,7 +4,7 @@ It executes the file itself, so that it shares no code with the exporter whose w
 """
 
 from .arguments import integer, window_of
-from .code_ranges import Range, range_of_result
+from .code_ranges import Range, largest_codes, range_of_result
 from .evaluate import IntegerReference
 from .executed_floats import float_kernels, float_nodes, parts_of_executed
 from .kernels import blocks
@@ -40,6 +40,7 @@ __all__ = [
     "float_kernels",
     "float_nodes",
     "integer",
+    "largest_codes",
     "names_of",
     "operator_of",
     "pad_images",

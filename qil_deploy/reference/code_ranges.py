@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
-from qil_deploy.onnx_io import Node
+from qil_deploy.onnx_io import KERNEL_OPERATOR, Array, Node
 
 from .operator_row import Effect
 from .operators import effect_of
@@ -12,6 +13,30 @@ from .operators import effect_of
 Range = tuple[int, int]
 
 _KEEPING = frozenset({Effect.MOVES, Effect.LAYOUT, Effect.CHOOSES, Effect.JOINS, Effect.BOUNDS})
+
+
+def largest_codes(nodes: Iterable[Node], constants: Mapping[str, Array]) -> dict[str, int]:
+    """Return the largest code of every tensor that a node of an integer graph makes; other tensors reach 255.
+
+    Raises:
+        ValueError: a limit or filling is computed from the images.
+    """
+    largest: dict[str, int] = {}
+    for node in nodes:
+        joined = node.inputs if effect_of(node) is Effect.JOINS else node.inputs[:1]
+        read = [(0, largest.get(name, 255)) for name in joined]
+        _, largest[node.outputs[0]] = range_of_result(node, read, (0, 255), partial(_number, node, constants))
+    return largest
+
+
+def _number(node: Node, constants: Mapping[str, Array], index: int) -> float | None:
+    """Return a constant input of a node; None where it is left out."""
+    name = node.inputs[index] if index < len(node.inputs) else ""
+    if not name:
+        return None
+    if name not in constants or constants[name].size != 1:
+        raise ValueError(f"input {index} of {node.name!r} is not one constant number")
+    return float(constants[name].item())
 
 
 def range_of_result(
@@ -25,6 +50,9 @@ def range_of_result(
         whole: of its result's type.
         constant: returns an input of the node that is one number; None where it is left out, or not known.
     """
+    if node.op_type == KERNEL_OPERATOR:  # it ends with a Clip of its own
+        bounds = constant(9), constant(10)
+        return whole[0] if bounds[0] is None else int(bounds[0]), whole[1] if bounds[1] is None else int(bounds[1])
     if effect_of(node) not in _KEEPING or not inputs or _overshoots(node):
         return whole
     low, high = min(codes[0] for codes in inputs), max(codes[1] for codes in inputs)

@@ -45,6 +45,19 @@ def qlinear_conv(node: Node, inputs: Inputs) -> Array:
     )
 
 
+def low_bit_conv(node: Node, inputs: Inputs) -> Array:
+    """Convolution of codes without zero points, clipped: what the function of that operator computes."""
+    for index in (2, 5):
+        if required(inputs, index).any():
+            raise ValueError(f"input {index} (a zero point) must be 0")
+    x, low, high, x_high = required(inputs, 0), *(required(inputs, index) for index in (9, 10, 11))
+    if any(limit.size != 1 for limit in (low, high, x_high)) or required(inputs, 8).ndim != 1:
+        raise ValueError("inputs 9 to 11 (limits) must each be one code, and input 8 (the bias) a row")
+    if x.max(initial=0) > x_high.item():
+        raise ValueError(f"it reads a code of {x.max()}, above the {x_high.item()} that it promises")
+    return clip(node, [qlinear_conv(node, inputs[:9]), low, high])
+
+
 def conv_integer(node: Node, inputs: Inputs) -> Array:
     """Sums of a convolution of codes."""
     x, w, zero_points = images_of(inputs), required(inputs, 1), (optional(inputs, 2), optional(inputs, 3))

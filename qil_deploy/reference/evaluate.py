@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from qil_deploy.errors import DataError, ModelFileError
-from qil_deploy.onnx_io import Array, Node, OnnxFile, cut_out_parts
+from qil_deploy.onnx_io import KERNEL_OPERATOR, Array, Node, OnnxFile, cut_out_parts
 from qil_deploy.untrusted_text import excerpt
 
 from .budget import Budget, BudgetError, Cost
+from .code_ranges import largest_codes
 from .fuse_qdq import fuse_qdq
 from .operators import find_operator
 
@@ -65,6 +66,7 @@ class IntegerReference:
         # Weights as they are packed in the file, and on their way to what is multiplied, are read no more.
         needed = {*self._outputs, *(name for node in self.nodes for name in node.inputs)}
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
+        self._check_promises()
         self._fixed_batch = isinstance((model.inputs[0].shape or (None,))[0], int)
         self._last_uses = _last_uses(self.nodes, keep={*self.constants, *self._outputs})
 
@@ -249,6 +251,25 @@ class IntegerReference:
         if missing:
             raise ModelFileError(f"{self.model.path}: no node produces the output {excerpt(repr(missing[0]))}.")
         return tuple(remaining)
+
+    def _check_promises(self) -> None:
+        """Refuse a `LowBitConv` that may read larger codes than it says, for which kernels are not made.
+
+        Raises:
+            ModelFileError: one may.
+        """
+        promising = [node for node in self.nodes if node.op_type == KERNEL_OPERATOR]
+        if not promising:
+            return
+        try:
+            largest = largest_codes(self.nodes, self.constants)
+        except (ValueError, OverflowError) as error:
+            raise self._refuse(promising[0], error) from error
+        for node in promising:
+            promised, proven = self.constants.get(node.inputs[-1]), largest.get(node.inputs[0], 255)
+            if promised is None or promised.size != 1 or int(promised.item()) < proven:
+                found = "computed" if promised is None else excerpt(str(promised.ravel()[:1]))
+                raise self._refuse(node, f"its x_high is {found}, but the codes that it reads may reach {proven}")
 
     def _fold(self, node: Node) -> Array:
         """Compute a constant; a view of another one takes nothing."""

@@ -202,6 +202,7 @@ def test_every_code_and_logit_is_equal(exports: Exports, folder: Path, spec: Spe
     event(f"head: {spec.head}")
     event(f"format: {form['format']}")
     event(f"bits: {spec.weight_bits}/{spec.activation_bits}")
+    form = form | {"kernels": form["format"] == "qlinear" and spec.seed % 2 == 0}
     if spec.head in MAPS:
         check_outputs(case, folder / "model.onnx", **form)
         return

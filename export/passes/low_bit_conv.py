@@ -1,0 +1,112 @@
+"""Rewrite convolutions of few bits: LowBitConv, which the kernel library computes with less work per product.
+
+    qil.Conv(x, codes, spread, bias, w_scale)       qil.deploy.LowBitConv(x, x_scale, 0, w, w_scale, 0, y_scale,
+                                                        y_zero_point, bias, low, high, x_high)
+
+The file brings a function of that name along, `Clip(QLinearConv(...), low, high)`, so that it is whole without the
+library (`qil_deploy.onnx_io.low_bit_conv`). What kernels rely on is proven here, from the integers:
+
+    max|codes| <= 7,  x <= x_high <= 15             products are so small that many of them sum to 16 bits or fewer;
+    max|codes| <= 1,  x <= x_high <= 3              ... or their sums are looked up
+
+`w = codes * spread`, which kernels divide by the greatest common divisor of each output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import script, values
+from onnxscript.onnx_opset import opset13
+from onnxscript.rewriter import MatchContext, MatchResult
+
+from qil_deploy.export.emitter import QIL_DOMAIN, array_of, integer
+from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_OPERATOR, KERNEL_VERSION
+
+from .lower_to_qlinear import grid_of, output_name, weight_of, window_of, zero_weight_points
+from .replacement import Replacement, inputs_of, producer_of
+from .rule import NodeRule
+
+MAX_WEIGHT_CODE = 7  # of 4 bits
+MAX_CODE = 15
+
+
+class LowBitConv(NodeRule):
+    """Rewrites convolutions whose weights and codes have at most 4 bits, of one group or one for each channel."""
+
+    domain, op_type = QIL_DOMAIN, "Conv"
+
+    def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
+        """Leave alone what no kernel is made for."""
+        del op
+        node, match = producer_of(result), MatchResult()
+        reason = _why_no_kernel(node, array_of(inputs_of(node)[1]))
+        return match if reason is None else match.fail(reason, node)
+
+    def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
+        """Write the node; its weights stay `qil.Weight` for `store_weights`."""
+        node = producer_of(result)
+        x, codes, spread, bias, w_scale = inputs_of(node)
+        limits = (("low", 0), ("high", 255), ("x_high", 255))
+        operands = [
+            x,
+            *grid_of(op, node, "x"),
+            weight_of(op, node, codes, spread),
+            w_scale,
+            zero_weight_points(op, node, w_scale),
+            *grid_of(op, node, "y"),
+            bias,
+            *(op.constant(np.uint8(integer(node, n) if n in node.attributes else whole), "") for n, whole in limits),
+        ]
+        return op.op(
+            KERNEL_OPERATOR,
+            operands,
+            output_name(node),
+            domain=KERNEL_DOMAIN,
+            attributes=window_of(node),
+            node_name=node.name,
+        )
+
+
+def _why_no_kernel(node: ir.Node, codes: Any) -> str | None:  # noqa: ANN401 - an array of integers
+    """Return why a convolution stays as it is; None where it qualifies."""
+    groups, channels = integer(node, "group"), codes.shape[1]
+    largest = int(np.abs(codes.astype(np.int16)).max(initial=0))
+    if "y_scale" not in node.attributes:
+        return "its sums become floats, not codes"
+    if largest > MAX_WEIGHT_CODE:
+        return f"its weights have codes above {MAX_WEIGHT_CODE}, more than 4 bits"
+    if integer(node, "x_zero_point") != 0:
+        return "the codes it reads have a zero point other than 0"
+    if integer(node, "x_high") > MAX_CODE:
+        return f"the codes it reads reach {integer(node, 'x_high')}, above {MAX_CODE}"
+    if groups > 1 and channels > 1:
+        return "it has groups of several channels"
+    return None
+
+
+_operators = values.Opset(KERNEL_DOMAIN, KERNEL_VERSION)
+
+
+@script(_operators, default_opset=opset13)
+def _low_bit_conv(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR0917 - read as ONNX, not run
+    x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias, low, high, x_high,  # noqa: ANN001, ARG001
+    kernel_shape: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+):  # fmt: skip
+    codes = opset13.QLinearConv(
+        x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias,
+        kernel_shape=kernel_shape, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return opset13.Clip(codes, low, high)
+
+
+def low_bit_conv_function(opset: int) -> ir.Function:
+    """Return the function that stands for `LowBitConv` where there is no kernel, in an operator set."""
+    proto = _low_bit_conv.to_function_proto()
+    proto.name, proto.doc_string = KERNEL_OPERATOR, ""
+    del proto.opset_import[:], proto.metadata_props[:], proto.value_info[:]
+    proto.opset_import.add(domain="", version=opset)
+    return ir.serde.deserialize_function(proto)
