@@ -25,8 +25,8 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     subprocess.run(["cmake", "--build", build, "--parallel"], check=True, capture_output=True)
     shutil.copytree(ROOT / "kernels" / "qil_deploy_kernels", package)
     shutil.copy(build / "libqil_deploy_kernels.so", package)
-    # Python itself is not instrumented, so the sanitizer has to be loaded before it, and the C++ library whose exceptions
-    # it watches. What Python never frees is no leak.
+    # Python itself is not instrumented, so the sanitizer has to be loaded before it, and so has the C++ library whose
+    # exceptions it watches. What Python never frees is no leak.
     preloaded = [_path_of(compiler, name) for name in ("libasan.so", "libstdc++.so")]
     environment = os.environ | {
         "LD_PRELOAD": " ".join(preloaded),
