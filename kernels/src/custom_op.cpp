@@ -253,10 +253,11 @@ class Scratch {
   ScratchPool::Buffer buffer_;
 };
 
-// ---- The layers that live, for qil_deploy_kernels_layers
+// ---- The nodes that live, for qil_deploy_kernels_layers
 
+class Node;
 std::mutex layers_mutex;
-std::list<std::string> live_layers;
+std::list<const Node*> live_nodes;
 
 // ---- A node
 
@@ -264,7 +265,6 @@ class Node {
  public:
   Node(const abi::KernelInfo* info, const KernelSet& set) {
     read_layer(info, layer_);
-    std::string reasons;
     const Kernel* chosen = &scalar_kernel;
     for (const Kernel* kernel : set.kernels) {
       const std::string reason = kernel->why_not(layer_);
@@ -272,22 +272,26 @@ class Node {
         chosen = kernel;
         break;
       }
-      reasons += std::string("; not ") + kernel->name + ": " + reason;
+      why_not_others_ += std::string("; not ") + kernel->name + ": " + reason;
     }
     packed_ = chosen->pack(layer_);
-    const std::string line = layer_.describe() + ": " + chosen->name + ", " + std::to_string(packed_->weight_bytes()) +
-                             " bytes of weights" + reasons;
+    choice_ = layer_.describe() + ": " + chosen->name;
     std::lock_guard lock(layers_mutex);
-    line_ = live_layers.insert(live_layers.end(), line);
+    place_ = live_nodes.insert(live_nodes.end(), this);
   }
 
   ~Node() {
     std::lock_guard lock(layers_mutex);
-    live_layers.erase(line_);
+    live_nodes.erase(place_);
   }
 
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
+
+  // The layer, its kernel, the memory of weights as far as they are packed, and why not another kernel.
+  std::string describe() const { 
+    return choice_ + ", " + std::to_string(packed_->weight_bytes()) + " bytes of weights" + why_not_others_;
+  }
 
   void compute(abi::KernelContext* context) {
     const abi::Value* input;
@@ -359,7 +363,8 @@ class Node {
   std::unique_ptr<PackedLayer> packed_;
   std::mutex mutex_;
   std::list<std::pair<std::pair<int, int>, std::shared_ptr<const Plan>>> plans_;
-  std::list<std::string>::iterator line_;
+  std::string choice_, why_not_others_;
+  std::list<const Node*>::iterator place_;
 };
 
 // ---- The operator
@@ -450,7 +455,7 @@ __attribute__((visibility("default"))) const char* qil_deploy_kernels_explain() 
 __attribute__((visibility("default"))) const char* qil_deploy_kernels_layers() {
   std::lock_guard lock(qil_deploy::layers_mutex);
   std::string text;
-  for (const std::string& line : qil_deploy::live_layers) text += line + "\n";
+  for (const qil_deploy::Node* node : qil_deploy::live_nodes) text += node->describe() + "\n";
   return qil_deploy::keep(text);
 }
 }

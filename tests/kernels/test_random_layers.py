@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from .kernel_sets import SETS, force
-from .models import random_convolution, run
+from .models import Convolution, random_convolution, run
 
 BITS = [(1, 3), (3, 7), (7, 15), (1, 15), (7, 3), (2, 5)]  # largest weight code, largest input code
 
@@ -42,3 +42,26 @@ def test_groups_are_equal(
         convolution, x = random_convolution(rng, largest_code, x_high, groups=int(rng.choice([2, 3, 8])))
         model = convolution.model()
         np.testing.assert_array_equal(run(model, x, library), run(model, x), err_msg=f"case {case}: {convolution}")
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
+def test_small_maps_of_many_channels_are_equal(
+    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    force(kernel_set, monkeypatch)
+    for width in range(1, 16):
+        outputs, channels, groups = int(rng.integers(120, 300)), int(rng.integers(1, 40)), 1 + width % 2
+        w = rng.integers(-1, 2, (outputs * groups, channels, 3, 3)) * rng.integers(1, 128, (outputs * groups, 1, 1, 1))
+        convolution = Convolution(
+            w=w.astype(np.int8),
+            bias=rng.integers(-2000, 2000, outputs * groups).astype(np.int32),
+            w_scale=rng.uniform(0.005, 0.015, outputs * groups).astype(np.float32),
+            y_scale=float(rng.uniform(0.2, 1.0)),
+            y_zero_point=int(rng.choice([0, 128])),
+            pads=[1, 1, 1, 1],
+            strides=[int(rng.choice([1, 2]))] * 2,
+            group=groups,
+        )
+        x = rng.integers(0, 4, (2, channels * groups, int(rng.integers(1, 15)), width)).astype(np.uint8)
+        model = convolution.model()
+        np.testing.assert_array_equal(run(model, x, library, threads=2), run(model, x), err_msg=f"width {width}")

@@ -22,8 +22,9 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <mutex>
 
-#include "lookup_weights.h"
+#include "lookup_wide_avx512.h"
 #include "x86_kernels.h"
 
 namespace qil_deploy {
@@ -204,14 +205,40 @@ constexpr TiledKernel kernel = {
     {{16, run_tile<1, 16>}, {8, run_tile<2, 8>}, {4, run_tile<3, 4>}, {4, run_tile<4, 4>}},
 };
 
+// Weights are packed when a size of input first asks for their form: few layers ever need both.
+class LookupLayer final : public PackedLayer {
+ public:
+  explicit LookupLayer(const Layer& layer) : layer_(layer) {}
+
+  std::unique_ptr<Plan> plan(int height, int width) const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (wide_is_faster(layer_, height, width)) {
+      if (!wide_) wide_ = std::make_unique<WideWeights>(layer_);
+      return make_wide_plan(layer_, *wide_, pack_rows, height, width);
+    }
+    if (!weights_) weights_ = std::make_unique<LookupWeights>(layer_, 3, pattern_unit);
+    auto plan = std::make_unique<TiledPlan>(layer_, kernel, *weights_, height, width);
+    return plan->fits() ? std::move(plan) : nullptr;
+  }
+
+  size_t weight_bytes() const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return (weights_ ? weights_->bytes() : 0) + (wide_ ? wide_->bytes() : 0);
+  }
+
+ private:
+  const Layer& layer_;
+  mutable std::mutex mutex_;
+  mutable std::unique_ptr<LookupWeights> weights_;
+  mutable std::unique_ptr<WideWeights> wide_;
+};
+
 }  // namespace
 
 const Kernel lookup_avx512_kernel = {
     "lookup (AVX-512 VBMI)",
     why_not_lookup,
-    [](const Layer& layer) -> std::unique_ptr<PackedLayer> {
-      return std::make_unique<TiledLayer>(layer, kernel, std::make_unique<LookupWeights>(layer, 3, pattern_unit));
-    },
+    [](const Layer& layer) -> std::unique_ptr<PackedLayer> { return std::make_unique<LookupLayer>(layer); },
 };
 
 }  // namespace qil_deploy

@@ -38,10 +38,7 @@ std::string why_not_lookup(const Layer& layer) {
   return why_not_blocks(layer);
 }
 
-namespace {
-
-// The step of output channel o that reads channels [first, first + channels) of its group at a tap.
-Step step_of(const Layer& layer, int o, int first, int channels, int tap) {
+Step lookup_step(const Layer& layer, int o, int first, int channels, int tap) {
   const int window = layer.kernel_h * layer.kernel_w;
   int pattern = 0, positive = 0, negative = 0, place = 1;
   for (int k = 0; k < channels; k++, place *= 3) {
@@ -55,19 +52,17 @@ Step step_of(const Layer& layer, int o, int first, int channels, int tap) {
   return {uint8_t(pattern), uint8_t(positive), uint8_t(negative)};
 }
 
-}  // namespace
-
-// Cuts the steps into runs that no sum of `outputs` neighbouring channels overflows. steps_of_block: [steps, 16].
-void LookupWeights::add_runs(Runs& runs, const Step* steps_of_block, int outputs) const {
-  int positive[16] = {}, negative[16] = {}, length = 0;
+void cut_runs(const Step* steps_of_block, int steps, int row, int outputs, std::vector<uint16_t>& lengths) {
+  std::vector<int> positive(outputs), negative(outputs);
+  int length = 0;
   const auto end_run = [&] {
-    if (length > 0) runs.lengths.push_back(uint16_t(length));
-    std::fill(positive, positive + 16, 0);
-    std::fill(negative, negative + 16, 0);
+    if (length > 0) lengths.push_back(uint16_t(length));
+    std::fill(positive.begin(), positive.end(), 0);
+    std::fill(negative.begin(), negative.end(), 0);
     length = 0;
   };
-  for (int s = 0; s < steps_; s++) {
-    const Step* step = steps_of_block + size_t(s) * 16;
+  for (int s = 0; s < steps; s++) {
+    const Step* step = steps_of_block + size_t(s) * row;
     bool full = length == 65535;
     for (int j = 0; j < outputs; j++) {
       full |= positive[j] + step[j].positive > 127 || negative[j] + step[j].negative > 128;
@@ -80,7 +75,6 @@ void LookupWeights::add_runs(Runs& runs, const Step* steps_of_block, int outputs
     length++;
   }
   end_run();
-  runs.first.push_back(uint32_t(runs.lengths.size()));
 }
 
 LookupWeights::LookupWeights(const Layer& layer, int channels, int unit) {
@@ -96,12 +90,15 @@ LookupWeights::LookupWeights(const Layer& layer, int channels, int unit) {
     const int group = index / blocks, first = index % blocks * 16;
     for (int j = 0; j < 16 && first + j < outputs; j++) {
       for (int s = 0; s < steps_; s++) {
-        block[size_t(s) * 16 + j] = step_of(layer, group * outputs + first + j, s / window * channels, channels, s % window);
+        block[size_t(s) * 16 + j] = lookup_step(layer, group * outputs + first + j, s / window * channels, channels, s % window);
       }
     }
     for (size_t i = 0; i < block.size(); i++) patterns_[size_t(index) * steps_ * 16 + i] = uint8_t(block[i].pattern * unit);
     for (int size = 0; size < 4; size++) {
-      for (int start = 0; start < 16; start += 2 << size) add_runs(runs_[size], &block[start], 2 << size);
+      for (int start = 0; start < 16; start += 2 << size) {
+        cut_runs(&block[start], steps_, 16, 2 << size, runs_[size].lengths);
+        runs_[size].first.push_back(uint32_t(runs_[size].lengths.size()));
+      }
     }
   }
 }

@@ -22,6 +22,13 @@ struct Step {
   uint8_t pattern, positive, negative;
 };
 
+// The step of output channel o that reads channels [first, first + channels) of its group at a tap.
+Step lookup_step(const Layer& layer, int o, int first, int channels, int tap);
+
+// Cuts steps into runs that no sum of `outputs` neighbouring channels overflows. steps_of_block: [steps, row] from the first
+// of these channels on.
+void cut_runs(const Step* steps_of_block, int steps, int row, int outputs, std::vector<uint16_t>& lengths);
+
 // Empty where a kernel that computes blocks of output channels, with sums in 16 bits, can take the layer; else why not.
 std::string why_not_blocks(const Layer& layer);
 
@@ -42,7 +49,6 @@ class LookupWeights final : public TileWeights {
     std::vector<uint16_t> lengths;
     std::vector<uint32_t> first;  // [blocks + 1]
   };
-  void add_runs(Runs& runs, const Step* steps_of_block, int outputs) const;
 
   int steps_;                      // for one group of the convolution
   std::vector<uint8_t> patterns_;  // [groups * blocks of 16 outputs, steps, 16]; padding is the pattern of zeros
