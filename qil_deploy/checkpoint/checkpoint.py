@@ -63,7 +63,8 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
         model: float, from `prepare` or from `freeze`; what wraps it (`unwrap`) is left out.
 
     Raises:
-        CheckpointError: `info` is about another kind of model, other bits or other preprocessing.
+        CheckpointError: `info` is about another kind of model, other bits or other preprocessing, or names no classes
+            of a model that returns one row of logits.
         OutputError: `path` cannot be written.
     """
     network = unwrapped(model)
@@ -87,6 +88,11 @@ def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
         raise CheckpointError(
             f"info.preprocessing is {info.preprocessing}, but the model was prepared with {network.meta[INPUT_GRID]}; "
             "say the same."
+        )
+    outputs = [shape_of(node) for node in outputs_of(network.graph)]
+    if not info.class_names and len(outputs) == 1 and len(outputs[0]) == 2:
+        raise CheckpointError(
+            f"info.class_names is empty, but the model returns {outputs[0][1]} logits; give a name for each of them."
         )
 
 

@@ -38,7 +38,7 @@ class CheckpointInfo(BaseModel):
         config: the quantization; None for `float`.
         preprocessing: from uint8 image to input; at most `LARGEST_IMAGE` values.
         data: name of the data set.
-        class_names: one per logit.
+        class_names: one per logit; of networks that return maps or several tensors any number, or none.
         metrics: finite figures worth keeping; those whose names begin with `accuracy` in percent, `test_images` and
             those that begin with `changed_predictions` whole numbers.
     """
@@ -52,7 +52,7 @@ class CheckpointInfo(BaseModel):
     config: QuantConfig | None
     preprocessing: Preprocessing
     data: Text
-    class_names: Annotated[tuple[Text, ...], Field(min_length=1)]
+    class_names: tuple[Text, ...]
     metrics: dict[Text, Annotated[float, Field(allow_inf_nan=False)]]
 
     @field_serializer("preprocessing")
@@ -76,7 +76,14 @@ class CheckpointInfo(BaseModel):
                 f"preprocessing: an image of shape {excerpt(list(shape), 60)}; at most {LARGEST_IMAGE:,} values are "
                 "possible"
             )
-        for name, expected in (("in_channels", shape[0]), ("num_classes", len(self.class_names))):
+        if not self.class_names:
+            classes = self.model_arguments.get("num_classes", 1)
+            if type(classes) is not int or not 1 <= classes <= LARGEST_SIDE:
+                raise ValueError(
+                    f"model_arguments: num_classes is {excerpt(classes, 40)}, not a whole number up to {LARGEST_SIDE:,}"
+                )
+        counts = {"in_channels": shape[0]} | ({"num_classes": len(self.class_names)} if self.class_names else {})
+        for name, expected in counts.items():
             found = self.model_arguments.get(name, expected)
             if type(found) is not int or found != expected:
                 what = "channels in preprocessing" if name == "in_channels" else "class names"

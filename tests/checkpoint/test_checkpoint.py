@@ -362,7 +362,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, kind: Kind, changes:
         ("quantized", {"class_names": ["cat"]}, r"1 class names, but its network returns a tensor of shape \[1, 2\]"),
         ("frozen", {"class_names": list("abc")}, r"3 class names, but its network returns .* one logit per class"),
         ("float", {"class_names": list("abc")}, r"3 class names, but its network returns a tensor of shape \[1, 2\]"),
-        ("float", {"class_names": []}, "class_names: .*at least 1 item"),
+        ("float", {"class_names": []}, r"0 class names, but its network returns a tensor of shape \[1, 2\]"),
         ("float", {"preprocessing": PIXELS | {"channels": 4}}, "does not run on an image of shape .* channels"),
         ("quantized", {"preprocessing": PIXELS | {"channels": 4}}, "does not run on an input of shape"),
         (

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import nn
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from qil_deploy import CheckpointInfo, LayerOverride, QuantConfig, calibrate, change_bits, freeze, load_model
+from qil_deploy import CheckpointInfo, LayerOverride, QuantConfig, calibrate, change_bits, freeze, load_model, prepare
 from qil_deploy import save_checkpoint as save
 from qil_deploy.errors import CheckpointError
 from qil_deploy.preprocessing import Preprocessing
@@ -97,3 +99,44 @@ def test_a_frozen_model_in_the_middle_of_training_is_saved_as_it_is_then(
     x = digits.fresh()[:64]
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
+
+
+class Maps(nn.Module):
+    """A network that returns a map, and a smaller one where it is asked to."""
+
+    def __init__(self, several: bool, num_classes: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, num_classes, 1)
+        self.several = several
+
+    def forward(self, x: Tensor) -> object:
+        y = self.head(torch.relu(self.conv(x)))
+        return {"fine": y, "coarse": nn.functional.max_pool2d(y, 2)} if self.several else y
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_networks_of_maps_need_no_class_names(digits: Digits, several: bool, tmp_path: Path) -> None:
+    arguments = {"several": several, "num_classes": 3}
+    network = Maps(several, 3)
+    x = digits.images[:32]
+    model = prepare(network, CONFIG, x[:1], input_grid=digits.preprocessing)
+    calibrate(model, [x])
+    frozen = freeze(model)
+    info = information(digits, model_name="maps", class_names=(), model_arguments=arguments)
+    for kind, saved in (("float", network), ("quantized", model), ("frozen", frozen)):
+        path = tmp_path / f"{kind}.safetensors"
+        config = None if kind == "float" else CONFIG
+        save(path, info.model_copy(update={"kind": kind, "config": config}), saved)
+        found, again = load_model(path, lambda _, arguments: Maps(**arguments))
+        assert found.class_names == ()
+        with torch.no_grad():
+            for one, other in zip(tree_leaves(again.eval()(x)), tree_leaves(saved.eval()(x)), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=0)
+    with pytest.raises(ValidationError, match="num_classes is 1000000, not a whole number up to 65,536"):
+        CheckpointInfo.model_validate(info.model_dump() | {"model_arguments": {"num_classes": 10**6}})
+
+
+def test_a_row_of_logits_needs_its_names(digits: Digits, prepared: fx.GraphModule, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"info\.class_names is empty, but the model returns 10 logits"):
+        save(tmp_path / "a.safetensors", information(digits, class_names=()), prepared)
+    assert not list(tmp_path.iterdir())
