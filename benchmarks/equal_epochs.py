@@ -1,0 +1,166 @@
+"""Ways to train low-bit networks, compared at equal epochs: ResNet-20 on Fashion-MNIST, over seeds.
+
+    python benchmarks/equal_epochs.py --out runs/equal_epochs --seeds 0,1,2 --page docs/accuracy.md
+
+Of each seed one float network is trained for `--float-epochs`; every row begins with it and trains on for `--epochs`:
+in float, or quantized by a method and its ingredients. The figure of a quantized row is the accuracy of the frozen
+network, in the integers that are exported, on all test images after the last epoch; nothing is chosen by it.
+
+On a CUDA device networks train side by side (`side_by_side`); minutes there are hours on a processor. What is finished
+is written to `OUT/results.json` and not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from qil_deploy.datasets import load_images, preprocessing_for
+from qil_deploy.files import ensure_writable, write_text
+from qil_deploy.quantizers import compile_quantizers
+from qil_deploy.terminal import Console
+from side_by_side import Images
+from tables import Rows, console_table, markdown_table
+from training_rows import DATA, Bench, Result, Variant, train_float, train_side_by_side
+from write_tables import with_tables
+
+FLOAT = Variant(name="trained on in float")
+KEPT = ("plain", "distillation", "together")  # of these the checkpoints of the first seed are kept
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for results and checkpoints.")] = Path("runs/equal_epochs"),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; the first for the ingredients.")] = "0,1,2",
+    float_epochs: Annotated[int, typer.Option(help="Epochs of the float network.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Epochs of every row after that.")] = 30,
+    only: Annotated[str, typer.Option(help="Rows, by name, separated by commas; all if empty.")] = "",
+    train_images: Annotated[int | None, typer.Option(help="Train on the first so many images.")] = None,
+    width: Annotated[int, typer.Option(help="Networks at a time.")] = 12,
+    minutes: Annotated[float, typer.Option(help="Start nothing that would take longer.")] = 1e6,
+    page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile.")] = False,
+) -> None:
+    """Train what is missing, and write the table."""
+    deadline = time.monotonic() + 60 * minutes
+    console = Console()
+    ensure_writable(out / "results.json")
+    compile_quantizers(compile_)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, test = load_images(DATA, "train"), load_images(DATA, "test")
+    if train_images is not None:
+        train = train.first(train_images)
+    preprocessing = preprocessing_for(DATA, train)
+    bench = Bench(
+        device=device,
+        train=train,
+        test=test,
+        preprocessing=preprocessing,
+        images=Images.of(train, preprocessing, device),
+        float_epochs=float_epochs,
+        epochs=epochs,
+    )
+    numbers = [int(part) for part in seeds.split(",")]
+    results = read_results(out / "results.json")
+    names = only.split(",") if only else []
+    rows = [
+        (variant, seed)
+        for variant, seed in table(numbers)
+        if (not names or variant.name in names) and key_of(variant, seed) not in {result.key for result in results}
+    ]
+    teachers = train_float(bench, numbers, out, console.print)
+
+    def done(result: Result) -> None:
+        results.append(result)
+        write_text(out / "results.json", json.dumps([asdict(each) for each in results], indent=1) + "\n")
+        console.print(f"{result.width} {result.method} {result.way}, seed {result.seed}: {result.accuracy:.2f} %")
+
+    def keep(variant: Variant, seed: int) -> Path | None:
+        if seed != numbers[0] or variant.name not in KEPT or not variant.bits:
+            return None
+        return out / f"{variant.method}_{variant.width}_{variant.name}.safetensors"
+
+    train_side_by_side(rows, bench, teachers, width=width, deadline=deadline, keep=keep, done=done)
+    shown = table_rows(results)
+    if page is not None:
+        write_text(page, with_tables(page.read_text(), {"equal_epochs": f"\n{markdown_table(shown)}\n\n"}))
+    console.print(console_table("Accuracy on Fashion-MNIST, in percent", shown))
+
+
+def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
+    """Return the rows in the order in which they are trained: what matters most first."""
+    important = ("plain", "distillation", "together")
+    every = [variant for bits in (2, 3, 4) for method in ("qil", "lsq") for variant in ways(bits, method)]
+    first = [variant for variant in every if variant.name in important]
+    alone = [variant for variant in every if variant.name not in important and variant.method == "qil"]
+    rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in first]
+    return rows + [(variant, seeds[0]) for variant in alone if variant.bits[-1] < 4]
+
+
+def ways(bits: int, method: str) -> list[Variant]:
+    """Return the rows of one width: plain, each ingredient alone, together."""
+    plain = Variant(name="plain", bits=(bits,), method=method, rate={4: 0.05, 3: 0.05, 2: 0.1}[bits])
+    little = {4: 1e-4, 3: 5e-5, 2: 2.5e-5}[bits]
+    rows = [
+        plain,
+        replace(plain, name="distillation", temperature=4.0),
+        replace(plain, name="together", temperature=4.0, scaling=0.2, decay=little),
+        replace(plain, name="scaled gradient", scaling=0.2),
+        replace(plain, name="less weight decay", decay=little),
+        replace(plain, name="oscillating weights frozen", oscillation="freeze"),
+        replace(plain, name="oscillation dampened", oscillation="dampen"),
+    ]
+    if method == "qil":
+        rows += [replace(plain, name="gamma", gamma=True), replace(plain, name="fixed intervals", learned=False)]
+    if bits == 2:
+        rows.append(replace(plain, name="progressive", bits=(5, 4, 3, 2), shares=(0.1, 0.15, 0.25, 0.5)))
+    return rows
+
+
+def key_of(variant: Variant, seed: int) -> tuple[str, ...]:
+    """Return the key of the result of a row."""
+    return (variant.name, variant.method if variant.bits else "", variant.width, str(seed))
+
+
+def read_results(path: Path) -> list[Result]:
+    """Return what earlier calls have finished."""
+    if not path.is_file():
+        return []
+    return [Result(**{**entry, "losses": tuple(entry["losses"])}) for entry in json.loads(path.read_text())]
+
+
+def table_rows(results: Sequence[Result]) -> Rows:
+    """One row per width, method and way: mean, spread, and the mean difference from float of the same seed."""
+    floats = {result.seed: result.accuracy for result in results if result.width == "float"}
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.width, result.method, result.way), []).append(result)
+    cells = []
+    for (width, method, way), members in sorted(groups.items(), key=lambda item: item[0][0]):
+        found = [member.accuracy if member.frozen is None else member.frozen for member in members]
+        differences = [
+            value - floats[member.seed] for value, member in zip(found, members, strict=True) if member.seed in floats
+        ]
+        cells.append(
+            [
+                width,
+                method,
+                way,
+                str(len(members)),
+                f"{statistics.fmean(found):.2f}",
+                f"{min(found):.2f} to {max(found):.2f}" if len(found) > 1 else "",
+                f"{statistics.fmean(differences):+.2f}" if differences and width != "float" else "",
+            ]
+        )
+    return Rows(headings=("bits", "method", "training", "seeds", "mean", "spread", "to float"), cells=cells)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,207 @@
+"""Train many small networks side by side on one device, each step replayed from a CUDA graph where there is one.
+
+A step of a small network is a thousand kernels of microseconds, which Python launches more slowly than a GPU computes
+them. Recorded once and replayed, a step costs one launch; steps of different networks run at the same time, each on a
+stream of its own. All that changes from step to step is on the device before the first one: the order of the images,
+which of them are mirrored, the rate. Without a GPU the same steps run one after the other.
+
+The batches are those that a recipe of the same seed makes (`ArrayBatches`): same order, same mirrored images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qil_deploy.datasets import ImageSet
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.training.data import seeded
+from qil_deploy.training.data.memory_batches import to_input
+from qil_deploy.training.optimizers import rate_factor
+from qil_deploy.training.recipe import OptimizerSection
+
+WARM_UP_STEPS = 3  # before a step is recorded: libraries choose their kernels in the first
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From logits [n, classes], labels [n] and the numbers of the images [2n: n images, then n mirrored] to a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A training set on the device, ready for the network.
+
+    Attributes:
+        inputs: float32 [N, C, H, W].
+        labels: int64 [N].
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, images: ImageSet, preprocessing: Preprocessing, device: torch.device) -> Images:
+        """Move a training set to a device."""
+        inputs = to_input(torch.tensor(images.images), preprocessing)
+        return cls(inputs=inputs.to(device), labels=torch.tensor(images.labels).to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Which images are in each batch of a phase.
+
+    Attributes:
+        rows: int64 [steps, batch], numbers of images.
+        mirrored: bool [steps, batch].
+        batches: steps of an epoch.
+    """
+
+    rows: Tensor
+    mirrored: Tensor
+    batches: int
+
+    @classmethod
+    def of(cls, images: int, batch_size: int, epochs: int, seed: int, device: torch.device) -> Order:
+        """Draw the order of a phase, as `ArrayBatches` does with `flip`."""
+        batches = images // batch_size
+        rows, mirrored = [], []
+        for epoch in range(epochs):
+            order = torch.randperm(images, generator=seeded(seed, epoch))
+            rows.append(order[: batches * batch_size].reshape(batches, batch_size))
+            mirrored += [torch.rand(batch_size, generator=seeded(seed, epoch, index)) < 0.5 for index in range(batches)]
+        return cls(rows=torch.cat(rows).to(device), mirrored=torch.stack(mirrored).to(device), batches=batches)
+
+
+class Learner:
+    """One network in training: what one step does, and how far it is.
+
+    Args:
+        model: on the device; trained in place.
+        optimizers: of its parameters.
+        section: schedule; its epochs are those of `order`.
+        images, order: what it is trained on.
+        loss: what is minimised.
+        after_step: called after each step, with the share of the phase that is done, a scalar on the device.
+        state: what else a step changes in place.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        section: OptimizerSection,
+        images: Images,
+        order: Order,
+        loss: Loss,
+        after_step: Callable[[Tensor], None] = lambda _done: None,
+        state: Sequence[Tensor] = (),
+    ) -> None:
+        self.model, self.optimizers, self.images, self.order = model, list(optimizers), images, order
+        self.loss, self.after_step, self.state = loss, after_step, state
+        device = images.inputs.device
+        self.steps = len(order.rows)
+        factors = [rate_factor(step, self.steps, section) for step in range(self.steps)]
+        self.factors = torch.tensor(factors, dtype=torch.float32, device=device)
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)
+        self.loss_sum = torch.zeros((), device=device)
+        self.rates: list[tuple[Tensor, float]] = []
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if device.type == "cuda":  # a rate that is a number would be recorded as a constant
+                    self.rates.append((torch.zeros((), device=device), float(group["lr"])))
+                    group["lr"] = self.rates[-1][0]
+                    group["capturable" if isinstance(optimizer, torch.optim.Adam) else "fused"] = True
+                    group["foreach"] = None if group.get("fused") else group["foreach"]
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.done = 0
+
+    def step(self) -> None:
+        """One forward, backward and update; nothing in it waits for the device."""
+        rows = self.order.rows.index_select(0, self.number)[0]
+        mirrored = self.order.mirrored.index_select(0, self.number)[0]
+        factor = self.factors.index_select(0, self.number)[0]
+        for rate, base in self.rates:
+            rate.copy_(factor * base)
+        x = self.images.inputs.index_select(0, rows)
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        labels = self.images.labels.index_select(0, rows)
+        loss = self.loss(self.model.forward(x), labels, rows + mirrored * len(self.images.labels))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.after_step((self.number[0] + 1) / self.steps)
+        self.loss_sum += loss.detach()
+        self.number += 1
+
+    def record(self) -> None:
+        """Record a step, on a CUDA device; the network is afterwards what it was."""
+        if self.stream is None:
+            return
+        self.model.train()
+        kept = [(tensor, tensor.clone()) for tensor in self._changed()]
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP_STEPS):
+                self.step()
+            self.graph = torch.cuda.CUDAGraph()
+            # Not by torch.cuda.graph, which waits for all that the device has to do for other networks.
+            self.graph.capture_begin(capture_error_mode="thread_local")
+            self.step()
+            self.graph.capture_end()
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+                for optimizer in self.optimizers:
+                    for state in optimizer.state.values():
+                        for value in state.values():
+                            value.zero_()
+                self.number.zero_()
+                self.loss_sum.zero_()
+
+    def _changed(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers(), *self.state]
+
+    def start_epoch(self) -> None:
+        """Give the device the steps of an epoch; on a CUDA device without waiting for them."""
+        if self.graph is None or self.stream is None:
+            self.model.train()
+            for _ in range(self.order.batches):
+                self._set_rates()
+                self.step()
+        else:
+            with torch.cuda.stream(self.stream):
+                for _ in range(self.order.batches):
+                    self.graph.replay()
+        self.done += 1
+
+    def _set_rates(self) -> None:
+        """Set rates that are numbers, without a CUDA device."""
+        if not self.rates:
+            factor = float(self.factors[int(self.number)])
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group.setdefault("initial_lr", group["lr"])
+                    group["lr"] = group["initial_lr"] * factor
+
+    def end_epoch(self) -> float:
+        """Wait for the epoch; return its mean loss."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        loss = float(self.loss_sum) / self.order.batches
+        self.loss_sum.zero_()
+        return loss
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the phase."""
+        return self.steps // self.order.batches
+
+    def own_stream(self) -> contextlib.AbstractContextManager[object]:
+        """Return what makes work around the training not wait for other networks."""
+        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)

@@ -1,0 +1,368 @@
+"""Rows of `equal_epochs`: a way to train, the networks that it makes of each float network, what comes of them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qil_deploy.accuracy import top1_percent
+from qil_deploy.checkpoint import CheckpointInfo, load_tensors, read_checkpoint, save_checkpoint
+from qil_deploy.config import QuantConfig
+from qil_deploy.datasets import ImageSet
+from qil_deploy.integers import freeze, predictions
+from qil_deploy.network import PreparedModel, calibrate, prepare
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.training.distillation import distillation_loss
+from qil_deploy.training.models import build_model
+from qil_deploy.training.optimizers import make_optimizers
+from qil_deploy.training.recipe import OptimizerSection, StageSection
+from side_by_side import Images, Learner, Loss, Order
+
+DATA = "fashion-mnist"
+NETWORK = "resnet20"
+BATCH = 128
+CALIBRATION_BATCHES = 8
+COMPARED_LOGITS = 500  # images whose logits a frozen network computes on the device and on the processor
+_TEACHER_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A row of the table.
+
+    Attributes:
+        name: of the way to train.
+        bits: widths of the stages in turn, for weights and activations alike; none: float, trained on.
+        shares: of the epochs, one per stage.
+        method: `qil` or `lsq`.
+        rate: learning rate of the weights.
+        decay: weight decay.
+        temperature: of distillation from the float network of the seed; None without.
+        scaling: of the gradient of the rounding (`QuantConfig.gradient_scaling`).
+        oscillation: what is done about weights that oscillate: `none`, `freeze` or `dampen`.
+        gamma: whether the exponent of weight transformers is learned.
+        learned: whether intervals are.
+    """
+
+    name: str
+    bits: tuple[int, ...] = ()
+    shares: tuple[float, ...] = (1.0,)
+    method: str = "qil"
+    rate: float = 0.05
+    decay: float = 1e-4
+    temperature: float | None = None
+    scaling: float = 0.0
+    oscillation: str = "none"
+    gamma: bool = False
+    learned: bool = True
+
+    @property
+    def width(self) -> str:
+        """Bits at the end, for example `w4a4`; `float`."""
+        return f"w{self.bits[-1]}a{self.bits[-1]}" if self.bits else "float"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What became of one row and seed; accuracies on all test images in percent, after the last epoch.
+
+    Attributes:
+        way, method, width: of the row.
+        seed: of the float network and the batches.
+        epochs: after the float network.
+        accuracy: with fake quantization, or of the float network.
+        frozen: of the frozen network; None for float.
+        differing_logits: of `COMPARED_LOGITS` images, between device and processor; None for float.
+        losses: mean loss of every epoch.
+        seconds: beside how many others.
+        beside: networks trained at the same time.
+    """
+
+    way: str
+    method: str
+    width: str
+    seed: int
+    epochs: int
+    accuracy: float
+    frozen: float | None
+    differing_logits: int | None
+    losses: tuple[float, ...]
+    seconds: float
+    beside: int
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What names it."""
+        return (self.way, self.method, self.width, str(self.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all rows share: data, device, lengths."""
+
+    device: torch.device
+    train: ImageSet
+    test: ImageSet
+    preprocessing: Preprocessing
+    images: Images
+    float_epochs: int
+    epochs: int
+
+    def info(self, kind: Any, config: QuantConfig | None, **metrics: float) -> CheckpointInfo:  # noqa: ANN401 - Kind
+        """Return what a checkpoint says about itself."""
+        return CheckpointInfo(
+            kind=kind,
+            model_name=NETWORK,
+            model_arguments={"in_channels": 1, "num_classes": len(self.test.class_names)},
+            config=config,
+            preprocessing=self.preprocessing,
+            data=DATA,
+            class_names=self.test.class_names,
+            metrics=metrics,
+        )
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Top-1 accuracy on the test images, in percent."""
+        right = int((predictions(model, self.test.images, self.preprocessing) == self.test.labels).sum())
+        return top1_percent(right, len(self.test))
+
+    def order(self, epochs: int, seed: int) -> Order:
+        """Draw the batches of a phase."""
+        return Order.of(len(self.train), BATCH, epochs, seed, self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A float network that is done, and its logits [2N, classes]: of the images, then of the mirrored ones."""
+
+    model: nn.Module
+    logits: Tensor
+
+
+def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[str], None]) -> dict[int, Teacher]:
+    """Train, or read, the float network of each seed."""
+    section = OptimizerSection(epochs=bench.float_epochs, learning_rate=0.1, weight_decay=5e-4)
+    learners = {}
+    teachers = {}
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = build_model(NETWORK, {"in_channels": 1, "num_classes": len(bench.test.class_names)}).to(bench.device)
+        path = out / f"float_{seed}.safetensors"
+        if path.exists():
+            load_tensors(model, read_checkpoint(path)[1], str(path))
+            teachers[seed] = teacher_of(model, bench.images)
+            continue
+        optimizers = make_optimizers(model, section)
+        order = bench.order(section.epochs, seed * 1000)
+        learners[seed] = Learner(model, optimizers, section, bench.images, order, label_loss)
+        learners[seed].record()
+    for epoch in range(section.epochs if learners else 0):
+        began = time.perf_counter()
+        for learner in learners.values():
+            learner.start_epoch()
+        losses = [learner.end_epoch() for learner in learners.values()]
+        say(f"float, epoch {epoch}: {[f'{loss:.3f}' for loss in losses]} in {time.perf_counter() - began:.1f} s")
+    for seed, learner in learners.items():
+        learner.model.eval()
+        teachers[seed] = teacher_of(learner.model, bench.images)
+        accuracy = bench.accuracy(learner.model)
+        save_checkpoint(out / f"float_{seed}.safetensors", bench.info("float", None, accuracy=accuracy), learner.model)
+        say(f"float, seed {seed}: {accuracy:.2f} %")
+    return teachers
+
+
+def label_loss(logits: Tensor, labels: Tensor, _numbers: Tensor) -> Tensor:
+    """Cross-entropy with the labels."""
+    return F.cross_entropy(logits, labels)
+
+
+@torch.no_grad()
+def teacher_of(model: nn.Module, images: Images) -> Teacher:
+    """Compute a network's logits of every training image, as it is and mirrored."""
+    model.eval()
+    parts = [
+        model(x.flip(3) if mirrored else x) for mirrored in (False, True) for x in images.inputs.split(_TEACHER_BATCH)
+    ]
+    return Teacher(model=model, logits=torch.cat(parts))
+
+
+class Job:
+    """One row of one seed, from its float network to its result."""
+
+    def __init__(self, variant: Variant, seed: int, bench: Bench, teacher: Teacher) -> None:
+        self.variant, self.seed, self.bench, self.teacher = variant, seed, bench, teacher
+        self.losses: list[float] = []
+        self.began = time.perf_counter()
+        self.beside = 0
+        self.stages = self._stages()
+        self.learner = next(self.stages)
+
+    def _config(self, bits: int) -> QuantConfig:
+        variant = self.variant
+        return QuantConfig(
+            weight_bits=bits,
+            activation_bits=bits,
+            method=variant.method,
+            train_gamma=variant.gamma,
+        )
+
+    def _stages(self) -> Iterator[Learner]:
+        """Yield the learner of each stage in turn."""
+        variant, epochs = self.variant, self.bench.epochs
+        if not variant.bits:
+            model = copy.deepcopy(self.teacher.model).train()
+            section = OptimizerSection(epochs=epochs, learning_rate=variant.rate, weight_decay=5e-4)
+            yield self._learner(model, section, 0)
+            return
+        ends = [round(epochs * sum(variant.shares[: index + 1])) for index in range(len(variant.bits))]
+        state = None
+        for index, bits in enumerate(variant.bits):
+            if ends[index] == (ends[index - 1] if index else 0):
+                continue
+            section = StageSection(
+                epochs=ends[index] - (ends[index - 1] if index else 0),
+                weight_bits=bits,
+                activation_bits=bits,
+                learning_rate=variant.rate,
+                weight_decay=variant.decay,
+                **({} if variant.learned else {"interval_learning_rate": 0.0}),
+            )
+            learner = self._learner(self._prepared(bits, index, state), section, 200 + index)
+            yield learner
+            state = learner.model.state_dict()
+
+    def _prepared(self, bits: int, index: int, state: dict[str, Tensor] | None) -> PreparedModel:
+        """Return the network that a stage begins with."""
+        bench = self.bench
+        network = copy.deepcopy(self.teacher.model).cpu()
+        model = prepare(network, self._config(bits), bench.images.inputs[:1].cpu(), input_grid=bench.preprocessing)
+        model.to(bench.device)
+        if state is None:
+            order = bench.order(1, self.seed * 1000 + 100 + index)
+            calibrate(model, [bench.images.inputs[rows] for rows in order.rows[:CALIBRATION_BATCHES]])
+        else:
+            model.load_state_dict(state)
+        return model
+
+    def _learner(self, model: nn.Module, section: OptimizerSection, phase: int) -> Learner:
+        order = self.bench.order(section.epochs, self.seed * 1000 + phase)
+        optimizers = make_optimizers(model, section)
+        images = self.bench.images
+        after_step, state, penalty = _about_oscillation(model, self.variant, self.bench.device)
+        return Learner(model, optimizers, section, images, order, self._loss(penalty), after_step, state)
+
+    def _loss(self, penalty: Callable[[], Tensor] | None) -> Loss:
+        logits_of, temperature = self.teacher.logits, self.variant.temperature
+
+        def loss(logits: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
+            if temperature is None:
+                result = F.cross_entropy(logits, labels)
+            else:
+                expected = logits_of.index_select(0, numbers)
+                result = distillation_loss(logits, expected, labels, temperature=temperature)
+            return result if penalty is None else result + penalty()
+
+        return loss
+
+    def end_epoch(self) -> bool:
+        """Wait for the epoch; go on to the next stage where one ends; return whether all are done."""
+        self.losses.append(self.learner.end_epoch())
+        if self.learner.done < self.learner.epochs:
+            return False
+        following = next(self.stages, None)
+        if following is None:
+            return True
+        self.learner = following
+        self.learner.record()
+        return False
+
+    def result(self, keep: Path | None) -> Result:
+        """Freeze, evaluate, and where asked for write the checkpoints."""
+        bench, variant, model = self.bench, self.variant, self.learner.model.eval()
+        accuracy = bench.accuracy(model)
+        frozen_accuracy = differing = None
+        if isinstance(model, PreparedModel):
+            frozen = freeze(model).eval()
+            frozen_accuracy = bench.accuracy(frozen)
+            differing = differing_logits(frozen, bench)
+            if keep is not None:
+                config = self._config(variant.bits[-1])
+                save_checkpoint(keep, bench.info("quantized", config, accuracy=accuracy), model)
+        return Result(
+            way=variant.name,
+            method=variant.method if variant.bits else "",
+            width=variant.width,
+            seed=self.seed,
+            epochs=bench.epochs,
+            accuracy=accuracy,
+            frozen=frozen_accuracy,
+            differing_logits=differing,
+            losses=tuple(self.losses),
+            seconds=time.perf_counter() - self.began,
+            beside=self.beside,
+        )
+
+
+@torch.no_grad()
+def differing_logits(frozen: nn.Module, bench: Bench) -> int:
+    """Count the logits of a frozen network that the device computes otherwise than the processor."""
+    x = bench.images.inputs[:COMPARED_LOGITS]
+    return int((frozen(x).cpu() != copy.deepcopy(frozen).cpu()(x.cpu())).sum())
+
+
+def _about_oscillation(
+    model: nn.Module, variant: Variant, device: torch.device
+) -> tuple[Callable[[Tensor], None], Sequence[Tensor], Callable[[], Tensor] | None]:
+    """Return what to do after each step, what that changes, and what to add to the loss."""
+    if variant.oscillation == "none":
+        return (lambda _done: None), (), None
+    raise NotImplementedError(model, variant, device)
+
+
+def train_side_by_side(
+    rows: Sequence[tuple[Variant, int]],
+    bench: Bench,
+    teachers: dict[int, Teacher],
+    *,
+    width: int,
+    deadline: float,
+    keep: Callable[[Variant, int], Path | None],
+    done: Callable[[Result], None],
+) -> None:
+    """Train rows, `width` at a time, each as long as it takes; start none that would end after `deadline`.
+
+    A new row is made ready while the device trains the others.
+    """
+    waiting, active = list(rows), []
+    seconds_per_epoch = 0.0
+    while waiting or active:
+        began = time.monotonic()
+        for job in active:
+            job.learner.start_epoch()
+            job.beside = max(job.beside, len(active) - 1)
+        ready = []
+        while waiting and len(active) + len(ready) < width:
+            if began + bench.epochs * seconds_per_epoch > deadline:
+                waiting.clear()
+                break
+            variant, seed = waiting.pop(0)
+            job = Job(variant, seed, bench, teachers[seed])
+            job.learner.record()
+            ready.append(job)
+            if active:  # one at a time, not to keep the device waiting
+                break
+        for job in list(active):
+            if job.end_epoch():
+                active.remove(job)
+                done(job.result(keep(job.variant, job.seed)))
+        if active and not ready:
+            seconds_per_epoch = time.monotonic() - began
+        active += ready
