@@ -144,9 +144,9 @@ class Learner:
         if self.stream is None:
             return
         self.model.train()
-        kept = [(tensor, tensor.clone()) for tensor in self._changed()]
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
+            kept = [(tensor, tensor.detach().clone()) for tensor in self._changed()]
             for _ in range(WARM_UP_STEPS):
                 self.step()
             self.graph = torch.cuda.CUDAGraph()

@@ -20,7 +20,7 @@ from qil_deploy.datasets import ImageSet
 from qil_deploy.integers import freeze, predictions
 from qil_deploy.network import PreparedModel, calibrate, prepare
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.training.distillation import distillation_loss
+from qil_deploy.training import distillation_loss
 from qil_deploy.training.models import build_model
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.recipe import OptimizerSection, StageSection
