@@ -33,6 +33,7 @@ from training_rows import DATA, Bench, Result, Variant, train_float, train_side_
 from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
+WIDTHS_WITHOUT_LOSS = 4  # bits: single ingredients can tell nothing there
 KEPT = ("plain", "distillation", "together")  # of these the checkpoints of the first seed are kept
 
 
@@ -53,6 +54,7 @@ def main(
     console = Console()
     ensure_writable(out / "results.json")
     compile_quantizers(compile_)
+    torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train, test = load_images(DATA, "train"), load_images(DATA, "test")
     if train_images is not None:
@@ -96,12 +98,15 @@ def main(
 
 def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
     """Return the rows in the order in which they are trained: what matters most first."""
-    important = ("plain", "distillation", "together")
+    first = seeds[0]
     every = [variant for bits in (2, 3, 4) for method in ("qil", "lsq") for variant in ways(bits, method)]
-    first = [variant for variant in every if variant.name in important]
-    alone = [variant for variant in every if variant.name not in important and variant.method == "qil"]
-    rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in first]
-    return rows + [(variant, seeds[0]) for variant in alone if variant.bits[-1] < 4]
+    together = [variant for variant in every if variant.name == "together"]
+    compared = [variant for variant in every if variant.name in ("plain", "distillation")]
+    alone = [variant for variant in every if variant not in together + compared and variant.method == "qil"]
+    rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in together]
+    rows += [(variant, first) for variant in compared]
+    rows += [(variant, first) for variant in alone if variant.bits[-1] < WIDTHS_WITHOUT_LOSS]
+    return rows + [(variant, seed) for seed in seeds[1:] for variant in compared]
 
 
 def ways(bits: int, method: str) -> list[Variant]:

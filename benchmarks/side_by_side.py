@@ -21,6 +21,7 @@ from qil_deploy.datasets import ImageSet
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.data import seeded
 from qil_deploy.training.data.memory_batches import to_input
+from qil_deploy.training.models import in_memory_format, memory_format_for
 from qil_deploy.training.optimizers import rate_factor
 from qil_deploy.training.recipe import OptimizerSection
 
@@ -84,7 +85,7 @@ class Learner:
         section: schedule; its epochs are those of `order`.
         images, order: what it is trained on.
         loss: what is minimised.
-        after_step: called after each step, with the share of the phase that is done, a scalar on the device.
+        after_step: called after each step.
         state: what else a step changes in place.
     """
 
@@ -96,11 +97,12 @@ class Learner:
         images: Images,
         order: Order,
         loss: Loss,
-        after_step: Callable[[Tensor], None] = lambda _done: None,
+        after_step: Callable[[], None] = lambda: None,
         state: Sequence[Tensor] = (),
     ) -> None:
         self.model, self.optimizers, self.images, self.order = model, list(optimizers), images, order
         self.loss, self.after_step, self.state = loss, after_step, state
+        self.memory_format = memory_format_for(model)
         device = images.inputs.device
         self.steps = len(order.rows)
         factors = [rate_factor(step, self.steps, section) for step in range(self.steps)]
@@ -127,7 +129,7 @@ class Learner:
         for rate, base in self.rates:
             rate.copy_(factor * base)
         x = self.images.inputs.index_select(0, rows)
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        x = in_memory_format(torch.where(mirrored[:, None, None, None], x.flip(3), x), self.memory_format)
         labels = self.images.labels.index_select(0, rows)
         loss = self.loss(self.model.forward(x), labels, rows + mirrored * len(self.images.labels))
         for optimizer in self.optimizers:
@@ -135,7 +137,7 @@ class Learner:
         loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
-        self.after_step((self.number[0] + 1) / self.steps)
+        self.after_step()
         self.loss_sum += loss.detach()
         self.number += 1
 
@@ -167,27 +169,22 @@ class Learner:
     def _changed(self) -> list[Tensor]:
         return [*self.model.parameters(), *self.model.buffers(), *self.state]
 
-    def start_epoch(self) -> None:
-        """Give the device the steps of an epoch; on a CUDA device without waiting for them."""
+    def replay(self) -> None:
+        """Give the device one step."""
         if self.graph is None or self.stream is None:
-            self.model.train()
-            for _ in range(self.order.batches):
-                self._set_rates()
-                self.step()
+            self._set_rates()
+            self.step()
         else:
             with torch.cuda.stream(self.stream):
-                for _ in range(self.order.batches):
-                    self.graph.replay()
-        self.done += 1
+                self.graph.replay()
 
     def _set_rates(self) -> None:
         """Set rates that are numbers, without a CUDA device."""
-        if not self.rates:
-            factor = float(self.factors[int(self.number)])
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group.setdefault("initial_lr", group["lr"])
-                    group["lr"] = group["initial_lr"] * factor
+        factor = float(self.factors[int(self.number)])
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] = group["initial_lr"] * factor
 
     def end_epoch(self) -> float:
         """Wait for the epoch; return its mean loss."""
@@ -195,6 +192,7 @@ class Learner:
             self.stream.synchronize()
         loss = float(self.loss_sum) / self.order.batches
         self.loss_sum.zero_()
+        self.done += 1
         return loss
 
     @property
@@ -203,5 +201,14 @@ class Learner:
         return self.steps // self.order.batches
 
     def own_stream(self) -> contextlib.AbstractContextManager[object]:
-        """Return what makes work around the training not wait for other networks."""
+        """Return the context in which operations come after the steps so far, and before those that follow."""
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+def run_epoch(learners: Sequence[Learner]) -> None:
+    """Give the device the steps of an epoch, one of each network in turn: it takes few at a time of each stream."""
+    for learner in learners:
+        learner.model.train()
+    for _ in range(max((learner.order.batches for learner in learners), default=0)):
+        for learner in learners:
+            learner.replay()

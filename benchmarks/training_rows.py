@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from qil_deploy.integers import freeze, predictions
 from qil_deploy.network import PreparedModel, calibrate, prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training import distillation_loss
-from qil_deploy.training.models import build_model
+from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
+from qil_deploy.training.oscillation import Control, Oscillation
 from qil_deploy.training.recipe import OptimizerSection, StageSection
-from side_by_side import Images, Learner, Loss, Order
+from side_by_side import Images, Learner, Loss, Order, run_epoch
 
 DATA = "fashion-mnist"
 NETWORK = "resnet20"
@@ -47,7 +49,7 @@ class Variant:
         decay: weight decay.
         temperature: of distillation from the float network of the seed; None without.
         scaling: of the gradient of the rounding (`QuantConfig.gradient_scaling`).
-        oscillation: what is done about weights that oscillate: `none`, `freeze` or `dampen`.
+        oscillation: what is done about weights that oscillate; None leaves them alone.
         gamma: whether the exponent of weight transformers is learned.
         learned: whether intervals are.
     """
@@ -60,7 +62,7 @@ class Variant:
     decay: float = 1e-4
     temperature: float | None = None
     scaling: float = 0.0
-    oscillation: str = "none"
+    oscillation: Control | None = None
     gamma: bool = False
     learned: bool = True
 
@@ -154,7 +156,8 @@ def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[st
     teachers = {}
     for seed in seeds:
         torch.manual_seed(seed)
-        model = build_model(NETWORK, {"in_channels": 1, "num_classes": len(bench.test.class_names)}).to(bench.device)
+        model = build_model(NETWORK, {"in_channels": 1, "num_classes": len(bench.test.class_names)})
+        model.to(bench.device, memory_format=memory_format_for(model))
         path = out / f"float_{seed}.safetensors"
         if path.exists():
             load_tensors(model, read_checkpoint(path)[1], str(path))
@@ -166,8 +169,7 @@ def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[st
         learners[seed].record()
     for epoch in range(section.epochs if learners else 0):
         began = time.perf_counter()
-        for learner in learners.values():
-            learner.start_epoch()
+        run_epoch(list(learners.values()))
         losses = [learner.end_epoch() for learner in learners.values()]
         say(f"float, epoch {epoch}: {[f'{loss:.3f}' for loss in losses]} in {time.perf_counter() - began:.1f} s")
     for seed, learner in learners.items():
@@ -202,6 +204,7 @@ class Job:
         self.losses: list[float] = []
         self.began = time.perf_counter()
         self.beside = 0
+        self.oscillation: Oscillation | None = None
         self.stages = self._stages()
         self.learner = next(self.stages)
 
@@ -212,6 +215,7 @@ class Job:
             activation_bits=bits,
             method=variant.method,
             train_gamma=variant.gamma,
+            gradient_scaling=variant.scaling,
         )
 
     def _stages(self) -> Iterator[Learner]:
@@ -256,11 +260,14 @@ class Job:
         order = self.bench.order(section.epochs, self.seed * 1000 + phase)
         optimizers = make_optimizers(model, section)
         images = self.bench.images
-        after_step, state, penalty = _about_oscillation(model, self.variant, self.bench.device)
-        return Learner(model, optimizers, section, images, order, self._loss(penalty), after_step, state)
+        if self.variant.oscillation is None:
+            return Learner(model, optimizers, section, images, order, self._loss())
+        self.oscillation = Oscillation(model, self.variant.oscillation, max_bits=self.variant.bits[-1])
+        state = [*self.oscillation.state_dict().values(), self.oscillation.threshold, self.oscillation.weight]
+        return Learner(model, optimizers, section, images, order, self._loss(), self.oscillation.update, state)
 
-    def _loss(self, penalty: Callable[[], Tensor] | None) -> Loss:
-        logits_of, temperature = self.teacher.logits, self.variant.temperature
+    def _loss(self) -> Loss:
+        logits_of, temperature, oscillation = self.teacher.logits, self.variant.temperature, self.oscillation
 
         def loss(logits: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
             if temperature is None:
@@ -268,21 +275,30 @@ class Job:
             else:
                 expected = logits_of.index_select(0, numbers)
                 result = distillation_loss(logits, expected, labels, temperature=temperature)
-            return result if penalty is None else result + penalty()
+            return result if oscillation is None else result + oscillation.penalty()
 
         return loss
 
-    def end_epoch(self) -> bool:
-        """Wait for the epoch; go on to the next stage where one ends; return whether all are done."""
+    def end_epoch(self) -> None:
+        """Wait for the epoch."""
         self.losses.append(self.learner.end_epoch())
-        if self.learner.done < self.learner.epochs:
-            return False
+        if self.oscillation is not None:
+            with self.learner.own_stream():
+                self.oscillation.set_progress(self.learner.done / self.learner.epochs)
+
+    @property
+    def at_end_of_stage(self) -> bool:
+        """Whether the present stage has had its epochs."""
+        return self.learner.done == self.learner.epochs
+
+    def next_stage(self) -> bool:
+        """Go on to the next stage; return whether there is one."""
         following = next(self.stages, None)
         if following is None:
-            return True
+            return False
         self.learner = following
         self.learner.record()
-        return False
+        return True
 
     def result(self, keep: Path | None) -> Result:
         """Freeze, evaluate, and where asked for write the checkpoints."""
@@ -290,7 +306,7 @@ class Job:
         accuracy = bench.accuracy(model)
         frozen_accuracy = differing = None
         if isinstance(model, PreparedModel):
-            frozen = freeze(model).eval()
+            frozen = freeze(copy.deepcopy(model).cpu()).eval().to(bench.device)
             frozen_accuracy = bench.accuracy(frozen)
             differing = differing_logits(frozen, bench)
             if keep is not None:
@@ -318,15 +334,6 @@ def differing_logits(frozen: nn.Module, bench: Bench) -> int:
     return int((frozen(x).cpu() != copy.deepcopy(frozen).cpu()(x.cpu())).sum())
 
 
-def _about_oscillation(
-    model: nn.Module, variant: Variant, device: torch.device
-) -> tuple[Callable[[Tensor], None], Sequence[Tensor], Callable[[], Tensor] | None]:
-    """Return what to do after each step, what that changes, and what to add to the loss."""
-    if variant.oscillation == "none":
-        return (lambda _done: None), (), None
-    raise NotImplementedError(model, variant, device)
-
-
 def train_side_by_side(
     rows: Sequence[tuple[Variant, int]],
     bench: Bench,
@@ -339,30 +346,47 @@ def train_side_by_side(
 ) -> None:
     """Train rows, `width` at a time, each as long as it takes; start none that would end after `deadline`.
 
-    A new row is made ready while the device trains the others.
+    While a CUDA device trains, networks that are done are evaluated, and others are made ready.
     """
-    waiting, active = list(rows), []
-    seconds_per_epoch = 0.0
-    while waiting or active:
-        began = time.monotonic()
-        for job in active:
-            job.learner.start_epoch()
-            job.beside = max(job.beside, len(active) - 1)
-        ready = []
-        while waiting and len(active) + len(ready) < width:
-            if began + bench.epochs * seconds_per_epoch > deadline:
-                waiting.clear()
-                break
-            variant, seed = waiting.pop(0)
-            job = Job(variant, seed, bench, teachers[seed])
-            job.learner.record()
-            ready.append(job)
-            if active:  # one at a time, not to keep the device waiting
-                break
-        for job in list(active):
-            if job.end_epoch():
-                active.remove(job)
+    waiting, active, ended = list(rows), list[Job](), list[Job]()
+    epoch_seconds = 0.0
+
+    def work() -> bool:
+        """Do one thing that is not training; return whether there was one."""
+        if ended:
+            job = ended.pop(0)
+            if job.next_stage():
+                ready.append(job)
+            else:
                 done(job.result(keep(job.variant, job.seed)))
-        if active and not ready:
-            seconds_per_epoch = time.monotonic() - began
-        active += ready
+            return True
+        if not waiting or len(active) + len(ready) >= width:
+            return False
+        if time.monotonic() + (bench.epochs + 1) * epoch_seconds > deadline:
+            waiting.clear()
+            return False
+        variant, seed = waiting.pop(0)
+        job = Job(variant, seed, bench, teachers[seed])
+        job.learner.record()
+        ready.append(job)
+        return True
+
+    with ThreadPoolExecutor(1) as launcher:
+        while waiting or active or ended:
+            ready: list[Job] = []
+            began = time.monotonic()
+            if active and bench.device.type == "cuda":
+                training = launcher.submit(run_epoch, [job.learner for job in active])
+                while not training.done() and work():
+                    pass
+                training.result()
+            else:
+                run_epoch([job.learner for job in active])
+                work()
+            for job in active:
+                job.end_epoch()
+                job.beside = max(job.beside, len(active) - 1)
+            if active:
+                epoch_seconds = time.monotonic() - began
+            ended += [job for job in active if job.at_end_of_stage]
+            active = [job for job in active if not job.at_end_of_stage] + ready
