@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from qil_deploy.training import distillation_loss
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.oscillation import Control, Oscillation
-from qil_deploy.training.recipe import OptimizerSection, StageSection
+from qil_deploy.training.recipe import INTERVAL_LEARNING_RATE, OptimizerSection, StageSection
 from side_by_side import Images, Learner, Loss, Order, run_epoch
 
 DATA = "fashion-mnist"
@@ -108,14 +108,13 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all rows share: data, device, lengths."""
+    """What all rows share: data, device, and epochs, of a float network as of each row that follows."""
 
     device: torch.device
     train: ImageSet
     test: ImageSet
     preprocessing: Preprocessing
     images: Images
-    float_epochs: int
     epochs: int
 
     def info(self, kind: Any, config: QuantConfig | None, **metrics: float) -> CheckpointInfo:  # noqa: ANN401 - Kind
@@ -151,13 +150,13 @@ class Teacher:
 
 def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[str], None]) -> dict[int, Teacher]:
     """Train, or read, the float network of each seed."""
-    section = OptimizerSection(epochs=bench.float_epochs, learning_rate=0.1, weight_decay=5e-4)
+    section = OptimizerSection(epochs=bench.epochs, learning_rate=0.1, weight_decay=5e-4)
     learners = {}
     teachers = {}
     for seed in seeds:
         torch.manual_seed(seed)
         model = build_model(NETWORK, {"in_channels": 1, "num_classes": len(bench.test.class_names)})
-        model.to(bench.device, memory_format=memory_format_for(model))
+        model.to(memory_format=memory_format_for(model)).to(bench.device)
         path = out / f"float_{seed}.safetensors"
         if path.exists():
             load_tensors(model, read_checkpoint(path)[1], str(path))
@@ -237,7 +236,7 @@ class Job:
                 activation_bits=bits,
                 learning_rate=variant.rate,
                 weight_decay=variant.decay,
-                **({} if variant.learned else {"interval_learning_rate": 0.0}),
+                interval_learning_rate=INTERVAL_LEARNING_RATE if variant.learned else 0.0,
             )
             learner = self._learner(self._prepared(bits, index, state), section, 200 + index)
             yield learner
@@ -306,7 +305,7 @@ class Job:
         accuracy = bench.accuracy(model)
         frozen_accuracy = differing = None
         if isinstance(model, PreparedModel):
-            frozen = freeze(copy.deepcopy(model).cpu()).eval().to(bench.device)
+            frozen = freeze(model)
             frozen_accuracy = bench.accuracy(frozen)
             differing = differing_logits(frozen, bench)
             if keep is not None:
@@ -334,59 +333,74 @@ def differing_logits(frozen: nn.Module, bench: Bench) -> int:
     return int((frozen(x).cpu() != copy.deepcopy(frozen).cpu()(x.cpu())).sum())
 
 
-def train_side_by_side(
-    rows: Sequence[tuple[Variant, int]],
-    bench: Bench,
-    teachers: dict[int, Teacher],
-    *,
-    width: int,
-    deadline: float,
-    keep: Callable[[Variant, int], Path | None],
-    done: Callable[[Result], None],
-) -> None:
-    """Train rows, `width` at a time, each as long as it takes; start none that would end after `deadline`.
+@dataclass(kw_only=True)
+class Queue:
+    """Rows that wait, train, or are to be evaluated.
 
-    While a CUDA device trains, networks that are done are evaluated, and others are made ready.
+    Attributes:
+        bench, teachers: what rows are made of.
+        waiting: rows and seeds that have not begun.
+        width: how many train at a time.
+        deadline: by `time.monotonic`; a row that would end after it is not begun.
+        keep: where the checkpoint of a row goes, if anywhere.
+        done: called with each result.
+        active, ready, ended: in training; to begin with the next epoch; at the end of a stage.
     """
-    waiting, active, ended = list(rows), list[Job](), list[Job]()
-    epoch_seconds = 0.0
 
-    def work() -> bool:
+    bench: Bench
+    teachers: dict[int, Teacher]
+    waiting: list[tuple[Variant, int]]
+    width: int
+    deadline: float
+    keep: Callable[[Variant, int], Path | None]
+    done: Callable[[Result], None]
+    active: list[Job] = field(default_factory=list)
+    ready: list[Job] = field(default_factory=list)
+    ended: list[Job] = field(default_factory=list)
+
+    def train(self) -> None:
+        """Train every row; while a CUDA device trains, others are evaluated and made ready."""
+        epoch_seconds = 0.0
+        with ThreadPoolExecutor(1) as launcher:
+            while self.waiting or self.active or self.ended or self.ready:
+                began = time.monotonic()
+                self.active += self.ready
+                self.ready = []
+                if self.active and self.bench.device.type == "cuda":
+                    training = launcher.submit(run_epoch, [job.learner for job in self.active])
+                    while not training.done() and self._work(epoch_seconds):
+                        pass
+                    training.result()
+                else:
+                    run_epoch([job.learner for job in self.active])
+                    self._work(epoch_seconds)
+                epoch_seconds = self._end_epoch(began)
+
+    def _end_epoch(self, began: float) -> float:
+        """Wait for the epoch and sort out whose stage ends; return how long it took."""
+        for job in self.active:
+            job.end_epoch()
+            job.beside = max(job.beside, len(self.active) - 1)
+        self.ended += [job for job in self.active if job.at_end_of_stage]
+        self.active = [job for job in self.active if not job.at_end_of_stage]
+        return time.monotonic() - began
+
+    def _work(self, epoch_seconds: float) -> bool:
         """Do one thing that is not training; return whether there was one."""
-        if ended:
-            job = ended.pop(0)
+        if self.ended:
+            job = self.ended.pop(0)
             if job.next_stage():
-                ready.append(job)
+                self.ready.append(job)
             else:
-                done(job.result(keep(job.variant, job.seed)))
+                self.done(job.result(self.keep(job.variant, job.seed)))
             return True
-        if not waiting or len(active) + len(ready) >= width:
+        if not self.waiting or len(self.active) + len(self.ready) >= self.width:
             return False
-        if time.monotonic() + (bench.epochs + 1) * epoch_seconds > deadline:
-            waiting.clear()
+        if time.monotonic() + (self.bench.epochs + 1) * epoch_seconds > self.deadline:
+            self.waiting.clear()
             return False
-        variant, seed = waiting.pop(0)
-        job = Job(variant, seed, bench, teachers[seed])
+        variant, seed = self.waiting.pop(0)
+        job = Job(variant, seed, self.bench, self.teachers[seed])
         job.learner.record()
-        ready.append(job)
+        self.ready.append(job)
         return True
-
-    with ThreadPoolExecutor(1) as launcher:
-        while waiting or active or ended:
-            ready: list[Job] = []
-            began = time.monotonic()
-            if active and bench.device.type == "cuda":
-                training = launcher.submit(run_epoch, [job.learner for job in active])
-                while not training.done() and work():
-                    pass
-                training.result()
-            else:
-                run_epoch([job.learner for job in active])
-                work()
-            for job in active:
-                job.end_epoch()
-                job.beside = max(job.beside, len(active) - 1)
-            if active:
-                epoch_seconds = time.monotonic() - began
-            ended += [job for job in active if job.at_end_of_stage]
-            active = [job for job in active if not job.at_end_of_stage] + ready

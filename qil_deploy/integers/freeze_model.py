@@ -95,7 +95,10 @@ def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
     _require_integer_placement(prepared)
     with nothing_left_behind():
         shared = {id(parameter): parameter for parameter in prepared.parameters()} if share_parameters else {}
-        frozen = _frozen(copy.deepcopy(prepared, shared))
+        copied = copy.deepcopy(prepared, shared)
+        device = next((parameter.device for parameter in copied.parameters()), torch.device("cpu"))
+        frozen = _frozen(copied.cpu())  # integers are made where they do not depend on the device
+        frozen.to(device)
     _require_usable_multipliers(frozen)
     return frozen
 
