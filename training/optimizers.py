@@ -4,9 +4,9 @@
     biases, BatchNorm, output scales                  learning_rate
     intervals, steps of 8-bit ranges, exponents       interval_learning_rate
 
-Parameters of quantizers are dimensionless (decision 0009), so one rate suits every layer, and Adam bounds each step by
-it, however large the sum of gradients is (decision 0011). In a frozen model the intervals and steps of activations are
-constants; its weights and their intervals learn on.
+Parameters of quantizers are dimensionless (decision 0009), so one rate suits every layer, and Adam bounds each step
+by it, however large the sum of gradients is (decision 0011). SGD is there for the paper's own recipe. In a frozen
+model the intervals and steps of activations are constants; its weights and their intervals learn on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.network import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.quantizers import interval_parameters
 
-from .recipe import INTERVAL_LEARNING_RATE, STAGE_LEARNING_RATE, STAGE_WEIGHT_DECAY, OptimizerSection
+from .recipe import (
+    INTERVAL_LEARNING_RATE,
+    STAGE_LEARNING_RATE,
+    STAGE_WEIGHT_DECAY,
+    IntervalOptimizer,
+    OptimizerSection,
+)
 
 MOMENTUM = 0.9
 
@@ -69,10 +75,12 @@ def recipe_optimizers(
     learning_rate: float = STAGE_LEARNING_RATE,
     interval_learning_rate: float = INTERVAL_LEARNING_RATE,
     weight_decay: float = STAGE_WEIGHT_DECAY,
+    interval_optimizer: IntervalOptimizer = "adam",
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers of recipes: SGD with Nesterov momentum for weights, Adam for quantizers.
 
-    Arguments and errors as for `parameter_groups`. One of the two is missing where it would have nothing to do.
+    Arguments and errors as for `parameter_groups`. One of the two is missing where it would have nothing to do. With
+    `interval_optimizer="sgd"` quantizers, too, learn by SGD with Nesterov momentum, at their own rate.
     """
     groups = parameter_groups(
         model, learning_rate=learning_rate, interval_learning_rate=interval_learning_rate, weight_decay=weight_decay
@@ -82,10 +90,18 @@ def recipe_optimizers(
     of_weights = [group for group in groups if id(group["params"][0]) not in quantizers]
     optimizers: list[torch.optim.Optimizer] = []
     if of_weights:
-        optimizers.append(torch.optim.SGD(of_weights, momentum=MOMENTUM, nesterov=True))
+        optimizers.append(_sgd(of_weights))
     if of_intervals:
-        optimizers.append(torch.optim.Adam(of_intervals))
+        optimizers.append(_of_intervals(of_intervals, interval_optimizer))
     return optimizers
+
+
+def _sgd(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
+
+
+def _of_intervals(groups: list[dict[str, Any]], kind: IntervalOptimizer) -> torch.optim.Optimizer:
+    return _sgd(groups) if kind == "sgd" else torch.optim.Adam(groups)
 
 
 def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -101,11 +117,12 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
         learning_rate=section.learning_rate,
         interval_learning_rate=section.interval_learning_rate,
         weight_decay=section.weight_decay,
+        interval_optimizer=section.interval_optimizer,
     )
 
 
 def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Make quantizers, output scales and shifts the only trained parameters; return the Adam that trains them.
+    """Make quantizers, output scales and shifts the only trained parameters; return what trains them.
 
     Output scales and shifts are dimensionless like interval parameters (decision 0009) and have their rate.
 
@@ -122,7 +139,7 @@ def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[to
     model.requires_grad_(False)
     for parameter in learned:
         parameter.requires_grad_(True)
-    return [torch.optim.Adam(learned, lr=section.interval_learning_rate)]
+    return [_of_intervals([{"params": learned, "lr": section.interval_learning_rate}], section.interval_optimizer)]
 
 
 def rate_factor(step: int, steps: int, section: OptimizerSection) -> float:

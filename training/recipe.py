@@ -52,6 +52,7 @@ NotNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False, str
 Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
+IntervalOptimizer = Literal["adam", "sgd"]
 Statistics = NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=1000)]
 
 
@@ -120,11 +121,12 @@ class OptimizerSection(_Section):
     """How one phase is optimized.
 
     Weights: SGD with Nesterov momentum 0.9, weight decay on convolution and linear weights only. Interval
-    parameters: Adam without weight decay. Both rates rise linearly over the first `warmup` share of the steps
-    and then follow the schedule.
+    parameters: Adam or that SGD, without weight decay. Both rates rise linearly over the first `warmup` share of the
+    steps and then follow the schedule.
 
     Attributes:
         batch_size: over all processes.
+        interval_optimizer: of interval parameters; `sgd` is the paper's, and needs rates far below those of weights.
         schedule: `cosine` to zero, or `step`: times `decay` at each of `milestones`, shares of the phase.
         label_smoothing: of the cross-entropy.
         gradient_norm: largest norm of the gradient of all weights; longer ones are shortened to it. None: never.
@@ -139,6 +141,7 @@ class OptimizerSection(_Section):
     learning_rate: Positive = 0.1
     weight_decay: NotNegative = 5e-4
     interval_learning_rate: NotNegative = INTERVAL_LEARNING_RATE
+    interval_optimizer: IntervalOptimizer = "adam"
     warmup: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: Annotated[tuple[Share, ...], Field(max_length=1000)] = ()
@@ -216,6 +219,7 @@ class StageSection(OptimizerSection):
             learning_rate=self.frozen_learning_rate,
             weight_decay=self.weight_decay,
             interval_learning_rate=self.frozen_interval_learning_rate,
+            interval_optimizer=self.interval_optimizer,
             label_smoothing=self.label_smoothing,
             gradient_norm=self.frozen_gradient_norm,
             distillation_weight=self.distillation_weight,

@@ -75,6 +75,26 @@ def test_the_defaults_are_those_of_recipes() -> None:
     assert all(group["nesterov"] and group["momentum"] == 0.9 for group in sgd.param_groups)
 
 
+def test_intervals_may_learn_by_sgd_at_their_own_rate() -> None:
+    model = prepared(network())
+    options = {"learning_rate": 0.04, "interval_learning_rate": 4e-4, "interval_optimizer": "sgd"}
+    stage = StageSection.model_validate({"epochs": 1, "weight_bits": 4, "activation_bits": 4} | options)
+    weights, intervals = make_optimizers(model, stage)
+    assert isinstance(weights, torch.optim.SGD)
+    assert isinstance(intervals, torch.optim.SGD)
+    (group,) = intervals.param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in interval_parameters(model)}
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (4e-4, 0.9, True, 0)
+    assert summary([weights, intervals]) == summary(
+        recipe_optimizers(
+            model, learning_rate=0.04, interval_learning_rate=4e-4, weight_decay=1e-4, interval_optimizer="sgd"
+        )
+    )
+    assert isinstance(make_optimizers(model, stage.frozen_section())[1], torch.optim.SGD)
+    (alone,) = quantizer_optimizers(prepared(network()), stage)
+    assert isinstance(alone, torch.optim.SGD)
+
+
 def test_what_requires_no_gradient_is_left_out() -> None:
     model = prepared(network().requires_grad_(False))
     assert not [p for p in weight_parameters(model) if p.ndim >= 2]  # output scales are new, and learn

@@ -15,6 +15,7 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import MODELS, build_model
+from qil_deploy.training.optimizers import rate_factor
 from qil_deploy.training.recipe import recipe_from_dict
 from qil_deploy.training.recipe_file import load_recipe
 
@@ -86,12 +87,41 @@ def test_networks_of_shipped_recipes_can_be_quantized(name: str) -> None:
 
 
 def test_the_papers_networks_bits_and_schedule_ship() -> None:
-    for network in ("alexnet", "resnet18", "resnet34"):
-        recipe = load_recipe(Path(f"imagenet_{network}"))
+    names = [
+        f"imagenet_{network}{which}" for network in ("alexnet", "resnet18", "resnet34") for which in ("", "_paper")
+    ]
+    for name in names:
+        recipe = load_recipe(Path(name))
         assert (recipe.data, recipe.placement) == ("imagenet", "paper")
         assert [(stage.weight_bits, stage.activation_bits) for stage in recipe.stages] == [
             (5, 5), (4, 4), (3, 3), (2, 2)
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "factor"), [("alexnet", 0.1), ("resnet18", 1.0), ("resnet34", 1.0)])
+def test_the_papers_recipe_is_what_is_known_of_it(network: str, factor: float) -> None:
+    recipe = load_recipe(Path(f"imagenet_{network}_paper"))
+    assert recipe.distillation is None
+    for section, epochs, rate, falls in (
+        (recipe.float_training, 120, 0.4, (30, 60, 85, 95, 105)),
+        *((stage, 90, 0.04, (20, 40, 60, 80)) for stage in recipe.stages),
+    ):
+        assert (section.epochs, section.batch_size, section.weight_decay) == (epochs, 1024, 1e-4)
+        assert section.learning_rate == pytest.approx(rate * factor)
+        batches = 1_281_167 // 1024
+        for fall, epoch in enumerate(falls):
+            before, at = (rate_factor(epoch * batches - early, epochs * batches, section) for early in (1, 0))
+            assert (before, at) == pytest.approx((0.1**fall, 0.1 ** (fall + 1)))
+    assert all(stage.interval_optimizer == "sgd" for stage in recipe.stages)
+    assert all(stage.interval_learning_rate == pytest.approx(stage.learning_rate / 100) for stage in recipe.stages)
+
+
+def test_our_recipes_for_imagenet_have_a_teacher_and_decay_less_at_fewer_bits() -> None:
+    for network in ("alexnet", "resnet18", "resnet34"):
+        recipe = load_recipe(Path(f"imagenet_{network}"))
+        assert recipe.distillation is not None
+        assert (recipe.distillation.teacher, recipe.distillation.temperature) == ("float", 1.0)
+        assert [stage.weight_decay for stage in recipe.stages] == [1e-4, 1e-4, 5e-5, 2.5e-5]
 
 
 def test_recipes_ship() -> None:
