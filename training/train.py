@@ -31,6 +31,7 @@ from qil_deploy.network import PreparedModel, calibrate, change_bits
 from qil_deploy.terminal import Progress
 
 from .fit import fit
+from .pictures.interval_movement import interval_starts
 from .recipe import Recipe, StageSection
 from .rehearsal import rehearse
 from .run import Run, Settings
@@ -145,7 +146,9 @@ def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageR
     """Train one stage, from the float network (intervals then start from data) or from the stage before."""
     if not run.done(stage.name):
         model = _starting_point(run, stage, index, previous)
-        metrics = {} if run.data.teacher is None else {"accuracy_at_start": run.accuracy(model)}
+        metrics = interval_starts(model)
+        if run.data.teacher is not None:
+            metrics["accuracy_at_start"] = run.accuracy(model)
         metrics["accuracy"] = fit(run, model, stage, stage.name, QUANTIZED + index, run.info("quantized", stage))
         run.save(stage.name, run.info("quantized", stage, **metrics), model)
     accuracy = run.metrics(stage.name, "quantized", stage)["accuracy"]

@@ -101,11 +101,12 @@ def _examine(
     images = load_batches(info.data, "test", shape=info.preprocessing.shape, batch_size=_BATCH_SIZE)
     few = spread_images(images, ACTIVATION_IMAGES)
     task = progress.add_task("report", total=len(stage_names) * len(few) + len(images))
+    epochs = read_epochs(folder)
     stages, histograms = [], []
     for name in stage_names:
-        stage_info, prepared = read_prepared(_checkpoint(folder, name), build, device)
+        _, prepared = read_prepared(_checkpoint(folder, name), build, device)
         layers, weights, activations = layer_shares(prepared, few, info.preprocessing)
-        stages.append(stage_report(folder, name, stage_info.metrics["accuracy"], layers))
+        stages.append(stage_report(folder, name, prepared, layers, epochs))
         histograms.append(_draw(weights, interval_activations(activations), input_quantizers(prepared)))
         progress.advance(task, len(few))
     confusions = find_confusions(model.to(device), images, info.preprocessing, lambda n: progress.advance(task, n))
@@ -123,7 +124,7 @@ def _examine(
         accuracy=top1_percent(sum(each.images for each in confusions if each.label == each.predicted), len(images)),
         class_names=info.class_names,
         stages=tuple(stages),
-        epochs=read_epochs(folder),
+        epochs=epochs,
         confusions=confusions,
         versions=describe_versions(),
         distillation=_distillation(recipe),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from qil_deploy.integers import predictions
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.metrics_file import EpochLine
 
+from .interval_movement import IntervalMovement, interval_movements
 from .interval_shares import QuantizedValues, activation_values, input_quantizers, weight_values
 
 
@@ -66,6 +67,9 @@ class StageReport:
         frozen_accuracy: after the frozen epochs.
         changed_at_once, changed: test images that get another class than before freezing: at once, and at the end.
         layers: as fake quantization has them.
+        movements: how far each interval moved in the stage, of weights and of activations; none where its checkpoint
+            does not say where they began, as those of earlier versions do not.
+        oscillating_weights, frozen_weights: shares in [0, 1] after its last epoch; None where nobody counted them.
     """
 
     name: str
@@ -75,6 +79,14 @@ class StageReport:
     changed_at_once: int | None
     changed: int | None
     layers: tuple[LayerShares, ...]
+    movements: tuple[IntervalMovement, ...] = ()
+    oscillating_weights: float | None = None
+    frozen_weights: float | None = None
+
+    def pruning_stays(self, kind: str) -> str:
+        """Say how many pruning thresholds of `weights` or `activations` ended where they began: "3 of 20"."""
+        stays = [movement.pruning_stays for movement in self.movements if movement.kind == kind]
+        return f"{sum(stays)} of {len(stays)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,19 +182,30 @@ def read_prepared(path: Path, build: Builder, device: torch.device) -> tuple[Che
     return info, model
 
 
-def stage_report(folder: Path, name: str, accuracy: float, layers: tuple[LayerShares, ...]) -> StageReport:
-    """Put together what the checkpoints of a stage say."""
+def stage_report(
+    folder: Path,
+    name: str,
+    model: fx.GraphModule,
+    layers: tuple[LayerShares, ...],
+    epochs: Sequence[EpochLine],
+) -> StageReport:
+    """Put together what the checkpoints of a stage and the epochs of its run say; `model` is the stage's network."""
+    trained = read_info(folder / f"{name}.safetensors").metrics
+    last = next((line for line in reversed(epochs) if line.phase == name), None)
     frozen = folder / f"{name}_frozen.safetensors"
     metrics = read_info(frozen).metrics if frozen.is_file() else {}
     changed = [metrics.get(key) for key in ("changed_predictions_at_once", "changed_predictions")]
     return StageReport(
         name=name,
-        accuracy=accuracy,
+        accuracy=trained["accuracy"],
         frozen_at_once=metrics.get("accuracy_frozen_at_once"),
         frozen_accuracy=metrics.get("accuracy"),
         changed_at_once=None if changed[0] is None else int(changed[0]),
         changed=None if changed[1] is None else int(changed[1]),
         layers=layers,
+        movements=interval_movements(model, trained),
+        oscillating_weights=None if last is None else last.oscillating_weights,
+        frozen_weights=None if last is None else last.frozen_weights,
     )
 
 

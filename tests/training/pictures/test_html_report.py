@@ -22,6 +22,7 @@ from qil_deploy.datasets import ImageBatches, ImageSet, load_images
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.integers.freezing_report import predictions
 from qil_deploy.network.layers import QuantConv2d
+from qil_deploy.quantizers import IntervalQuantizer
 from qil_deploy.reports import read_report
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.pictures.html_report import write_html_report
@@ -42,7 +43,7 @@ def recipe(**changes: object) -> dict[str, Any]:
         "model": {"name": "resnet8", "width": 4},
         "float_training": stage,
         "stages": [
-            stage | {"weight_bits": 4, "activation_bits": 4},
+            stage | {"weight_bits": 4, "activation_bits": 4, "oscillation": "freeze", "oscillation_momentum": 0.2},
             stage | {"weight_bits": 2, "activation_bits": 3, "frozen_epochs": 1},
         ],
     }
@@ -150,6 +151,63 @@ def test_shares_of_each_layer(run: tuple[Path, RunReport]) -> None:
         row, values = rows["layer1.0.conv2"], torch.cat(seen).numpy()
         lower, upper = np.array((row.input_lower, row.input_upper), np.float32)
         assert (row.pruned_inputs, row.clipped_inputs) == ((values < lower).mean(), (values > upper).mean())
+
+
+def test_movements_go_from_where_a_stage_began_to_where_it_ended(run: tuple[Path, RunReport]) -> None:
+    folder, report = run
+    thresholds = []
+    for stage in report.stages:
+        _, model = load_model(folder / f"{stage.name}.safetensors", build_model)
+        quantizers = [module for module in model.modules() if isinstance(module, IntervalQuantizer)]
+        learned = [quantizer for quantizer in quantizers if list(quantizer.parameters())]
+        thresholds.append([quantizer.thresholds for quantizer in learned])
+        assert [(each.lower, each.upper) for each in stage.movements] == thresholds[-1]
+        for each in stage.movements:
+            distance = (each.start_upper - each.start_lower) / 2
+            assert each.lower_moved == (each.lower - each.start_lower) / distance
+            assert each.upper_moved == (each.upper - each.start_upper) / distance != 0
+    first, second = report.stages
+    assert {each.start_lower for each in first.movements} == {0.0}  # behind ReLU, and of magnitudes
+    assert [(each.start_lower, each.start_upper) for each in second.movements] == thresholds[0]
+    assert {each.name for each in first.movements if each.kind == "weights"} == {row.layer for row in first.layers}
+    assert "layer1.0.conv2" in {each.name for each in first.movements if each.kind == "activations"}
+    stays = sum(each.lower == each.start_lower for each in first.movements if each.kind == "weights")
+    assert first.pruning_stays("weights") == f"{stays} of {len(first.layers)}"
+    page = "".join(Page(folder / "report.html").texts)
+    assert f"ended where they began: {first.pruning_stays('weights')} of weights, " in page
+
+
+def test_intervals_with_a_rate_of_0_stay(tmp_path: Path) -> None:
+    fixed = {"epochs": 1, "batch_size": 256, "interval_learning_rate": 0.0, "weight_bits": 3, "activation_bits": 3}
+    train(recipe_from_dict(recipe(float_training={"epochs": 0}, stages=[fixed]), "test"), tmp_path)
+    (stage,) = write_html_report(tmp_path).stages
+    assert {(each.lower_moved, each.upper_moved) for each in stage.movements} == {(0.0, 0.0)}
+    count = sum(each.kind == "weights" for each in stage.movements)
+    assert stage.pruning_stays("weights") == f"{count} of {count}"
+
+
+def test_oscillation_is_that_of_the_last_epoch(run: tuple[Path, RunReport]) -> None:
+    folder, report = run
+    (line,) = [epoch for epoch in report.epochs if epoch.phase == "w4a4"]
+    first, second = report.stages
+    assert first.oscillating_weights == line.oscillating_weights
+    assert first.frozen_weights == line.frozen_weights
+    assert 0 < (first.frozen_weights or 0) < 1
+    assert second.oscillating_weights is None
+    page = "".join(Page(folder / "report.html").texts)
+    assert page.count("of the weights of at most 4 bits oscillated") == 1
+    assert f"{100 * (first.frozen_weights or 0):.1f} % were frozen" in page.replace("\n", " ")
+
+
+def test_a_stage_of_an_earlier_version_has_no_movements(run: tuple[Path, RunReport], tmp_path: Path) -> None:
+    folder, report = run
+    info, model = load_model(folder / "w4a4.safetensors", build_model)
+    kept = {name: value for name, value in info.metrics.items() if not name.startswith("start/")}
+    save_checkpoint(tmp_path / "w4a4.safetensors", info.model_copy(update={"metrics": kept}), model)
+    shutil.copy(folder / "recipe.json", tmp_path)
+    (stage,) = write_html_report(tmp_path).stages
+    assert stage.movements == ()
+    assert stage.layers == report.stages[0].layers
 
 
 def digits_in_batches() -> ImageBatches:
