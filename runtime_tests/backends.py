@@ -18,6 +18,7 @@ from qil_deploy.onnx_io import Node, kept_parts, read_metadata, with_outputs
 from qil_deploy.reference import IntegerReference
 
 from .exported_model import ExportedModel
+from .kernel_library import KernelLibrary
 from .sessions import OPTIMIZATION_LEVELS, create_session
 
 REFERENCE = "integer reference"
@@ -29,9 +30,9 @@ CodeReader = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 """From uint8 images [N, C, H, W] to tensors by their names in the exported graph, the outputs among them."""
 
 
-def onnx_backend_name(level: str) -> str:
-    """Name of ONNX Runtime at one graph-optimization level, as it stands in the report."""
-    return f"ONNX Runtime ({level})"
+def onnx_backend_name(level: str, *, kernels: bool = False) -> str:
+    """Name of ONNX Runtime at one graph-optimization level, perhaps with the kernel library, as in the report."""
+    return f"ONNX Runtime ({level}, kernels)" if kernels else f"ONNX Runtime ({level})"
 
 
 def exact_levels(format_: str) -> tuple[str, ...]:
@@ -110,6 +111,7 @@ def code_reader(
     *,
     threads: int,
     others: Mapping[str, CodeReader],
+    kernels: KernelLibrary | None = None,
 ) -> CodeReader:
     """Return what computes every code of a backend; nothing, where it has none to show.
 
@@ -119,6 +121,7 @@ def code_reader(
         name: `REFERENCE`, `onnx_backend_name(LEVEL)`, or another, which has codes if it is in `others`.
         threads: threads of ONNX Runtime.
         others: backends beside these by name.
+        kernels: the library of backends with kernels.
 
     Raises:
         ModelFileError: the model cannot be run.
@@ -129,18 +132,22 @@ def code_reader(
     if name == REFERENCE:
         reference = IntegerReference(model.graph)
         return lambda images: model.in_batches(reference.run_all, images)
-    levels = {onnx_backend_name(level): level for level in OPTIMIZATION_LEVELS}
-    if name in levels:
-        return _onnx_codes(model, graph, levels[name], threads)
+    for level in OPTIMIZATION_LEVELS:
+        if name == onnx_backend_name(level):
+            return _onnx_codes(model, graph, level, threads, None)
+        if name == onnx_backend_name(level, kernels=True) and kernels is not None:
+            return _onnx_codes(model, graph, level, threads, kernels)
     return lambda _: {}
 
 
-def _onnx_codes(model: ExportedModel, graph: ExecutedGraph, level: str, threads: int) -> CodeReader:
+def _onnx_codes(
+    model: ExportedModel, graph: ExecutedGraph, level: str, threads: int, kernels: KernelLibrary | None
+) -> CodeReader:
     """Return what runs a file in ONNX Runtime with its codes as further outputs.
 
     The outputs come from a session of the file as it is, with every fusion that the optimizer finds.
     """
-    predict = model.onnx_runner(threads=threads, level=level)
+    predict = model.onnx_runner(threads=threads, level=level, kernels=kernels)
     content = with_outputs(model.path.read_bytes(), [name for name in graph.codes if name not in model.output_names])
-    session = create_session(model.path, threads=threads, level=level, content=content)
+    session = create_session(model.path, threads=threads, level=level, content=content, kernels=kernels)
     return lambda images: model.run(session, images) | predict(images)

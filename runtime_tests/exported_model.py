@@ -30,6 +30,7 @@ from qil_deploy.onnx_io import (
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.untrusted_text import excerpt
 
+from .kernel_library import KernelLibrary
 from .sessions import create_session, run_session
 
 FLOAT = "float"  # a float32 baseline
@@ -111,19 +112,24 @@ class ExportedModel:
         return lambda images: run(images)[name]
 
     def onnx_runner(
-        self, *, threads: int = 1, level: str = "all", at_once: int | None = None
+        self,
+        *,
+        threads: int = 1,
+        level: str = "all",
+        at_once: int | None = None,
+        kernels: KernelLibrary | None = None,
     ) -> Callable[[NDArray[np.uint8]], Outputs]:
         """Return a function from uint8 images to all outputs that runs this file in ONNX Runtime.
 
         Args:
-            threads, level: of `create_session`.
+            threads, level, kernels: of `create_session`.
             at_once: how many images ONNX Runtime may be given at a time; None for any number.
 
         Raises:
-            ConfigError: `threads` or `level` is out of range.
+            ConfigError: `threads` or `level` is out of range, or the library cannot be used.
             ModelFileError: ONNX Runtime cannot load the file; or, on a call of the result, cannot run it.
         """
-        session = create_session(self.path, threads=threads, level=level)
+        session = create_session(self.path, threads=threads, level=level, kernels=kernels)
 
         return lambda images: self.run(session, images, at_once)
 

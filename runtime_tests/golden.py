@@ -21,6 +21,7 @@ from .backends import GOLDEN, REFERENCE, CodeReader, ExecutedGraph, code_reader,
 from .differences import CodeComparison, Comparison
 from .exported_model import ExportedModel, read_exported_model
 from .golden_file import read_vectors, write_vectors
+from .kernel_library import KernelLibrary
 from .sessions import OPTIMIZATION_LEVELS
 
 _PIXELS_AT_ONCE: Final = 1 << 18
@@ -83,6 +84,7 @@ def check_golden(
     against: str = onnx_backend_name("all"),
     threads: int = 1,
     others: Mapping[str, CodeReader] | None = None,
+    kernels: KernelLibrary | None = None,
 ) -> Comparison:
     """Compare a backend with golden vectors, code by code.
 
@@ -92,6 +94,7 @@ def check_golden(
         against: the backend: ONNX Runtime at some level, the integer reference, or one of `others`.
         threads: threads of ONNX Runtime.
         others: what computes every code of further backends, by their names.
+        kernels: the library of backends with kernels; None where there are none.
 
     Raises:
         ModelFileError: the model cannot be read or run.
@@ -99,7 +102,10 @@ def check_golden(
         ConfigError: no such backend, or no threads.
     """
     exported = read_exported_model(model)
-    known = (REFERENCE, *map(onnx_backend_name, OPTIMIZATION_LEVELS), *(others or {}))
+    own = [onnx_backend_name(level) for level in OPTIMIZATION_LEVELS]
+    if kernels is not None:
+        own += [onnx_backend_name(level, kernels=True) for level in OPTIMIZATION_LEVELS]
+    known = (REFERENCE, *own, *(others or {}))
     if against not in known:
         raise ConfigError(
             f"there is no backend {against!r} to compare with golden vectors; there are {', '.join(known)}."
@@ -108,7 +114,7 @@ def check_golden(
     with tempfile.TemporaryDirectory() as folder:
         golden = read_vectors(path, exported, Path(folder))
         at_once = require_affordable(exported)
-        read = code_reader(exported, graph, against, threads=threads, others=others or {})
+        read = code_reader(exported, graph, against, threads=threads, others=others or {}, kernels=kernels)
         comparison = CodeComparison(graph, (GOLDEN, against))
         for images in _portions(len(golden.images), exported, at_once):
             expected = {name: tensor[images.start : images.stop] for name, tensor in golden.tensors.items()}

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from qil_deploy.errors import ConfigError, ModelFileError
 from qil_deploy.onnx_io import loadable
 
+from .kernel_library import KernelLibrary
+
 OPTIMIZATION_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = MappingProxyType(
     {
         "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -35,6 +37,7 @@ def create_session(
     folder: Path | None = None,
     cpus: Sequence[int] = (),
     profile: Path | None = None,
+    kernels: KernelLibrary | None = None,
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file for ONNX Runtime's CPU execution provider.
 
@@ -50,9 +53,10 @@ def create_session(
         cpus: logical processors to pin the threads to, one for each; the first is that of the thread that calls
             `run`, which its owner has to pin.
         profile: where the profile goes that `end_profiling` of the session writes, its name's beginning; None for none.
+        kernels: the library that computes `LowBitConv`; None for ONNX Runtime's own kernels.
 
     Raises:
-        ConfigError: `threads` or `level` is out of range.
+        ConfigError: `threads` or `level` is out of range, or the library cannot be used.
         ModelFileError: there is no such file, or ONNX Runtime cannot load it at this level.
     """
     if threads < 1:
@@ -62,6 +66,8 @@ def create_session(
     if not path.is_file():
         raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
     options = session_options(threads=threads, level=level, cpus=cpus, profile=profile)
+    if kernels is not None:
+        kernels.register(options)
     if content is not None:
         place = str((folder or path.parent).resolve())
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", place)

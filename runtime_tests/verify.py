@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from qil_deploy.datasets import ImageBatches
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.metrics import AveragePrecision, MeanIoU, Metric, Top1
+from qil_deploy.onnx_io import KERNEL_OPERATOR
 from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable
@@ -37,6 +38,7 @@ from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reade
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import FLOAT, ExportedModel, Outputs, Predictor, read_exported_model
+from .kernel_library import NO_SET, SET_VARIABLE, KernelLibrary, levels_with_kernels
 from .logit_counts import BackendResult, DifferingImages, LogitCounts
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
@@ -109,6 +111,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     between: tuple[str, str] | None = None,
     first_difference: bool = False,
     metric: Callable[[], Metric] | None = None,
+    kernels: KernelLibrary | None = None,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> VerifyReport:
@@ -133,6 +136,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
             has to be equal to it and is not.
         first_difference: whether they are so even where no logit differs.
         metric: makes what is measured instead of what the labels tell (module docstring).
+        kernels: a library of kernels: ONNX Runtime runs at every level with it, too, and has to be equal to ONNX
+            Runtime without, in every code of a few images.
         progress: called after each batch with the number of images done and the number of all images.
         stop: asked after each batch; where it says true, the report is of the images done so far, and says so.
 
@@ -143,18 +148,19 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         ModelFileError: the file is missing, damaged, not exported by this project, or cannot be run.
     """
     model = read_exported_model(path)
-    if model.format == FLOAT and (others or must_equal or between is not None or first_difference):
+    if model.format == FLOAT and (others or must_equal or between is not None or first_difference or kernels):
         raise ConfigError(
             f"{path} is a float32 baseline: its accuracy is measured, and there is no integer reference that anything "
             "could be compared with. Verify it without a checkpoint and without a search for differences."
         )
     _check_data(model, data)
     at_once = require_affordable(model)
-    predictors = _onnx_predictors(model, levels, threads, at_once) | _check_others(others or {}, levels)
+    predictors = _onnx_predictors(model, levels, threads, at_once, kernels) | _check_others(others or {}, levels)
     required = _required(model, predictors, others or {}, must_equal)
     pivot, reference = _reference(model, threads)
     predictors.pop(pivot, None)
-    pairs = _pairs(pivot, predictors, required, between)
+    beside = [pair for level in levels if (pair := _with_and_without(level))[1] in predictors]
+    pairs = tuple(dict.fromkeys((*_pairs(pivot, predictors, required, between), *beside)))
     chosen = metric or _metric(model, data)
 
     counts = {name: LogitCounts(model, chosen) for name in (pivot, *predictors)}
@@ -180,8 +186,10 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         if stop is not None and stop():
             break
 
-    always = first_difference or between is not None
-    comparisons = _compare_nodes(model, differing, threads=threads, others=codes or {}, always=always)
+    searched = pairs if first_difference or between is not None else beside
+    comparisons = _compare_nodes(
+        model, differing, threads=threads, others=codes or {}, always=searched, kernels=kernels
+    )
     reference_result = counts.pop(pivot).result(pivot, True)
     backends = tuple(count.result(name, name in required) for name, count in counts.items())
     return VerifyReport(
@@ -198,7 +206,10 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         exact=all(backend.differing_logits == 0 for backend in backends if backend.must_equal) if required else None,
         backends=backends,
         comparisons=comparisons,
-        warnings=_warnings(model, reference_result, (done, len(data)), constant=constant),
+        warnings=(
+            *_warnings(model, reference_result, (done, len(data)), constant=constant),
+            *_kernel_warnings(model, kernels),
+        ),
         environment=describe_environment(),
         metric="" if chosen is None else chosen().name,
         numbers=model.numbers,
@@ -227,17 +238,19 @@ def _compare_nodes(
     *,
     threads: int,
     others: Mapping[str, CodeReader],
-    always: bool,
+    always: Collection[tuple[str, str]],
+    kernels: KernelLibrary | None,
 ) -> tuple[Comparison, ...]:
-    """Run a few images again and compare every code, of the pairs whose outputs differ or of all."""
-    chosen = {pair: images for pair, images in differing.items() if always or images.differ}
+    """Run a few images again and compare every code, of the pairs whose outputs differ and of those in `always`."""
+    chosen = {pair: images for pair, images in differing.items() if pair in always or images.differ}
     if not chosen:
         return ()
     graph = ExecutedGraph.of(model)
     comparisons = []
     for pair, images in chosen.items():
         first, second = (
-            {**code_reader(model, graph, name, threads=threads, others=others)(images.images())} | images.outputs(name)
+            {**code_reader(model, graph, name, threads=threads, others=others, kernels=kernels)(images.images())}
+            | images.outputs(name)
             for name in pair
         )
         comparisons.append(compare_codes(graph, pair, (first, second), images.indices()))
@@ -255,13 +268,43 @@ def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
 
 
 def _onnx_predictors(
-    model: ExportedModel, levels: Sequence[str], threads: int, at_once: int | None
+    model: ExportedModel, levels: Sequence[str], threads: int, at_once: int | None, kernels: KernelLibrary | None
 ) -> dict[str, Predictor]:
     if model.format == FLOAT:
         return {}
+    own = [(level, None) for level in levels]
+    beside = [] if kernels is None else [(level, kernels) for level in levels_with_kernels(model.graph, levels)]
     return {
-        onnx_backend_name(level): model.onnx_runner(threads=threads, level=level, at_once=at_once) for level in levels
+        onnx_backend_name(level, kernels=library is not None): model.onnx_runner(
+            threads=threads, level=level, at_once=at_once, kernels=library
+        )
+        for level, library in (*own, *beside)
     }
+
+
+def _with_and_without(level: str) -> tuple[str, str]:
+    """Return the names of ONNX Runtime at a level, without and with kernels."""
+    return onnx_backend_name(level), onnx_backend_name(level, kernels=True)
+
+
+def _kernel_warnings(model: ExportedModel, kernels: KernelLibrary | None) -> list[str]:
+    """Say where kernels had nothing to compute."""
+    if kernels is None:
+        return []
+    if not any(node.op_type == KERNEL_OPERATOR for node in model.graph.nodes):
+        return [
+            f"{model.path} has no {KERNEL_OPERATOR}, so no kernel of the library was used; export it with --kernels."
+        ]
+    warnings = []
+    chosen = kernels.explain()[-1]
+    if chosen.startswith(NO_SET):
+        warnings.append(f"The library used none of its kernels, {chosen}; {SET_VARIABLE} can force one.")
+    if UNOPTIMIZED not in levels_with_kernels(model.graph, [UNOPTIMIZED]):
+        warnings.append(
+            f"At level {UNOPTIMIZED!r} the library cannot take weights that are stored in 4 or 2 bits; it was compared "
+            "at the others."
+        )
+    return warnings
 
 
 def _check_others(others: Mapping[str, Predictor], levels: Sequence[str]) -> dict[str, Predictor]:
@@ -287,7 +330,8 @@ def _required(
     else:
         if model.float_parts:
             return frozenset()
-        candidates = {*map(onnx_backend_name, exact_levels(model.format)), *others} - {UNFROZEN}
+        exact = (name for level in exact_levels(model.format) for name in _with_and_without(level))
+        candidates = {*exact, *others} - {UNFROZEN}
         required = frozenset(candidates.intersection(predictors))
     if not required:
         raise ConfigError(

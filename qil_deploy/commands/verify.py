@@ -11,6 +11,7 @@ import typer
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.interrupts import noticing_interrupts
 
+from .kernel_option import KernelOption, named_library
 from .show_reports import write_and_show
 from .verify_targets import TargetRequest, verify_on_targets
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qil_deploy.datasets import ImageBatches
     from qil_deploy.runtime_tests.backends import CodeReader
     from qil_deploy.runtime_tests.exported_model import ExportedModel
+    from qil_deploy.runtime_tests.kernel_library import KernelLibrary
 
 _LISTED = 10  # classes that a message names
 
@@ -50,7 +52,8 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         typer.Option(
             metavar="A B",
             help="Compare these two node by node: reference, frozen, unfrozen, golden, or a level of ONNX Runtime "
-            "(disabled, basic, extended, all). [default: the reference and whatever differs from it]",
+            "(disabled, basic, extended, all; kernels: all with --kernels). [default: the reference and whatever "
+            "differs from it]",
         ),
     ] = None,
     first_difference: Annotated[
@@ -68,6 +71,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     repeats: Annotated[
         int, typer.Option(help="Runs to time on each target that is no emulator; 0 for none.", metavar="N")
     ] = 20,
+    kernels: KernelOption = None,
     device_python: Annotated[
         str, typer.Option(metavar="PYTHON", help="The interpreter on the devices, with numpy and onnxruntime.")
     ] = "python3",
@@ -85,6 +89,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     from qil_deploy.terminal import Console, Progress
 
     _check_options(limit, trusted_model, checkpoint)
+    library = named_library(kernels)
     if target:
         from qil_deploy.runtime_tests.targets import RunOptions
 
@@ -97,7 +102,8 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             options=RunOptions(threads=threads, repeats=repeats, timeout=timeout),
             json=json,
         )
-        _verify_targets(request, data, others=checkpoint is not None or between is not None or first_difference)
+        beside = any(option is not None for option in (checkpoint, between, library))
+        _verify_targets(request, data, others=beside or first_difference)
         return
     pair = None if between is None else (_backend(between[0]), _backend(between[1]))
     codes = {} if checkpoint is None else _checkpoint_codes(checkpoint, trusted_model)
@@ -106,7 +112,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             raise ConfigError(
                 "--golden takes no data set or report, and a checkpoint only for --between; give it alone."
             )
-        _verify_golden(model, golden, threads, pair, codes)
+        _verify_golden(model, golden, threads, pair, codes, library)
         return
     if between is not None and "golden" in between:
         raise ConfigError("--between names golden vectors; give their file with --golden.")
@@ -132,6 +138,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             threads=threads,
             between=pair,
             first_difference=first_difference,
+            kernels=library,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             stop=interrupted,
         )
@@ -166,7 +173,7 @@ def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -
     from qil_deploy.runtime_tests.golden import read_golden
 
     if others:
-        raise ConfigError("--target takes no --checkpoint, --between or --first-difference; leave them out.")
+        raise ConfigError("--target takes no --checkpoint, --between, --first-difference or --kernels; leave them out.")
     _check_codes(request.model)
     exported = read_exported_model(request.model)
     if request.golden is not None:
@@ -185,6 +192,7 @@ def _backend(name: str) -> str:
 
     names = {"reference": REFERENCE, "frozen": FROZEN, "unfrozen": UNFROZEN, "golden": GOLDEN}
     names |= {level: onnx_backend_name(level) for level in OPTIMIZATION_LEVELS}
+    names |= {"kernels": onnx_backend_name("all", kernels=True)}
     if name not in names:
         raise ConfigError(f"--between names {name!r}; choose from {', '.join(names)}.")
     return names[name]
@@ -199,26 +207,36 @@ def _checkpoint_codes(checkpoint: Path, trusted_model: str | None) -> dict[str, 
 
 
 def _verify_golden(
-    model: Path, golden: Path, threads: int, pair: tuple[str, str] | None, codes: dict[str, CodeReader]
+    model: Path,
+    golden: Path,
+    threads: int,
+    pair: tuple[str, str] | None,
+    codes: dict[str, CodeReader],
+    library: KernelLibrary | None,
 ) -> None:
     """Compare golden vectors with one backend, by default ONNX Runtime at every level that has to be exact."""
     from qil_deploy.runtime_tests.backends import GOLDEN, exact_levels, onnx_backend_name
     from qil_deploy.runtime_tests.differences import describe_difference
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import check_golden
+    from qil_deploy.runtime_tests.kernel_library import levels_with_kernels
     from qil_deploy.terminal import Console
 
     _check_codes(model)
     if pair is not None and GOLDEN not in pair:
         raise ConfigError("--golden says what one of the two in --between is; name it there as golden.")
     if pair is None:
-        backends = [onnx_backend_name(level) for level in exact_levels(read_exported_model(model).format)]
+        levels = exact_levels(read_exported_model(model).format)
+        backends = [onnx_backend_name(level) for level in levels]
+        if library is not None:
+            with_kernels = levels_with_kernels(read_exported_model(model).graph, levels)
+            backends += [onnx_backend_name(level, kernels=True) for level in with_kernels]
     else:
         backends = [pair[1] if pair[0] == GOLDEN else pair[0]]
     console = Console()
     equal = True
     for backend in backends:
-        comparison = check_golden(model, golden, against=backend, threads=threads, others=codes)
+        comparison = check_golden(model, golden, against=backend, threads=threads, others=codes, kernels=library)
         equal = equal and comparison.difference is None
         console.print(describe_difference(comparison))
     if not equal:

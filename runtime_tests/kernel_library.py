@@ -1,0 +1,148 @@
+"""The library of kernels for `LowBitConv`: find it, register it in a session, ask it what it has and what it chose.
+
+It is a distribution of its own, qil-deploy-kernels, and nothing here needs it: without the library ONNX Runtime runs
+the function that the file brings along. The library chooses one set of kernels for the processor when it is registered;
+the environment variable `QIL_DEPLOY_KERNELS` forces one.
+
+Kernels pack constant weights when the session is created. Those that a file stores in 4 or 2 bits become constants when
+ONNX Runtime folds what unpacks them: at every level but "disabled", where such a file needs ONNX Runtime's own kernels
+(`levels_with_kernels`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnxruntime
+
+from qil_deploy.errors import ConfigError
+from qil_deploy.onnx_io import KERNEL_INPUTS, KERNEL_OPERATOR, OnnxFile
+from qil_deploy.untrusted_text import excerpt
+
+INSTALLED: Final = "installed"
+SET_VARIABLE: Final = "QIL_DEPLOY_KERNELS"
+NO_SET: Final = "chosen: none"  # how the last line of `explain` begins where no kernels are registered
+_PACKAGE = "qil_deploy_kernels"
+_LACKS = "the processor lacks "
+_FOR_TESTS = "scalar"
+_registering = threading.Lock()  # the library reads the variable while it is registered
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelLibrary:
+    """A library of kernels, and which of its sets is to be used.
+
+    Attributes:
+        path: the shared library.
+        kernel_set: the set that is forced; '' leaves the choice to the environment variable, or else to the library.
+    """
+
+    path: Path
+    kernel_set: str = ""
+
+    def register(self, options: onnxruntime.SessionOptions) -> None:
+        """Let sessions with these options use the kernels.
+
+        Raises:
+            ConfigError: ONNX Runtime cannot load the library, or the library has no such set for this processor.
+        """
+        with _registering, _forced(self.kernel_set):
+            try:
+                options.register_custom_ops_library(str(self.path))
+            except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+                reason = excerpt(" ".join(str(error).split()).rstrip("."), 400)
+                raise ConfigError(
+                    f"ONNX Runtime {onnxruntime.__version__} cannot use the kernel library {self.path}: {reason}. "
+                    f"Install qil-deploy-kernels anew, or go without; {SET_VARIABLE} says which set is forced."
+                ) from error
+
+    def explain(self) -> tuple[str, ...]:
+        """Return one line for each set, whether it wins on this processor and why not, and what is chosen."""
+        with _registering, _forced(self.kernel_set):
+            return tuple(self._text("qil_deploy_kernels_explain").splitlines())
+
+    def layers(self) -> tuple[str, ...]:
+        """Return one line for each `LowBitConv` of the sessions that are alive: its kernel, and why no other."""
+        return tuple(self._text("qil_deploy_kernels_layers").splitlines())
+
+    def runnable_sets(self) -> tuple[str, ...]:
+        """Return the sets that this processor can run, but that for tests; only the one that is forced, if one is."""
+        forced = self.kernel_set or os.environ.get(SET_VARIABLE, "")
+        if forced:
+            return (forced,)
+        said = [line.partition(": ") for line in self.explain()]
+        found = [name for name, _, reason in said if name != "chosen" and not reason.startswith(_LACKS)]
+        return tuple(name for name in found if name != _FOR_TESTS)
+
+    def _text(self, function: str) -> str:
+        try:
+            call = getattr(ctypes.CDLL(str(self.path)), function)
+        except (OSError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.path} is no kernel library of qil-deploy: {excerpt(str(error), 300)}. Install "
+                "qil-deploy-kernels anew, or name its library."
+            ) from error
+        call.restype = ctypes.c_char_p
+        text: bytes = call()
+        return text.decode(errors="replace")
+
+
+def find_kernel_library(where: str) -> KernelLibrary:
+    """Return the library that a command line names.
+
+    Args:
+        where: `INSTALLED`, for that of the package qil-deploy-kernels, or the path of a shared library.
+
+    Raises:
+        ConfigError: the package is not installed or has no library, or there is no such file.
+    """
+    if where != INSTALLED:
+        if not Path(where).is_file():
+            raise ConfigError(
+                f"there is no kernel library {where}; give the path of one, or {INSTALLED!r} for that of the package "
+                "qil-deploy-kernels."
+            )
+        return KernelLibrary(path=Path(where).resolve())
+    try:
+        path = importlib.import_module(_PACKAGE).library_path()
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "the package qil-deploy-kernels is not installed. Install it (`make kernels` in a clone, or its wheel), "
+            "name a library instead, or leave --kernels out: the file runs without, at ONNX Runtime's own speed."
+        ) from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"the package qil-deploy-kernels has no library: {error}") from error
+    return KernelLibrary(path=Path(path))
+
+
+def levels_with_kernels(graph: OnnxFile, levels: Sequence[str]) -> tuple[str, ...]:
+    """Return the optimization levels at which kernels can compute a file."""
+    packed = any(
+        node.inputs[3] not in graph.initializers
+        for node in graph.nodes
+        if node.op_type == KERNEL_OPERATOR and len(node.inputs) == len(KERNEL_INPUTS)
+    )
+    return tuple(level for level in levels if level != "disabled" or not packed)
+
+
+@contextmanager
+def _forced(kernel_set: str) -> Iterator[None]:
+    """Let the library see a set in the environment, if one is forced."""
+    before = os.environ.get(SET_VARIABLE)
+    if kernel_set:
+        os.environ[SET_VARIABLE] = kernel_set
+    try:
+        yield
+    finally:
+        if kernel_set and before is None:
+            del os.environ[SET_VARIABLE]
+        elif kernel_set and before is not None:
+            os.environ[SET_VARIABLE] = before

@@ -1,0 +1,159 @@
+"""Exported files with the kernel library: found, registered, compared with ONNX Runtime's own kernels, or refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from qil_deploy.datasets import ImageSet
+from qil_deploy.errors import ConfigError
+from qil_deploy.onnx_io import read_model
+from qil_deploy.runtime_tests import verify
+from qil_deploy.runtime_tests.backends import onnx_backend_name
+from qil_deploy.runtime_tests.golden import check_golden, write_golden
+from qil_deploy.runtime_tests.kernel_library import (
+    SET_VARIABLE,
+    KernelLibrary,
+    find_kernel_library,
+    levels_with_kernels,
+)
+from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS, create_session
+
+if TYPE_CHECKING:
+    from qil_deploy.runtime_tests import VerifyReport
+    from tests.export.conftest import Case, Exports
+
+BITS = [(2, 2), (3, 3), (4, 4)]
+
+
+@pytest.fixture(autouse=True)
+def no_set_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SET_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def library() -> KernelLibrary:
+    pytest.importorskip("qil_deploy_kernels", reason="qil-deploy-kernels is not installed: `make kernels`")
+    return find_kernel_library("installed")
+
+
+def verified(case: Case, path: Path, library: KernelLibrary) -> VerifyReport:
+    labels = np.arange(len(case.images)) % len(case.class_names)
+    images = ImageSet(images=case.images, labels=labels, class_names=case.class_names)
+    return verify(path, images.batches(16), kernels=library)
+
+
+@pytest.mark.parametrize("bits", BITS, ids=lambda bits: f"w{bits[0]}a{bits[1]}")
+@pytest.mark.parametrize("weights", ["packed", "int8"])
+def test_every_set_of_kernels_makes_every_code(
+    bits: tuple[int, int], weights: str, exports: Exports, library: KernelLibrary, tmp_path: Path
+) -> None:
+    case = exports.resnet(weight_bits=bits[0], activation_bits=bits[1])
+    path = case.export(tmp_path / "model.onnx", weights=weights, kernels=True)
+    levels = [level for level in OPTIMIZATION_LEVELS if weights == "int8" or level != "disabled"]
+    for kernel_set in ("scalar", *library.runnable_sets()):
+        report = verified(case, path, replace(library, kernel_set=kernel_set))
+        assert report.exact, kernel_set
+        names = [backend.name for backend in report.backends if backend.must_equal]
+        assert names == [
+            *map(onnx_backend_name, OPTIMIZATION_LEVELS),
+            *(onnx_backend_name(level, kernels=True) for level in levels),
+        ]
+        assert [each.between[1] for each in report.comparisons] == names[len(OPTIMIZATION_LEVELS) :]
+        assert all(each.difference is None and each.tensors > 15 for each in report.comparisons)
+        assert [warning for warning in report.warnings if "stored in 4 or 2 bits" not in warning] == []
+
+
+def test_golden_vectors_hold_with_kernels(exports: Exports, library: KernelLibrary, tmp_path: Path) -> None:
+    case = exports.resnet(weight_bits=2, activation_bits=2)
+    path = case.export(tmp_path / "model.onnx", kernels=True)
+    write_golden(path, case.images[:2], "digits", tmp_path / "golden.npz")
+    scalar = replace(library, kernel_set="scalar")
+    name = onnx_backend_name("all", kernels=True)
+    comparison = check_golden(path, tmp_path / "golden.npz", against=name, kernels=scalar)
+    assert comparison.difference is None
+    assert comparison.tensors > 15
+    with pytest.raises(ConfigError, match="there is no backend"):
+        check_golden(path, tmp_path / "golden.npz", against=name)
+
+
+def test_what_kernels_had_nothing_to_do_with_is_said(exports: Exports, library: KernelLibrary, tmp_path: Path) -> None:
+    case = exports.resnet(weight_bits=2, activation_bits=2)
+    plain = verified(case, case.export(tmp_path / "plain.onnx"), library)
+    assert any("has no LowBitConv, so no kernel of the library was used" in warning for warning in plain.warnings)
+    off = verified(case, case.export(tmp_path / "model.onnx", kernels=True), replace(library, kernel_set="off"))
+    assert any("used none of its kernels, chosen: none (QIL_DEPLOY_KERNELS is off)" in text for text in off.warnings)
+    assert off.exact
+
+
+def test_layers_say_which_kernel_they_have(exports: Exports, library: KernelLibrary, tmp_path: Path) -> None:
+    case = exports.resnet(weight_bits=2, activation_bits=2)
+    path = case.export(tmp_path / "model.onnx", kernels=True)
+    before = len(library.layers())
+    session = create_session(path, kernels=replace(library, kernel_set="scalar"))
+    lines = library.layers()[before:]
+    assert len(lines) == sum(node.op_type == "LowBitConv" for node in read_model(path).nodes)
+    assert all("weights -1..1, input 0..3: scalar" in line for line in lines)
+    del session
+
+
+def test_an_unknown_set_is_refused(exports: Exports, library: KernelLibrary, tmp_path: Path) -> None:
+    path = exports.resnet(weight_bits=2, activation_bits=2).export(tmp_path / "model.onnx", kernels=True)
+    with pytest.raises(ConfigError, match=r"cannot use the kernel library .* QIL_DEPLOY_KERNELS is none of"):
+        create_session(path, kernels=replace(library, kernel_set="mmx"))
+    assert SET_VARIABLE not in os.environ
+
+
+def test_packed_weights_are_constants_where_the_graph_is_optimized(exports: Exports, tmp_path: Path) -> None:
+    case = exports.resnet(weight_bits=2, activation_bits=2)
+    packed = read_model(case.export(tmp_path / "packed.onnx", kernels=True))
+    int8 = read_model(case.export(tmp_path / "int8.onnx", kernels=True, weights="int8"))
+    levels = tuple(OPTIMIZATION_LEVELS)
+    assert levels_with_kernels(packed, levels) == levels[1:]
+    assert levels_with_kernels(int8, levels) == levels
+
+
+# ---- Without a library
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qil_deploy_kernels", None)
+    with pytest.raises(ConfigError, match="qil-deploy-kernels is not installed"):
+        find_kernel_library("installed")
+
+
+def test_a_missing_library_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no kernel library"):
+        find_kernel_library(str(tmp_path / "lib.so"))
+
+
+def test_what_is_no_library_is_refused(exports: Exports, tmp_path: Path) -> None:
+    (tmp_path / "lib.so").write_bytes(b"no library")
+    library = find_kernel_library(str(tmp_path / "lib.so"))
+    path = exports.resnet(weight_bits=2, activation_bits=2).export(tmp_path / "model.onnx", kernels=True)
+    with pytest.raises(ConfigError, match="cannot use the kernel library"):
+        create_session(path, kernels=library)
+    with pytest.raises(ConfigError, match="is no kernel library of qil-deploy"):
+        library.explain()
+
+
+def test_sets_that_run_here_are_those_that_the_processor_does_not_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        "wide: the processor lacks AVX-512",
+        "middle: faster than ONNX Runtime's own kernels",
+        "narrow: runs, but it has dot-product instructions",
+        "scalar: runs, but it is there for tests",
+        "chosen: middle (the first)",
+    )
+    monkeypatch.setattr(KernelLibrary, "explain", lambda _: said)
+    library = KernelLibrary(path=Path("lib.so"))
+    assert library.runnable_sets() == ("middle", "narrow")
+    assert replace(library, kernel_set="scalar").runnable_sets() == ("scalar",)
+    monkeypatch.setenv(SET_VARIABLE, "narrow")
+    assert library.runnable_sets() == ("narrow",)
