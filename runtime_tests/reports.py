@@ -17,11 +17,18 @@ class ModelFile:
         path: as it was given.
         bytes: its size.
         sha256: hexadecimal digest of its content.
+        kernels: which set of the kernel library computed it; '' where none did.
     """
 
     path: str
     bytes: int
     sha256: str
+    kernels: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tells it apart from other files, and from itself with other kernels."""
+        return f"{self.path.removesuffix('.onnx')} [{self.kernels}]" if self.kernels else self.path
 
     @classmethod
     def of(cls, path: Path) -> ModelFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +11,13 @@ import typer
 
 from qil_deploy.errors import ConfigError
 
+from .kernel_option import KernelOption, named_library
 from .show_reports import measure_and_show
 
 if TYPE_CHECKING:
     from qil_deploy.runtime_tests import BenchOptions, BenchReport
     from qil_deploy.runtime_tests.instructions import CountOptions
+    from qil_deploy.runtime_tests.kernel_library import KernelLibrary
 
 _CACHES = {"native": "warm,cold", "wasm": "warm"}
 _EMULATED = ("haswell", "arm64:")
@@ -22,8 +25,8 @@ _EMULATED = ("haswell", "arm64:")
 
 def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL.onnx...", help="ONNX files; ratios refer to the first.")
-    ],
+        list[Path] | None, typer.Argument(metavar="MODEL.onnx...", help="ONNX files; ratios refer to the first.")
+    ] = None,
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
     target: Annotated[
         str,
@@ -55,6 +58,15 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
             help="Seconds after which a model that does not load and run once is given up. [default: 120; emulated 600]"
         ),
     ] = None,
+    kernels: KernelOption = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Measure nothing; say which kernels of --kernels this processor gets, which not and why, and which "
+            "each layer of the models gets.",
+        ),
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
 ) -> None:
     """Measure the latency of several models, interleaved, in ONNX Runtime, how sure it is, and what else they cost.
@@ -63,6 +75,13 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
     A model that cannot be measured is named, and the exit code is 2; the others are measured all the same.
     """
+    library = named_library(kernels)
+    if explain:
+        _explain(models or (), library)
+        return
+    models = models or []
+    if library is not None and target != "native":
+        raise ConfigError(f"--kernels is measured on this machine; on {target} the file runs without: leave it out.")
     if target.startswith(_EMULATED):
         from qil_deploy.runtime_tests.instructions import CountOptions
 
@@ -93,7 +112,26 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         profile=profile,
         timeout=120.0 if timeout is None else timeout,
     )
-    _bench_times(models, target, options, json)
+    _bench_times(models, target, options, json, library)
+
+
+def _explain(models: Sequence[Path], library: KernelLibrary | None) -> None:
+    """Print what a kernel library chooses on this processor, and for each layer of some files."""
+    from qil_deploy.runtime_tests.sessions import create_session
+    from qil_deploy.terminal import Console
+
+    if library is None:
+        raise ConfigError("--explain is about kernels; give --kernels installed, or the path of a library.")
+    console = Console()
+    for line in library.explain():
+        console.print(line, soft_wrap=True)
+    for path in models:
+        session = create_session(path, kernels=library)  # while it lives, the library knows its layers
+        lines = library.layers()
+        console.print(f"{path}: {len(lines)} layers in kernels of the library", soft_wrap=True)
+        for line in lines:
+            console.print(f"  {line}", soft_wrap=True)
+        del session
 
 
 def _count_instructions(models: Sequence[Path], target: str, options: CountOptions, json: Path | None) -> None:
@@ -111,14 +149,18 @@ def _count_instructions(models: Sequence[Path], target: str, options: CountOptio
     )
 
 
-def _bench_times(models: Sequence[Path], target: str, options: BenchOptions, json: Path | None) -> None:
+def _bench_times(
+    models: Sequence[Path], target: str, options: BenchOptions, json: Path | None, library: KernelLibrary | None
+) -> None:
     """Measure, print the tables, write the report; exit with 2 after a failure, with 130 after Ctrl-C."""
     from qil_deploy.runtime_tests.bench.table import bench_tables
 
     if target == "wasm":
         from qil_deploy.runtime_tests.browser.bench import benchmark_in_browser as measure
     else:
-        from qil_deploy.runtime_tests import benchmark as measure
+        from qil_deploy.runtime_tests import benchmark
+
+        measure = partial(benchmark, kernels=library)
 
     def interrupted(report: BenchReport) -> bool:
         missing = set(options.threads) - {latency.threads for latency in report.latencies}

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError
+from qil_deploy.runtime_tests.kernel_library import KernelLibrary
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.sessions import create_session, run_session
 
@@ -25,7 +26,12 @@ _RUN, _KERNEL = "model_run", "_kernel_time"  # names of events, the second at th
 
 
 def profile_model(
-    model: ModelFile, inputs: dict[str, NDArray[Any]], *, threads: int, cpus: Sequence[int] = ()
+    model: ModelFile,
+    inputs: dict[str, NDArray[Any]],
+    *,
+    threads: int,
+    cpus: Sequence[int] = (),
+    kernels: KernelLibrary | None = None,
 ) -> Profile:
     """Run a model under the profiler, `WARMUP` times and `RUNS` times more.
 
@@ -34,13 +40,14 @@ def profile_model(
         inputs: its inputs.
         threads: threads of ONNX Runtime.
         cpus: logical processors to pin them to, if any.
+        kernels: the library that computes `LowBitConv`; None for ONNX Runtime's own kernels.
 
     Raises:
         ModelFileError: the model cannot be loaded or run, or the profile cannot be read.
     """
     path = Path(model.path)
     with tempfile.TemporaryDirectory() as folder, pinned(cpus):
-        session = create_session(path, threads=threads, cpus=cpus, profile=Path(folder) / "profile")
+        session = create_session(path, threads=threads, cpus=cpus, profile=Path(folder) / "profile", kernels=kernels)
         for _ in range(WARMUP + RUNS):
             run_session(session, inputs, path=path)
         try:

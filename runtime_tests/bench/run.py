@@ -23,8 +23,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, ModelFileError
+from qil_deploy.onnx_io import KERNEL_OPERATOR, read_model
 from qil_deploy.reference import FLOAT32, INT8
 from qil_deploy.runtime_tests.environment import describe_environment
+from qil_deploy.runtime_tests.kernel_library import KernelLibrary
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.sessions import create_session, run_session
@@ -55,11 +57,24 @@ class _Setting:
     evictor: CacheEvictor | None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One file, and the kernel library that computes its `LowBitConv` nodes; without one, ONNX Runtime's kernels do."""
+
+    path: Path
+    kernels: KernelLibrary | None = None
+
+    @property
+    def file(self) -> ModelFile:
+        """What the report says of it."""
+        return replace(ModelFile.of(self.path), kernels="" if self.kernels is None else self.kernels.kernel_set)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
     """One model, loaded with one number of threads, and its input."""
 
-    path: Path
+    row: _Row
     session: onnxruntime.InferenceSession
     inputs: dict[str, NDArray[Any]]
 
@@ -78,6 +93,7 @@ def benchmark(
     paths: Sequence[Path],
     options: BenchOptions | None = None,
     *,
+    kernels: KernelLibrary | None = None,
     clock: Clock = time.perf_counter_ns,
     progress: Progress | None = None,
 ) -> BenchReport:
@@ -89,6 +105,8 @@ def benchmark(
     Args:
         paths: ONNX files; ratios refer to the first.
         options: how to measure.
+        kernels: a library of kernels: files that have `LowBitConv` are measured without it, and with each of its sets
+            that this processor can run.
         clock: returns nanoseconds.
         progress: told how far it is.
 
@@ -103,7 +121,8 @@ def benchmark(
     check_models(paths)
     tell = progress or (lambda *_: None)
     machine, environment = describe_machine(), describe_environment()
-    costs, failures = _try_models(paths, options, tell)
+    rows = [row for path in paths for row in _rows(path, kernels)]
+    costs, failures = _try_models(rows, options, tell)
     settings = _settings(options, machine.last_level_bytes)
     slots = _load_models(costs, settings, options, failures)
     peaks = _measure_peaks(costs, settings, clock)
@@ -125,10 +144,25 @@ def benchmark(
         machine=machine,
         activity=activity,
         peaks=peaks,
-        failures=[Failure(path=str(path), reason=reason) for path, reason in failures.items()],
+        failures=[Failure(path=str(row.path), reason=reason) for row, reason in failures.items()],
         warnings=warnings,
     )
     return _with_profiles(report, slots, tell) if options.profile else report
+
+
+def _rows(path: Path, kernels: KernelLibrary | None) -> list[_Row]:
+    """Return what is measured of a file."""
+    rows = [_Row(path)]
+    if kernels is not None and _has_low_bit_conv(path):
+        rows += [_Row(path, replace(kernels, kernel_set=name)) for name in kernels.runnable_sets()]
+    return rows
+
+
+def _has_low_bit_conv(path: Path) -> bool:
+    try:
+        return any(node.op_type == KERNEL_OPERATOR for node in read_model(path, left_out=[]).nodes)
+    except ModelFileError:  # which is said when it is tried
+        return False
 
 
 def check_models(paths: Sequence[Path]) -> None:
@@ -147,11 +181,11 @@ def check_models(paths: Sequence[Path]) -> None:
 
 
 def _try_models(
-    paths: Sequence[Path], options: BenchOptions, progress: Progress
-) -> tuple[dict[Path, ModelCost], dict[Path, str]]:
+    rows: Sequence[_Row], options: BenchOptions, progress: Progress
+) -> tuple[dict[_Row, ModelCost], dict[_Row, str]]:
     """Run each model in processes of its own; return what they cost, and why others failed."""
-    costs: dict[Path, ModelCost] = {}
-    failures: dict[Path, str] = {}
+    costs: dict[_Row, ModelCost] = {}
+    failures: dict[_Row, str] = {}
     runtime_bytes = try_runtime(options.timeout)
     trial_options = TrialOptions(
         threads=options.threads[0],
@@ -160,18 +194,18 @@ def _try_models(
         processes=options.processes,
         timeout=options.timeout,
     )
-    for number, path in enumerate(paths):
-        progress("loading each model in a process of its own", number, len(paths))
+    for number, row in enumerate(rows):
+        progress("loading each model in a process of its own", number, len(rows))
         try:
-            model = ModelFile.of(path)
-            trial = try_model(path, trial_options)
+            model = row.file
+            trial = try_model(row.path, replace(trial_options, kernels=row.kernels))
         except OSError as error:
-            failures[path] = f"{path} cannot be read: {error.strerror or error}."
+            failures[row] = f"{row.path} cannot be read: {error.strerror or error}."
         except ModelFileError as error:
-            failures[path] = str(error)
+            failures[row] = str(error)
         else:
-            costs[path] = replace(
-                describe_work(path, model),
+            costs[row] = replace(
+                describe_work(row.path, model),
                 load_ms=trial.load_ms,
                 first_run_ms=trial.first_run_ms,
                 peak_bytes=trial.peak_bytes,
@@ -181,7 +215,7 @@ def _try_models(
     return costs, failures
 
 
-def _raise_if_none_is_left(left: Sequence[object] | dict[Path, ModelCost], failures: dict[Path, str]) -> None:
+def _raise_if_none_is_left(left: Sequence[object] | dict[_Row, ModelCost], failures: dict[_Row, str]) -> None:
     if not left:
         raise ModelFileError(" ".join(failures.values()))
 
@@ -219,36 +253,36 @@ def _setting_warnings(settings: Sequence[_Setting]) -> list[str]:
 
 
 def _load_models(
-    costs: dict[Path, ModelCost], settings: Sequence[_Setting], options: BenchOptions, failures: dict[Path, str]
+    costs: dict[_Row, ModelCost], settings: Sequence[_Setting], options: BenchOptions, failures: dict[_Row, str]
 ) -> list[_Slot]:
     """Load each model with each number of threads; return what a round consists of."""
-    loaded: dict[tuple[Path, int], _Loaded] = {}
-    for path in costs:
+    loaded: dict[tuple[_Row, int], _Loaded] = {}
+    for row in costs:
         try:
             for setting in settings:
-                if (path, setting.threads) not in loaded:
-                    session = create_session(path, threads=setting.threads, cpus=setting.cpus)
-                    inputs = random_inputs(session, batch=options.batch, seed=options.seed, path=path)
-                    loaded[path, setting.threads] = _Loaded(path=path, session=session, inputs=inputs)
+                if (row, setting.threads) not in loaded:
+                    session = create_session(row.path, threads=setting.threads, cpus=setting.cpus, kernels=row.kernels)
+                    inputs = random_inputs(session, batch=options.batch, seed=options.seed, path=row.path)
+                    loaded[row, setting.threads] = _Loaded(row=row, session=session, inputs=inputs)
         except ModelFileError as error:
-            failures[path] = str(error)
-    paths = [path for path in costs if path not in failures]
-    _raise_if_none_is_left(paths, failures)
+            failures[row] = str(error)
+    rows = [row for row in costs if row not in failures]
+    _raise_if_none_is_left(rows, failures)
     return [
-        _Slot(setting=setting, loaded=loaded[path, setting.threads], control=control)
+        _Slot(setting=setting, loaded=loaded[row, setting.threads], control=control)
         for setting in settings
-        for path, control in [*((path, False) for path in paths), (paths[0], True)]
+        for row, control in [*((row, False) for row in rows), (rows[0], True)]
     ]
 
 
-def _measure_peaks(costs: dict[Path, ModelCost], settings: Sequence[_Setting], clock: Clock) -> list[Peak]:
+def _measure_peaks(costs: dict[_Row, ModelCost], settings: Sequence[_Setting], clock: Clock) -> list[Peak]:
     kinds = [kind for kind in (INT8, FLOAT32) if any(cost.arithmetic == kind for cost in costs.values())]
     cpus = {setting.threads: setting.cpus for setting in settings}
     return [measure_peak(kind, threads, cpus[threads], clock) for threads in cpus for kind in kinds]
 
 
 def _measure(
-    slots: Sequence[_Slot], options: BenchOptions, clock: Clock, failures: dict[Path, str], progress: Progress
+    slots: Sequence[_Slot], options: BenchOptions, clock: Clock, failures: dict[_Row, str], progress: Progress
 ) -> int:
     """Run `warmup + repeats` rounds, keep the nanoseconds of the last `repeats` in the slots, and return how many.
 
@@ -261,17 +295,17 @@ def _measure(
             progress("measuring", number, options.warmup + options.repeats)
             for index in generator.permutation(len(slots)):
                 slot = slots[index]
-                if slot.loaded.path in failures:
+                if slot.loaded.row in failures:
                     continue
                 try:
                     elapsed = _time_once(slot, clock)
                 except ModelFileError as error:
-                    failures[slot.loaded.path] = str(error)
+                    failures[slot.loaded.row] = str(error)
                 else:
                     if number >= options.warmup:
                         slot.samples.append(elapsed)
             rounds += number >= options.warmup
-            _raise_if_none_is_left([slot for slot in slots if slot.loaded.path not in failures], failures)
+            _raise_if_none_is_left([slot for slot in slots if slot.loaded.row not in failures], failures)
     except KeyboardInterrupt:
         if rounds == 0:
             raise
@@ -283,32 +317,32 @@ def _time_once(slot: _Slot, clock: Clock) -> int:
     loaded = slot.loaded
     with pinned(slot.setting.cpus):
         if slot.setting.evictor is None:
-            run_session(loaded.session, loaded.inputs, path=loaded.path)
+            run_session(loaded.session, loaded.inputs, path=loaded.row.path)
         else:
             slot.setting.evictor.evict(slot.setting.cpus)
         start = clock()
-        run_session(loaded.session, loaded.inputs, path=loaded.path)
+        run_session(loaded.session, loaded.inputs, path=loaded.row.path)
         return clock() - start
 
 
 def _samples(
     slots: Sequence[_Slot],
     settings: Sequence[_Setting],
-    costs: dict[Path, ModelCost],
-    failures: dict[Path, str],
+    costs: dict[_Row, ModelCost],
+    failures: dict[_Row, str],
     rounds: int,
 ) -> list[Samples]:
     result = []
     for setting in settings:
-        own = [slot for slot in slots if slot.setting is setting and slot.loaded.path not in failures]
-        runs = {slot.loaded.path: tuple(slot.samples[:rounds]) for slot in own if not slot.control}
+        own = [slot for slot in slots if slot.setting is setting and slot.loaded.row not in failures]
+        runs = {slot.loaded.row: tuple(slot.samples[:rounds]) for slot in own if not slot.control}
         control = next((tuple(slot.samples[:rounds]) for slot in own if slot.control), ())
         result.append(
             Samples(
                 threads=setting.threads,
                 cpus=setting.cpus,
                 caches=WARM if setting.evictor is None else COLD,
-                models=tuple(costs[path] for path in runs),
+                models=tuple(costs[row] for row in runs),
                 runs_ns=tuple(runs.values()),
                 control_ns=control,
             )
@@ -318,13 +352,22 @@ def _samples(
 
 def _with_profiles(report: BenchReport, slots: Sequence[_Slot], progress: Progress) -> BenchReport:
     """Add the profile of each model with each number of threads; where there is none, a warning says so."""
-    models = {cost.model.path: cost.model for cost in report.models}
-    chosen = {(str(slot.loaded.path), slot.setting.threads): slot for slot in slots if str(slot.loaded.path) in models}
+    models = {cost.model.label: cost.model for cost in report.models}
+    labels = {slot.loaded.row: slot.loaded.row.file.label for slot in slots}
+    chosen = {(label, slot.setting.threads): slot for slot in slots if (label := labels[slot.loaded.row]) in models}
     profiles, warnings = [], []
-    for number, ((path, threads), slot) in enumerate(chosen.items()):
+    for number, ((label, threads), slot) in enumerate(chosen.items()):
         progress("profiling", number, len(chosen))
         try:
-            profiles.append(profile_model(models[path], slot.loaded.inputs, threads=threads, cpus=slot.setting.cpus))
+            profiles.append(
+                profile_model(
+                    models[label],
+                    slot.loaded.inputs,
+                    threads=threads,
+                    cpus=slot.setting.cpus,
+                    kernels=slot.loaded.row.kernels,
+                )
+            )
         except ModelFileError as error:
             warnings.append(str(error))
         except KeyboardInterrupt:

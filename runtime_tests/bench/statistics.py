@@ -80,7 +80,7 @@ def bench_report(
     """
     controls = [summarize_control(samples, seed=options.seed) for samples in settings]
     found = tuple(control for control in controls if control is not None)
-    models = {cost.model.path: cost for samples in settings for cost in samples.models}
+    models = {cost.model.label: cost for samples in settings for cost in samples.models}
     return BenchReport(
         schema=BenchReport.SCHEMA,
         batch=options.batch,

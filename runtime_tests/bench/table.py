@@ -39,11 +39,11 @@ def latency_table(report: BenchReport, target: str = NATIVE) -> Table:
         ("model", "threads caches", "median", "p95", "spread", "ratio", "95 % interval", "GMAC/s", "of peak"),
         notes,
     )
-    names = _names(latency.model.path for latency in latencies)
+    names = _names(latency.model.label for latency in latencies)
     for number, (_, setting) in enumerate(groupby(latencies, key=lambda latency: (latency.threads, latency.caches))):
         for index, latency in enumerate(setting):
             cells = _latency_cells(latency)
-            table.row(names[latency.model.path], *cells, apart=number > 0 and index == 0)
+            table.row(names[latency.model.label], *cells, apart=number > 0 and index == 0)
     return table
 
 
@@ -70,10 +70,10 @@ def model_table(report: BenchReport) -> Table:
         "layers compute in",
     )
     table = Table("files", columns, [f"peak: {', '.join(peaks)}"] if peaks else [])
-    names = _names(cost.model.path for cost in report.models)
+    names = _names(cost.model.label for cost in report.models)
     for cost in report.models:
         table.row(
-            names[cost.model.path],
+            names[cost.model.label],
             f"{cost.model.bytes / 1000:.1f}",
             *(_UNKNOWN if value is None else _milliseconds(value) for value in (cost.load_ms, cost.first_run_ms)),
             _number(cost.peak_bytes, ".1f", 1e6),
@@ -88,7 +88,7 @@ def profile_table(profile: Profile) -> Table:
     """Return one row per operator."""
     threads = f"{profile.threads} thread{'s'[: profile.threads > 1]}"
     table = Table(
-        f"{Path(profile.model.path).name}, {threads}",
+        f"{Path(profile.model.label).name}, {threads}",
         ("operator", "nodes", "us", "share"),
         [f"{profile.runs} runs under the profiler"],
     )

@@ -3,7 +3,7 @@
 A model that crashes ONNX Runtime, never comes back or takes more memory than the file and its input account for does so
 here, where it can be stopped.
 
-    python -P -m qil_deploy.runtime_tests.bench.trial RESULT.json [MODEL.onnx THREADS BATCH SEED]
+    python -P -m qil_deploy.runtime_tests.bench.trial RESULT.json [MODEL.onnx THREADS BATCH SEED [LIBRARY SET]]
 
 is that process. Without a model it only loads ONNX Runtime.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from qil_deploy.errors import ModelFileError, QilDeployError
 from qil_deploy.runtime_tests.child_process import Ended, run_apart
+from qil_deploy.runtime_tests.kernel_library import KernelLibrary
 from qil_deploy.runtime_tests.memory_limit import is_out_of_memory, limit_memory
 from qil_deploy.runtime_tests.sessions import create_session, run_session
 from qil_deploy.untrusted_text import one_line
@@ -52,6 +53,7 @@ class TrialOptions:
         threads, batch, seed: as in `run.BenchOptions`.
         processes: how many to start, one after the other.
         timeout: seconds that each may take.
+        kernels: the library that computes `LowBitConv`; None for ONNX Runtime's own kernels.
     """
 
     threads: int
@@ -59,6 +61,7 @@ class TrialOptions:
     seed: int
     processes: int
     timeout: float
+    kernels: KernelLibrary | None = None
 
 
 def try_model(path: Path, options: TrialOptions) -> Trial:
@@ -68,6 +71,8 @@ def try_model(path: Path, options: TrialOptions) -> Trial:
         ModelFileError: it cannot be loaded or run, crashes, or takes too long.
     """
     arguments = [str(path), str(options.threads), str(options.batch), str(options.seed)]
+    if options.kernels is not None:
+        arguments += [str(options.kernels.path), options.kernels.kernel_set]
     trials = [_try_once(arguments, path, options.timeout) for _ in range(options.processes)]
     return Trial(
         load_ms=statistics.median(result["load_ns"] for result, _ in trials) / _MILLISECOND,
@@ -125,9 +130,10 @@ def main(arguments: Sequence[str]) -> int:
     output, *rest = arguments
     result: dict[str, int] = {}
     if rest:
-        path, (threads, batch, seed) = Path(rest[0]), map(int, rest[1:])
+        path, (threads, batch, seed) = Path(rest[0]), map(int, rest[1:4])
+        kernels = KernelLibrary(path=Path(rest[4]), kernel_set=rest[5]) if len(rest) > 4 else None
         try:
-            result = _load_and_run(path, threads, batch, seed)
+            result = _load_and_run(path, threads, batch, seed, kernels)
         except (QilDeployError, MemoryError) as error:
             sentence = " ".join(str(error).split())
             if isinstance(error, MemoryError) or is_out_of_memory(sentence):
@@ -138,11 +144,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _load_and_run(path: Path, threads: int, batch: int, seed: int) -> dict[str, int]:
+def _load_and_run(path: Path, threads: int, batch: int, seed: int, kernels: KernelLibrary | None) -> dict[str, int]:
     allowed = _LEAST_MEMORY + _MEMORY_PER_BYTE * path.stat().st_size
     limit_memory(allowed)
     start = time.perf_counter_ns()
-    session = create_session(path, threads=threads)
+    session = create_session(path, threads=threads, kernels=kernels)
     loaded = time.perf_counter_ns()
     inputs = random_inputs(session, batch=batch, seed=seed, path=path)
     limit_memory(allowed + _MEMORY_PER_INPUT_BYTE * sum(value.nbytes for value in inputs.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PureWindowsPath
 
 from qil_deploy.runtime_tests import bench
@@ -27,10 +28,16 @@ from .figures import (
 )
 
 _BENCH = "bench"
+_KERNELS_LEFT_OUT = "latencies with the kernel library are not shown here; they are in the report of bench."
 
 
 def of_bench(report: bench.BenchReport) -> Run:
-    """Return latencies and costs, and what makes them doubtful."""
+    """Return latencies and costs, and what makes them doubtful.
+
+    A page has one row for each file. What the kernel library made of it stays in the report of `bench` alone.
+    """
+    whole, report = report, _without_kernels(report)
+    left_out = len(whole.latencies) - len(report.latencies)
     models = [each.model for group in (report.latencies, report.models, report.profiles) for each in group]
     files = {file.sha256: file for file in map(Model.of, models)}
     firsts: dict[tuple[str, int, str], str] = {}
@@ -64,7 +71,19 @@ def of_bench(report: bench.BenchReport) -> Run:
             describe_place(target, _BENCH, report.environment, report.machine, report.activity) for target in targets
         ),
         not_run=_failed(report.failures, _BENCH),
-        remarks=tuple(Remark(text=f"bench: {warning}", grave=False, about=LATENCY) for warning in report.warnings),
+        remarks=tuple(
+            Remark(text=f"bench: {text}", grave=False, about=LATENCY)
+            for text in (*report.warnings, *([_KERNELS_LEFT_OUT] if left_out else []))
+        ),
+    )
+
+
+def _without_kernels(report: bench.BenchReport) -> bench.BenchReport:
+    return replace(
+        report,
+        latencies=tuple(each for each in report.latencies if not each.model.kernels),
+        models=tuple(each for each in report.models if not each.model.kernels),
+        profiles=tuple(each for each in report.profiles if not each.model.kernels),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError
 from qil_deploy.onnx_io import read_model
-from qil_deploy.runtime_tests import verify
+from qil_deploy.runtime_tests import BenchOptions, BenchReport, benchmark, read_report, verify, write_report
 from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.golden import check_golden, write_golden
 from qil_deploy.runtime_tests.kernel_library import (
@@ -23,7 +23,9 @@ from qil_deploy.runtime_tests.kernel_library import (
     find_kernel_library,
     levels_with_kernels,
 )
+from qil_deploy.runtime_tests.report.extract_times import of_bench
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS, create_session
+from tests.command_line import call_command, refuse_command
 
 if TYPE_CHECKING:
     from qil_deploy.runtime_tests import VerifyReport
@@ -157,3 +159,51 @@ def test_sets_that_run_here_are_those_that_the_processor_does_not_lack(monkeypat
     assert replace(library, kernel_set="scalar").runnable_sets() == ("scalar",)
     monkeypatch.setenv(SET_VARIABLE, "narrow")
     assert library.runnable_sets() == ("narrow",)
+
+
+# ---- bench
+
+
+def test_bench_has_a_row_for_each_set_of_kernels(
+    exports: Exports, library: KernelLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = exports.resnet(weight_bits=2, activation_bits=2)
+    plain, fast = case.export(tmp_path / "plain.onnx"), case.export(tmp_path / "fast.onnx", kernels=True)
+    monkeypatch.setattr(KernelLibrary, "runnable_sets", lambda _: ("scalar", "off"))
+    options = BenchOptions(caches=("warm",), repeats=2, warmup=0, processes=1, profile=True)
+    report = benchmark([plain, fast], options, kernels=library)
+    assert not report.failures
+    stem = str(tmp_path / "fast")
+    labels = [str(plain), str(fast), f"{stem} [scalar]", f"{stem} [off]"]
+    assert [latency.model.label for latency in report.latencies] == labels
+    assert [cost.model.label for cost in report.models] == labels
+    operators = {profile.model.label: {each.operator for each in profile.operators} for profile in report.profiles}
+    assert [label for label in labels if "LowBitConv" in operators[label]] == [f"{stem} [scalar]"]
+    write_report(tmp_path / "bench.json", report)
+    assert read_report(tmp_path / "bench.json", BenchReport) == report
+    page = of_bench(report)
+    assert [Path(model.path).name for model in page.models] == ["plain.onnx", "fast.onnx"]
+    assert any("latencies with the kernel library are not shown here" in remark.text for remark in page.remarks)
+
+
+def test_bench_explains_what_each_layer_gets(
+    exports: Exports, library: KernelLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exports.resnet(weight_bits=2, activation_bits=2).export(tmp_path / "model.onnx", kernels=True)
+    monkeypatch.setenv(SET_VARIABLE, "scalar")
+    outcome = call_command("bench", "--kernels", library.path, "--explain", path)
+    assert outcome.code == 0
+    assert "chosen: scalar (QIL_DEPLOY_KERNELS asks for it)" in outcome.out
+    assert "weights -1..1, input 0..3: scalar" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--explain"], "--explain is about kernels"),
+        (["bench", "m.onnx", "--kernels", "missing.so"], "there is no kernel library missing.so"),
+        (["verify", "m.onnx", "--kernels", "missing.so"], "there is no kernel library missing.so"),
+    ],
+)
+def test_options_about_kernels_are_refused(arguments: list[str], message: str) -> None:
+    assert message in refuse_command(*arguments)

@@ -53,7 +53,8 @@ class FakeMachine:
             raise ModelFileError(f"{path.name} crashed.")
         return Trial(load_ms=5.0, first_run_ms=2.0, peak_bytes=100_000_000)
 
-    def create_session(self, path: Path, *, threads: int, cpus: tuple[int, ...]) -> FakeSession:
+    def create_session(self, path: Path, *, threads: int, cpus: tuple[int, ...], kernels: object) -> FakeSession:
+        assert kernels is None
         assert len(cpus) in (0, threads)
         return FakeSession(path, threads)
 
