@@ -56,8 +56,8 @@ const std::vector<KernelSet>& kernel_sets() {
        "AVX-512 with VBMI, VBMI2 and VNNI",
        has_avx512_vbmi,
        always_faster,
-       {&lookup_avx512_kernel, &dot_avx512_kernel}},
-      {"avx2", "AVX2", has_avx2, avx2_is_faster, {&lookup_avx2_kernel, &narrow_avx2_kernel}},
+       {&lookup_avx512_kernel, &depthwise_avx2_kernel, &dot_avx512_kernel}},
+      {"avx2", "AVX2", has_avx2, avx2_is_faster, {&lookup_avx2_kernel, &depthwise_avx2_kernel, &narrow_avx2_kernel}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",

@@ -65,3 +65,33 @@ def test_small_maps_of_many_channels_are_equal(
         x = rng.integers(0, 4, (2, channels * groups, int(rng.integers(1, 15)), width)).astype(np.uint8)
         model = convolution.model()
         np.testing.assert_array_equal(run(model, x, library, threads=2), run(model, x), err_msg=f"width {width}")
+
+
+@pytest.mark.parametrize("kernel_set", SETS)
+def test_depthwise_layers_are_equal(
+    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    force(kernel_set, monkeypatch)
+    for case in range(24):
+        largest_code, x_high = BITS[case % len(BITS)]
+        channels, outputs, size = int(rng.integers(1, 40)), int(rng.choice([1, 1, 2])), int(rng.choice([1, 3, 5, 7]))
+        w = rng.integers(-largest_code, largest_code + 1, (channels * outputs, 1, size, size)) * (127 // largest_code)
+        convolution = Convolution(
+            w=w.astype(np.int8),
+            bias=rng.integers(-2000, 2000, channels * outputs).astype(np.int32),
+            w_scale=rng.uniform(0.005, 0.015, channels * outputs).astype(np.float32),
+            y_scale=float(rng.uniform(0.05, 0.3) * size),
+            high=int(rng.choice([3, 255])),
+            x_high=x_high,
+            pads=[int(rng.integers(0, size)) for _ in range(4)],
+            strides=[int(rng.choice([1, 2, 3])) for _ in range(2)],
+            dilations=[int(rng.choice([1, 1, 2])) for _ in range(2)],
+            group=channels,
+        )
+        shape = (2, channels, int(rng.integers(13, 40)), int(rng.integers(13, 80)))
+        x = rng.integers(0, x_high + 1, shape).astype(np.uint8)
+        model = convolution.model()
+        np.testing.assert_array_equal(run(model, x, library), run(model, x), err_msg=f"case {case}: {convolution}")
+        if case == 5:  # a code above what was proven sends the image to the scalar kernel
+            x[0, -1, -1, -1] = 255
+            np.testing.assert_array_equal(run(model, x, library, threads=2), run(model, x))

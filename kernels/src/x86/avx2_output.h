@@ -46,3 +46,22 @@ inline uint8_t or_bytes(__m256i bits) {
   for (uint8_t byte : bytes) all |= byte;
   return all;
 }
+
+// 8 sums -> results, rounded and with the zero point. They are kept inside what saturation to 0..255 needs, so that rounding
+// cannot overflow.
+inline __m256i rounded_sums(const TileTask& task, int channel, __m256i sums) {
+  const __m256i products = _mm256_mullo_epi32(sums, _mm256_set1_epi32(task.multipliers[channel]));
+  const __m256i total = _mm256_add_epi32(products, _mm256_set1_epi32(task.bias[channel]));
+  const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(total), _mm256_set1_ps(task.scales[channel]));
+  const __m256 bounded = _mm256_min_ps(_mm256_max_ps(value, _mm256_set1_ps(-1024.0f)), _mm256_set1_ps(1024.0f));
+  return _mm256_add_epi32(_mm256_cvtps_epi32(bounded), _mm256_set1_epi32(task.zero_point));
+}
+
+// 32 sums, 8 in each of 4 vectors -> the codes of 32 pixels.
+inline __m256i codes_of(const TileTask& task, int channel, const __m256i* sums) {
+  const __m256i first = _mm256_packs_epi32(rounded_sums(task, channel, sums[0]), rounded_sums(task, channel, sums[1]));
+  const __m256i second = _mm256_packs_epi32(rounded_sums(task, channel, sums[2]), rounded_sums(task, channel, sums[3]));
+  // Packing works in halves of a register: groups of 4 pixels come out in this order.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return clipped(_mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order), task);
+}

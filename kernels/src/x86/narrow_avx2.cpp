@@ -26,16 +26,6 @@ constexpr int outputs = 2;
 
 #include "avx2_output.h"
 
-// 8 sums -> results, rounded and with the zero point. They are kept inside what saturation to 0..255 needs, so that rounding
-// cannot overflow.
-inline __m256i rounded(const TileTask& task, int channel, __m256i sums) {
-  const __m256i products = _mm256_mullo_epi32(sums, _mm256_set1_epi32(task.multipliers[channel]));
-  const __m256i total = _mm256_add_epi32(products, _mm256_set1_epi32(task.bias[channel]));
-  const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(total), _mm256_set1_ps(task.scales[channel]));
-  const __m256 bounded = _mm256_min_ps(_mm256_max_ps(value, _mm256_set1_ps(-1024.0f)), _mm256_set1_ps(1024.0f));
-  return _mm256_add_epi32(_mm256_cvtps_epi32(bounded), _mm256_set1_epi32(task.zero_point));
-}
-
 // sums += the products of 16 cells with a pair of weights. In assembler, because GCC 12 else keeps sums in memory.
 inline void add_products(__m256i& sums, __m256i cells, __m256i weights) {
   __m256i products;
@@ -85,13 +75,8 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
   for (int n = 0; n < task.outputs; n++) {
     for (int v = 0; v < V; v++) {
       const __m256i* total = totals[n][2 * v];
-      const __m256i first = _mm256_packs_epi32(rounded(task, n, total[0]), rounded(task, n, total[1]));
-      const __m256i second = _mm256_packs_epi32(rounded(task, n, total[2]), rounded(task, n, total[3]));
-      // Packing works in halves of a register: groups of 4 pixels come out in this order.
-      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-      const __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
       alignas(32) uint8_t codes[32];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(codes), clipped(packed, task));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(codes), codes_of(task, n, total));
       store_masked(task.y + size_t(n) * task.out_pixels + task.ranks[v], codes, task.masks[v]);
     }
   }

@@ -74,6 +74,19 @@ void Planes::find_offsets(const Layer& layer) {
   }
 }
 
+void Planes::mark_pixels(std::vector<uint64_t>& masks, std::vector<int32_t>& ranks) const {
+  ranks.assign(1, 0);
+  for (int vector = 0; vector < vectors(); vector++) {
+    uint64_t mask = 0;
+    for (int i = 0; i < format_.lanes; i++) {
+      const int pixel = vector * format_.lanes + i;
+      if (pixel / pitch_ < out_height_ && pixel % pitch_ < out_width_) mask |= uint64_t{1} << i;
+    }
+    masks.push_back(mask);
+    ranks.push_back(ranks.back() + __builtin_popcountll(mask));
+  }
+}
+
 uint8_t Planes::pack(int index, const uint8_t* x, uint8_t* cells, PackRows pack_rows) const {
   const int group = index / channel_blocks_, block = index % channel_blocks_;
   const int first = block * format_.channels_per_cell;

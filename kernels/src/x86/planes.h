@@ -45,6 +45,9 @@ class Planes {
   int out_width() const { return out_width_; }
   const std::vector<int32_t>& offsets() const { return offsets_; }
 
+  // For each vector of pixels: which of them are not padding, and how many such pixels precede it (and, at the end, all).
+  void mark_pixels(std::vector<uint64_t>& masks, std::vector<int32_t>& ranks) const;
+
   // Fills the planes of group of channels `index`, all phases; returns the bits of all codes read, ORed.
   uint8_t pack(int index, const uint8_t* x, uint8_t* cells, PackRows pack_rows) const;
 

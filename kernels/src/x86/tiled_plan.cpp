@@ -28,7 +28,7 @@ TiledPlan::TiledPlan(const Layer& layer, const TiledKernel& kernel, const TileWe
   pack_items_ = std::min(channel_blocks_, wanted_items);
   if (!fits()) return;
   cut_tiles();
-  mark_pixels();
+  planes_.mark_pixels(masks_, ranks_);
 }
 
 void TiledPlan::cut_tiles() {
@@ -43,21 +43,6 @@ void TiledPlan::cut_tiles() {
       tiles_.push_back({first, width, int(blocks * part / parts), int(blocks * (part + 1) / parts)});
     }
     first += width;
-  }
-}
-
-void TiledPlan::mark_pixels() {
-  const int lanes = kernel_.format.lanes;
-  ranks_.push_back(0);
-  for (int vector = 0; vector < planes_.vectors(); vector++) {
-    uint64_t mask = 0;
-    for (int i = 0; i < lanes; i++) {
-      const int pixel = vector * lanes + i;
-      const int row = pixel / planes_.pitch(), column = pixel % planes_.pitch();
-      if (row < planes_.out_height() && column < planes_.out_width()) mask |= uint64_t{1} << i;
-    }
-    masks_.push_back(mask);
-    ranks_.push_back(ranks_.back() + __builtin_popcountll(mask));
   }
 }
 

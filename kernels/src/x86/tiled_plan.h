@@ -74,7 +74,6 @@ class TiledPlan final : public Plan {
     int first_block, last_block;  // of all groups, one after the other
   };
   void cut_tiles();
-  void mark_pixels();
   void run_tile(const Tile& tile, const uint8_t* cells, uint8_t* y) const;
 
   const Layer& layer_;
