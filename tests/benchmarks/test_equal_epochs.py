@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 import equal_epochs
 import training_rows
-from qil_deploy.datasets import load_images, preprocessing_for
+from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
 from qil_deploy.training.data import ArrayBatches
 from side_by_side import Images, Order
 
@@ -34,7 +35,7 @@ def test_batches_are_those_of_a_recipe_with_the_same_seed() -> None:
 def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def few(name: str, split: str) -> object:
+    def few(name: str, split: Literal["train", "test"]) -> ImageSet:
         return load_images(name, split).first(96 if split == "train" else 20)
 
     monkeypatch.setattr(equal_epochs, "load_images", few)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from qil_deploy.config import QuantConfig
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.integers.frozen_modules import (
@@ -21,6 +22,8 @@ from qil_deploy.integers.frozen_modules import (
     drop_float_weights,
 )
 from qil_deploy.network.calibration import calibrate
+from qil_deploy.network.preparation import prepare
+from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import RangeQuantizer
 
 if TYPE_CHECKING:
@@ -310,3 +313,18 @@ def test_without_its_float_weights_a_model_computes_the_same(digits: Digits, cal
     assert all(layer.layer.weight.numel() == 0 for layer in modules_of(frozen, FrozenLayer).values())
     images = digits.fresh()[:32]
     assert torch.equal(logits_of(frozen, images), logits_of(kept, images))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_model_on_a_gpu_is_frozen_there_and_computes_the_same_integers() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    pixels = Preprocessing.from_statistics((1, 8, 8), 0.5, 0.5)
+    images = np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8), np.uint8)
+    x = torch.from_numpy(pixels.normalize(images))
+    prepared = prepare(network, QuantConfig(), x, input_grid=pixels)
+    calibrate(prepared, [x])
+    expected = freeze(prepared)(x)
+    frozen = freeze(prepared.cuda())
+    assert {tensor.device.type for tensor in frozen.state_dict().values()} == {"cuda"}
+    torch.testing.assert_close(frozen(x.cuda()).cpu(), expected, atol=0, rtol=0)
