@@ -1,9 +1,10 @@
 """Run a model in an emulator that counts instructions (`count.c`), and mark where each counted run begins and ends.
 
-    python guest.py PROGRAM.pyz MODEL.onnx INPUTS.npz WARMUP REPEATS CPU > guest.json
+    python guest.py PROGRAM.pyz MODEL.onnx INPUTS.npz WARMUP REPEATS CPU [KERNELS.so] > guest.json
 
-The inputs are named "0", "1", ... in the order of the model's. Progress goes to standard error. Needs numpy and
-onnxruntime, and of this project what is in the zip file (`device_program`).
+With a library of kernels, the session registers it. The inputs are named "0", "1", ... in the order of the model's.
+Progress goes to standard error. Needs numpy and onnxruntime, and of this project what is in the zip file
+(`device_program`).
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ MARK = 0x51494C  # a descriptor that no file has; as in count.c
 
 def main(arguments: list[str]) -> int:
     """Run the model and write the report; return the exit code."""
-    program, model, data, warmup, repeats, cpu = arguments
+    program, model, data, warmup, repeats, cpu, *kernels = arguments
     sys.path.insert(0, program)
     from qil_deploy.reports import report_text
     from qil_deploy.runtime_tests.device_report import GuestReport
     from qil_deploy.runtime_tests.environment import describe_device
-    from qil_deploy.runtime_tests.sessions import create_session
+    from qil_deploy.runtime_tests.sessions import create_session, session_options
 
     progress("loading", 0, int(repeats))
     try:
-        session = create_session(Path(model))
+        if kernels:
+            options = session_options()
+            options.register_custom_ops_library(kernels[0])
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        else:
+            session = create_session(Path(model))
         with np.load(data, allow_pickle=False) as arrays:
             inputs = {tensor.name: arrays[str(index)] for index, tensor in enumerate(session.get_inputs())}
         progress("loaded", 0, int(repeats))

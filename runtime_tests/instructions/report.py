@@ -54,6 +54,7 @@ class InstructionsReport:
         warnings: what makes these figures doubtful, in sentences.
         interrupted: whether Ctrl-C ended it.
         environment: of the emulated Python; None if no model was counted to its end.
+        kernels: the library of kernels that sessions registered; None for none.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.instructions/1"
@@ -70,6 +71,7 @@ class InstructionsReport:
     warnings: tuple[str, ...]
     interrupted: bool
     environment: DeviceEnvironment | None
+    kernels: str | None = None
 
 
 def differences(marks: Sequence[int]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qil_deploy.errors import DataError, ModelFileError, TargetError
+from qil_deploy.errors import ConfigError, DataError, ModelFileError, TargetError
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests import device_program
 from qil_deploy.runtime_tests.bench.inputs import random_inputs
@@ -47,9 +47,10 @@ class CountOptions:
         warmup: runs before them.
         seed: of the random inputs.
         timeout: seconds without a sign of progress after which a process is given up.
+        kernels: a library of kernels for the emulated processor, which every session registers; None for none.
 
     Raises:
-        ConfigError: one of them is out of range.
+        ConfigError: one of them is out of range, or there is no such library.
     """
 
     batch: int = 1
@@ -57,11 +58,14 @@ class CountOptions:
     warmup: int = 1
     seed: int = 0
     timeout: float = 600.0
+    kernels: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in {"batch": 1, "repeats": 1, "warmup": 0, "seed": 0}.items():
             check_least(name, getattr(self, name), least)
         check_timeout(self.timeout)
+        if self.kernels is not None and not self.kernels.is_file():
+            raise ConfigError(f"there is no library of kernels {self.kernels}; build it or correct the path.")
 
 
 @dataclass(kw_only=True)
@@ -117,6 +121,7 @@ def count_instructions(
         failures=tuple(Failure(path=str(path), reason=reason) for path, reason in findings.failures.items()),
         warnings=(*unsteady(models), *(["counting was interrupted."] if findings.interrupted else [])),
         interrupted=findings.interrupted,
+        kernels=None if options.kernels is None else str(options.kernels),
         environment=findings.environment,
     )
 
@@ -163,6 +168,8 @@ def _count(
             marks.unlink(missing_ok=True)
             python = counted_python(emulator, cpu, emulator_python(emulator), marks, counter_folder())
             command = python.and_then(GUEST, program, path.absolute(), inputs, options.warmup, options.repeats, cpu)
+            if options.kernels is not None:
+                command = command.and_then(options.kernels.absolute())
             told = partial(_tell, progress, f"{path.name}, process {process + 1} of {_PROCESSES}")
             try:
                 _run(command, path, output, options.timeout, told)

@@ -15,6 +15,8 @@ def instructions_table(report: InstructionsReport) -> Table:
     if environment is not None:
         versions = f"onnxruntime {environment.onnxruntime}, numpy {environment.numpy}"
         notes.append(f"{versions}, {environment.machine}, 1 thread")
+    if report.kernels is not None:
+        notes.append(f"kernels: {report.kernels}")
     table = Table(
         f"{report.target}: instructions per inference: a proxy, not a time (batch {report.batch})",
         ("model", "million instructions", "ratio", "spread"),

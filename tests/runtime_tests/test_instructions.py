@@ -59,9 +59,10 @@ ENVIRONMENT = {
 # In place of the emulator: writes marks where the plugin would, does what its model's name says, and reports.
 FAKE = """
 import json, pathlib, sys, time
-marks, environment, guest, program, model, inputs, warmup, repeats, cpu = sys.argv[1:]
+marks, environment, guest, program, model, inputs, warmup, repeats, cpu, *kernels = sys.argv[1:]
 name = pathlib.Path(model).stem
-lines = [f"{1000 + 500 * (mark // 2) + (mark % 2) * (400 if name == 'large' else 100)} 1" for mark in range(6)]
+counted = (400 if name == "large" else 100) - (30 if kernels else 0)
+lines = [f"{1000 + 500 * (mark // 2) + (mark % 2) * counted} 1" for mark in range(6)]
 if name == "threads":
     lines[0] = lines[0].replace(" 1", " 2")
 pathlib.Path(marks).write_text("\\n".join(lines[:3] if name in ("hangs", "crashes") else lines) + "\\n")
@@ -228,6 +229,18 @@ def test_an_interruption_keeps_the_models_before_it(
     report = read_report(tmp_path / "r.json", InstructionsReport)
     assert [model.instructions for model in report.models] == [400]
     assert report.warnings == ("counting was interrupted.",)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_library_of_kernels_reaches_the_worker_and_the_report(write_model: WriteModel, tmp_path: Path) -> None:
+    library = tmp_path / "kernels.so"
+    library.write_bytes(b"ELF")
+    report = count_instructions([write_model("large.onnx")], A53, CountOptions(kernels=library))
+    assert [model.instructions for model in report.models] == [370]
+    assert report.kernels == str(library)
+    assert f"kernels: {library}" in shown(report)
+    with pytest.raises(ConfigError, match=r"there is no library of kernels .*absent.so"):
+        CountOptions(kernels=tmp_path / "absent.so")
 
 
 @pytest.mark.usefixtures("emulated")

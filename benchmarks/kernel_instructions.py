@@ -1,0 +1,108 @@
+"""Instructions of one inference with the kernels for 64-bit ARM, on emulated processors, beside ONNX Runtime's int8.
+
+    python benchmarks/kernel_instructions.py build/arm64/libqil_deploy_kernels.so --page docs/kernels.md
+
+A proxy, not a time. The network is at 224x224, with random weights that spread like trained ones (`networks`), at 2, 3
+and 4 bits. CONTRIBUTING.md says how the library is built; `target setup arm64` and `target setup instructions` set up
+the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from networks import (
+    CLASS_NAMES,
+    DATA,
+    PREPROCESSING,
+    colour_images,
+    normalized_batches,
+    quantized_network,
+    random_network,
+)
+from peers import export_onnxruntime_int8
+from qil_deploy.config import QuantConfig
+from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+from qil_deploy.files import ensure_writable, write_text
+from qil_deploy.runtime_tests import write_report
+from qil_deploy.runtime_tests.instructions import CountOptions, InstructionsReport, count_instructions
+from qil_deploy.runtime_tests.targets import find_target
+from qil_deploy.terminal import Console
+from tables import Rows, console_table, markdown_table
+from write_tables import with_tables
+
+CALIBRATION_IMAGES = 8
+PROCESSORS = ("cortex-a53", "cortex-a72")
+INT8 = "onnxruntime_int8"
+GOALS = {"w2a2": 0.5, "w3a3": 0.6, "w4a4": 0.8}  # of the instructions of int8, at most
+TIMEOUT = 1800.0
+
+
+def main(
+    library: Annotated[Path, typer.Argument(help="The library of kernels for 64-bit ARM.")],
+    network: Annotated[str, typer.Option(help="Name in training.models.MODELS.")] = "resnet18",
+    out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/arm64"),
+    page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
+) -> None:
+    """Write the models that are missing, count, and write the table."""
+    console = Console()
+    folder = out / network
+    paths = [folder / f"{name}.onnx" for name in (INT8, *GOALS)]
+    if not all(path.is_file() for path in paths):
+        console.print(f"Writing models to {folder} ...")
+        write_models(network, folder)
+    reports = {}
+    for processor in PROCESSORS:
+        report_path = folder / f"{processor}.json"
+        ensure_writable(report_path)
+        options = CountOptions(repeats=1, timeout=TIMEOUT, kernels=library)
+        console.print(f"Counting on {processor} ...")
+        reports[processor] = count_instructions(paths, find_target(f"arm64:{processor}"), options)
+        write_report(report_path, reports[processor])
+    rows = instruction_rows(reports)
+    if page is not None:
+        write_text(page, with_tables(page.read_text(), {f"instructions_{network}": f"\n{markdown_table(rows)}\n\n"}))
+    console.print(console_table(f"{network}: million instructions per inference", rows))
+
+
+def write_models(network: str, folder: Path) -> None:
+    """Write the network as int8 and at each number of bits, in `LowBitConv` where it qualifies."""
+    batches = normalized_batches(colour_images(CALIBRATION_IMAGES))
+    model = random_network(network, batches, seed=0)
+    float_path = folder / "float.onnx"
+    ensure_writable(float_path)
+    export_float_onnx(model, float_path, preprocessing=PREPROCESSING, class_names=CLASS_NAMES, data=DATA)
+    export_onnxruntime_int8(float_path, folder / f"{INT8}.onnx", batches)
+    for name in GOALS:
+        bits = int(name[1])
+        quantized = quantized_network(model, QuantConfig(weight_bits=bits, activation_bits=bits), batches)
+        export_onnx(
+            quantized,
+            folder / f"{name}.onnx",
+            preprocessing=PREPROCESSING,
+            class_names=CLASS_NAMES,
+            data=DATA,
+            options=ExportOptions(kernels=True),
+        )
+
+
+def instruction_rows(reports: dict[str, InstructionsReport]) -> Rows:
+    """One row per model: on each processor instructions, in millions, and their ratio to int8's; and the goal."""
+    cells = []
+    for name in (INT8, *GOALS):
+        row = [name]
+        for report in reports.values():
+            found = [model for model in report.models if Path(model.model.path).stem == name]
+            row += [f"{found[0].instructions / 1e6:.1f}", f"{found[0].ratio:.3f}"] if found else ["failed", ""]
+        cells.append([*row, f"{GOALS[name]:g}" if name in GOALS else ""])
+    headings = ["model"]
+    for processor in reports:
+        headings += [processor, "ratio"]
+    return Rows(headings=(*headings, "goal"), cells=cells)
+
+
+if __name__ == "__main__":
+    typer.run(main)
