@@ -20,7 +20,7 @@ _MODULES: Final = (
     *("accuracy", "errors", "file_locks", "files", "preprocessing", "reports", "strict_json", "untrusted_text"),
     *("runtime_tests/compare_tensors", "runtime_tests/device_report", "runtime_tests/device_runner"),
     *("runtime_tests/environment", "runtime_tests/exported_model", "runtime_tests/golden_file"),
-    *("runtime_tests/machine", "runtime_tests/reports", "runtime_tests/sessions"),
+    *("runtime_tests/kernel_library", "runtime_tests/machine", "runtime_tests/reports", "runtime_tests/sessions"),
 )
 _MAIN: Final = f"""import sys
 

@@ -30,16 +30,13 @@ def main(arguments: list[str]) -> int:
     from qil_deploy.reports import report_text
     from qil_deploy.runtime_tests.device_report import GuestReport
     from qil_deploy.runtime_tests.environment import describe_device
-    from qil_deploy.runtime_tests.sessions import create_session, session_options
+    from qil_deploy.runtime_tests.kernel_library import KernelLibrary
+    from qil_deploy.runtime_tests.sessions import create_session
 
     progress("loading", 0, int(repeats))
     try:
-        if kernels:
-            options = session_options()
-            options.register_custom_ops_library(kernels[0])
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        else:
-            session = create_session(Path(model))
+        library = KernelLibrary(path=Path(kernels[0])) if kernels else None
+        session = create_session(Path(model), kernels=library)
         with np.load(data, allow_pickle=False) as arrays:
             inputs = {tensor.name: arrays[str(index)] for index, tensor in enumerate(session.get_inputs())}
         progress("loaded", 0, int(repeats))
