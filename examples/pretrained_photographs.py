@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,11 @@ def pretrained_network() -> nn.Module:
     tensors = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - reads tensors only
     model.load_state_dict(dict(zip(model.state_dict(), tensors.values(), strict=True)))
     return model
+
+
+def preprocessing_of(model: nn.Module, size: int | None = None) -> Preprocessing:
+    """Return how the network sees images; nothing is said of resizing, for crops have its size already."""
+    return replace(Preprocessing.from_timm(model, size), resize=None, interpolation=None)
 
 
 def crops(folder: Path, pixels: Preprocessing, each: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -219,7 +224,7 @@ def main() -> None:
     parser.add_argument("--verify", type=int, default=16, metavar="IMAGES", help="0: export nothing [16]")
     given = parser.parse_args()
     model = pretrained_network()
-    pixels = Preprocessing.from_timm(model)
+    pixels = preprocessing_of(model)
     chosen, held_out = crops(given.photos, pixels, given.crops), crops(given.held_out, pixels, given.held_out_crops, 1)
     write_inputs(model, chosen, held_out, pixels, given.out)
     results, rows = calibrate_and_train(recipe(given.out, *given.set), pixels, given.out)

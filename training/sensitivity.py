@@ -286,7 +286,7 @@ def _check(plan: Plan) -> None:
 
 def _draw_images(info: CheckpointInfo, plan: Plan) -> tuple[ImageSet, ImageSet]:
     """Draw the images to measure on, and others to calibrate with, from the training split."""
-    batches = load_batches(info.data, "train", shape=info.preprocessing.shape, batch_size=1)
+    batches = load_batches(info.data, "train", preprocessing=info.preprocessing, batch_size=1)
     count = plan.images + plan.calibration_images
     if count > len(batches):
         raise DataError(

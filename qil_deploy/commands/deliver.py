@@ -183,7 +183,7 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console, trus
     from .predictors import checkpoint_predictors, frozen_codes
 
     exported = read_exported_model(model)
-    images = load_images(exported.data or "", "test", shape=exported.preprocessing.shape)
+    images = load_images(exported.data or "", "test", preprocessing=exported.preprocessing)
     console.print(f"Verifying {model.name} on {len(images)} test images ...")
     others: dict[str, Predictor] = {}
     codes: dict[str, CodeReader] = {}

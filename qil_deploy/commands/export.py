@@ -202,7 +202,7 @@ def _freezing_report(
     shape, name = info.preprocessing.shape, data or info.data
     count = limit or max(1, FREEZING_PIXELS // math.prod(shape))
     try:
-        images = load_batches(name, "test", shape=shape, batch_size=count).load(count)
+        images = load_batches(name, "test", preprocessing=info.preprocessing, batch_size=count).load(count)
     except DataError as error:
         if data is not None:
             raise
@@ -240,7 +240,7 @@ def _golden_images(count: int, data: str | None, info: CheckpointInfo) -> tuple[
 
     shape, name = info.preprocessing.shape, data or info.data
     try:
-        images = load_batches(name, "test", shape=shape, batch_size=count).load(count).images
+        images = load_batches(name, "test", preprocessing=info.preprocessing, batch_size=count).load(count).images
     except DataError:
         if data is not None:
             raise

@@ -250,7 +250,7 @@ def open_test_images(model: ExportedModel, data: str | None, batch_size: int) ->
     name = model.data if data is None else data
     if name is None:
         raise DataError(f"{model.path} does not say which data set it was trained on; name one with --data.")
-    images = load_batches(name, "test", shape=model.preprocessing.shape, batch_size=batch_size)
+    images = load_batches(name, "test", preprocessing=model.preprocessing, batch_size=batch_size)
     if images.class_names != model.class_names:
         raise DataError(
             f"data set {name!r} has the classes {_first_of(images.class_names)}, but {model.path} tells "

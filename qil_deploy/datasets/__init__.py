@@ -8,13 +8,15 @@
     FOLDER                 `train/CLASS/*.png` and `test/CLASS/*.png` (or `val`), images of one size
 
 The name also decides how images reach the shape of a network: sets in memory are resized bilinearly (`resize`), folders
-stretched, and `imagenet` scaled and cut as usual (`image_folder`). A checkpoint and an exported model keep the name, so
+resized and cut as the network's preprocessing says, or else stretched, and `imagenet` scaled and cut as usual
+(`image_folder`). A checkpoint and an exported model keep the name, so
 that they are evaluated on the same bytes. Needs neither torch nor onnx unless torchvision has to download.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +55,13 @@ _FOLDER_STATISTICS = (0.449, 0.226)  # of ImageNet
 _DIGITS_TEST_EVERY = 5
 
 
-def load_images(name: str, split: Split = "test", *, shape: tuple[int, int, int] | None = None) -> ImageSet:
+def load_images(
+    name: str,
+    split: Split = "test",
+    *,
+    shape: tuple[int, int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> ImageSet:
     """Load one split of a data set into memory.
 
     Args:
@@ -61,25 +69,33 @@ def load_images(name: str, split: Split = "test", *, shape: tuple[int, int, int]
         split: `train` or `test`.
         shape: (channels, height, width) to which the images are brought; None: their own, which for a folder is
             its first image's size in colour.
+        preprocessing: of the network, in the place of `shape`: pictures of a folder are resized and cut as it says.
 
     Raises:
         DataError: the name is unknown, a folder, package or network is missing, there are no images, or the shape
             cannot be had.
     """
     folder = find_image_folder(name, split)
+    shape = shape if preprocessing is None else preprocessing.shape
     if folder is not None:
+        folder = replace(folder, preprocessing=preprocessing)
         return folder.images(0, len(folder), shape or folder.default_shape())
     images = _load_whole(name, split)
     return images if shape is None else _resized(images, shape)
 
 
 def load_batches(
-    name: str, split: Split = "test", *, shape: tuple[int, int, int] | None = None, batch_size: int
+    name: str,
+    split: Split = "test",
+    *,
+    shape: tuple[int, int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int,
 ) -> ImageBatches:
     """Open one split of a data set, to be read batch by batch.
 
     Args:
-        name, split, shape: as `load_images` takes them; every image is the same.
+        name, split, shape, preprocessing: as `load_images` takes them; every image is the same.
         batch_size: images per batch, at least 1.
 
     Raises:
@@ -88,7 +104,9 @@ def load_batches(
     if batch_size < 1:
         raise DataError(f"batch_size is {batch_size}; it must be at least 1.")
     folder = find_image_folder(name, split)
+    shape = shape if preprocessing is None else preprocessing.shape
     if folder is not None:
+        folder = replace(folder, preprocessing=preprocessing)
         fitted = shape or folder.default_shape()
         return ImageBatches(
             count=len(folder),
@@ -96,7 +114,7 @@ def load_batches(
             labels=folder.labels,
             class_names=folder.class_names,
             batch_size=batch_size,
-            read=lambda start, stop: folder.images(start, stop, fitted),
+            read=partial(_read_folder, folder, fitted),
         )
     images = _load_whole(name, split)
     batches = images.batches(batch_size)
@@ -104,6 +122,10 @@ def load_batches(
         return batches
     _resized(images.first(1), shape)  # refuses a shape that cannot be had
     return replace(batches, shape=shape, read=lambda start, stop: _resized(images.part(start, stop), shape))
+
+
+def _read_folder(folder: ImageFolder, shape: tuple[int, int, int], start: int, stop: int) -> ImageSet:
+    return folder.images(start, stop, shape)
 
 
 def find_image_folder(name: str, split: Split) -> ImageFolder | None:

@@ -1,7 +1,8 @@
 """Folders of images: `FOLDER/train/CLASS/...` and `FOLDER/test/CLASS/...` (or `val`), decoded when asked for.
 
 Files are found as torchvision's ImageFolder finds them: classes in the order of their names, in each class every image
-at any depth, by its suffix. A decoded image reaches the shape of the network in one of two ways:
+at any depth, by its suffix. A decoded image reaches the shape of the network as its `Preprocessing` says (`resize`,
+`interpolation`), which is what the package of a pretrained network says; or, where that is silent, in one of two ways:
 
 - `stretch`: resized to exactly that shape (Pillow's bicubic), whatever its proportions;
 - `centre crop`: as networks on ImageNet are evaluated, the shorter side resized to 8/7 of the longer one wanted (256
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.errors import DataError
+from qil_deploy.preprocessing import Preprocessing
 
 from .decode import decode_image
 from .image_set import ImageSet, Split
@@ -43,6 +45,7 @@ class ImageFolder:
         labels: int64, [N], indices into `class_names`.
         class_names: one name per class.
         fit: how an image reaches the shape of the network.
+        preprocessing: which may say so instead.
     """
 
     root: Path
@@ -50,6 +53,7 @@ class ImageFolder:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     fit: Fit = "stretch"
+    preprocessing: Preprocessing | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -72,8 +76,10 @@ class ImageFolder:
         return to_array(self.fit_to(self.decode(index, shape[0]), shape))
 
     def fit_to(self, image: Image.Image, shape: tuple[int, int, int]) -> Image.Image:
-        """Bring a decoded image to the height and width of `shape`, as `fit` says."""
+        """Bring a decoded image to the height and width of `shape`, as `preprocessing` or `fit` says."""
         _, height, width = shape
+        if self.preprocessing is not None and self.preprocessing.resize is not None:
+            return _resized_and_cut(image, self.preprocessing)
         return image.resize((width, height)) if self.fit == "stretch" else _centre_crop(image, height, width)
 
     def images(self, start: int, stop: int, shape: tuple[int, int, int]) -> ImageSet:
@@ -149,13 +155,31 @@ def _image_files(root: Path, class_name: str) -> list[bytes]:
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     """Resize the shorter side to 8/7 of the longer one wanted, and cut out the middle."""
+    size = _in_proportion(image, round(max(height, width) * 8 / 7))
+    return _middle(_resize(image, size, "bilinear"), height, width)
+
+
+def _resized_and_cut(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize to what a preprocessing says, by its filter, and cut out the middle."""
+    wanted = preprocessing.resize or 0
+    size = _in_proportion(image, wanted) if isinstance(wanted, int) else (wanted[1], wanted[0])
+    resized = _resize(image, size, preprocessing.interpolation or "bicubic")
+    return _middle(resized, preprocessing.height, preprocessing.width)
+
+
+def _in_proportion(image: Image.Image, shorter: int) -> tuple[int, int]:
+    """Return width and height of an image whose shorter side is so long."""
+    if image.width <= image.height:
+        return (shorter, int(shorter * image.height / image.width))
+    return (int(shorter * image.width / image.height), shorter)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
     from PIL import Image
 
-    shorter = round(max(height, width) * 8 / 7)
-    if image.width <= image.height:
-        size = (shorter, int(shorter * image.height / image.width))
-    else:
-        size = (int(shorter * image.width / image.height), shorter)
-    resized = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-    return resized.crop((left, top, left + width, top + height))
+    return image.resize(size, Image.Resampling[interpolation.upper()])
+
+
+def _middle(image: Image.Image, height: int, width: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

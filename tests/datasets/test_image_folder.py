@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torchvision.transforms import v2
 from qil_deploy.datasets import find_image_folder, load_batches, load_images, preprocessing_for
 from qil_deploy.datasets.image_folder import open_image_folder
 from qil_deploy.errors import DataError
+from qil_deploy.preprocessing import Preprocessing
 
 
 @pytest.fixture
@@ -51,6 +53,29 @@ def test_imagenet_is_resized_and_cut_as_torchvision_does(pictures: Path, size: i
     expected = [transform(image).numpy() for image, _ in ImageFolder(str(pictures / "val"))]
     np.testing.assert_array_equal(test.images, np.stack(expected))
     assert load_images(f"imagenet:{pictures}", "test", shape=(1, size, size)).images.shape == (10, 1, size, size)
+
+
+@pytest.mark.parametrize("name", ["{}", "imagenet:{}"])
+@pytest.mark.parametrize("resize", [30, (28, 44)])
+def test_pictures_are_resized_and_cut_as_the_networks_preprocessing_says(
+    pictures: Path, resize: int | tuple[int, int], name: str
+) -> None:
+    pixels = replace(
+        Preprocessing.from_statistics((3, 24, 28), 0.5, 0.5),
+        resize=resize,
+        interpolation="bilinear",
+        channel_order="RGB",
+    )
+    transform = v2.Compose([v2.Resize(resize), v2.CenterCrop((24, 28)), v2.PILToTensor()])
+    expected = np.stack([transform(image).numpy() for image, _ in ImageFolder(str(pictures / "val"))])
+    found = load_images(name.format(pictures), preprocessing=pixels)
+    np.testing.assert_array_equal(found.images, expected)
+    batches = load_batches(name.format(pictures), preprocessing=pixels, batch_size=4)
+    assert batches.shape == (3, 24, 28)
+    np.testing.assert_array_equal(np.concatenate([batch.images for batch in batches]), expected)
+    silent = replace(pixels, resize=None)
+    as_before = load_images(name.format(pictures), shape=(3, 24, 28)).images
+    np.testing.assert_array_equal(load_images(name.format(pictures), preprocessing=silent).images, as_before)
 
 
 def test_imagenet_lies_where_the_environment_says(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest
         Image.fromarray(image).save(tmp_path / name / "photo.jpg")
     (tmp_path / "china" / "notes.txt").write_text("no photograph")
     network = timm.create_model("tf_efficientnet_lite0").eval()
-    pixels = Preprocessing.from_timm(network, size=32)
+    pixels = example.preprocessing_of(network, 32)
     chosen, held_out = (example.crops(tmp_path / name, pixels, 4) for name in ("china", "flower"))
     assert [chosen.shape, held_out.shape] == [(4, 3, 32, 32)] * 2
     assert not np.array_equal(chosen[0], chosen[1])

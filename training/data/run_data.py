@@ -166,7 +166,7 @@ def _unlabelled_data(recipe: Recipe, section: QuantizerOnlySection) -> RunData:
     _refuse(recipe, "augmentation.crop", recipe.augmentation.crop, "folders of images with labels")
     teacher = load_teacher(section, recipe)
     preprocessing = teacher.info.preprocessing
-    test = load_batches(recipe.data, "test", shape=preprocessing.shape, batch_size=EVALUATION_BATCH)
+    test = load_batches(recipe.data, "test", preprocessing=preprocessing, batch_size=EVALUATION_BATCH)
     _check_classes(teacher.info.class_names, test.class_names)
     train = unlabelled_images(section, teacher, recipe.seed)
     return RunData(recipe=recipe, train=train, test=test, preprocessing=preprocessing, workers=0, teacher=teacher)

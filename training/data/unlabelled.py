@@ -29,7 +29,7 @@ def unlabelled_images(section: QuantizerOnlySection, teacher: Teacher, seed: int
         require_memory(size, f"{section.noise_images:,} images of noise", "lower noise_images")
         images = noise_images(section.noise_images, preprocessing, blur=section.noise_blur, seed=seed)
     else:
-        images = load_images(section.images, "train", shape=preprocessing.shape).images[: section.limit]
+        images = load_images(section.images, "train", preprocessing=preprocessing).images[: section.limit]
     return ImageSet(
         images=images,
         labels=predictions(teacher.model, images, preprocessing),

@@ -98,7 +98,7 @@ def _examine(
     stage_names = [each.name for each in recipe.stages if _checkpoint(folder, each.name).is_file()]
     last = _last_network(folder, recipe)
     info, model = load_model(_checkpoint(folder, last), build)
-    images = load_batches(info.data, "test", shape=info.preprocessing.shape, batch_size=_BATCH_SIZE)
+    images = load_batches(info.data, "test", preprocessing=info.preprocessing, batch_size=_BATCH_SIZE)
     few = spread_images(images, ACTIVATION_IMAGES)
     task = progress.add_task("report", total=len(stage_names) * len(few) + len(images))
     epochs = read_epochs(folder)
