@@ -77,9 +77,12 @@ def create_session(
             content or loadable(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
+        remedy = "Export the model again, or check that the file is complete."
+        if kernels is not None and level == "disabled":
+            remedy = "Kernels need weights that are stored as int8 there: leave the library out, or take another level."
         raise ModelFileError(
             f"ONNX Runtime {onnxruntime.__version__}{_too_old()} cannot load {path} at optimization level {level!r}: "
-            f"{_one_line(error)}. Export the model again, or check that the file is complete."
+            f"{_one_line(error)}. {remedy}"
         ) from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qil_deploy.datasets import ImageSet
-from qil_deploy.errors import ConfigError
+from qil_deploy.errors import ConfigError, ModelFileError
 from qil_deploy.onnx_io import read_model
 from qil_deploy.runtime_tests import BenchOptions, BenchReport, benchmark, read_report, verify, write_report
 from qil_deploy.runtime_tests.backends import onnx_backend_name
@@ -110,6 +110,14 @@ def test_an_unknown_set_is_refused(exports: Exports, library: KernelLibrary, tmp
     with pytest.raises(ConfigError, match=r"cannot use the kernel library .* QIL_DEPLOY_KERNELS is none of"):
         create_session(path, kernels=replace(library, kernel_set="mmx"))
     assert SET_VARIABLE not in os.environ
+
+
+def test_packed_weights_without_optimizer_are_refused_with_what_to_do(
+    exports: Exports, library: KernelLibrary, tmp_path: Path
+) -> None:
+    path = exports.resnet(weight_bits=2, activation_bits=2).export(tmp_path / "model.onnx", kernels=True)
+    with pytest.raises(ModelFileError, match=r"w must be a constant\. Kernels need weights that are stored as int8"):
+        create_session(path, level="disabled", kernels=replace(library, kernel_set="scalar"))
 
 
 def test_packed_weights_are_constants_where_the_graph_is_optimized(exports: Exports, tmp_path: Path) -> None:
