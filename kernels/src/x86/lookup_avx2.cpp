@@ -5,8 +5,8 @@
 // more, where an int8 kernel without dot-product instructions takes three instructions for 32. The 9 tables take 144 bytes.
 // lookup_weights.h says how patterns are packed and when byte sums are emptied.
 //
-// A vector is 64 pixels, two registers R. A step, for R registers of cells and N output channels, is N loads of tables, R
-// loads of cells and R * N shuffles and additions; R * N is 8 or 12, so that all sums stay in the 16 registers.
+// A step, for V vectors of cells and N output channels, is N loads of tables, V loads of cells and V * N shuffles and
+// additions. V is at most 6, and V * N at most 12, so that all sums stay in the 16 registers.
 //
 // Emptying is that of lookup_avx512.cpp: words += sums as 16 bits, odd += sums >> 8.
 #include <immintrin.h>
@@ -73,11 +73,10 @@ inline void add_looked_up(__m256i& sums, __m256i table, __m256i cells) {
 
 template <int V, int N>
 __attribute__((noinline)) void run_tile(const TileTask& task) {
-  constexpr int R = 2 * V;
-  __m256i words[N][R], odd[N][R];
+  __m256i words[N][V], odd[N][V];
   const int start = -128 * task.run_count;
   for (int n = 0; n < N; n++) {
-    for (int i = 0; i < R; i++) {
+    for (int i = 0; i < V; i++) {
       words[n][i] = _mm256_set1_epi16(short(start * 257));
       odd[n][i] = _mm256_set1_epi16(short(start));
     }
@@ -86,11 +85,11 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
   const int32_t* offset = task.offsets;
   const int8_t* sums_of_patterns = tables.sums[0];
   for (int run = 0; run < task.run_count; run++) {
-    __m256i sums[N][R];
+    __m256i sums[N][V];
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
 #pragma GCC unroll 6
-      for (int i = 0; i < R; i++) sums[n][i] = _mm256_set1_epi8(char(0x80));
+      for (int i = 0; i < V; i++) sums[n][i] = _mm256_set1_epi8(char(0x80));
     }
     for (int step = task.runs[run]; step > 0; step--, patterns += block_outputs) {
       const uint8_t* cells = task.cells + *offset++;
@@ -101,7 +100,7 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
             _mm_load_si128(reinterpret_cast<const __m128i*>(sums_of_patterns + patterns[n])));
       }
 #pragma GCC unroll 6
-      for (int i = 0; i < R; i++) {
+      for (int i = 0; i < V; i++) {
         const __m256i x = load(cells + 32 * i);
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) add_looked_up(sums[n][i], table[n], x);
@@ -110,7 +109,7 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
 #pragma GCC unroll 6
-      for (int i = 0; i < R; i++) {
+      for (int i = 0; i < V; i++) {
         words[n][i] = _mm256_add_epi16(words[n][i], sums[n][i]);
         odd[n][i] = _mm256_add_epi16(odd[n][i], _mm256_srli_epi16(sums[n][i], 8));
       }
@@ -119,11 +118,8 @@ __attribute__((noinline)) void run_tile(const TileTask& task) {
   for (int n = 0; n < task.outputs; n++) {
     uint8_t* target = task.y + size_t(n) * task.out_pixels;
     for (int v = 0; v < V; v++) {
-      alignas(32) uint8_t codes[64];
-      for (int half = 0; half < 2; half++) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(codes + 32 * half),
-                           codes_of(task, n, words[n][2 * v + half], odd[n][2 * v + half]));
-      }
+      alignas(32) uint8_t codes[32];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(codes), codes_of(task, n, words[n][v], odd[n][v]));
       store_masked(target + task.ranks[v], codes, task.masks[v]);
     }
   }
@@ -173,9 +169,14 @@ uint8_t pack_rows(const uint8_t* const* channels, int channel_count, int rows, s
 #pragma GCC pop_options
 
 constexpr TiledKernel kernel = {
-    {2, 1, 64},
+    {2, 1, 32},
     pack_rows,
-    {{4, run_tile<1, 4>}, {2, run_tile<2, 2>}, {2, run_tile<3, 2>}, {0, nullptr}},
+    {{4, run_tile<1, 4>},
+     {4, run_tile<2, 4>},
+     {2, run_tile<3, 2>},
+     {2, run_tile<4, 2>},
+     {2, run_tile<5, 2>},
+     {2, run_tile<6, 2>}},
 };
 
 }  // namespace

@@ -125,7 +125,7 @@ uint8_t pack_rows(const uint8_t* const* channels, int channel_count, int rows, s
 constexpr TiledKernel kernel = {
     {2, 2, 32},
     pack_rows,
-    {{outputs, run_tile<1>}, {outputs, run_tile<2>}, {outputs, run_tile<3>}, {0, nullptr}},
+    {{outputs, run_tile<1>}, {outputs, run_tile<2>}, {outputs, run_tile<3>}},
 };
 
 // A run of fewer than 8 steps would be emptied more than it is worth.

@@ -32,7 +32,7 @@ TiledPlan::TiledPlan(const Layer& layer, const TiledKernel& kernel, const TileWe
 }
 
 void TiledPlan::cut_tiles() {
-  int widest = 4;
+  int widest = 6;
   while (kernel_.shapes[widest - 1].run == nullptr) widest--;
   const std::vector<int> widths = tile_widths(planes_.vectors(), widest);
   const int64_t blocks = layer_.groups * blocks_per_group(layer_);

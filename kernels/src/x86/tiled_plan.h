@@ -1,6 +1,6 @@
 // How a vector kernel computes one image: stage 0 packs the input into planes, stage 1 computes tiles.
 //
-// A tile is 1 to 4 neighbouring vectors of output pixels, for blocks of 16 output channels. The kernel computes it a few
+// A tile is 1 to 6 neighbouring vectors of output pixels, for blocks of 16 output channels. The kernel computes it a few
 // channels at a time, as many as its registers hold sums for, and runs through all steps with them. Tiles are cut fine
 // enough for many threads.
 #pragma once
@@ -55,7 +55,7 @@ class TileWeights {
 struct TiledKernel {
   CellFormat format;
   PackRows pack_rows;
-  TileShape shapes[4];  // for tiles of 1, 2, 3, 4 vectors; those at the end may be missing ({0, nullptr})
+  TileShape shapes[6];  // for tiles of 1, 2, ... vectors; those at the end may be missing
 };
 
 class TiledPlan final : public Plan {
