@@ -39,4 +39,4 @@ def test_every_byte_is_equal(library: Path, tmp_path: Path, rng: np.random.Gener
     assert "chosen: avx2 (the first that is faster here" in report["explain"]
     assert report["differing"] == [0] * 24
     kernels = {line.split(": ")[1].split(",")[0] for (line,) in report["layers"]}
-    assert kernels == {"lookup (AVX2)", "narrow accumulators (AVX2)"}
+    assert {"lookup (AVX2)", "narrow accumulators (AVX2)"} <= kernels
