@@ -38,6 +38,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "qdq": {"format": "qdq"},
     "qdq, int8 storage": {"format": "qdq", "weights": "int8"},
     "float input, fixed batch": {"input": "float", "batch": 4},
+    "kernels": {"kernels": True},
 }
 CONFIG = QuantConfig(weight_bits=4, activation_bits=4, allow_float=True)
 
