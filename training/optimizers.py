@@ -26,9 +26,9 @@ from .recipe import (
     INTERVAL_LEARNING_RATE,
     STAGE_LEARNING_RATE,
     STAGE_WEIGHT_DECAY,
-    IntervalOptimizer,
     OptimizerSection,
 )
+from .recipe_values import IntervalOptimizer
 
 MOMENTUM = 0.9
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qil_deploy.config import (
     DEFAULT_METHOD,
@@ -23,6 +23,23 @@ from qil_deploy.config import (
 )
 from qil_deploy.errors import ConfigError
 from qil_deploy.untrusted_text import excerpt
+
+from .recipe_values import (
+    LARGEST_IMAGE_SIDE,
+    LARGEST_RATE,
+    Epochs,
+    FolderName,
+    Images,
+    IntervalOptimizer,
+    Name,
+    NotNegative,
+    Overrides,
+    Positive,
+    Share,
+    Statistics,
+    Switch,
+    Temperature,
+)
 
 NOISE = "noise"
 OWN_FLOAT = "float"
@@ -39,48 +56,6 @@ DISTILLATION_WEIGHT, DISTILLATION_TEMPERATURE = 1.0, 4.0
 OSCILLATION_MOMENTUM = 0.001
 OSCILLATION_THRESHOLD = (0.1, 0.01)
 OSCILLATION_DAMPENING = 0.1
-
-LARGEST_IMAGE_SIDE = 8192
-# Rates become float32, and so do their products with weights.
-_LARGEST = 1e30
-_RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
-
-Epochs = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
-Images = Annotated[int, Field(ge=1, le=2**40, strict=True)]
-Positive = Annotated[float, Field(gt=0, le=_LARGEST, allow_inf_nan=False, strict=True)]
-NotNegative = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False, strict=True)]
-Share = Annotated[float, Field(gt=0, lt=1, strict=True)]
-Temperature = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False, strict=True)]
-Switch = Annotated[bool, Field(strict=True)]
-IntervalOptimizer = Literal["adam", "sgd"]
-Statistics = NotNegative | Annotated[tuple[NotNegative, ...], Field(min_length=1, max_length=1000)]
-
-
-def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("it holds a NUL character, which no name of a file can")
-    return text
-
-
-def _names_a_folder(text: str) -> str:
-    if (
-        not text.isprintable()
-        or set(text) & set("/\\:")
-        or text != text.strip(" .")
-        or len(text.encode("utf-8", "replace")) > 100
-        or text.partition(".")[0].lower() in _RESERVED_NAMES
-    ):
-        raise ValueError(
-            "it is the name of the run's folder: at most 100 printable characters, no slash, backslash or colon, no "
-            "dot or blank at either end, and none of the names that Windows reserves"
-        )
-    return text
-
-
-Name = Annotated[str, Field(min_length=1, max_length=600), AfterValidator(_without_nul)]
-"""Of a file, a folder, a data set or a network."""
-
-Overrides = Annotated[dict[Annotated[str, Field(max_length=1000)], dict[str, int]], Field(max_length=10_000)]
 
 
 class _Section(BaseModel):
@@ -199,7 +174,7 @@ class StageSection(OptimizerSection):
 
     @model_validator(mode="after")
     def _check_frozen_rate(self) -> Self:
-        if self.frozen_epochs and self.frozen_interval_learning_rate > _LARGEST:
+        if self.frozen_epochs and self.frozen_interval_learning_rate > LARGEST_RATE:
             raise ValueError(
                 f"frozen epochs would have the interval_learning_rate {self.frozen_interval_learning_rate:g}: "
                 "interval_learning_rate times frozen_learning_rate by learning_rate"
@@ -295,7 +270,7 @@ class Recipe(_Section):
         distillation: learn from a teacher beside the labels; None learns from labels alone.
     """
 
-    name: Annotated[str, Field(min_length=1), AfterValidator(_names_a_folder)]
+    name: FolderName
     data: Name
     image_size: Annotated[int, Field(ge=1, le=LARGEST_IMAGE_SIDE, strict=True)] | None = None
     mean: Statistics | None = None
