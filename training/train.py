@@ -31,7 +31,7 @@ from qil_deploy.network import PreparedModel, calibrate, change_bits
 from qil_deploy.terminal import Progress
 
 from .fit import fit
-from .pictures.interval_movement import interval_starts
+from .pictures import interval_starts
 from .recipe import Recipe, StageSection
 from .rehearsal import rehearse
 from .run import Run, Settings
