@@ -80,8 +80,10 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         _explain(models or (), library)
         return
     models = models or []
-    if library is not None and target != "native":
-        raise ConfigError(f"--kernels is measured on this machine; on {target} the file runs without: leave it out.")
+    if library is not None and target != "native" and not target.startswith(_EMULATED):
+        raise ConfigError(
+            f"--kernels is measured on this machine and emulated ones; on {target} the file runs without: leave it out."
+        )
     if target.startswith(_EMULATED):
         from qil_deploy.runtime_tests.instructions import CountOptions
 
@@ -95,6 +97,7 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
             warmup=1 if warmup is None else warmup,
             seed=seed,
             timeout=600.0 if timeout is None else timeout,
+            kernels=None if library is None else library.path,
         )
         _count_instructions(models, target, counting, json)
         return

@@ -239,6 +239,9 @@ def test_a_library_of_kernels_reaches_the_worker_and_the_report(write_model: Wri
     assert [model.instructions for model in report.models] == [370]
     assert report.kernels == str(library)
     assert f"kernels: {library}" in shown(report)
+    result = bench(write_model("large.onnx"), "--target", A53.name, "--kernels", library, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0
+    assert read_report(tmp_path / "r.json", InstructionsReport).kernels == str(library)
     with pytest.raises(ConfigError, match=r"there is no library of kernels .*absent.so"):
         CountOptions(kernels=tmp_path / "absent.so")
 
