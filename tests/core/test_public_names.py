@@ -29,4 +29,10 @@ def test_the_names_cost_a_device_nothing() -> None:
 
 def test_the_training_room_offers_what_a_loop_needs() -> None:
     training = import_module("qil_deploy.training")
-    assert set(training.__all__) == {"parameter_groups", "recipe_optimizers", "weight_parameters"}
+    assert set(training.__all__) == {
+        "Oscillation",
+        "distillation_loss",
+        "parameter_groups",
+        "recipe_optimizers",
+        "weight_parameters",
+    }

@@ -161,9 +161,9 @@ def test_labels_are_never_read(weights: Path, tmp_path: Path, monkeypatch: pytes
     digits = images_section(weights, "digits") | {"limit": 200}
     train(recipe(weights, quantizer_only=digits), tmp_path / "labelled")
 
-    def unlabelled(name: str, split: str, *, shape: tuple[int, int, int]) -> Unlabelled:
+    def unlabelled(name: str, split: str, *, preprocessing: Preprocessing) -> Unlabelled:
         assert (name, split) == ("digits", "train")
-        return Unlabelled(load_images("digits", "train", shape=shape).images)
+        return Unlabelled(load_images("digits", "train", preprocessing=preprocessing).images)
 
     monkeypatch.setattr(unlabelled_module, "load_images", unlabelled)
     train(recipe(weights, quantizer_only=digits), tmp_path / "unlabelled")
