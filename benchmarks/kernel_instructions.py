@@ -69,7 +69,7 @@ def main(
 
 
 def write_models(network: str, folder: Path) -> None:
-    """Write the network as int8 and at each number of bits, in `LowBitConv` where it qualifies."""
+    """Write the network as int8 and at each number of bits, in `TernaryConv` or `LowBitConv` where it qualifies."""
     batches = normalized_batches(colour_images(CALIBRATION_IMAGES))
     model = random_network(network, batches, seed=0)
     float_path = folder / "float.onnx"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
 from qil_deploy.integers import largest_pair
-from qil_deploy.onnx_io import KERNEL_OPERATOR, PART_OPERATOR, Node, part_shapes, read_metadata
+from qil_deploy.onnx_io import KERNEL_OPERATORS, PART_OPERATOR, Node, part_shapes, read_metadata
 from qil_deploy.reference import (
     EXACT_LEVEL,
     LANE_CODE,
@@ -118,7 +118,7 @@ class IntegerGraph:
 
     def _layers(self) -> Iterator[Layer]:
         for node in self.nodes:
-            if node.op_type in ("QLinearConv", KERNEL_OPERATOR):
+            if node.op_type in ("QLinearConv", *KERNEL_OPERATORS):
                 yield self._convolution(node, node.inputs[3], self.constants[node.inputs[8]])
             elif node.op_type == "ConvInteger":
                 yield self._convolution(node, node.inputs[1], self._added_bias(node))

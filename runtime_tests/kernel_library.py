@@ -1,8 +1,8 @@
-"""The library of kernels for `LowBitConv`: find it, register it in a session, ask it what it has and what it chose.
+"""The library of kernels for low-bit convolutions: find it, register it in a session, ask it what it has and chose.
 
 It is a distribution of its own, qil-deploy-kernels, and nothing here needs it: without the library ONNX Runtime runs
-the function that the file brings along. The library chooses one set of kernels for the processor when it is registered;
-the environment variable `QIL_DEPLOY_KERNELS` forces one.
+the function that the file brings along. When it is registered, the library chooses for each operator (`TernaryConv`,
+`LowBitConv`) a set of kernels for the processor, or none; the environment variable `QIL_DEPLOY_KERNELS` forces one.
 
 Kernels pack constant weights when the session is created. Those that a file stores in 4 or 2 bits become constants when
 ONNX Runtime folds what unpacks them: at every level but "disabled", where such a file needs ONNX Runtime's own kernels
@@ -15,7 +15,7 @@ import ctypes
 import importlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,14 @@ from typing import Final
 import onnxruntime
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.onnx_io import KERNEL_INPUTS, KERNEL_OPERATOR, OnnxFile
+from qil_deploy.onnx_io import KERNEL_INPUTS, KERNEL_OPERATORS, OnnxFile
 from qil_deploy.untrusted_text import excerpt
 
 INSTALLED: Final = "installed"
 SET_VARIABLE: Final = "QIL_DEPLOY_KERNELS"
-NO_SET: Final = "chosen: none"  # how the last line of `explain` begins where no kernels are registered
 _PACKAGE = "qil_deploy_kernels"
-_LACKS = "the processor lacks "
+_CHOSEN = "chosen"
+_USELESS = ("the processor lacks ", "has no kernels")
 _FOR_TESTS = "scalar"
 _registering = threading.Lock()  # the library reads the variable while it is registered
 
@@ -65,22 +65,38 @@ class KernelLibrary:
                 ) from error
 
     def explain(self) -> tuple[str, ...]:
-        """Return one line for each set, whether it wins on this processor and why not, and what is chosen."""
+        """Return one line for each set and operator, whether it wins here and why not, and what is chosen for each."""
         with _registering, _forced(self.kernel_set):
             return tuple(self._text("qil_deploy_kernels_explain").splitlines())
 
     def layers(self) -> tuple[str, ...]:
-        """Return one line for each `LowBitConv` of the sessions that are alive: its kernel, and why no other."""
+        """Return one line for each node in a kernel of the sessions that are alive: which, and why no other."""
         return tuple(self._text("qil_deploy_kernels_layers").splitlines())
 
-    def runnable_sets(self) -> tuple[str, ...]:
-        """Return the sets that this processor can run, but that for tests; only the one that is forced, if one is."""
+    def runnable_sets(self, operators: Collection[str] = KERNEL_OPERATORS) -> tuple[str, ...]:
+        """Return the sets that this processor can run and that have kernels for one of these operators.
+
+        Not that for tests; only the one that is forced, if one is.
+        """
+        if not operators:
+            return ()
         forced = self.kernel_set or os.environ.get(SET_VARIABLE, "")
         if forced:
             return (forced,)
-        said = [line.partition(": ") for line in self.explain()]
-        found = [name for name, _, reason in said if name != "chosen" and not reason.startswith(_LACKS)]
-        return tuple(name for name in found if name != _FOR_TESTS)
+        said = [(name, reason) for name, operator, reason in self._explained() if operator in operators]
+        found = [name for name, reason in said if not reason.startswith(_USELESS)]
+        return tuple(name for name in dict.fromkeys(found) if name not in (_CHOSEN, _FOR_TESTS))
+
+    def unused_for(self, operators: Collection[str]) -> dict[str, str]:
+        """Return of these operators those that no kernel is registered for on this processor, and why."""
+        said = {operator: choice for name, operator, choice in self._explained() if name == _CHOSEN}
+        return {each: said[each] for each in sorted(operators) if said.get(each, "").startswith("none ")}
+
+    def _explained(self) -> list[tuple[str, str, str]]:
+        """Return what `explain` says as (set or 'chosen', operator, reason or choice)."""
+        lines = [line.partition(": ") for line in self.explain()]
+        labels = [label.partition(" for ") for label, _, _ in lines]
+        return [(name, operator, said) for (name, _, operator), (_, _, said) in zip(labels, lines, strict=True)]
 
     def _text(self, function: str) -> str:
         try:
@@ -123,12 +139,17 @@ def find_kernel_library(where: str) -> KernelLibrary:
     return KernelLibrary(path=Path(path))
 
 
+def operators_in(graph: OnnxFile) -> set[str]:
+    """Return which operators of the library a file has."""
+    return {node.op_type for node in graph.nodes if node.op_type in KERNEL_OPERATORS}
+
+
 def levels_with_kernels(graph: OnnxFile, levels: Sequence[str]) -> tuple[str, ...]:
     """Return the optimization levels at which kernels can compute a file."""
     packed = any(
         node.inputs[3] not in graph.initializers
         for node in graph.nodes
-        if node.op_type == KERNEL_OPERATOR and len(node.inputs) == len(KERNEL_INPUTS)
+        if node.op_type in KERNEL_OPERATORS and len(node.inputs) == len(KERNEL_INPUTS)
     )
     return tuple(level for level in levels if level != "disabled" or not packed)
 

@@ -53,7 +53,7 @@ def create_session(
         cpus: logical processors to pin the threads to, one for each; the first is that of the thread that calls
             `run`, which its owner has to pin.
         profile: where the profile goes that `end_profiling` of the session writes, its name's beginning; None for none.
-        kernels: the library that computes `LowBitConv`; None for ONNX Runtime's own kernels.
+        kernels: the library that computes low-bit convolutions; None for ONNX Runtime's own kernels.
 
     Raises:
         ConfigError: `threads` or `level` is out of range, or the library cannot be used.

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from qil_deploy.datasets import ImageBatches
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.metrics import AveragePrecision, MeanIoU, Metric, Top1
-from qil_deploy.onnx_io import KERNEL_OPERATOR
 from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable
@@ -38,7 +37,7 @@ from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reade
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import FLOAT, ExportedModel, Outputs, Predictor, read_exported_model
-from .kernel_library import NO_SET, SET_VARIABLE, KernelLibrary, levels_with_kernels
+from .kernel_library import SET_VARIABLE, KernelLibrary, levels_with_kernels, operators_in
 from .logit_counts import BackendResult, DifferingImages, LogitCounts
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
@@ -291,14 +290,15 @@ def _kernel_warnings(model: ExportedModel, kernels: KernelLibrary | None) -> lis
     """Say where kernels had nothing to compute."""
     if kernels is None:
         return []
-    if not any(node.op_type == KERNEL_OPERATOR for node in model.graph.nodes):
+    operators = operators_in(model.graph)
+    if not operators:
         return [
-            f"{model.path} has no {KERNEL_OPERATOR}, so no kernel of the library was used; export it with --kernels."
+            f"{model.path} has no convolutions for kernels, so none of the library was used; export it with --kernels."
         ]
-    warnings = []
-    chosen = kernels.explain()[-1]
-    if chosen.startswith(NO_SET):
-        warnings.append(f"The library used none of its kernels, {chosen}; {SET_VARIABLE} can force one.")
+    warnings = [
+        f"The library used none of its kernels for {operator}, chosen: {choice}; {SET_VARIABLE} can force one."
+        for operator, choice in kernels.unused_for(operators).items()
+    ]
     if UNOPTIMIZED not in levels_with_kernels(model.graph, [UNOPTIMIZED]):
         warnings.append(
             f"At level {UNOPTIMIZED!r} the library cannot take weights that are stored in 4 or 2 bits; it was compared "

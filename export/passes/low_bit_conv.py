@@ -1,13 +1,17 @@
-"""Rewrite convolutions of few bits: LowBitConv, which the kernel library computes with less work per product.
+"""Rewrite convolutions of few bits: TernaryConv and LowBitConv, which a kernel library computes with less work.
 
     qil.Conv(x, codes, spread, bias, w_scale)       qil.deploy.LowBitConv(x, x_scale, 0, w, w_scale, 0, y_scale,
                                                         y_zero_point, bias, low, high, x_high)
 
-The file brings a function of that name along, `Clip(QLinearConv(...), low, high)`, so that it is whole without the
+The file brings a function of each name along, `Clip(QLinearConv(...), low, high)`, so that it is whole without the
 library (`qil_deploy.onnx_io.low_bit_conv`). What kernels rely on is proven here, from the integers:
 
-    max|codes| <= 7,  x <= x_high <= 15             products are so small that many of them sum to 16 bits or fewer;
-    max|codes| <= 1,  x <= x_high <= 3              ... or their sums are looked up
+    LowBitConv      max|codes| <= 7,  x <= x_high <= 15     products are so small that many of them sum to 16 bits
+    TernaryConv     max|codes| <= 1,  x <= x_high <= 3      their sums are looked up, in 16 bits: 3 * sum|codes| of
+                    one group                               an output channel is 32767 at most
+
+Both compute the same. They have two names because a runtime with the library runs all nodes of a name in its kernels,
+or none, and lookup wins on processors where the other kernels do not.
 
 `w = codes * spread`, which kernels divide by the greatest common divisor of each output channel.
 """
@@ -24,7 +28,7 @@ from onnxscript.onnx_opset import opset13
 from onnxscript.rewriter import MatchContext, MatchResult
 
 from qil_deploy.export.emitter import QIL_DOMAIN, array_of, integer
-from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_OPERATOR, KERNEL_VERSION
+from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_VERSION, LOW_BIT_CONV, TERNARY_CONV
 
 from .lower_to_qlinear import grid_of, output_name, weight_of, window_of, zero_weight_points
 from .replacement import Replacement, inputs_of, producer_of
@@ -32,6 +36,8 @@ from .rule import NodeRule
 
 MAX_WEIGHT_CODE = 7  # of 4 bits
 MAX_CODE = 15
+MAX_LOOKED_UP = 3  # the largest code that a lookup takes
+MAX_SUM = 32767  # of a lookup, before bias and multiplier
 
 
 class LowBitConv(NodeRule):
@@ -62,7 +68,7 @@ class LowBitConv(NodeRule):
             *(op.constant(np.uint8(integer(node, n) if n in node.attributes else whole), "") for n, whole in limits),
         ]
         return op.op(
-            KERNEL_OPERATOR,
+            TERNARY_CONV if _is_looked_up(node, array_of(codes)) else LOW_BIT_CONV,
             operands,
             output_name(node),
             domain=KERNEL_DOMAIN,
@@ -88,6 +94,14 @@ def _why_no_kernel(node: ir.Node, codes: Any) -> str | None:  # noqa: ANN401 - a
     return None
 
 
+def _is_looked_up(node: ir.Node, codes: Any) -> bool:  # noqa: ANN401 - an array of integers
+    """Whether lookup takes a convolution: ternary weights and codes 0..3, one group, sums of 16 bits."""
+    x_high, magnitudes = integer(node, "x_high"), np.abs(codes.astype(np.int64))
+    if integer(node, "group") != 1 or x_high > MAX_LOOKED_UP or magnitudes.max(initial=0) > 1:
+        return False
+    return bool(MAX_LOOKED_UP * magnitudes.sum(axis=(1, 2, 3)).max(initial=0) <= MAX_SUM)
+
+
 _operators = values.Opset(KERNEL_DOMAIN, KERNEL_VERSION)
 
 
@@ -103,10 +117,10 @@ def _low_bit_conv(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR
     return opset13.Clip(codes, low, high)
 
 
-def low_bit_conv_function(opset: int) -> ir.Function:
-    """Return the function that stands for `LowBitConv` where there is no kernel, in an operator set."""
+def low_bit_conv_function(name: str, opset: int) -> ir.Function:
+    """Return the function that stands for one of the two operators where there is no kernel, in an operator set."""
     proto = _low_bit_conv.to_function_proto()
-    proto.name, proto.doc_string = KERNEL_OPERATOR, ""
+    proto.name, proto.doc_string = name, ""
     del proto.opset_import[:], proto.metadata_props[:], proto.value_info[:]
     proto.opset_import.add(domain="", version=opset)
     return ir.serde.deserialize_function(proto)

@@ -1,6 +1,6 @@
 """Write down the versions that a file needs, once: its operator sets, and the file format of that time.
 
-The function of `LowBitConv` is written in the same operator set, so it is added here, too.
+The functions of `TernaryConv` and `LowBitConv` are written in the same operator set, so they are added here, too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def choose_opset(types: Iterable[ir.DataType], wanted: int | None, weights: Stor
 
 
 class SetVersions(ir.passes.InPlacePass):
-    """Sets the operator sets of the domains that are used, and the IR version; adds the function that nodes call."""
+    """Sets the operator sets of the domains that are used, and the IR version; adds the functions that nodes call."""
 
     def __init__(self, opset: int | None, weights: Storage, float_opset: int | None) -> None:
         """Take the arguments of `choose_opset`."""
@@ -69,9 +69,9 @@ class SetVersions(ir.passes.InPlacePass):
         uses_microsoft = any(node.domain == MICROSOFT_DOMAIN for node in model.graph)
         model.graph.opset_imports.clear()
         model.graph.opset_imports.update({"": opset} | ({MICROSOFT_DOMAIN: 1} if uses_microsoft else {}))
-        if any(node.domain == KERNEL_DOMAIN for node in model.graph):
+        for name in sorted({node.op_type for node in model.graph if node.domain == KERNEL_DOMAIN}):
             model.graph.opset_imports[KERNEL_DOMAIN] = KERNEL_VERSION
-            function = low_bit_conv_function(opset)
+            function = low_bit_conv_function(name, opset)
             model.functions[function.identifier()] = function
         model.ir_version = max(version for minimum, version in _IR_VERSIONS.items() if minimum <= opset)
         return ir.passes.PassResult(model, modified=True)

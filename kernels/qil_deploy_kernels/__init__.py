@@ -24,12 +24,12 @@ def library_path() -> Path:
 
 
 def explain() -> str:
-    """Return which sets of kernels this processor can run, which one is chosen and why: lines of text."""
+    """Return which kernels this processor has for each operator, which set is chosen for it and why: lines of text."""
     return _text("qil_deploy_kernels_explain")
 
 
 def layers() -> list[str]:
-    """Return one line per `LowBitConv` node of all sessions that are alive: the layer, its kernel, why not another."""
+    """Return one line per node in a kernel, of all sessions that are alive: the layer, its kernel, why not another."""
     return _text("qil_deploy_kernels_layers").splitlines()
 
 

@@ -1,4 +1,4 @@
-// The operator qil.deploy::LowBitConv for ONNX Runtime: reads the node, picks its kernel, runs it.
+// The operators qil.deploy::TernaryConv and LowBitConv for ONNX Runtime: reads the node, picks its kernel, runs it.
 //
 // Exported: RegisterCustomOps (ONNX Runtime calls it), and two functions that say what was chosen
 // (qil_deploy_kernels_explain, qil_deploy_kernels_layers).
@@ -40,7 +40,7 @@ void check(abi::Status* status) {
 template <typename Body>
 abi::Status* guarded(Body body) {
   const auto status = [](int code, const std::string& text) {
-    return abi::CreateStatus::of(api)(code, ("qil.deploy.LowBitConv: " + text).c_str());
+    return abi::CreateStatus::of(api)(code, ("qil.deploy: " + text).c_str());
   };
   try {
     body();
@@ -263,10 +263,10 @@ std::list<const Node*> live_nodes;
 
 class Node {
  public:
-  Node(const abi::KernelInfo* info, const KernelSet& set) {
+  Node(const abi::KernelInfo* info, const KernelSet& set, OperatorType type) {
     read_layer(info, layer_);
     const Kernel* chosen = &scalar_kernel;
-    for (const Kernel* kernel : set.kernels) {
+    for (const Kernel* kernel : set.operators[type].kernels) {
       const std::string reason = kernel->why_not(layer_);
       if (reason.empty()) {
         chosen = kernel;
@@ -275,7 +275,7 @@ class Node {
       why_not_others_ += std::string("; not ") + kernel->name + ": " + reason;
     }
     packed_ = chosen->pack(layer_);
-    choice_ = layer_.describe() + ": " + chosen->name;
+    choice_ = std::string(operator_names[type]) + " " + layer_.describe() + ": " + chosen->name;
     std::lock_guard lock(layers_mutex);
     place_ = live_nodes.insert(live_nodes.end(), this);
   }
@@ -288,7 +288,7 @@ class Node {
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
 
-  // The layer, its kernel, the memory of weights as far as they are packed, and why not another kernel.
+  // The operator, the layer, its kernel, the memory of weights as far as they are packed, and why not another kernel.
   std::string describe() const { 
     return choice_ + ", " + std::to_string(packed_->weight_bytes()) + " bytes of weights" + why_not_others_;
   }
@@ -369,16 +369,18 @@ class Node {
 
 // ---- The operator
 
-// The operator as one set of kernels computes it. ONNX Runtime hands it back when it creates a kernel.
+// An operator as one set of kernels computes it. ONNX Runtime hands it back when it creates a kernel.
 struct Operator : abi::CustomOp {
   const KernelSet* set;
+  OperatorType type;
 };
 
-Operator make_operator(const KernelSet& set) {
+Operator make_operator(const KernelSet& set, OperatorType type) {
   Operator op{};
   op.set = &set;
+  op.type = type;
   op.version = abi::version;
-  op.GetName = [](const abi::CustomOp*) { return "LowBitConv"; };
+  op.GetName = [](const abi::CustomOp* op) { return operator_names[static_cast<const Operator*>(op)->type]; };
   op.GetExecutionProviderType = [](const abi::CustomOp*) -> const char* { return nullptr; };
   op.GetInputType = [](const abi::CustomOp*, size_t index) { return index < input_count ? input_types[index] : 0; };
   op.GetInputTypeCount = [](const abi::CustomOp*) -> size_t { return input_count; };
@@ -393,7 +395,8 @@ Operator make_operator(const KernelSet& set) {
   op.GetVariadicOutputMinArity = [](const abi::CustomOp*) { return 1; };
   op.GetVariadicOutputHomogeneity = [](const abi::CustomOp*) { return 1; };
   op.CreateKernelV2 = [](const abi::CustomOp* op, const abi::AnyFunction*, const abi::KernelInfo* info, void** kernel) {
-    return guarded([&] { *kernel = new Node(info, *static_cast<const Operator*>(op)->set); });
+    const Operator& chosen = *static_cast<const Operator*>(op);
+    return guarded([&] { *kernel = new Node(info, *chosen.set, chosen.type); });
   };
   op.KernelComputeV2 = [](void* node, abi::KernelContext* context) {
     return guarded([&] { static_cast<Node*>(node)->compute(context); });
@@ -404,14 +407,16 @@ Operator make_operator(const KernelSet& set) {
   return op;
 }
 
-// One for each set, made once: an operator must outlive all sessions, and must not change under them.
-const abi::CustomOp* operator_of(const KernelSet& set) {
+// One for each set and type, made once: an operator must outlive all sessions, and must not change under them.
+const abi::CustomOp* operator_of(const KernelSet& set, OperatorType type) {
   static const std::vector<Operator> operators = [] {
     std::vector<Operator> all;
-    for (const KernelSet& set : kernel_sets()) all.push_back(make_operator(set));
+    for (const KernelSet& set : kernel_sets()) {
+      for (int i = 0; i < operator_count; i++) all.push_back(make_operator(set, OperatorType(i)));
+    }
     return all;
   }();
-  return &operators[size_t(&set - kernel_sets().data())];
+  return &operators[size_t(&set - kernel_sets().data()) * operator_count + type];
 }
 
 // A text that stays until the calling thread asks again.
@@ -427,8 +432,8 @@ const char* keep(std::string text) {
 
 extern "C" {
 
-// Adds the domain qil.deploy to a session's options where a set of kernels wins on this processor; else does nothing, and
-// ONNX Runtime runs the function of the same name in the file. (A kernel cannot decline a node once it is registered.)
+// Adds each operator of the domain qil.deploy for which a set of kernels wins on this processor to a session's options. For
+// others ONNX Runtime runs the function of the same name in the file.
 __attribute__((visibility("default"))) abi::Status* RegisterCustomOps(abi::SessionOptions* options,
                                                                       const abi::ApiBase* base) {
   using namespace qil_deploy;
@@ -436,12 +441,16 @@ __attribute__((visibility("default"))) abi::Status* RegisterCustomOps(abi::Sessi
   if (table == nullptr) return nullptr;  // older than 1.17: it runs the function
   api = table;
   return guarded([&] {
-    const Choice choice = choose_kernel_set();
-    if (choice.invalid) refuse(choice.reason);
-    if (choice.set == nullptr) return;
+    std::vector<const abi::CustomOp*> operators;
+    for (int i = 0; i < operator_count; i++) {
+      const Choice choice = choose_kernel_set(OperatorType(i));
+      if (choice.invalid) refuse(choice.reason);
+      if (choice.set != nullptr) operators.push_back(operator_of(*choice.set, OperatorType(i)));
+    }
+    if (operators.empty()) return;
     abi::CustomOpDomain* domain;
     check(abi::CreateCustomOpDomain::of(api)("qil.deploy", &domain));
-    check(abi::CustomOpDomainAdd::of(api)(domain, operator_of(*choice.set)));
+    for (const abi::CustomOp* op : operators) check(abi::CustomOpDomainAdd::of(api)(domain, op));
     check(abi::AddCustomOpDomain::of(api)(options, domain));
   });
 }

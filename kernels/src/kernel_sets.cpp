@@ -34,11 +34,19 @@ bool has_avx_vnni() {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
 
-std::string avx2_is_faster() {
+std::string why_dot_products_win() { return "ONNX Runtime's own are faster, with dot products (VNNI)"; }
+
+std::string why_avx2_lookup_is_not_faster() {
   if (has_avx_vnni() || __builtin_cpu_supports("avx512vnni")) {
     return "the processor has dot products (VNNI), with which ONNX Runtime is as fast";
   }
   return "";
+}
+
+std::string why_narrow_avx2_is_not_faster() {
+  const std::string reason = why_avx2_lookup_is_not_faster();
+  if (!reason.empty()) return reason;
+  return "its kernels take nearly as many instructions as ONNX Runtime's own, and more on small maps";
 }
 #elif defined(__aarch64__)
 std::string why_neon_is_not_faster() {
@@ -46,6 +54,8 @@ std::string why_neon_is_not_faster() {
   return "it has dot-product instructions, with which ONNX Runtime's own kernels are as fast";
 }
 #endif
+
+std::string why_scalar_is_not_faster() { return "it is there for tests"; }
 
 }  // namespace
 
@@ -55,17 +65,23 @@ const std::vector<KernelSet>& kernel_sets() {
       {"avx512vbmi",
        "AVX-512 with VBMI, VBMI2 and VNNI",
        has_avx512_vbmi,
-       always_faster,
-       {&lookup_avx512_kernel, &depthwise_avx2_kernel, &dot_avx512_kernel}},
-      {"avx2", "AVX2", has_avx2, avx2_is_faster, {&lookup_avx2_kernel, &depthwise_avx2_kernel, &narrow_avx2_kernel}},
+       {{{&lookup_avx512_kernel}, always_faster}, {{}, why_dot_products_win}}},
+      {"avx2",
+       "AVX2",
+       has_avx2,
+       {{{&lookup_avx2_kernel}, why_avx2_lookup_is_not_faster},
+        {{&depthwise_avx2_kernel, &narrow_avx2_kernel}, why_narrow_avx2_is_not_faster}}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",
        [] { return true; },
-       why_neon_is_not_faster,
-       {&neon::depthwise_kernel, &neon::lookup_kernel, &neon::narrow_kernel}},
+       {{{&neon::lookup_kernel}, why_neon_is_not_faster},
+        {{&neon::depthwise_kernel, &neon::narrow_kernel}, why_neon_is_not_faster}}},
 #endif
-      {"scalar", "nothing special", [] { return true; }, [] { return std::string("it is there for tests"); }, {}},
+      {"scalar",
+       "nothing special",
+       [] { return true; },
+       {{{&scalar_kernel}, why_scalar_is_not_faster}, {{&scalar_kernel}, why_scalar_is_not_faster}}},
   };
   return sets;
 }
@@ -80,13 +96,16 @@ std::string names_of_sets() {
   return names + "off";
 }
 
-Choice forced_choice(const std::string& name) {
+Choice forced_choice(const std::string& name, OperatorType type) {
   if (name == "off") return {nullptr, std::string(variable) + " is off", false};
   for (const KernelSet& set : kernel_sets()) {
     if (set.name != name) continue;
     if (!set.runs_here()) {
       return {nullptr, std::string(variable) + "=" + name + " needs " + set.instructions + ", which this processor lacks",
               true};
+    }
+    if (set.operators[type].kernels.empty()) {
+      return {nullptr, std::string(variable) + " asks for " + name + ", which has no kernels for it", false};
     }
     return {&set, std::string(variable) + " asks for it", false};
   }
@@ -95,31 +114,39 @@ Choice forced_choice(const std::string& name) {
 
 }  // namespace
 
-Choice choose_kernel_set() {
+Choice choose_kernel_set(OperatorType type) {
   const char* wanted = std::getenv(variable);
-  if (wanted != nullptr && *wanted != '\0') return forced_choice(wanted);
+  if (wanted != nullptr && *wanted != '\0') return forced_choice(wanted, type);
   for (const KernelSet& set : kernel_sets()) {
-    if (set.runs_here() && set.why_not_faster().empty()) {
+    if (!set.operators[type].kernels.empty() && set.runs_here() && set.operators[type].why_not_faster().empty()) {
       return {&set, "the first that is faster here than ONNX Runtime's own kernels", false};
     }
   }
   return {nullptr, "no set is faster here than ONNX Runtime's own kernels, which run instead", false};
 }
 
+namespace {
+
+std::string explain_set(const KernelSet& set, const OperatorKernels& has) {
+  if (!set.runs_here()) return std::string("the processor lacks ") + set.instructions;
+  const std::string reason = has.why_not_faster();
+  if (has.kernels.empty()) return "has no kernels: " + reason;
+  return reason.empty() ? "faster than ONNX Runtime's own kernels" : "runs, but " + reason;
+}
+
+}  // namespace
+
 std::string explain_choice() {
-  std::string text;
-  for (const KernelSet& set : kernel_sets()) {
-    text += std::string(set.name) + ": ";
-    if (!set.runs_here()) {
-      text += std::string("the processor lacks ") + set.instructions;
-    } else {
-      const std::string reason = set.why_not_faster();
-      text += reason.empty() ? "faster than ONNX Runtime's own kernels" : "runs, but " + reason;
+  std::string sets, choices;
+  for (int i = 0; i < operator_count; i++) {
+    const std::string for_operator = std::string(" for ") + operator_names[i] + ": ";
+    for (const KernelSet& set : kernel_sets()) {
+      sets += set.name + for_operator + explain_set(set, set.operators[i]) + "\n";
     }
-    text += "\n";
+    const Choice choice = choose_kernel_set(OperatorType(i));
+    choices += "chosen" + for_operator + (choice.set == nullptr ? "none" : choice.set->name) + " (" + choice.reason + ")\n";
   }
-  const Choice choice = choose_kernel_set();
-  return text + "chosen: " + (choice.set == nullptr ? "none" : choice.set->name) + " (" + choice.reason + ")\n";
+  return sets + choices;
 }
 
 }  // namespace qil_deploy

@@ -8,29 +8,40 @@
 
 namespace qil_deploy {
 
+// The operators of the domain qil.deploy. Both compute what lowbit_conv.h defines. A kernel cannot decline a node once its
+// operator is registered, so layers whose sums can be looked up have an operator of their own, and each is registered by
+// itself, where it wins.
+enum OperatorType { ternary_conv, low_bit_conv, operator_count };
+constexpr const char* operator_names[operator_count] = {"TernaryConv", "LowBitConv"};
+
+// What a set has for one of the operators.
+struct OperatorKernels {
+  std::vector<const Kernel*> kernels;  // tried in order; the scalar kernel takes what they leave. None: never registered
+  // Empty where the kernels are faster than ONNX Runtime's own on this processor, else why not. Asked only where the set
+  // runs here.
+  std::string (*why_not_faster)();
+};
+
 struct KernelSet {
   const char* name;          // value of QIL_DEPLOY_KERNELS: "avx2"
   const char* instructions;  // what it needs, for messages: "AVX2"
   bool (*runs_here)();       // whether this processor has them
-  // Empty where the set is faster than ONNX Runtime's own kernels on this processor, else why not. Asked only where
-  // runs_here().
-  std::string (*why_not_faster)();
-  std::vector<const Kernel*> kernels;  // tried in order; the scalar kernel takes what they leave
+  OperatorKernels operators[operator_count];
 };
 
 // All sets of this architecture, the preferred first. The last is "scalar", which is never faster.
 const std::vector<KernelSet>& kernel_sets();
 
 struct Choice {
-  const KernelSet* set;  // null: nothing is registered, ONNX Runtime runs the function in the file
+  const KernelSet* set;  // null: the operator is not registered, ONNX Runtime runs the function in the file
   std::string reason;    // one sentence
   bool invalid;          // QIL_DEPLOY_KERNELS names no set, or one that this processor cannot run
 };
 
-// QIL_DEPLOY_KERNELS where it is set (the name of a set, or "off"), else the first set that wins here.
-Choice choose_kernel_set();
+// For one operator: QIL_DEPLOY_KERNELS where it is set (the name of a set, or "off"), else the first set that wins here.
+Choice choose_kernel_set(OperatorType type);
 
-// What the processor has, what is chosen and why; lines of text.
+// For each operator what the sets have for it, what is chosen and why; lines of text.
 std::string explain_choice();
 
 }  // namespace qil_deploy

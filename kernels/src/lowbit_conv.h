@@ -1,6 +1,7 @@
 // A low-bit convolution, and what a kernel for it provides.
 //
-// The operator is ONNX's QLinearConv followed by Clip, on codes that start at 0 (the zero point of the input is 0):
+// Both operators (kernel_sets.h) are ONNX's QLinearConv followed by Clip, on codes that start at 0 (the zero point of the
+// input is 0):
 //
 //   sum[o, p]  = bias[o] + sum over c, ky, kx of x[c, p * stride + (ky, kx) * dilation - pad] * w[o, c, ky, kx]
 //   code[o, p] = clip(saturate(rint(float32(sum) * scale[o]) + output_zero_point, 0, 255), low, high)

@@ -13,7 +13,15 @@ from .float_parts import (
     kept_parts,
     part_shapes,
 )
-from .low_bit_conv import KERNEL_ATTRIBUTES, KERNEL_DOMAIN, KERNEL_INPUTS, KERNEL_OPERATOR, KERNEL_VERSION
+from .low_bit_conv import (
+    KERNEL_ATTRIBUTES,
+    KERNEL_DOMAIN,
+    KERNEL_INPUTS,
+    KERNEL_OPERATORS,
+    KERNEL_VERSION,
+    LOW_BIT_CONV,
+    TERNARY_CONV,
+)
 from .metadata import read_metadata
 from .model_file import UNREAD, Node, OnnxFile, TensorInfo, convert_model, loadable, parse_file, read_model
 from .names import INPUT_NAME, METADATA_KEY, METADATA_SCHEMA, OUTPUT_NAME
@@ -28,14 +36,16 @@ __all__ = [
     "KERNEL_ATTRIBUTES",
     "KERNEL_DOMAIN",
     "KERNEL_INPUTS",
-    "KERNEL_OPERATOR",
+    "KERNEL_OPERATORS",
     "KERNEL_VERSION",
+    "LOW_BIT_CONV",
     "METADATA_KEY",
     "METADATA_SCHEMA",
     "OUTPUT_KINDS",
     "OUTPUT_NAME",
     "PART_DOMAIN",
     "PART_OPERATOR",
+    "TERNARY_CONV",
     "UNREAD",
     "Array",
     "DefectError",

@@ -1,12 +1,13 @@
-"""The operator `qil.deploy::LowBitConv` and the function of that name that a file brings along.
+"""The operators `qil.deploy::TernaryConv` and `LowBitConv`, and the functions of these names that a file brings along.
 
-A file with such nodes is whole by itself: a runtime that has no kernel for them runs the function, which is
+A file with such nodes is whole by itself: a runtime that has no kernel for them runs the function, which is for both
 
     LowBitConv(x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias, low, high, x_high)
         = Clip(QLinearConv(x, ..., bias), low, high)
 
-and hands on its attributes. `x_high`, the largest code that `x` can hold, is for kernels alone. Whatever reads
-such files here computes the nodes as that function, so a file with any other function is refused.
+and hands on its attributes. `x_high`, the largest code that `x` can hold, is for kernels alone, as is the name: sums of
+`TernaryConv` can be looked up. Whatever reads such files here computes the nodes as that function, so a file with any
+other function is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 KERNEL_DOMAIN: Final = "qil.deploy"
-KERNEL_OPERATOR: Final = "LowBitConv"
+TERNARY_CONV: Final = "TernaryConv"
+LOW_BIT_CONV: Final = "LowBitConv"
+KERNEL_OPERATORS: Final = (TERNARY_CONV, LOW_BIT_CONV)
 KERNEL_VERSION: Final = 1
 KERNEL_INPUTS: Final = (
     *("x", "x_scale", "x_zero_point", "w", "w_scale", "w_zero_point", "y_scale", "y_zero_point", "bias"),
@@ -33,36 +36,38 @@ _STANDARD = ("", "ai.onnx")
 
 
 def check_functions(model: Message) -> None:
-    """Raise unless the functions of a ModelProto are none, or the one of `LowBitConv`, word for word.
+    """Raise unless the functions of a ModelProto are those of `TernaryConv` and `LowBitConv`, word for word, or none.
 
     Raises:
-        DefectError: another function, or one of that name that computes something else.
+        DefectError: another function, or one of these names that computes something else.
     """
     functions = [parse_message("FunctionProto", content) for content in model.functions]
-    if not functions:
-        return
-    if any((function.domain, function.name) != (KERNEL_DOMAIN, KERNEL_OPERATOR) for function in functions):
+    if any(function.domain != KERNEL_DOMAIN or function.name not in KERNEL_OPERATORS for function in functions):
         raise DefectError("model-local functions are not supported; inline them before export.")
     standard = [opset.version for opset in model.opset_import if opset.domain in _STANDARD]
-    if len(functions) > 1 or not _is_low_bit_conv(functions[0], standard):
-        raise DefectError(
-            f"its function {KERNEL_DOMAIN}.{KERNEL_OPERATOR} is not QLinearConv and Clip, as exports write it; export "
-            "the model again."
-        )
+    names = [function.name for function in functions]
+    for function in functions:
+        if names.count(function.name) > 1 or not _is_low_bit_conv(function, standard):
+            raise DefectError(
+                f"its function {KERNEL_DOMAIN}.{function.name} is not QLinearConv and Clip, as exports write it; "
+                "export the model again."
+            )
 
 
 def check_calls(model: Message) -> None:
-    """Raise unless a ModelProto with `LowBitConv` nodes has the function, too.
+    """Raise unless a ModelProto has the functions that its nodes `TernaryConv` and `LowBitConv` call.
 
     Raises:
         DefectError: it has not.
     """
-    calls = [node.name for node in model.graph.node if node.domain == KERNEL_DOMAIN]
+    calls = {node.op_type for node in model.graph.node if node.domain == KERNEL_DOMAIN}
     if not calls:
         return
-    if not model.functions:
+    defined = {parse_message("FunctionProto", content).name for content in model.functions}
+    missing = sorted(calls.intersection(KERNEL_OPERATORS) - defined)
+    if missing and defined.issubset(KERNEL_OPERATORS):  # others are refused as such (`check_functions`)
         raise DefectError(
-            f"it has nodes {KERNEL_DOMAIN}.{KERNEL_OPERATOR}, but not the function of that name, so nothing says what "
+            f"it has nodes {KERNEL_DOMAIN}.{missing[0]}, but not the function of that name, so nothing says what "
             "they compute. ONNX Runtime leaves it out of a graph that it writes while the kernel library is "
             "registered; use the exported file itself."
         )

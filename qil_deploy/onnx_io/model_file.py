@@ -103,7 +103,7 @@ def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
 
     Raises:
         ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX, or (without `left_out`) it
-            uses what is not supported: external data, subgraphs, functions other than that of `LowBitConv`, sparse
+            uses what is not supported: external data, subgraphs, functions other than those of `low_bit_conv`, sparse
             tensors, element types unknown to numpy.
     """
     message = parse_file(path)

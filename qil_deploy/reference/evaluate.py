@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from qil_deploy.errors import DataError, ModelFileError
-from qil_deploy.onnx_io import KERNEL_OPERATOR, Array, Node, OnnxFile, cut_out_parts
+from qil_deploy.onnx_io import KERNEL_OPERATORS, Array, Node, OnnxFile, cut_out_parts
 from qil_deploy.untrusted_text import excerpt
 
 from .budget import Budget, BudgetError, Cost
@@ -253,12 +253,12 @@ class IntegerReference:
         return tuple(remaining)
 
     def _check_promises(self) -> None:
-        """Refuse a `LowBitConv` that may read larger codes than it says, for which kernels are not made.
+        """Refuse a node for kernels that may read larger codes than it says, for which they are not made.
 
         Raises:
             ModelFileError: one may.
         """
-        promising = [node for node in self.nodes if node.op_type == KERNEL_OPERATOR]
+        promising = [node for node in self.nodes if node.op_type in KERNEL_OPERATORS]
         if not promising:
             return
         try:

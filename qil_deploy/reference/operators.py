@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_INPUTS, KERNEL_OPERATOR, PART_DOMAIN, PART_OPERATOR, Node
+from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_INPUTS, KERNEL_OPERATORS, PART_DOMAIN, PART_OPERATOR, Node
 from qil_deploy.untrusted_text import excerpt
 
 from . import compute, costs
@@ -106,20 +106,21 @@ def _executed() -> Iterable[Operator]:
         bias=8,
         arithmetic=INT8,
     )
-    yield Operator(
-        name=KERNEL_OPERATOR,
-        domain=KERNEL_DOMAIN,
-        effect=Effect.QUANTIZES,
-        compute=compute.low_bit_conv,
-        cost=costs.convolved,
-        attributes=_WINDOW | {"group"},
-        least_inputs=len(KERNEL_INPUTS),
-        exact=True,
-        grids=(GridAt("input", 1, 2), GridAt("weights", 4, 5, many=True), GridAt("result", 6, 7)),
-        weights=3,
-        bias=8,
-        arithmetic=INT8,
-    )
+    for name in KERNEL_OPERATORS:
+        yield Operator(
+            name=name,
+            domain=KERNEL_DOMAIN,
+            effect=Effect.QUANTIZES,
+            compute=compute.low_bit_conv,
+            cost=costs.convolved,
+            attributes=_WINDOW | {"group"},
+            least_inputs=len(KERNEL_INPUTS),
+            exact=True,
+            grids=(GridAt("input", 1, 2), GridAt("weights", 4, 5, many=True), GridAt("result", 6, 7)),
+            weights=3,
+            bias=8,
+            arithmetic=INT8,
+        )
     yield Operator(
         name="ConvInteger",
         compute=compute.conv_integer,

@@ -3,7 +3,7 @@
 Weights and results have the shapes that ONNX Runtime infers when the file is loaded as it is. An operator multiplies
 each element of its result `K` times:
 
-    Conv, QLinearConv, ConvInteger, LowBitConv      K = C_in / groups * kernel height * kernel width
+    Conv, QLinearConv, ConvInteger, TernaryConv, LowBitConv      K = C_in / groups * kernel height * kernel width
     Gemm, MatMul, QGemm, QLinearMatMul, MatMulInteger, MatMulNBits      K = length of a row
 
 and ConvTranspose each element of its input `C_out / groups * kernel height * kernel width` times. What is padded
@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.onnx_io import KERNEL_OPERATOR, Node, OnnxFile, optimized_model, read_model, with_outputs
+from qil_deploy.onnx_io import KERNEL_OPERATORS, Node, OnnxFile, optimized_model, read_model, with_outputs
 from qil_deploy.reference import operator_of
 from qil_deploy.runtime_tests.sessions import create_session
 
 MIXED = "mixed"
 Shape = tuple[int | str | None, ...]
 
-_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger", KERNEL_OPERATOR})
+_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger", *KERNEL_OPERATORS})
 # Operators that multiply with weights in ways that are not counted here.
 _UNCOUNTED = frozenset(
     {

@@ -40,7 +40,7 @@ def profile_model(
         inputs: its inputs.
         threads: threads of ONNX Runtime.
         cpus: logical processors to pin them to, if any.
-        kernels: the library that computes `LowBitConv`; None for ONNX Runtime's own kernels.
+        kernels: the library that computes low-bit convolutions; None for ONNX Runtime's own kernels.
 
     Raises:
         ModelFileError: the model cannot be loaded or run, or the profile cannot be read.

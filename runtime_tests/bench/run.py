@@ -23,10 +23,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, ModelFileError
-from qil_deploy.onnx_io import KERNEL_OPERATOR, read_model
+from qil_deploy.onnx_io import read_model
 from qil_deploy.reference import FLOAT32, INT8
 from qil_deploy.runtime_tests.environment import describe_environment
-from qil_deploy.runtime_tests.kernel_library import KernelLibrary
+from qil_deploy.runtime_tests.kernel_library import KernelLibrary, operators_in
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.runtime_tests.sessions import create_session, run_session
@@ -59,7 +59,7 @@ class _Setting:
 
 @dataclass(frozen=True)
 class _Row:
-    """One file, and the kernel library that computes its `LowBitConv` nodes; without one, ONNX Runtime's kernels do."""
+    """One file, and the kernel library that computes its low-bit convolutions; without one, ONNX Runtime does."""
 
     path: Path
     kernels: KernelLibrary | None = None
@@ -105,8 +105,8 @@ def benchmark(
     Args:
         paths: ONNX files; ratios refer to the first.
         options: how to measure.
-        kernels: a library of kernels: files that have `LowBitConv` are measured without it, and with each of its sets
-            that this processor can run.
+        kernels: a library of kernels: files with low-bit convolutions are measured without it, and with each
+            of its sets that this processor can run and that has kernels for them.
         clock: returns nanoseconds.
         progress: told how far it is.
 
@@ -153,16 +153,17 @@ def benchmark(
 def _rows(path: Path, kernels: KernelLibrary | None) -> list[_Row]:
     """Return what is measured of a file."""
     rows = [_Row(path)]
-    if kernels is not None and _has_low_bit_conv(path):
-        rows += [_Row(path, replace(kernels, kernel_set=name)) for name in kernels.runnable_sets()]
+    if kernels is not None:
+        sets = kernels.runnable_sets(_low_bit_operators(path))
+        rows += [_Row(path, replace(kernels, kernel_set=name)) for name in sets]
     return rows
 
 
-def _has_low_bit_conv(path: Path) -> bool:
+def _low_bit_operators(path: Path) -> set[str]:
     try:
-        return any(node.op_type == KERNEL_OPERATOR for node in read_model(path, left_out=[]).nodes)
+        return operators_in(read_model(path, left_out=[]))
     except ModelFileError:  # which is said when it is tried
-        return False
+        return set()
 
 
 def check_models(paths: Sequence[Path]) -> None:

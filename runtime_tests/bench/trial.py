@@ -53,7 +53,7 @@ class TrialOptions:
         threads, batch, seed: as in `run.BenchOptions`.
         processes: how many to start, one after the other.
         timeout: seconds that each may take.
-        kernels: the library that computes `LowBitConv`; None for ONNX Runtime's own kernels.
+        kernels: the library that computes low-bit convolutions; None for ONNX Runtime's own kernels.
     """
 
     threads: int

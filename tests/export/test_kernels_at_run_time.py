@@ -22,6 +22,7 @@ from qil_deploy.runtime_tests.kernel_library import (
     KernelLibrary,
     find_kernel_library,
     levels_with_kernels,
+    operators_in,
 )
 from qil_deploy.runtime_tests.report.extract_times import of_bench
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS, create_session
@@ -59,7 +60,7 @@ def test_every_set_of_kernels_makes_every_code(
     case = exports.resnet(weight_bits=bits[0], activation_bits=bits[1])
     path = case.export(tmp_path / "model.onnx", weights=weights, kernels=True)
     levels = [level for level in OPTIMIZATION_LEVELS if weights == "int8" or level != "disabled"]
-    for kernel_set in ("scalar", *library.runnable_sets()):
+    for kernel_set in ("scalar", *library.runnable_sets(operators_in(read_model(path)))):
         report = verified(case, path, replace(library, kernel_set=kernel_set))
         assert report.exact, kernel_set
         names = [backend.name for backend in report.backends if backend.must_equal]
@@ -88,9 +89,13 @@ def test_golden_vectors_hold_with_kernels(exports: Exports, library: KernelLibra
 def test_what_kernels_had_nothing_to_do_with_is_said(exports: Exports, library: KernelLibrary, tmp_path: Path) -> None:
     case = exports.resnet(weight_bits=2, activation_bits=2)
     plain = verified(case, case.export(tmp_path / "plain.onnx"), library)
-    assert any("has no LowBitConv, so no kernel of the library was used" in warning for warning in plain.warnings)
+    assert any(
+        "has no convolutions for kernels, so none of the library was used" in warning for warning in plain.warnings
+    )
     off = verified(case, case.export(tmp_path / "model.onnx", kernels=True), replace(library, kernel_set="off"))
-    assert any("used none of its kernels, chosen: none (QIL_DEPLOY_KERNELS is off)" in text for text in off.warnings)
+    assert any(
+        "none of its kernels for TernaryConv, chosen: none (QIL_DEPLOY_KERNELS is off)" in text for text in off.warnings
+    )
     assert off.exact
 
 
@@ -100,8 +105,8 @@ def test_layers_say_which_kernel_they_have(exports: Exports, library: KernelLibr
     before = len(library.layers())
     session = create_session(path, kernels=replace(library, kernel_set="scalar"))
     lines = library.layers()[before:]
-    assert len(lines) == sum(node.op_type == "LowBitConv" for node in read_model(path).nodes)
-    assert all("weights -1..1, input 0..3: scalar" in line for line in lines)
+    assert len(lines) == sum(node.op_type == "TernaryConv" for node in read_model(path).nodes)
+    assert all(line.startswith("TernaryConv ") and "weights -1..1, input 0..3: scalar" in line for line in lines)
     del session
 
 
@@ -155,15 +160,23 @@ def test_what_is_no_library_is_refused(exports: Exports, tmp_path: Path) -> None
 
 def test_sets_that_run_here_are_those_that_the_processor_does_not_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     said = (
-        "wide: the processor lacks AVX-512",
-        "middle: faster than ONNX Runtime's own kernels",
-        "narrow: runs, but it has dot-product instructions",
-        "scalar: runs, but it is there for tests",
-        "chosen: middle (the first)",
+        "wide for TernaryConv: the processor lacks AVX-512",
+        "middle for TernaryConv: faster than ONNX Runtime's own kernels",
+        "narrow for TernaryConv: runs, but it has dot-product instructions",
+        "scalar for TernaryConv: runs, but it is there for tests",
+        "wide for LowBitConv: the processor lacks AVX-512",
+        "middle for LowBitConv: has no kernels: others win",
+        "narrow for LowBitConv: runs, but it has dot-product instructions",
+        "scalar for LowBitConv: runs, but it is there for tests",
+        "chosen for TernaryConv: middle (the first)",
+        "chosen for LowBitConv: none (none is faster)",
     )
     monkeypatch.setattr(KernelLibrary, "explain", lambda _: said)
     library = KernelLibrary(path=Path("lib.so"))
     assert library.runnable_sets() == ("middle", "narrow")
+    assert library.runnable_sets({"LowBitConv"}) == ("narrow",)
+    assert library.runnable_sets(set()) == ()
+    assert library.unused_for({"TernaryConv", "LowBitConv"}) == {"LowBitConv": "none (none is faster)"}
     assert replace(library, kernel_set="scalar").runnable_sets() == ("scalar",)
     monkeypatch.setenv(SET_VARIABLE, "narrow")
     assert library.runnable_sets() == ("narrow",)
@@ -177,7 +190,7 @@ def test_bench_has_a_row_for_each_set_of_kernels(
 ) -> None:
     case = exports.resnet(weight_bits=2, activation_bits=2)
     plain, fast = case.export(tmp_path / "plain.onnx"), case.export(tmp_path / "fast.onnx", kernels=True)
-    monkeypatch.setattr(KernelLibrary, "runnable_sets", lambda _: ("scalar", "off"))
+    monkeypatch.setattr(KernelLibrary, "runnable_sets", lambda _, operators: ("scalar", "off") if operators else ())
     options = BenchOptions(caches=("warm",), repeats=2, warmup=0, processes=1, profile=True)
     report = benchmark([plain, fast], options, kernels=library)
     assert not report.failures
@@ -186,7 +199,7 @@ def test_bench_has_a_row_for_each_set_of_kernels(
     assert [latency.model.label for latency in report.latencies] == labels
     assert [cost.model.label for cost in report.models] == labels
     operators = {profile.model.label: {each.operator for each in profile.operators} for profile in report.profiles}
-    assert [label for label in labels if "LowBitConv" in operators[label]] == [f"{stem} [scalar]"]
+    assert [label for label in labels if "TernaryConv" in operators[label]] == [f"{stem} [scalar]"]
     write_report(tmp_path / "bench.json", report)
     assert read_report(tmp_path / "bench.json", BenchReport) == report
     page = of_bench(report)
@@ -201,7 +214,7 @@ def test_bench_explains_what_each_layer_gets(
     monkeypatch.setenv(SET_VARIABLE, "scalar")
     outcome = call_command("bench", "--kernels", library.path, "--explain", path)
     assert outcome.code == 0
-    assert "chosen: scalar (QIL_DEPLOY_KERNELS asks for it)" in outcome.out
+    assert "chosen for TernaryConv: scalar (QIL_DEPLOY_KERNELS asks for it)" in outcome.out
     assert "weights -1..1, input 0..3: scalar" in outcome.out
 
 

@@ -1,4 +1,4 @@
-"""Convolutions as LowBitConv: every code as before, in ONNX Runtime without a library; what is left alone; the file."""
+"""Convolutions as TernaryConv and LowBitConv: every code as before without a library; what is left alone; files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qil_deploy.export import ExportOptions
 from qil_deploy.export.emitter import QIL_DOMAIN, Emitter, array_of
 from qil_deploy.export.passes.low_bit_conv import LowBitConv
 from qil_deploy.export.passes.replacement import inputs_of
-from qil_deploy.onnx_io import KERNEL_OPERATOR, read_metadata, read_model
+from qil_deploy.onnx_io import KERNEL_OPERATORS, LOW_BIT_CONV, TERNARY_CONV, read_metadata, read_model
 from qil_deploy.reference import IntegerReference
 
 from .rewriting import rewritten
@@ -47,22 +47,25 @@ def test_every_code_and_logit_is_as_before(case: Case, exports: Exports, weights
     for name in actual:
         np.testing.assert_array_equal(actual[name], expected[name], err_msg=name, strict=True)
     metadata = read_metadata(found)
-    nodes = [node.name for node in found.nodes if node.op_type == KERNEL_OPERATOR]
+    nodes = [node.name for node in found.nodes if node.op_type in KERNEL_OPERATORS]
     assert nodes == metadata["passes"]["kernels"]
+    name = TERNARY_CONV if metadata["layers"][1]["weight_bits"] == 2 else LOW_BIT_CONV
+    assert {node.op_type for node in found.nodes if node.name in nodes} == {name}
+    assert [function.name for function in onnx.load(tmp_path / "model.onnx").functions] == [name]
     assert len(nodes) == sum(layer["weight_bits"] <= 4 for layer in metadata["layers"])
 
 
-def convolution(*, group: int = 1, largest: int = 1, **changed: float | None) -> ir.Model:
-    """A graph of one `qil.Conv` of 4 channels on codes 0..3, and what is changed of it."""
+def convolution(*, channels: int = 4, group: int = 1, largest: int = 1, **changed: float | None) -> ir.Model:
+    """A graph of one `qil.Conv` on codes 0..3, and what is changed of it."""
     rng, emitter = np.random.default_rng(0), Emitter()
-    x = ir.Value(name="x", shape=ir.Shape(["n", 4, 6, 6]), type=ir.TensorType(ir.DataType.UINT8))
+    x = ir.Value(name="x", shape=ir.Shape(["n", channels, 6, 6]), type=ir.TensorType(ir.DataType.UINT8))
     attributes: dict[str, Any] = {
         "x_scale": 1 / 3, "x_zero_point": 0, "x_high": 3, "y_scale": 0.2, "y_zero_point": 0, "low": 0, "high": 3,
         "weight_bits": 2, "kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1],
         "group": group,
     } | changed  # fmt: skip
     constants = {
-        "codes": rng.integers(-largest, largest, (4, 4 // group, 3, 3), np.int8, endpoint=True),
+        "codes": rng.integers(-largest, largest, (4, channels // group, 3, 3), np.int8, endpoint=True),
         "spread": np.full(4, 127 // largest, np.int8),
         "bias": rng.integers(-50, 50, 4, np.int32),
         "w_scale": np.full(4, 0.01, np.float32),
@@ -74,12 +77,17 @@ def convolution(*, group: int = 1, largest: int = 1, **changed: float | None) ->
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason"),
+    ("changed", "outcome"),
     [
-        ({}, None),
-        ({"largest": 7, "x_high": 15}, None),
-        ({"group": 4}, None),
-        ({"low": None, "high": None}, None),
+        ({}, TERNARY_CONV),
+        ({"low": None, "high": None}, TERNARY_CONV),
+        ({"x_high": 2}, TERNARY_CONV),
+        ({"channels": 1500}, TERNARY_CONV),
+        ({"channels": 2000}, LOW_BIT_CONV),  # sums pass 16 bits
+        ({"x_high": 4}, LOW_BIT_CONV),
+        ({"largest": 2}, LOW_BIT_CONV),
+        ({"largest": 7, "x_high": 15}, LOW_BIT_CONV),
+        ({"group": 4}, LOW_BIT_CONV),
         ({"y_scale": None}, "its sums become floats, not codes"),
         ({"largest": 8}, "its weights have codes above 7, more than 4 bits"),
         ({"x_zero_point": 1}, "the codes it reads have a zero point other than 0"),
@@ -87,17 +95,17 @@ def convolution(*, group: int = 1, largest: int = 1, **changed: float | None) ->
         ({"group": 2}, "it has groups of several channels"),
     ],
 )
-def test_what_no_kernel_is_made_for_is_left_alone(changed: dict[str, Any], reason: str | None) -> None:
+def test_layers_become_what_kernels_take_or_are_left_alone(changed: dict[str, Any], outcome: str) -> None:
     model, notes = rewritten(convolution(**changed), LowBitConv())
-    if reason is None:
+    if outcome in KERNEL_OPERATORS:
         assert notes.rewritten == ["y"]
-        assert [node.op_type for node in model.graph if node.domain != QIL_DOMAIN] == [KERNEL_OPERATOR]
+        assert [node.op_type for node in model.graph if node.domain != QIL_DOMAIN] == [outcome]
         assert [array_of(value).item() for value in inputs_of(model.graph.node(-1))[-3:]] == [
             *((0, 255) if changed.get("low", 0) is None else (0, 3)),
             changed.get("x_high", 3),
         ]
     else:
-        assert notes.left_alone == {reason: ["y"]}
+        assert notes.left_alone == {outcome: ["y"]}
         assert [node.op_type for node in model.graph] == ["Conv"]
 
 
@@ -124,12 +132,12 @@ def exported(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> byte
 
 
 def first_call(model: onnx.ModelProto) -> onnx.NodeProto:
-    calls: list[onnx.NodeProto] = [node for node in model.graph.node if node.op_type == KERNEL_OPERATOR]
+    calls: list[onnx.NodeProto] = [node for node in model.graph.node if node.op_type in KERNEL_OPERATORS]
     return calls[0]
 
 
 def set_constant(model: onnx.ModelProto, index: int, value: np.generic | NDArray[Any]) -> None:
-    """Give the first LowBitConv another constant input."""
+    """Give the first of them another constant input."""
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), "other"))
     first_call(model).input[index] = "other"
 
@@ -140,6 +148,16 @@ def no_function(model: onnx.ModelProto) -> None:
 
 def other_name(model: onnx.ModelProto) -> None:
     model.functions[0].name = "Other"
+
+
+def one_of_two_functions(model: onnx.ModelProto) -> None:
+    first_call(model).op_type = LOW_BIT_CONV
+
+
+def one_of_two_is_another(model: onnx.ModelProto) -> None:
+    model.functions.append(model.functions[0])
+    model.functions[1].name = LOW_BIT_CONV
+    model.functions[1].node[1].input[2] = "x_high"
 
 
 def two_functions(model: onnx.ModelProto) -> None:
@@ -190,7 +208,9 @@ def other_version(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_function, "but not the function of that name"),
+        (no_function, "nodes qil.deploy.TernaryConv, but not the function of that name"),
+        (one_of_two_functions, "nodes qil.deploy.LowBitConv, but not the function of that name"),
+        (one_of_two_is_another, "its function qil.deploy.LowBitConv is not QLinearConv and Clip"),
         (other_name, "model-local functions are not supported"),
         (other_version, "version \\[2\\] of qil.deploy"),
         *(

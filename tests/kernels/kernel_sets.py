@@ -1,17 +1,19 @@
-"""The sets of kernels that tests force, where this processor can run them."""
+"""The sets of kernels that tests force where this processor can run them, and which operators they have kernels for."""
 
 from __future__ import annotations
 
 import pytest
 
-SETS = ["scalar", "avx512vbmi", "avx2"]
+# A set and an operator that it has kernels for.
+SETS = [("scalar", "LowBitConv"), ("avx512vbmi", "TernaryConv"), ("avx2", "TernaryConv"), ("avx2", "LowBitConv")]
+for_each_set = pytest.mark.parametrize(("kernel_set", "operator"), SETS)
 
 
 def force(kernel_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have sessions made from now on use a set of kernels; skip the test where this processor cannot run it."""
     qil_deploy_kernels = pytest.importorskip("qil_deploy_kernels")
     lines = dict(line.split(": ", 1) for line in qil_deploy_kernels.explain().splitlines())
-    reason = lines.get(kernel_set, "not for this architecture")
+    reason = lines.get(f"{kernel_set} for TernaryConv", "not for this architecture")
     if reason.startswith(("the processor lacks", "not for")):
         pytest.skip(f"{kernel_set}: {reason}")
     monkeypatch.setenv("QIL_DEPLOY_KERNELS", kernel_set)

@@ -1,4 +1,4 @@
-"""Files of one `LowBitConv` node, random ones among them, and their results with and without the library."""
+"""Files of one low-bit convolution, random ones among them, and their results with and without the library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, ModelProto, TensorProto, helper, numpy_helper
 
 INPUTS = ["x", "x_scale", "x_zero_point", "w", "w_scale", "w_zero_point", "y_scale", "y_zero_point", "bias"]
 INPUTS += ["low", "high", "x_high"]
@@ -33,6 +33,7 @@ class Convolution:
     pads: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     dilations: list[int] = field(default_factory=lambda: [1, 1])
     group: int = 1
+    operator: str = "LowBitConv"
 
     def model(self) -> ModelProto:
         """Return a file with the node and the function that stands for it."""
@@ -50,7 +51,7 @@ class Convolution:
             "x_high": np.uint8(self.x_high),
         }
         node = helper.make_node(
-            "LowBitConv",
+            self.operator,
             INPUTS,
             ["y"],
             domain="qil.deploy",
@@ -68,10 +69,11 @@ class Convolution:
             [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
         )
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid("qil.deploy", 1)]
-        return helper.make_model(graph, functions=[_function()], opset_imports=opsets, ir_version=10)
+        return helper.make_model(graph, functions=[function(self.operator)], opset_imports=opsets, ir_version=10)
 
 
-def _function() -> object:
+def function(operator: str) -> FunctionProto:
+    """Return the function that a file brings along for one of the operators."""
     convolution = helper.make_node("QLinearConv", INPUTS[:9], ["sum"])
     for name in ATTRIBUTES:
         attribute = convolution.attribute.add()
@@ -79,7 +81,7 @@ def _function() -> object:
         attribute.type = 2 if name == "group" else 7  # INT, INTS
     clip = helper.make_node("Clip", ["sum", "low", "high"], ["y"])
     opset = [helper.make_opsetid("", 21)]
-    return helper.make_function("qil.deploy", "LowBitConv", INPUTS, ["y"], [convolution, clip], opset, ATTRIBUTES)
+    return helper.make_function("qil.deploy", operator, INPUTS, ["y"], [convolution, clip], opset, ATTRIBUTES)
 
 
 def session(model: ModelProto | bytes, library: Path | None, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -104,7 +106,7 @@ def run(
 def random_convolution(
     rng: np.random.Generator, largest_code: int, x_high: int, groups: int = 1
 ) -> tuple[Convolution, NDArray[np.uint8]]:
-    """Return a convolution of random shape, and an input for it. Outputs spread over many codes."""
+    """Return a convolution of random shape as exports write it, and an input. Outputs spread over many codes."""
     kernel = [int(rng.choice([1, 2, 3, 3, 3, 5, 7])) for _ in range(2)]
     if rng.random() < 0.7:
         kernel[1] = kernel[0]
@@ -145,6 +147,7 @@ def random_convolution(
         pads=pads,
         dilations=dilations,
         group=groups,
+        operator="TernaryConv" if (largest_code, x_high, groups) == (1, 3, 1) else "LowBitConv",
     )
     x = rng.integers(0, x_high + 1, (int(rng.choice([1, 1, 3])), channels, *size)).astype(np.uint8)
     return convolution, x

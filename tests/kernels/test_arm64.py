@@ -64,6 +64,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     made += [depthwise(rng, *BITS[case % len(BITS)]) for case in range(16)]
     made += [extreme(sign, code, x_high) for sign in (-1, 1) for code, x_high in ((1, 3), (3, 7), (7, 15))]
+    made += [(replace(layer, operator="TernaryConv"), x) for layer, x in made[:8]]  # most do not qualify
     for convolution, x in (made[0], made[1]):
         made.append((convolution, np.where(rng.random(x.shape) < 0.01, 200, x).astype(np.uint8)))
     for number, (convolution, x) in enumerate(made):
@@ -93,6 +94,7 @@ def extreme(sign: int, code: int, x_high: int) -> Case:
         y_zero_point=0 if sign > 0 else 255,
         x_high=x_high,
         pads=[1] * 4,
+        operator="TernaryConv" if code == 1 else "LowBitConv",
     )
     return convolution, np.full((1, 400, 5, 7), x_high, np.uint8)
 
@@ -130,5 +132,6 @@ def test_nothing_is_registered_where_there_is_a_dot_product(package: Path, tmp_p
     report = compare("arm64:cortex-a76", package, tmp_path, None)
     assert report["layers"] == [[]]
     assert report["differing"] == [0]
-    assert "neon: runs, but it has dot-product instructions" in report["explain"]
-    assert "chosen: none" in report["explain"]
+    for operator in ("TernaryConv", "LowBitConv"):
+        assert f"neon for {operator}: runs, but it has dot-product instructions" in report["explain"]
+        assert f"chosen for {operator}: none" in report["explain"]

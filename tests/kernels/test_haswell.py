@@ -1,4 +1,4 @@
-"""The AVX2 kernels on an emulated processor without AVX-512: chosen unasked, and equal to the byte."""
+"""The AVX2 kernels on an emulated processor without AVX-512: lookup unasked, the others if forced; all bytes equal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ KINDS = ((1, 3), (3, 7), (7, 15))  # largest weight code, largest input code
 
 
 @pytest.mark.slow
-def test_every_byte_is_equal(library: Path, tmp_path: Path, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("kernel_set", ["", "avx2"])
+def test_every_byte_is_equal(kernel_set: str, library: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     target = find_target("haswell")
     reason = target_state(target)
     if reason is not None:
@@ -30,13 +31,17 @@ def test_every_byte_is_equal(library: Path, tmp_path: Path, rng: np.random.Gener
         (tmp_path / f"{case}.onnx").write_bytes(convolution.model().SerializeToString())
         np.save(tmp_path / f"{case}.npy", x)
     command = python_command(target).and_then(GUEST, library.parents[1], tmp_path)
-    ended = subprocess.run(
-        command.arguments, check=False, env=command.environment, capture_output=True, text=True, timeout=900
-    )
+    environment = {**command.environment, "QIL_DEPLOY_KERNELS": kernel_set}
+    ended = subprocess.run(command.arguments, check=False, env=environment, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr
     report: dict[str, Any] = json.loads(ended.stdout)
-    assert "avx512vbmi: the processor lacks" in report["explain"]
-    assert "chosen: avx2 (the first that is faster here" in report["explain"]
     assert report["differing"] == [0] * 24
-    kernels = {line.split(": ")[1].split(",")[0] for (line,) in report["layers"]}
-    assert {"lookup (AVX2)", "narrow accumulators (AVX2)"} <= kernels
+    assert "avx512vbmi for TernaryConv: the processor lacks" in report["explain"]
+    assert "chosen for TernaryConv: avx2 (" in report["explain"]
+    kernels = {line.split(": ")[1].split(",")[0] for lines in report["layers"] for line in lines}
+    if kernel_set:
+        assert {"lookup (AVX2)", "narrow accumulators (AVX2)"} <= kernels
+    else:
+        assert "avx2 for LowBitConv: runs, but its kernels take nearly as many instructions" in report["explain"]
+        assert "chosen for LowBitConv: none (" in report["explain"]
+        assert kernels == {"lookup (AVX2)"}

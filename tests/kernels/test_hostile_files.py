@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from .kernel_sets import SETS, force
+from .kernel_sets import for_each_set, force
 from .models import Convolution, random_convolution, run, session
 
 
@@ -34,13 +35,13 @@ def image(
     return rng.integers(0, high + 1, (2, channels, 11, 13)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 @pytest.mark.parametrize("high", [4, 7, 16, 255])
 def test_input_codes_above_what_was_proven(
-    kernel_set: str, high: int, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    kernel_set: str, operator: str, high: int, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     force(kernel_set, monkeypatch)
-    model = convolution().model()
+    model = convolution(operator=operator).model()
     x = image(rng, high)
     np.testing.assert_array_equal(run(model, x, library, threads=2), run(model, x))
     x = image(rng)
@@ -48,7 +49,7 @@ def test_input_codes_above_what_was_proven(
     np.testing.assert_array_equal(run(model, x, library), run(model, x))
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 @pytest.mark.parametrize(
     "changes",
     [
@@ -71,13 +72,14 @@ def test_input_codes_above_what_was_proven(
 )
 def test_unusual_layers_are_computed(
     kernel_set: str,
+    operator: str,
     changes: dict[str, object],
     library: Path,
     monkeypatch: pytest.MonkeyPatch,
     rng: np.random.Generator,
 ) -> None:
     force(kernel_set, monkeypatch)
-    layer = convolution(**changes)
+    layer = convolution(operator=operator, **changes)
     # ONNX Runtime itself may saturate sums of pairs where 8-bit codes meet 8-bit weights, so those inputs stay small.
     x = image(rng, min(layer.x_high, 3))
     np.testing.assert_array_equal(run(layer.model(), x, library), run(layer.model(), x))
@@ -147,10 +149,12 @@ def test_a_group_that_divides_nothing_is_refused(library: Path, monkeypatch: pyt
         session(convolution(group=3).model(), library)
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
-def test_inputs_of_wrong_shape_are_refused(kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@for_each_set
+def test_inputs_of_wrong_shape_are_refused(
+    kernel_set: str, operator: str, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     force(kernel_set, monkeypatch)
-    living = session(convolution(pads=[0, 0, 0, 0]).model(), library)
+    living = session(convolution(operator=operator, pads=[0, 0, 0, 0]).model(), library)
     for shape, sentence in (
         ((1, 8, 5, 5), "x must have 9 channels, and has 8"),
         ((1, 9, 2, 5), "the kernel does not fit into x of 2x5"),
@@ -161,13 +165,13 @@ def test_inputs_of_wrong_shape_are_refused(kernel_set: str, library: Path, monke
     assert living.run(None, {"x": np.zeros((0, 9, 5, 5), np.uint8)})[0].shape == (0, 20, 3, 3)
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 def test_sizes_may_change_from_run_to_run(
-    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    kernel_set: str, operator: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     force(kernel_set, monkeypatch)
     layer, x = random_convolution(rng, 1, 3)
-    model = layer.model()
+    model = replace(layer, operator=operator).model()
     living, plain = session(model, library), session(model, None)
     for grown in (0, 3, 9, 1, 0, 20, 7, 3):
         larger = np.pad(x, ((0, 0), (0, 0), (0, grown), (0, 2 * grown)), mode="wrap")

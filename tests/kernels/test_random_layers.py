@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from .kernel_sets import SETS, force
+from .kernel_sets import for_each_set, force
 from .models import Convolution, random_convolution, run
 
 BITS = [(1, 3), (3, 7), (7, 15), (1, 15), (7, 3), (2, 5)]  # largest weight code, largest input code
 
 
 @pytest.mark.parametrize(("largest_code", "x_high"), BITS)
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 def test_dense_layers_are_equal(
     kernel_set: str,
+    operator: str,
     largest_code: int,
     x_high: int,
     library: Path,
@@ -26,27 +28,27 @@ def test_dense_layers_are_equal(
     force(kernel_set, monkeypatch)
     for case in range(30):
         convolution, x = random_convolution(rng, largest_code, x_high)
-        model = convolution.model()
+        model = replace(convolution, operator=operator).model()
         expected = run(model, x)
         found = run(model, x, library, threads=1 + case % 2)
         np.testing.assert_array_equal(found, expected, err_msg=f"case {case}: {convolution}, x {x.shape}")
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 def test_groups_are_equal(
-    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    kernel_set: str, operator: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     force(kernel_set, monkeypatch)
     for case in range(30):
         largest_code, x_high = BITS[case % len(BITS)]
         convolution, x = random_convolution(rng, largest_code, x_high, groups=int(rng.choice([2, 3, 8])))
-        model = convolution.model()
+        model = replace(convolution, operator=operator).model()
         np.testing.assert_array_equal(run(model, x, library), run(model, x), err_msg=f"case {case}: {convolution}")
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 def test_small_maps_of_many_channels_are_equal(
-    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    kernel_set: str, operator: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     force(kernel_set, monkeypatch)
     for width in range(1, 16):
@@ -63,13 +65,13 @@ def test_small_maps_of_many_channels_are_equal(
             group=groups,
         )
         x = rng.integers(0, 4, (2, channels * groups, int(rng.integers(1, 15)), width)).astype(np.uint8)
-        model = convolution.model()
+        model = replace(convolution, operator=operator).model()
         np.testing.assert_array_equal(run(model, x, library, threads=2), run(model, x), err_msg=f"width {width}")
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 def test_depthwise_layers_are_equal(
-    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    kernel_set: str, operator: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     force(kernel_set, monkeypatch)
     for case in range(24):
@@ -90,7 +92,7 @@ def test_depthwise_layers_are_equal(
         )
         shape = (2, channels, int(rng.integers(13, 40)), int(rng.integers(13, 80)))
         x = rng.integers(0, x_high + 1, shape).astype(np.uint8)
-        model = convolution.model()
+        model = replace(convolution, operator=operator).model()
         np.testing.assert_array_equal(run(model, x, library), run(model, x), err_msg=f"case {case}: {convolution}")
         if case == 5:  # a code above what was proven sends the image to the scalar kernel
             x[0, -1, -1, -1] = 255

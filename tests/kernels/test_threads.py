@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from .kernel_sets import SETS, force
+from .kernel_sets import for_each_set, force
 from .models import random_convolution, run, session
 
 
-@pytest.mark.parametrize("kernel_set", SETS)
+@for_each_set
 def test_concurrent_runs_are_equal(
-    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+    kernel_set: str, operator: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     force(kernel_set, monkeypatch)
     layer, x = random_convolution(rng, 1, 3)
-    model = layer.model()
+    model = replace(layer, operator=operator).model()
     images = [np.roll(x, shift, axis=3) for shift in range(8)]
     images[5] = images[5] + np.uint8(250)  # codes that send the run to the scalar kernel
     expected = [run(model, image) for image in images]

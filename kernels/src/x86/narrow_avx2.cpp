@@ -142,7 +142,7 @@ const Kernel narrow_avx2_kernel = {
     "narrow accumulators (AVX2)",
     why_not,
     [](const Layer& layer) -> std::unique_ptr<PackedLayer> {
-      auto weights = std::make_unique<ProductWeights>(layer, 2, ProductWeights::Of::codes);
+      auto weights = std::make_unique<ProductWeights>(layer, 2);
       return std::make_unique<TiledLayer>(layer, kernel, std::move(weights));
     },
 };

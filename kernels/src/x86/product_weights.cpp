@@ -4,7 +4,7 @@
 
 namespace qil_deploy {
 
-ProductWeights::ProductWeights(const Layer& layer, int channels_per_cell, Of of) : channels_per_cell_(channels_per_cell) {
+ProductWeights::ProductWeights(const Layer& layer, int channels_per_cell) : channels_per_cell_(channels_per_cell) {
   const int window = layer.kernel_h * layer.kernel_w, channels = layer.channels_per_group();
   const int outputs = layer.outputs_per_group(), blocks = blocks_per_group(layer);
   steps_ = (channels + channels_per_cell - 1) / channels_per_cell * window;
@@ -12,17 +12,16 @@ ProductWeights::ProductWeights(const Layer& layer, int channels_per_cell, Of of)
   weights_.resize(size_t(layer.groups) * blocks * steps_ * step_bytes);
   for (int o = 0; o < layer.out_channels; o++) {
     const int block = o / outputs * blocks + o % outputs / block_outputs, place = o % outputs % block_outputs;
-    const int multiplier = of == Of::weights ? layer.multipliers[o] : 1;
     const int8_t* codes = layer.codes.data() + size_t(o) * layer.taps();
     for (int channel = 0; channel < channels; channel++) {
       for (int tap = 0; tap < window; tap++) {
         const size_t step = size_t(block) * steps_ + size_t(channel / channels_per_cell) * window + tap;
         weights_[step * step_bytes + place * channels_per_cell + channel % channels_per_cell] =
-            int8_t(codes[channel * window + tap] * multiplier);
+            codes[channel * window + tap];
       }
     }
   }
-  if (of == Of::codes) find_runs(layer.input_capacity);
+  find_runs(layer.input_capacity);
 }
 
 void ProductWeights::find_runs(int capacity) {
@@ -62,9 +61,6 @@ void ProductWeights::find(TileTask& task, int outputs, int index) const {
   const size_t step_bytes = size_t(block_outputs) * channels_per_cell_;
   task.weights = reinterpret_cast<const uint8_t*>(weights_.data()) + first / block_outputs * steps_ * step_bytes +
                  first % block_outputs * channels_per_cell_;
-  task.runs = nullptr;
-  task.run_count = 0;
-  if (run_first_.empty()) return;
   task.runs = run_lengths_.data() + run_first_[index];
   task.run_count = int(run_first_[index + 1] - run_first_[index]);
 }

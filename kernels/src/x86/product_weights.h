@@ -1,9 +1,9 @@
 // Weights for kernels that multiply: bytes, side by side as the channels of a cell are.
 //
-// For each block of 16 output channels and each step, 16 groups of `channels_per_cell` bytes, one group per output channel.
-// Either the weights as they are in the file, for sums of 32 bits, or their codes, for sums of 16 bits which are emptied
-// before they could overflow: with input codes up to c, a run of steps lasts while c * (sum of positive codes) <= 32767 and
-// c * (sum of negative ones) >= -32768 for each of two neighbouring channels. At 4 bits, runs last a thousand weights.
+// For each block of 16 output channels and each step, 16 groups of `channels_per_cell` codes, one group per output channel.
+// Sums of 16 bits are emptied before they could overflow: with input codes up to c, a run of steps lasts while
+// c * (sum of positive codes) <= 32767 and c * (sum of negative ones) >= -32768 for each of two neighbouring channels. At 4
+// bits, runs last a thousand weights.
 #pragma once
 
 #include "tiled_plan.h"
@@ -12,11 +12,9 @@ namespace qil_deploy {
 
 class ProductWeights final : public TileWeights {
  public:
-  enum class Of { weights, codes };
-  ProductWeights(const Layer& layer, int channels_per_cell, Of of);
+  ProductWeights(const Layer& layer, int channels_per_cell);
 
-  // Weights are [steps, 16, channels_per_cell], from the first channel on. Runs are there for codes only, and only for two
-  // outputs at once.
+  // Weights are [steps, 16, channels_per_cell], from the first channel on. There are runs for two outputs at once only.
   void find(TileTask& task, int outputs, int index) const override;
   size_t bytes() const override { return weights_.size() + run_lengths_.size() * 2 + run_first_.size() * 4; }
 

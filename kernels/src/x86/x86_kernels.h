@@ -6,9 +6,8 @@
 namespace qil_deploy {
 
 extern const Kernel lookup_avx512_kernel;
-extern const Kernel dot_avx512_kernel;
 extern const Kernel lookup_avx2_kernel;
 extern const Kernel narrow_avx2_kernel;
-extern const Kernel depthwise_avx2_kernel;  // in the set for AVX-512, too
+extern const Kernel depthwise_avx2_kernel;
 
 }  // namespace qil_deploy
