@@ -34,8 +34,12 @@ void ProductWeights::find_runs(int capacity) {
     for (int step = 0; step < steps_; step++, first += step_bytes) {
       int more[2] = {}, less[2] = {};
       for (int i = 0; i < 2 * channels_per_cell_; i++) {
-        const int product = capacity * first[i];
-        (product > 0 ? more : less)[i / channels_per_cell_] += product;
+        const int product = capacity * first[i], channel = i / channels_per_cell_;
+        if (product > 0) {
+          more[channel] += product;
+        } else {
+          less[channel] += product;
+        }
       }
       bool full = length == 65535;
       for (int j = 0; j < 2; j++) full |= positive[j] + more[j] > 32767 || negative[j] + less[j] < -32768;
