@@ -78,10 +78,11 @@ def chosen(library: KernelLibrary) -> KernelLibrary:
     Raises:
         ConfigError: it chooses none.
     """
-    (name,) = [line.removeprefix("chosen: ").split()[0] for line in library.explain() if line.startswith("chosen: ")]
-    if name == "none":
+    choices = [line.partition(": ")[2].split()[0] for line in library.explain() if line.startswith("chosen for ")]
+    names = [name for name in dict.fromkeys(choices) if name != "none"]
+    if not names:
         raise ConfigError(f"{library.path} has no kernels that are faster on this processor; there is nothing to time.")
-    return replace(library, kernel_set=name)
+    return replace(library, kernel_set=names[0])
 
 
 def write_models(network: str, folder: Path) -> None:
