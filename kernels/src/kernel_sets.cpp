@@ -76,7 +76,7 @@ const std::vector<KernelSet>& kernel_sets() {
        "NEON",
        [] { return true; },
        {{{&neon::lookup_kernel}, why_neon_is_not_faster},
-        {{&neon::depthwise_kernel, &neon::narrow_kernel}, why_neon_is_not_faster}}},
+        {{&neon::depthwise_kernel, &neon::lookup_kernel, &neon::narrow_kernel}, why_neon_is_not_faster}}},
 #endif
       {"scalar",
        "nothing special",

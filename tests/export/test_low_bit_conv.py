@@ -55,17 +55,19 @@ def test_every_code_and_logit_is_as_before(case: Case, exports: Exports, weights
     assert len(nodes) == sum(layer["weight_bits"] <= 4 for layer in metadata["layers"])
 
 
-def convolution(*, channels: int = 4, group: int = 1, largest: int = 1, **changed: float | None) -> ir.Model:
+def convolution(
+    *, channels: int = 4, group: int = 1, largest: int = 1, size: int = 3, **changed: float | list[int] | None
+) -> ir.Model:
     """A graph of one `qil.Conv` on codes 0..3, and what is changed of it."""
     rng, emitter = np.random.default_rng(0), Emitter()
     x = ir.Value(name="x", shape=ir.Shape(["n", channels, 6, 6]), type=ir.TensorType(ir.DataType.UINT8))
     attributes: dict[str, Any] = {
         "x_scale": 1 / 3, "x_zero_point": 0, "x_high": 3, "y_scale": 0.2, "y_zero_point": 0, "low": 0, "high": 3,
-        "weight_bits": 2, "kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1],
+        "weight_bits": 2, "kernel_shape": [size, size], "strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1],
         "group": group,
     } | changed  # fmt: skip
     constants = {
-        "codes": rng.integers(-largest, largest, (4, channels // group, 3, 3), np.int8, endpoint=True),
+        "codes": rng.integers(-largest, largest, (4, channels // group, size, size), np.int8, endpoint=True),
         "spread": np.full(4, 127 // largest, np.int8),
         "bias": rng.integers(-50, 50, 4, np.int32),
         "w_scale": np.full(4, 0.01, np.float32),
@@ -85,6 +87,8 @@ def convolution(*, channels: int = 4, group: int = 1, largest: int = 1, **change
         ({"channels": 1500}, TERNARY_CONV),
         ({"channels": 2000}, LOW_BIT_CONV),  # sums pass 16 bits
         ({"x_high": 4}, LOW_BIT_CONV),
+        ({"size": 1}, LOW_BIT_CONV),
+        ({"size": 1, "strides": [2, 2]}, TERNARY_CONV),
         ({"largest": 2}, LOW_BIT_CONV),
         ({"largest": 7, "x_high": 15}, LOW_BIT_CONV),
         ({"group": 4}, LOW_BIT_CONV),
