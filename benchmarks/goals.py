@@ -61,6 +61,8 @@ GOALS: Mapping[str, Sequence[SpeedGoal | SizeGoal]] = {
         SpeedGoal(model="w4a4_qlinear", peer="onnxruntime_int8", at_least=1.25, threads=(1,)),
         SizeGoal(model="w4a4_qlinear", at_most=33.0),
     ),
+    "mobilenet_v3_large": (SpeedGoal(model="w4a4_qlinear", peer="onnxruntime_int8", at_least=1.0),),
+    "efficientnet_b0": (SpeedGoal(model="w4a4_qlinear", peer="onnxruntime_int8", at_least=1.0),),
 }
 
 
