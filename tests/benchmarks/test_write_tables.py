@@ -30,7 +30,7 @@ def test_a_table_without_a_place_is_an_error() -> None:
 def test_the_page_has_a_place_for_every_report() -> None:
     page = write_tables.PAGE.read_text()
     assert write_tables.table_names(page) == [
-        *("resnet18", "alexnet", "resnet18_wasm", "alexnet_wasm"),
+        *("resnet18", "alexnet", "mobilenet_v3_large", "efficientnet_b0", "resnet18_wasm", "alexnet_wasm"),
         *("export_cost", "openvino", "step_time"),
     ]
 
