@@ -107,7 +107,7 @@ def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
 def ways(bits: int, method: str) -> list[Variant]:
     """Return the rows of one width: plain, each ingredient alone, together."""
     plain = Variant(name="plain", bits=(bits,), method=method, rate={4: 0.05, 3: 0.05, 2: 0.1}[bits])
-    # With a teacher 0.1 ends at chance: its part of the loss is T**2 times as steep.
+    # A teacher's part of the loss is T**2 times as steep; together with the rest 0.1 ends at chance at once.
     taught = replace(plain, name="distillation", temperature=4.0, rate=0.05)
     little = {4: 1e-4, 3: 5e-5, 2: 2.5e-5}[bits]
     rows = [
