@@ -29,7 +29,8 @@ from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console
 from side_by_side import Images
 from tables import Rows, console_table, markdown_table
-from training_rows import DATA, Bench, Queue, Result, Variant, train_float
+from training_queue import Queue
+from training_rows import DATA, Bench, Result, Variant, train_float
 from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
@@ -70,7 +71,7 @@ def main(
     rows = [
         (variant, seed)
         for variant, seed in table(numbers)
-        if (not names or variant.name in names) and key_of(variant, seed) not in {result.key for result in results}
+        if (not names or variant.name in names) and variant.key(seed) not in {result.key for result in results}
     ]
     teachers = train_float(bench, numbers, out, console.print)
 
@@ -124,11 +125,6 @@ def ways(bits: int, method: str) -> list[Variant]:
     if bits == 2:
         rows.append(replace(plain, name="progressive", bits=(5, 4, 3, 2), shares=(0.1, 0.15, 0.25, 0.5)))
     return rows
-
-
-def key_of(variant: Variant, seed: int) -> tuple[str, ...]:
-    """Return the key of the result of a row."""
-    return (variant.name, variant.method if variant.bits else "", variant.width, str(seed))
 
 
 def read_results(path: Path) -> list[Result]:

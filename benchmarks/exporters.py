@@ -168,8 +168,11 @@ def writers(network: str, model: nn.Module, batches: list[Tensor], folder: Path)
 
 
 def latency_rows(bench: BenchReport) -> Rows:
-    """One row per model: size, and with each number of threads median, and times as fast as float and as int8."""
-    latencies = {(Path(row.model.path).stem, row.threads): row for row in bench.latencies}
+    """One row per model: size, and with each number of threads median, and times as fast as float and as int8.
+
+    A file that was timed with a set of kernels has a row for it.
+    """
+    latencies = {(_name_of(row), row.threads): row for row in bench.latencies}
     names, counts = list(dict.fromkeys(name for name, _ in latencies)), sorted({count for _, count in latencies})
     headings = ["model", "MB"]
     for count in counts:
@@ -184,6 +187,11 @@ def latency_rows(bench: BenchReport) -> Rows:
             row += [f"{latency.median_ms:.2f}", *times]
         cells.append(row)
     return Rows(headings=tuple(headings), cells=cells)
+
+
+def _name_of(latency: Latency) -> str:
+    name = Path(latency.model.path).stem
+    return f"{name}, {latency.model.kernels}" if latency.model.kernels else name
 
 
 def times_as_fast(latency: Latency, peer: Latency | None, *, seed: int) -> str:

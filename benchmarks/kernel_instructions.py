@@ -14,18 +14,7 @@ from typing import Annotated
 
 import typer
 
-from networks import (
-    CLASS_NAMES,
-    DATA,
-    PREPROCESSING,
-    colour_images,
-    normalized_batches,
-    quantized_network,
-    random_network,
-)
-from peers import export_onnxruntime_int8
-from qil_deploy.config import QuantConfig
-from qil_deploy.export import ExportOptions, export_float_onnx, export_onnx
+from kernel_models import INT8, write_models
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.instructions import CountOptions, InstructionsReport, count_instructions
@@ -34,9 +23,7 @@ from qil_deploy.terminal import Console
 from tables import Rows, console_table, markdown_table
 from write_tables import with_tables
 
-CALIBRATION_IMAGES = 8
 PROCESSORS = ("cortex-a53", "cortex-a72")
-INT8 = "onnxruntime_int8"
 GOALS = {"w2a2": 0.5, "w3a3": 0.6, "w4a4": 0.8}  # of the instructions of int8, at most
 TIMEOUT = 1800.0
 
@@ -53,7 +40,7 @@ def main(
     paths = [folder / f"{name}.onnx" for name in (INT8, *GOALS)]
     if not all(path.is_file() for path in paths):
         console.print(f"Writing models to {folder} ...")
-        write_models(network, folder)
+        write_models(network, folder, [int(name[1]) for name in GOALS])
     reports = {}
     for processor in PROCESSORS:
         report_path = folder / f"{processor}.json"
@@ -66,27 +53,6 @@ def main(
     if page is not None:
         write_text(page, with_tables(page.read_text(), {f"instructions_{network}": f"\n{markdown_table(rows)}\n\n"}))
     console.print(console_table(f"{network}: million instructions per inference", rows))
-
-
-def write_models(network: str, folder: Path) -> None:
-    """Write the network as int8 and at each number of bits, in `TernaryConv` or `LowBitConv` where it qualifies."""
-    batches = normalized_batches(colour_images(CALIBRATION_IMAGES))
-    model = random_network(network, batches, seed=0)
-    float_path = folder / "float.onnx"
-    ensure_writable(float_path)
-    export_float_onnx(model, float_path, preprocessing=PREPROCESSING, class_names=CLASS_NAMES, data=DATA)
-    export_onnxruntime_int8(float_path, folder / f"{INT8}.onnx", batches)
-    for name in GOALS:
-        bits = int(name[1])
-        quantized = quantized_network(model, QuantConfig(weight_bits=bits, activation_bits=bits), batches)
-        export_onnx(
-            quantized,
-            folder / f"{name}.onnx",
-            preprocessing=PREPROCESSING,
-            class_names=CLASS_NAMES,
-            data=DATA,
-            options=ExportOptions(kernels=True),
-        )
 
 
 def instruction_rows(reports: dict[str, InstructionsReport]) -> Rows:

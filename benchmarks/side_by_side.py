@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from qil_deploy.datasets import ImageSet
 from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.training.data import seeded
-from qil_deploy.training.data.memory_batches import to_input
+from qil_deploy.training.data import ArrayBatches, to_input
 from qil_deploy.training.models import in_memory_format, memory_format_for
 from qil_deploy.training.optimizers import rate_factor
 from qil_deploy.training.recipe import OptimizerSection
@@ -65,15 +64,11 @@ class Order:
     batches: int
 
     @classmethod
-    def of(cls, images: int, batch_size: int, epochs: int, seed: int, device: torch.device) -> Order:
-        """Draw the order of a phase, as `ArrayBatches` does with `flip`."""
-        batches = images // batch_size
-        rows, mirrored = [], []
-        for epoch in range(epochs):
-            order = torch.randperm(images, generator=seeded(seed, epoch))
-            rows.append(order[: batches * batch_size].reshape(batches, batch_size))
-            mirrored += [torch.rand(batch_size, generator=seeded(seed, epoch, index)) < 0.5 for index in range(batches)]
-        return cls(rows=torch.cat(rows).to(device), mirrored=torch.stack(mirrored).to(device), batches=batches)
+    def of(cls, batches: ArrayBatches, epochs: int, device: torch.device) -> Order:
+        """Draw the batches of a phase of a recipe, which mirrors images and does not shift them."""
+        drawn = [batches.drawn(epoch, index) for epoch in range(epochs) for index in range(len(batches))]
+        rows, mirrored = (torch.stack(parts).to(device) for parts in zip(*drawn, strict=True))
+        return cls(rows=rows, mirrored=mirrored, batches=len(batches))
 
 
 class Learner:

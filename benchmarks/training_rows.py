@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from qil_deploy.integers import freeze, predictions
 from qil_deploy.network import PreparedModel, calibrate, prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training import distillation_loss
+from qil_deploy.training.data import ArrayBatches
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.oscillation import Control, Oscillation
@@ -71,6 +71,10 @@ class Variant:
         """Bits at the end, for example `w4a4`; `float`."""
         return f"w{self.bits[-1]}a{self.bits[-1]}" if self.bits else "float"
 
+    def key(self, seed: int) -> tuple[str, str, str, int]:
+        """Return what names the result of a seed: way, method (none of float), width, seed."""
+        return (self.name, self.method if self.bits else "", self.width, seed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -101,9 +105,9 @@ class Result:
     beside: int
 
     @property
-    def key(self) -> tuple[str, ...]:
-        """What names it."""
-        return (self.way, self.method, self.width, str(self.seed))
+    def key(self) -> tuple[str, str, str, int]:
+        """That of its row and seed (`Variant.key`)."""
+        return (self.way, self.method, self.width, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +141,8 @@ class Bench:
 
     def order(self, epochs: int, seed: int) -> Order:
         """Draw the batches of a phase."""
-        return Order.of(len(self.train), BATCH, epochs, seed, self.device)
+        batches = ArrayBatches(self.train, self.preprocessing, batch_size=BATCH, flip=True, shift=0, seed=seed)
+        return Order.of(batches, epochs, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,11 +316,12 @@ class Job:
             if keep is not None:
                 config = self._config(variant.bits[-1])
                 save_checkpoint(keep, bench.info("quantized", config, accuracy=accuracy), model)
+        way, method, width, seed = variant.key(self.seed)
         return Result(
-            way=variant.name,
-            method=variant.method if variant.bits else "",
-            width=variant.width,
-            seed=self.seed,
+            way=way,
+            method=method,
+            width=width,
+            seed=seed,
             epochs=bench.epochs,
             accuracy=accuracy,
             frozen=frozen_accuracy,
@@ -331,76 +337,3 @@ def differing_logits(frozen: nn.Module, bench: Bench) -> int:
     """Count the logits of a frozen network that the device computes otherwise than the processor."""
     x = bench.images.inputs[:COMPARED_LOGITS]
     return int((frozen(x).cpu() != copy.deepcopy(frozen).cpu()(x.cpu())).sum())
-
-
-@dataclass(kw_only=True)
-class Queue:
-    """Rows that wait, train, or are to be evaluated.
-
-    Attributes:
-        bench, teachers: what rows are made of.
-        waiting: rows and seeds that have not begun.
-        width: how many train at a time.
-        deadline: by `time.monotonic`; a row that would end after it is not begun.
-        keep: where the checkpoint of a row goes, if anywhere.
-        done: called with each result.
-        active, ready, ended: in training; to begin with the next epoch; at the end of a stage.
-    """
-
-    bench: Bench
-    teachers: dict[int, Teacher]
-    waiting: list[tuple[Variant, int]]
-    width: int
-    deadline: float
-    keep: Callable[[Variant, int], Path | None]
-    done: Callable[[Result], None]
-    active: list[Job] = field(default_factory=list)
-    ready: list[Job] = field(default_factory=list)
-    ended: list[Job] = field(default_factory=list)
-
-    def train(self) -> None:
-        """Train every row; while a CUDA device trains, others are evaluated and made ready."""
-        epoch_seconds = 0.0
-        with ThreadPoolExecutor(1) as launcher:
-            while self.waiting or self.active or self.ended or self.ready:
-                began = time.monotonic()
-                self.active += self.ready
-                self.ready = []
-                if self.active and self.bench.device.type == "cuda":
-                    training = launcher.submit(run_epoch, [job.learner for job in self.active])
-                    while not training.done() and self._work(epoch_seconds):
-                        pass
-                    training.result()
-                else:
-                    run_epoch([job.learner for job in self.active])
-                    self._work(epoch_seconds)
-                epoch_seconds = self._end_epoch(began)
-
-    def _end_epoch(self, began: float) -> float:
-        """Wait for the epoch and sort out whose stage ends; return how long it took."""
-        for job in self.active:
-            job.end_epoch()
-            job.beside = max(job.beside, len(self.active) - 1)
-        self.ended += [job for job in self.active if job.at_end_of_stage]
-        self.active = [job for job in self.active if not job.at_end_of_stage]
-        return time.monotonic() - began
-
-    def _work(self, epoch_seconds: float) -> bool:
-        """Do one thing that is not training; return whether there was one."""
-        if self.ended:
-            job = self.ended.pop(0)
-            if job.next_stage():
-                self.ready.append(job)
-            else:
-                self.done(job.result(self.keep(job.variant, job.seed)))
-            return True
-        if not self.waiting or len(self.active) + len(self.ready) >= self.width:
-            return False
-        if time.monotonic() + (self.bench.epochs + 1) * epoch_seconds > self.deadline:
-            self.waiting.clear()
-            return False
-        variant, seed = self.waiting.pop(0)
-        job = Job(variant, seed, self.bench, self.teachers[seed])
-        job.learner.record()
-        self.ready.append(job)
-        return True

@@ -22,8 +22,8 @@ def test_batches_are_those_of_a_recipe_with_the_same_seed() -> None:
     train = load_images(DATA, "train").first(70)
     preprocessing = preprocessing_for(DATA, train)
     images = Images.of(train, preprocessing, torch.device("cpu"))
-    order = Order.of(len(train), 16, 2, 3, torch.device("cpu"))
     batches = ArrayBatches(train, preprocessing, batch_size=16, flip=True, shift=0, seed=3)
+    order = Order.of(batches, 2, torch.device("cpu"))
     expected = [batch for epoch in range(2) for batch in batches.epoch(epoch)]
     assert len(order.rows) == len(expected) == 2 * order.batches
     for rows, mirrored, (x, labels) in zip(order.rows, order.mirrored, expected, strict=True):

@@ -9,7 +9,8 @@ import pytest
 
 import kernel_cycles
 from kernel_cycles import cycle_rows, eight_bits, loops, our_loops, times
-from kernel_instructions import INT8, instruction_rows
+from kernel_instructions import instruction_rows
+from kernel_models import INT8
 from qil_deploy.errors import QilDeployError
 from qil_deploy.runtime_tests.instructions import InstructionsReport
 from qil_deploy.runtime_tests.instructions.report import summarize

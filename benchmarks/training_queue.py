@@ -1,0 +1,85 @@
+"""Train the rows of `equal_epochs`, several at a time, and evaluate one while a GPU trains the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from side_by_side import run_epoch
+from training_rows import Bench, Job, Result, Teacher, Variant
+
+
+@dataclass(kw_only=True)
+class Queue:
+    """Rows that wait, train, or are to be evaluated.
+
+    Attributes:
+        bench, teachers: what rows are made of.
+        waiting: rows and seeds that have not begun.
+        width: how many train at a time.
+        deadline: by `time.monotonic`; a row that would end after it is not begun.
+        keep: where the checkpoint of a row goes, if anywhere.
+        done: called with each result.
+        active, ready, ended: in training; to begin with the next epoch; at the end of a stage.
+    """
+
+    bench: Bench
+    teachers: dict[int, Teacher]
+    waiting: list[tuple[Variant, int]]
+    width: int
+    deadline: float
+    keep: Callable[[Variant, int], Path | None]
+    done: Callable[[Result], None]
+    active: list[Job] = field(default_factory=list)
+    ready: list[Job] = field(default_factory=list)
+    ended: list[Job] = field(default_factory=list)
+
+    def train(self) -> None:
+        """Train every row; while a CUDA device trains, others are evaluated and made ready."""
+        epoch_seconds = 0.0
+        with ThreadPoolExecutor(1) as launcher:
+            while self.waiting or self.active or self.ended or self.ready:
+                began = time.monotonic()
+                self.active += self.ready
+                self.ready = []
+                if self.active and self.bench.device.type == "cuda":
+                    training = launcher.submit(run_epoch, [job.learner for job in self.active])
+                    while not training.done() and self._work(epoch_seconds):
+                        pass
+                    training.result()
+                else:
+                    run_epoch([job.learner for job in self.active])
+                    self._work(epoch_seconds)
+                epoch_seconds = self._end_epoch(began)
+
+    def _end_epoch(self, began: float) -> float:
+        """Wait for the epoch and sort out whose stage ends; return how long it took."""
+        for job in self.active:
+            job.end_epoch()
+            job.beside = max(job.beside, len(self.active) - 1)
+        self.ended += [job for job in self.active if job.at_end_of_stage]
+        self.active = [job for job in self.active if not job.at_end_of_stage]
+        return time.monotonic() - began
+
+    def _work(self, epoch_seconds: float) -> bool:
+        """Do one thing that is not training; return whether there was one."""
+        if self.ended:
+            job = self.ended.pop(0)
+            if job.next_stage():
+                self.ready.append(job)
+            else:
+                self.done(job.result(self.keep(job.variant, job.seed)))
+            return True
+        if not self.waiting or len(self.active) + len(self.ready) >= self.width:
+            return False
+        if time.monotonic() + (self.bench.epochs + 1) * epoch_seconds > self.deadline:
+            self.waiting.clear()
+            return False
+        variant, seed = self.waiting.pop(0)
+        job = Job(variant, seed, self.bench, self.teachers[seed])
+        job.learner.record()
+        self.ready.append(job)
+        return True
