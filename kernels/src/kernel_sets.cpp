@@ -69,8 +69,8 @@ const std::vector<KernelSet>& kernel_sets() {
       {"avx2",
        "AVX2",
        has_avx2,
-       {{{&lookup_avx2_kernel}, why_avx2_lookup_is_not_faster},
-        {{&depthwise_avx2_kernel, &narrow_avx2_kernel}, why_narrow_avx2_is_not_faster}}},
+       {{{&winograd_avx2_kernel, &lookup_avx2_kernel}, why_avx2_lookup_is_not_faster},
+        {{&winograd_avx2_kernel, &depthwise_avx2_kernel, &narrow_avx2_kernel}, why_narrow_avx2_is_not_faster}}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",

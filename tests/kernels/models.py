@@ -151,3 +151,36 @@ def random_convolution(
     )
     x = rng.integers(0, x_high + 1, (int(rng.choice([1, 1, 3])), channels, *size)).astype(np.uint8)
     return convolution, x
+
+
+def three_by_three(rng: np.random.Generator, largest_code: int, x_high: int) -> tuple[Convolution, NDArray[np.uint8]]:
+    """Return a random 3x3 convolution of stride 1 with at least 16 channels on either side, and an input."""
+    channels, outputs = int(rng.integers(16, 100)), int(rng.integers(16, 150))
+    codes = rng.integers(-largest_code, largest_code + 1, (outputs, channels, 3, 3))
+    codes[rng.random(codes.shape) < 0.7 * rng.random()] = 0
+    convolution = three_by_three_of(rng, codes, x_high)
+    size = [int(rng.integers(max(1, 3 - pad), 36)) for pad in convolution.pads[:2]]
+    return convolution, rng.integers(0, x_high + 1, (int(rng.choice([1, 1, 3])), channels, *size)).astype(np.uint8)
+
+
+def three_by_three_of(
+    rng: np.random.Generator,
+    codes: NDArray[np.integer],
+    x_high: int,
+    largest_weight: int = 127,
+) -> Convolution:
+    """Return a convolution of stride 1 of these weight codes, [O, C, 3, 3]. Outputs spread over many codes."""
+    largest, outputs = int(np.abs(codes).max(initial=1)), codes.shape[0]
+    multipliers = rng.integers(1, largest_weight // largest + 1, outputs)
+    return Convolution(
+        w=(codes * multipliers[:, None, None, None]).astype(np.int8),
+        bias=rng.integers(-2000, 2000, outputs).astype(np.int32),
+        w_scale=rng.uniform(0.005, 0.015, outputs).astype(np.float32),
+        y_scale=float(rng.uniform(0.2, 1.2) * np.sqrt(codes[0].size) * largest * x_high * 0.001),
+        y_zero_point=int(rng.choice([0, 0, 128, 7])),
+        low=int(rng.choice([0, 0, 2])),
+        high=int(rng.choice([3, 15, 255])),
+        x_high=x_high,
+        pads=[1, 1, 1, 1] if rng.random() < 0.5 else [int(pad) for pad in rng.integers(0, 4, 4)],
+        operator="TernaryConv" if (largest, x_high) == (1, 3) else "LowBitConv",
+    )

@@ -13,10 +13,11 @@ import pytest
 from qil_deploy.runtime_tests.targets import find_target, target_state
 from qil_deploy.runtime_tests.targets.run import python_command
 
-from .models import random_convolution
+from .models import random_convolution, three_by_three
 
 GUEST = Path(__file__).with_name("guest.py")
 KINDS = ((1, 3), (3, 7), (7, 15))  # largest weight code, largest input code
+RANDOM_CASES, CASES = 24, 30
 
 
 @pytest.mark.slow
@@ -26,8 +27,9 @@ def test_every_byte_is_equal(kernel_set: str, library: Path, tmp_path: Path, rng
     reason = target_state(target)
     if reason is not None:
         pytest.skip(reason)
-    for case in range(24):
-        convolution, x = random_convolution(rng, *KINDS[case % 3])
+    for case in range(CASES):
+        kind = KINDS[case % 3]
+        convolution, x = random_convolution(rng, *kind) if case < RANDOM_CASES else three_by_three(rng, *kind)
         (tmp_path / f"{case}.onnx").write_bytes(convolution.model().SerializeToString())
         np.save(tmp_path / f"{case}.npy", x)
     command = python_command(target).and_then(GUEST, library.parents[1], tmp_path)
@@ -35,13 +37,13 @@ def test_every_byte_is_equal(kernel_set: str, library: Path, tmp_path: Path, rng
     ended = subprocess.run(command.arguments, check=False, env=environment, capture_output=True, text=True, timeout=900)
     assert ended.returncode == 0, ended.stderr
     report: dict[str, Any] = json.loads(ended.stdout)
-    assert report["differing"] == [0] * 24
+    assert report["differing"] == [0] * CASES
     assert "avx512vbmi for TernaryConv: the processor lacks" in report["explain"]
     assert "chosen for TernaryConv: avx2 (" in report["explain"]
     kernels = {line.split(": ")[1].split(",")[0] for lines in report["layers"] for line in lines}
     if kernel_set:
-        assert {"lookup (AVX2)", "narrow accumulators (AVX2)"} <= kernels
+        assert {"Winograd (AVX2)", "lookup (AVX2)", "narrow accumulators (AVX2)"} <= kernels
     else:
         assert "avx2 for LowBitConv: runs, but its kernels take nearly as many instructions" in report["explain"]
         assert "chosen for LowBitConv: none (" in report["explain"]
-        assert kernels == {"lookup (AVX2)"}
+        assert kernels == {"Winograd (AVX2)", "lookup (AVX2)"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTED = ["test_random_layers.py", "test_hostile_files.py", "test_threads.py", "test_package.py"]
+TESTED = ["test_random_layers.py", "test_hostile_files.py", "test_threads.py", "test_package.py", "test_winograd.py"]
 
 
 @pytest.mark.slow

@@ -9,5 +9,6 @@ extern const Kernel lookup_avx512_kernel;
 extern const Kernel lookup_avx2_kernel;
 extern const Kernel narrow_avx2_kernel;
 extern const Kernel depthwise_avx2_kernel;
+extern const Kernel winograd_avx2_kernel;
 
 }  // namespace qil_deploy
