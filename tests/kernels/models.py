@@ -170,7 +170,7 @@ def three_by_three_of(
     largest_weight: int = 127,
 ) -> Convolution:
     """Return a convolution of stride 1 of these weight codes, [O, C, 3, 3]. Outputs spread over many codes."""
-    largest, outputs = int(np.abs(codes).max(initial=1)), codes.shape[0]
+    largest, outputs = int(np.abs(codes).max(initial=1)), int(codes.shape[0])
     multipliers = rng.integers(1, largest_weight // largest + 1, outputs)
     return Convolution(
         w=(codes * multipliers[:, None, None, None]).astype(np.int8),
