@@ -31,6 +31,7 @@ from qil_deploy.network import (
     QuantConv2d,
     QuantLinear,
     module_of,
+    norm_behind,
     operator_of,
     pads_of,
     pair,
@@ -96,13 +97,12 @@ def paper_codes(model: fx.GraphModule) -> LayerCodes:
 
 
 def _folded_norms(model: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Return the BatchNorm behind every low-bit layer that has one."""
+    """Return the BatchNorm, or scales and shifts, behind every low-bit layer that takes one in."""
     return {
-        node: user
+        node: norm
         for node in model.graph.nodes
         if node.op == "call_module" and isinstance(module_of(model, node), QuantConv2d | QuantLinear)
-        for user in node.users
-        if user.op == "call_module" and isinstance(module_of(model, user), BatchNorm | ChannelAffine)
+        if (norm := norm_behind(model, node)) is not None
     }
 
 
@@ -220,10 +220,9 @@ def _norm(emitter: Emitter, module: Norm, sources: list[ir.Value], name: str) ->
 
 
 def _relu(emitter: Emitter, module: nn.Module, sources: list[ir.Value], name: str) -> ir.Value:
-    bound = getattr(module, "max_val", None)
-    if bound is None:
+    if not isinstance(module, nn.Hardtanh):
         return emitter.op("Relu", sources, name)
-    limits = [emitter.constant(np.float32(limit), "") for limit in (0.0, bound)]
+    limits = [emitter.constant(np.float32(limit), "") for limit in (module.min_val, module.max_val)]
     return emitter.op("Clip", [*sources, *limits], name)
 
 

@@ -94,8 +94,11 @@ class QuantConfig(BaseModel):
             network would be refused; only in `integer` placement.
         float_gates: keep gates and smooth activations (products, sigmoids, SiLU and their like) in float, too, as
             `allow_float` did before they had an integer form; so do checkpoints of then.
-        float_scales: the same of scales and shifts of channels, PReLU of several slopes, means along one direction, and
-            flipped, rolled or repeated tensors.
+        float_scales: the same of scales and shifts of channels, PReLU of several slopes, means along one direction,
+            BatchNorm of rows, and flipped, rolled or repeated tensors.
+        norms_apart: keep BatchNorm and activations apart from a layer whose values are moved in between (a transposed
+            convolution's), and an activation apart from a BatchNorm that no layer takes in, as all were before; so do
+            checkpoints of then.
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
             the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
             layer, so that BatchNorm keeps the statistics of the float network (decision 0019). `channels`: the same
@@ -118,6 +121,7 @@ class QuantConfig(BaseModel):
     allow_float: bool = False
     float_gates: bool = False
     float_scales: bool = False
+    norms_apart: bool = False
     output_scales: OutputScales = "without_batchnorm"
     outputs: Outputs = "float"
     overrides: dict[str, LayerOverride] = Field(default_factory=dict)

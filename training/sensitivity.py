@@ -198,7 +198,7 @@ class Probe:
             float_gates=self.config.float_gates,
             float_scales=self.config.float_scales,
         )
-        isolate(captured)
+        isolate(captured, self.config)
         return {str(node.target) for node in edge_layers(captured)}
 
     def lowered(self, layer: str, width: int) -> LayerBits:

@@ -24,6 +24,9 @@ LARGEST_SIDE: Final = 1 << 16
 LARGEST_IMAGE: Final = 1 << 24
 """Values of one image: 2,364 pixels square in colour."""
 
+_OF_LONE_NORMS: Final = "_input.weight"
+"""In the names of tensors of what carries a lone BatchNorm or ReLU (`network.isolate`), except in `paper` placement."""
+
 Text = Annotated[str, Field(max_length=600)]
 
 
@@ -119,10 +122,11 @@ def read_header(path: Path) -> tuple[CheckpointInfo, Contents]:
         refuse_damaged(path, error)
     if METADATA_KEY not in contents.metadata:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint that qil_deploy wrote.")
-    return _parse_info(path, contents.metadata[METADATA_KEY]), contents
+    return _parse_info(path, contents), contents
 
 
-def _parse_info(path: Path, text: str) -> CheckpointInfo:
+def _parse_info(path: Path, contents: Contents) -> CheckpointInfo:
+    text = contents.metadata[METADATA_KEY]
     try:
         content = parse_json(text)
     except ValueError as error:
@@ -136,14 +140,24 @@ def _parse_info(path: Path, text: str) -> CheckpointInfo:
             f"{SCHEMA}."
         )
     config = content.get("config")
-    if isinstance(config, dict) and config.get("allow_float") is True and "float_scales" not in config:
-        # written before these had an integer form
-        content["config"] = {"float_gates": True} | config | {"float_scales": True}
+    if isinstance(config, dict) and (older := _of_older_versions(config, contents)):
+        content["config"] = older | config
         text = json.dumps(content)
     try:
         return CheckpointInfo.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise CheckpointError(validation_sentences(f"the header of checkpoint {path} is damaged", error)) from error
+
+
+def _of_older_versions(config: dict[str, Any], contents: Contents) -> dict[str, Any]:
+    """Return what has to be added to the config of a checkpoint from before something had another form."""
+    added: dict[str, Any] = {}
+    if config.get("allow_float") is True and "float_scales" not in config:
+        added |= {"float_gates": True, "float_scales": True}
+    lone_norms = config.get("placement") == "paper" or any(_OF_LONE_NORMS in name for name in contents.tensors)
+    if "norms_apart" not in config and lone_norms:
+        added["norms_apart"] = True
+    return added
 
 
 def refuse_damaged(path: Path, error: Exception) -> NoReturn:

@@ -8,7 +8,10 @@ What comes out of it and its BatchNorm (or output scale and bias) is
     BatchNorm:    gain = scale * norm_gain             shift = norm_bias - norm_gain * mean
                   norm_gain = norm_weight / sqrt(var + eps), scale = 1 for a layer without an output scale
     otherwise:    gain = scale                         shift = bias
-    behind which a `ChannelAffine` multiplies both by its own gain, and adds its own shift,
+    behind which a `ChannelAffine` multiplies both by its own gain, and adds its own shift. Where moves between layer
+    and BatchNorm make one channel of several (`network.behind_moves`), each of these has that one's gain and shift, and
+    may have a bias of its own, which adds `norm_gain * bias` to its shift;
+
 
 and becomes the code `rint((z - y_offset) / y_scale) + y_zero_point`. The runtime computes
 
@@ -107,6 +110,7 @@ def gain_and_shift(layer: QuantLayer, norm: Norm | None) -> tuple[Tensor, Tensor
     Args:
         layer: a convolution or linear layer.
         norm: the BatchNorm behind it, which has running statistics, or scales and shifts; None where there is neither.
+            Each of its channels stands for as many of the layer's, next to each other.
     """
     ones = torch.ones(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
     scale = ones if layer.log_output_scale is None else ones * layer.log_output_scale.double().exp()
@@ -116,15 +120,24 @@ def gain_and_shift(layer: QuantLayer, norm: Norm | None) -> tuple[Tensor, Tensor
         shift = bias if moved is None else moved + bias  # of -0.0, too, every bit stays
         if norm is None:
             return scale, shift
-        gain = norm.gain.double() + norm.offset
-        return scale * gain, shift * gain + norm.shift.double()
+        gain = _repeated(norm.gain.double() + norm.offset, len(ones))
+        added = _repeated(norm.shift.double(), len(ones))
+        return scale * gain, shift * gain + added
     if norm.running_mean is None or norm.running_var is None:
         raise TypeError("BatchNorm without running statistics cannot be folded")
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double() * gain
     if norm.affine:
         gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+    gain, shift = _repeated(gain, len(ones)), _repeated(shift, len(ones))
+    if layer.bias is not None:
+        shift = shift + gain * layer.bias.double()
     return scale * gain, shift if moved is None else shift + gain * moved
+
+
+def _repeated(values: Tensor, channels: int) -> Tensor:
+    """Return values of a norm's channels for a layer's channels, of which there may be more."""
+    return values.repeat_interleave(channels // len(values))
 
 
 def largest_spread(largest_weight_code: int, largest_activation: int) -> int:

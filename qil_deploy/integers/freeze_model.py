@@ -1,7 +1,8 @@
 """Freeze a prepared model: every rounding of the exported graph happens in its forward pass.
 
     conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer; a hard sigmoid may stand for the ReLU,
-                                                             and scales and shifts for BatchNorm
+                                                             and scales and shifts for BatchNorm; moves in between
+                                                             (`network.behind_moves`) then move its codes
     8-bit codes -> interval quantizer                        one FrozenRescale
     a + b (-> ReLU) -> range quantizer                       one FrozenAdd
     a * b (-> ReLU) -> range quantizer                       one FrozenProduct
@@ -270,7 +271,7 @@ class _Freezer:
     def _chain(self, node: fx.Node) -> list[fx.Node]:
         """Return `node` and what leads to it, back to the layer, addition, pooling or island that made the value."""
         chain = [node]
-        while kind_of(self.model, chain[-1]) in ("bn", "relu", "hard sigmoid"):
+        while kind_of(self.model, chain[-1]) in ("bn", "relu", "hard sigmoid", "pass"):
             if input_of(chain[-1]) in self.grids:
                 break
             chain.append(input_of(chain[-1]))
@@ -332,19 +333,22 @@ class _Freezer:
         self._replace(chain, str(chain[-1].target), frozen, y)
 
     def _replace(self, chain: list[fx.Node], name: str, module: nn.Module, grid: Grid | None) -> None:
-        """Put `module`, registered as `name`, in the place of `chain` (last node first)."""
-        sources = tuple(chain[-1].args)
+        """Put `module`, registered as `name`, in the place of `chain` (last node first); its moves come behind it."""
         self.model.add_submodule(name, module)
-        with self.model.graph.inserting_after(chain[0]):
-            new = self.model.graph.call_module(name, sources)
-        new.meta["shape"] = shape_of(chain[0])
+        moves = [node for node in reversed(chain) if kind_of(self.model, node) == "pass"]
+        calls = [(name, shape_of(chain[-1] if moves else chain[0])), *((str(m.target), shape_of(m)) for m in moves)]
+        new, sources = chain[0], tuple(chain[-1].args)
+        for target, shape in calls:
+            with self.model.graph.inserting_after(new):
+                new = self.model.graph.call_module(target, sources)
+            new.meta["shape"], sources = shape, (new,)
+            if grid is not None:
+                self.grids[new] = grid
         chain[0].replace_all_uses_with(new)
         for node in chain:
             if users_of(node):
                 raise UnsupportedModelError(f"{node.name!r} is read inside {name!r} and elsewhere too.")
             self.model.graph.erase_node(node)
-        if grid is not None:
-            self.grids[new] = grid
 
 
 def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .batches import checked_batches
+from .behind_moves import norm_behind
 from .bit_widths import bits_read, change_bits, quantized_layers
 from .calibration import calibrate, estimate_batchnorm
 from .callers_state import evaluation_mode, nothing_left_behind
@@ -84,6 +85,7 @@ __all__ = [
     "measure_network",
     "module_of",
     "named_tensors",
+    "norm_behind",
     "nothing_left_behind",
     "operator_of",
     "outputs_of",

@@ -228,17 +228,19 @@ class Branches(nn.Module):
     Args:
         paths: modules one after the other, for each way.
         join: of what they end in.
+
+    Of several tensors, each way begins at its own.
     """
 
     def __init__(self, paths: list[list[nn.Module]], join: nn.Module) -> None:
         super().__init__()
         self.paths, self.join = paths, join
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Compute what the modules compute."""
         ends = []
-        for path in self.paths:
-            end = x
+        for index, path in enumerate(self.paths):
+            end = inputs[index if len(inputs) > 1 else 0]
             for module in path:
                 end = module(end)
             ends.append(end)

@@ -389,7 +389,9 @@ def makes_scale(target: object, modules: Modules) -> bool:
     if target in (aten.flip.default, aten.roll.default, aten.repeat.default, aten.neg.default):
         return True
     if target is aten.mean.dim:
-        return isinstance(modules[0], nn.AvgPool2d)
+        return isinstance(modules[0], nn.AvgPool2d | Reshape)
+    if target is aten._native_batch_norm_legit_no_training.default:
+        return isinstance(modules[0], Reshape)
     return any(isinstance(module, ChannelAffine | Branches) for module in modules) and target not in _BRANCHING
 
 

@@ -168,7 +168,7 @@ def _prepared(
 
 
 def _place_quantizers(graph_module: fx.GraphModule, config: QuantConfig, input_grid: Preprocessing) -> None:
-    isolate(graph_module)
+    isolate(graph_module, config)
     edges = edge_layers(graph_module)
     bits = bits_of_layers(graph_module, config, edges)
     groups = find_groups(graph_module, config, edges)
@@ -219,14 +219,14 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise TypeError(f"{name} is a {type(layer).__name__}")
     norm = module_of(graph_module, site.norm) if site.norm is not None else None
-    if layer.bias is not None:
-        _move_into_mean(norm, layer.bias.detach())
+    normalized = isinstance(norm, BatchNorm)
+    if layer.bias is not None and isinstance(norm, BatchNorm):
+        # Where BatchNorm normalizes several of its channels as one, each keeps its bias, and a scale to add it in.
+        normalized = len(layer.bias) == norm.num_features
+        if normalized:
+            _move_into_mean(norm, layer.bias.detach())
     quantized: QuantLayer = quantize_layer(
-        layer,
-        bits,
-        normalized=isinstance(norm, BatchNorm),
-        scaled=not isinstance(norm, BatchNorm) or config.norms_stay,
-        config=config,
+        layer, bits, normalized=normalized, scaled=not normalized or config.norms_stay, config=config
     )
     graph_module.add_submodule(name, quantized)
 

@@ -262,8 +262,8 @@ class _Rebuilder:
     ) -> fx.Node:
         """Put calls of all modules of several ways behind their input; return what joins them."""
         ends = []
-        for path in branches.paths:
-            way = inputs
+        for index, path in enumerate(branches.paths):
+            way = inputs if len(inputs) == 1 else inputs[index : index + 1]
             for module in path:
                 if isinstance(module, Branches):
                     way = (self._branch(node, module, way, numbers),)

@@ -43,8 +43,31 @@ def shift(call: Call) -> Modules:
 
 
 def subtract(call: Call) -> Modules:
-    """ChannelAffine of a shift, with a gain of -1 where the tensor of the network is what is subtracted."""
-    return _shifted(call, -1.0)
+    """ChannelAffine of a shift, with a gain of -1 where the tensor of the network is what is subtracted.
+
+    Of two tensors of the network, the sum of one and the other times -1.
+    """
+    return weighted_sum(call, -float(call.arguments["alpha"])) if len(call.inputs) == 2 else _shifted(call, -1.0)
+
+
+def weighted_sum(call: Call, factor: float) -> Modules:
+    """Return what adds two tensors of one shape, the second one times a factor."""
+    if len(set(call.inputs)) > 1:
+        raise CallError(f"adds tensors of different shapes, {list(call.inputs[0])} and {list(call.inputs[1])}")
+    if not math.isfinite(factor):
+        raise CallError(f"adds a tensor {factor} times")
+    if factor == 1:
+        return [Add()]
+    affine = ChannelAffine(torch.tensor([factor]), torch.zeros(1))
+    return [Branches([[], _as_map(call.inputs[1], affine)], Add())]
+
+
+def _as_map(shape: tuple[int, ...], module: nn.Module) -> Modules:
+    """Return a module of maps or rows for a tensor of any shape, its pixels in one row where need be."""
+    _, channels, *sizes = shape
+    if len(shape) in (2, 4):
+        return [module]
+    return [Reshape((channels, 1, math.prod(sizes))), module, Reshape((channels, *sizes))]
 
 
 def _shifted(call: Call, sign: float) -> Modules:
@@ -93,11 +116,9 @@ def prelu(call: Call) -> Modules:
         module = nn.PReLU()
         module.weight = slope if isinstance(slope, nn.Parameter) else nn.Parameter(slope, requires_grad=False)
         return [module]
-    if len(call.shape) != 4:
-        raise CallError(f"has a slope for each channel of a tensor of {len(call.shape)} dimensions; 4 are lowered")
     affine = ChannelAffine(_channels(slope, len(slope)), torch.zeros(1), offset=-1.0)
     below: Modules = [affine, nn.ReLU()] if float(slope.detach().max()) <= 1 else [nn.Hardtanh(-math.inf, 0), affine]
-    return [Branches([[], below], Add())]
+    return _as_map(call.shape, Branches([[], below], Add()))
 
 
 def _constant(call: Call, name: str, what: str) -> Tensor:

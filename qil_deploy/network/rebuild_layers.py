@@ -10,9 +10,9 @@ import math
 from torch import Tensor, nn
 
 from .captured_call import Call, CallError, Data, Modules
-from .layers import Add, PaddedConv2d, Pads, pads_of, pair
+from .layers import PaddedConv2d, Pads, pads_of, pair
 from .moves import Permute, Reshape
-from .rebuild_affine import shift
+from .rebuild_affine import shift, weighted_sum
 
 
 def convolution(call: Call) -> Modules:
@@ -108,7 +108,7 @@ def _linear_everywhere(call: Call, source: tuple[int, ...], weight: nn.Parameter
 
 
 def batch_norm(call: Call) -> Modules:
-    """BatchNorm2d of images, BatchNorm1d of rows; how it learns is the user's module's to say."""
+    """BatchNorm2d of images and of rows [N, C, L], BatchNorm1d of [N, C]; the user's module says how it learns."""
     mean, variance = call.parameter("running_mean"), call.parameter("running_var")
     if mean is None or variance is None:
         raise CallError("has no running statistics")
@@ -116,21 +116,24 @@ def batch_norm(call: Call) -> Modules:
         raise CallError("normalizes by the statistics of the batch, in evaluation mode too")
     weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
     rank = len(call.inputs[0])
-    if rank not in (2, 4):
+    if rank not in (2, 3, 4):
         raise CallError(f"normalizes a tensor of {rank} dimensions")
     if (weight is None) != (bias is None):
         raise CallError("has a weight or a bias, but not both")
     own, momentum = call.module, call.arguments["momentum"]
     if isinstance(own, nn.modules.batchnorm._BatchNorm):
         momentum = own.momentum
-    cls = nn.BatchNorm2d if rank == 4 else nn.BatchNorm1d
+    cls = nn.BatchNorm1d if rank == 2 else nn.BatchNorm2d
     norm = cls(len(mean), call.arguments["eps"], momentum, affine=weight is not None, device="meta")
     if weight is not None:
         norm.weight, norm.bias = weight, bias  # type: ignore[assignment] # both are there
     norm.running_mean, norm.running_var = mean, variance
     count = getattr(own, "num_batches_tracked", None)
     norm.num_batches_tracked = count if isinstance(count, Tensor) else mean.new_zeros((), dtype=int)  # type: ignore[call-overload] # the stubs know no Python types
-    return [norm]
+    if rank != 3:
+        return [norm]
+    _, channels, length = call.shape
+    return [Reshape((channels, 1, length)), norm, Reshape((channels, length))]
 
 
 def relu(call: Call) -> Modules:
@@ -162,13 +165,7 @@ def relu6(call: Call) -> Modules:
 
 def add(call: Call) -> Modules:
     """Add, of two tensors of one shape; of one and constants a shift."""
-    if len(call.inputs) != 2:
-        return shift(call)
-    if call.arguments.get("alpha", 1) != 1:
-        raise CallError(f"adds a tensor {call.arguments['alpha']} times")
-    if len(set(call.inputs)) > 1:
-        raise CallError(f"adds tensors of different shapes, {list(call.inputs[0])} and {list(call.inputs[1])}")
-    return [Add()]
+    return weighted_sum(call, float(call.arguments.get("alpha", 1))) if len(call.inputs) == 2 else shift(call)
 
 
 def _writes(call: Call) -> bool:

@@ -62,9 +62,12 @@ def average_pool(call: Call) -> Modules:
 
 
 def mean(call: Call) -> Modules:
-    """GlobalAveragePool, where the mean is over height and width; a window of all rows or columns over one of them."""
+    """GlobalAveragePool, where the mean is over all pixels or a row; a window of all of it over one direction."""
     dimensions = call.arguments["dim"]
     rank = len(call.inputs[0])
+    if rank == 3 and dimensions and {value % 3 for value in dimensions} == {2}:
+        _, channels, length = call.inputs[0]
+        return [Reshape((channels, 1, length)), GlobalAveragePool(length), Reshape(call.shape[1:])]
     over = {value % 4 for value in dimensions} if rank == 4 and dimensions else set()
     if over == {2, 3}:
         flatten: Modules = [] if call.arguments["keepdim"] else [nn.Flatten(1)]

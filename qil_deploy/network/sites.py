@@ -2,6 +2,7 @@
 
 A site is a producer (input, convolution or linear with its BatchNorm and ReLU or hard sigmoid, addition, product or
 float island with its ReLU, table, pooling, a lone hard sigmoid, BatchNorm or ReLU) and ends where its value is whole.
+Between its parts the value may be moved (`behind_moves`).
 Readers are found through operations that keep the grid (max pooling, upsampling, flatten, dropout) and through
 concatenations; sites that a concatenation joins are one group, because its result can have one grid only. Each
 reader wants one of two things:
@@ -13,6 +14,7 @@ reader wants one of two things:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -20,9 +22,11 @@ from torch import fx, nn
 from qil_deploy.config import EDGE_ACTIVATION_BITS, LayerBits, QuantConfig
 from qil_deploy.errors import ConfigError, UnsupportedModelError
 
+from .behind_moves import completion_of, norm_behind
 from .float_island import FloatIsland
 from .graph import add_module, input_of, kind_of, module_of, row_of, shape_of, users_of
 from .layers import ImageAffine, Standalone
+from .moves import Reshape
 from .operator_row import LAYER_KINDS, MOVING_KINDS, Kind
 from .outputs import outputs_of
 
@@ -76,22 +80,27 @@ class Group:
         return any(site.signed for site in self.sites)
 
 
-def isolate(graph_module: fx.GraphModule) -> None:
+def isolate(graph_module: fx.GraphModule, config: QuantConfig) -> None:
     """Put a `Standalone` in front of every BatchNorm and ReLU that no site takes in, and of a concatenated input.
 
+    One that carries a BatchNorm takes in the ReLU behind that, too, except with `norms_apart`.
+
     Raises:
-        UnsupportedModelError: a lone BatchNorm1d, or a layer that is called twice.
+        UnsupportedModelError: a layer that is called twice; with `norms_apart`, a lone BatchNorm or ReLU of no images.
     """
-    taken = {part for site in find_sites(graph_module) for part in (site.norm, site.relu)}
+    taken = {part for site in find_sites(graph_module, config) for part in (site.norm, site.relu)}
     for node in list(graph_module.graph.nodes):
         kind = kind_of(graph_module, node)
         if kind in ("bn", "relu") and node not in taken:
-            if len(shape_of(node)) != 4:
+            if config.norms_apart and len(shape_of(node)) != 4:
                 raise UnsupportedModelError(
                     f"{node.target!r} reads {input_of(node).name!r}, which is no convolution, linear layer or addition "
                     "of its own, and holds no images; only those can take it in."
                 )
-            _stand_in_front(graph_module, node, input_of(node))
+            carrier = _stand_in_front(graph_module, node, input_of(node))
+            if not config.norms_apart:
+                site = _site(graph_module, carrier, "standalone", {}, apart=False)
+                taken |= {site.norm, site.relu}
         elif kind == "concat" and not _is_image(graph_module, node):
             for source in node.all_input_nodes:
                 if _is_image(graph_module, source):
@@ -114,15 +123,38 @@ def _let_through_a_layer(graph_module: fx.GraphModule, node: fx.Node, source: fx
     _stand_in_front(graph_module, node, source)
 
 
-def _stand_in_front(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
-    name = add_module(graph_module, f"{str(node.target).replace('.', '_')}_input", Standalone())
+def _stand_in_front(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> fx.Node:
+    """Put a `Standalone` between two nodes, and return it; what is no map becomes one of a single row for it."""
+    count, channels, *sizes = shape_of(source)
+    name = f"{str(node.target).replace('.', '_')}_input"
+    stand_in = source
+    if len(sizes) != 2:
+        row = (channels, 1, math.prod(sizes))
+        stand_in = _insert_before(graph_module, node, f"{name}_row", Reshape(row), stand_in, (count, *row))
+    end = stand_in = _insert_before(graph_module, node, name, Standalone(), stand_in, shape_of(stand_in))
+    if len(sizes) != 2:
+        shape = (channels, *sizes)
+        end = _insert_before(graph_module, node, f"{name}_back", Reshape(shape), stand_in, (count, *shape))
+    node.replace_input_with(source, end)
+    return stand_in
+
+
+def _insert_before(
+    graph_module: fx.GraphModule,
+    node: fx.Node,
+    name: str,
+    module: nn.Module,
+    source: fx.Node,
+    shape: tuple[int, ...],
+) -> fx.Node:
+    """Insert a call of a new module, of the result's shape, that reads `source`."""
     with graph_module.graph.inserting_before(node):
-        stand_in = graph_module.graph.call_module(name, (source,))
-    stand_in.meta["shape"] = shape_of(source)
-    node.replace_input_with(source, stand_in)
+        new = graph_module.graph.call_module(add_module(graph_module, name, module), (source,))
+    new.meta["shape"] = shape
+    return new
 
 
-def find_sites(graph_module: fx.GraphModule) -> list[Site]:
+def find_sites(graph_module: fx.GraphModule, config: QuantConfig) -> list[Site]:
     """Return all sites in graph order.
 
     Raises:
@@ -145,20 +177,22 @@ def find_sites(graph_module: fx.GraphModule) -> list[Site]:
         if kind in MOVING_KINDS:
             signed[node] = any(signed.get(source, True) for source in node.all_input_nodes)
         elif kind not in ("output", "bn", "relu") and node not in taken:
-            site = _site(graph_module, node, kind, signed)
+            site = _site(graph_module, node, kind, signed, apart=config.norms_apart)
             sites.append(site)
             taken.add(site.relu)
             signed[site.end] = site.signed
     return sites
 
 
-def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[fx.Node, bool]) -> Site:
-    end = node
-    norm = _only_user(graph_module, end, "bn") if kind in ("conv", "linear", "standalone") else None
-    end = norm or end
-    relu = _only_user(graph_module, end, "relu") if kind in ("add", "product", "float", *LAYER_KINDS) else None
+def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[fx.Node, bool], *, apart: bool) -> Site:
+    completion = _only_user if apart else completion_of
+    norm = None
+    if kind in ("conv", "linear", "standalone"):
+        norm = _only_user(graph_module, node, "bn") if apart else norm_behind(graph_module, node)
+    end = norm or node
+    relu = completion(graph_module, end, "relu") if kind in ("add", "product", "float", *LAYER_KINDS) else None
     if relu is None and kind in LAYER_KINDS:
-        relu = _only_user(graph_module, end, "hard sigmoid")
+        relu = completion(graph_module, end, "hard sigmoid")
     if relu is not None:
         is_signed = getattr(module_of(graph_module, relu), "min_val", 0.0) < 0
     elif kind == "hard sigmoid":
@@ -184,7 +218,7 @@ def _only_user(graph_module: fx.GraphModule, node: fx.Node, kind: Kind) -> fx.No
 def find_groups(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]) -> list[Group]:
     """Return the sites of an isolated graph, those that concatenations join together, with what reads them."""
     groups: list[tuple[list[Site], list[Reader], set[fx.Node]]] = []
-    for site in find_sites(graph_module):
+    for site in find_sites(graph_module, config):
         readers, joined = _readers_of(graph_module, site, config, edges)
         sites = [site]
         for other in [group for group in groups if group[2] & joined]:

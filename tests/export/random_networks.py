@@ -36,6 +36,7 @@ Operation = Literal[
     "uneven average",
     "scale",
     "turn round",
+    "rows",
 ]
 Head = Literal[
     "pooled",
@@ -77,6 +78,7 @@ OPERATIONS: tuple[Operation, ...] = (
     "uneven average",
     "scale",
     "turn round",
+    "rows",
 )
 HEADS: tuple[Head, ...] = (
     "pooled",
@@ -279,7 +281,7 @@ class RandomNetwork(nn.Module):
             name, function, sources = self.calls[position - 1]
             if position in needed:
                 needed.update(sources)
-                if isinstance(function, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
+                if isinstance(function, nn.Conv1d | nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
                     names.append(name)
         return names[::-1]
 
@@ -345,8 +347,23 @@ class RandomNetwork(nn.Module):
             self._act(step.act)
         elif step.operation == "turn round":
             self._turn(step, source)
+        elif step.operation == "rows":
+            self._convolve_rows(step, source)
         else:
             self._enlarge(step, source)
+
+    def _convolve_rows(self, step: Step, source: int) -> None:
+        """Convolve the pixels of an image as one row, in an image's place or joined with itself."""
+        channels, height, width = self.tensors[source].shape[1:]
+        self._call("row", nn.Flatten(2), source)
+        kernel = 1 + 2 * (step.window % 2)
+        self._call("conv", nn.Conv1d(channels, channels, kernel, padding=kernel // 2, bias=step.bias), -1)
+        if step.padding == 2:
+            self._call("lone", torch.add, -1, -1)
+        if step.norm:
+            self._call("norm", nn.BatchNorm1d(channels), -1)
+        self._act(step.act)
+        self._call("image", nn.Unflatten(2, (height, width)), -1)
 
     def _turn(self, step: Step, source: int) -> None:
         form, dim = step.window, 2 + step.padding % 2 if step.window == 3 else 1 + step.padding
@@ -360,8 +377,11 @@ class RandomNetwork(nn.Module):
         if step.operation == "smooth upsample":
             self._call("up", nn.Upsample(scale_factor=(2, 1 + step.stride % 2), mode="bilinear"), source)
         elif step.operation == "transposed" and min(sizes) > 1:  # of a single pixel nothing could be left
-            kernel = 2 + step.window
-            self._call("up", nn.ConvTranspose2d(channels, 4, kernel, 2, kernel // 2, step.window % 2), source)
+            kernel, groups = 2 + step.window, step.groups if channels % step.groups == 0 else 1
+            up = nn.ConvTranspose2d(channels, 4, kernel, 2, kernel // 2, step.window % 2, groups, step.bias)
+            self._call("up", up, source)
+            if step.norm:
+                self._call("norm", nn.BatchNorm2d(4), self._newest())
             self._act(step.act)
 
     def _conv(self, step: Step, groups: int, source: int = 0) -> None:

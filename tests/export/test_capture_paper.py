@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from onnx import load, numpy_helper
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CertificateError
@@ -35,9 +36,13 @@ def network() -> nn.Sequential:
     )  # fmt: skip
 
 
-def prepared(floats: nn.Module, images: np.ndarray[Any, np.dtype[np.uint8]]) -> fx.GraphModule:
+def prepared(
+    floats: nn.Module,
+    images: np.ndarray[Any, np.dtype[np.uint8]],
+    **bits: int,
+) -> fx.GraphModule:
     x = torch.from_numpy(PIXELS.normalize(images))
-    model = prepare(floats, QuantConfig(placement="paper"), x[:1], input_grid=PIXELS)
+    model = prepare(floats, QuantConfig(placement="paper", **bits), x[:1], input_grid=PIXELS)
     calibrate(model, [x])
     return model.eval()
 
@@ -70,6 +75,37 @@ def test_zeros_of_both_signs(images: np.ndarray[Any, np.dtype[np.uint8]], tmp_pa
         "float32_0x4": [False] * 4,
         "float32_0x4_2": [True] * 4,
     }
+    with torch.no_grad():
+        expected = model(torch.from_numpy(PIXELS.normalize(images))).numpy()
+    np.testing.assert_allclose(run_runtime(load(path), images)["logits"], expected, atol=1e-4)
+
+
+class Scaled(nn.Module):
+    """Scales and shifts of channels, of parameters and of numbers: behind layers, behind BatchNorm, and alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.inner, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.up, self.norm, self.slopes = nn.ConvTranspose2d(4, 4, 2, 2), nn.BatchNorm2d(4), nn.PReLU(4)
+        self.gains, self.added = nn.Parameter(torch.linspace(-2, 2, 4)), nn.Parameter(torch.randn(4, 1, 1))
+        self.fc = nn.Linear(64, 2)
+        with torch.no_grad():
+            self.slopes.weight.copy_(torch.linspace(-0.5, 1.5, 4))
+            nn.init.uniform_(self.norm.weight, -1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x * 0.5) * self.gains[:, None, None] + self.added
+        y = F.hardtanh(self.inner(F.relu(x)) * self.gains.view(1, -1, 1, 1), -0.3, 0.8)
+        z = F.relu(self.norm(self.up(F.max_pool2d(y + x, 2))) / 1.5 - 0.1)
+        rows: Tensor = self.fc(self.last(self.slopes(z + y)).flatten(1))
+        return 1 - 2 * rows
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_scales_and_shifts_of_channels(images: np.ndarray[Any, np.dtype[np.uint8]], bits: int, tmp_path: Path) -> None:
+    model, path = prepared(Scaled(), images, weight_bits=bits, activation_bits=bits), tmp_path / "model.onnx"
+    assert write(model, path) == ["weights", "runs"]
     with torch.no_grad():
         expected = model(torch.from_numpy(PIXELS.normalize(images))).numpy()
     np.testing.assert_allclose(run_runtime(load(path), images)["logits"], expected, atol=1e-4)

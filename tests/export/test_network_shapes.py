@@ -36,10 +36,18 @@ class Network(nn.Module):
         self.hidden, self.hidden_norm, self.fc = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 7)
         self.three, self.three_too = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
         self.row = nn.Conv1d(1, 1, 3, padding=1, bias=False)
-        self.rows = nn.Conv1d(6, 6, 4, 2, 1, dilation=1, groups=2)
+        self.rows, self.rows_norm = nn.Conv1d(6, 6, 4, 2, 1, dilation=1, groups=2), nn.BatchNorm1d(6)
+        self.more_rows, self.more_rows_too = nn.Conv1d(6, 6, 3, padding=1, bias=False), nn.Conv1d(6, 6, 1)
+        self.lone_norm = nn.BatchNorm1d(6)
         self.narrow_again = nn.Linear(16, 6)
         self.twice = nn.ConvTranspose2d(6, 6, 2, 2)
         self.odd = nn.ConvTranspose2d(6, 6, 3, 2, 1, output_padding=1, groups=2, bias=False)
+        self.overlapping = nn.ConvTranspose2d(6, 6, (4, 5), (2, 3), (1, 2), output_padding=(0, 1), groups=3)
+        self.overlapping_norm, self.features, self.features_norm = (
+            nn.BatchNorm2d(6),
+            nn.Linear(6, 24),
+            nn.BatchNorm2d(6),
+        )
         self.small, self.other = nn.Linear(6, 7), nn.Linear(6, 7)
         self.gains, self.shifts = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6, 1, 1))
         self.slopes, self.slopes_too, self.steep = nn.PReLU(6), nn.PReLU(6), nn.Parameter(torch.linspace(-1, 1.7, 6))
@@ -236,6 +244,29 @@ def transposed(m: Network, x: Tensor) -> Tensor:
     return head(m, F.relu(m.joined(torch.cat([y, x], 1))) + z)
 
 
+def decoder(m: Network, x: Tensor) -> Tensor:
+    """BatchNorm and activations behind transposed convolutions, a pixel shuffle, and features that become a map."""
+    x = F.relu(m.norm(m.stem(x)))
+    y = F.relu6(m.overlapping_norm(m.overlapping(F.max_pool2d(x, 2))))
+    z = torch.sub(F.relu(m.left_norm(m.odd(F.max_pool2d(x, 2)))), x, alpha=0.5)
+    y = F.relu(m.joined_norm(F.pixel_shuffle(torch.cat([m.right(y), m.left(y)] * 4, 1), 2)[:, :, 1:11, :10])[:, :6])
+    w = F.relu(m.features_norm(m.features(F.adaptive_avg_pool2d(x, 1).flatten(1)).view(-1, 6, 2, 2)))
+    y = F.hardsigmoid(m.twice(F.max_pool2d(y, 2))) + z
+    return head(m, m.joined(torch.cat([y, F.interpolate(w, scale_factor=5)], 1)))
+
+
+def rows(m: Network, x: Tensor) -> Tensor:
+    """What completes a convolution of rows, and what stands alone behind several of them."""
+    x = F.relu(m.norm(m.stem(x))).flatten(2)
+    y = F.relu(m.rows_norm(m.rows(x)))
+    z = F.hardsigmoid(m.more_rows(y)) + F.relu6(m.more_rows_too(y))
+    lone = F.relu(m.lone_norm(torch.cat([y, -z], 1)[:, 3:9]))
+    features = m.hidden(F.prelu(lone - z, m.steep).mean(2))
+    joined = torch.cat([F.relu(features[:, :9]), F.relu(features)[:, 10:11], z.mean(2)], 1)
+    logits: Tensor = m.fc(F.relu(m.hidden_norm(joined)))
+    return logits
+
+
 def uneven_windows(m: Network, x: Tensor) -> Tensor:
     """Windows that count no padding, that reach beyond the image, and of several sizes."""
     x = stem(m, x)
@@ -278,6 +309,8 @@ CASES = (
     turned_round,
     uneven_windows,
     transposed,
+    decoder,
+    rows,
     convolved_channels,
     linear_over_pixels,
     enlarged_between_pixels,
