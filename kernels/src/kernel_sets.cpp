@@ -55,6 +55,9 @@ std::string why_neon_is_not_faster() {
 }
 #endif
 
+// Where pools are registered as convolutions are: ONNX Runtime's own have channels last, as its own convolutions do.
+std::string why_no_matmul() { return "none is written for its instructions, ONNX Runtime's own run"; }
+
 std::string why_scalar_is_not_faster() { return "it is there for tests"; }
 
 }  // namespace
@@ -65,23 +68,33 @@ const std::vector<KernelSet>& kernel_sets() {
       {"avx512vbmi",
        "AVX-512 with VBMI, VBMI2 and VNNI",
        has_avx512_vbmi,
-       {{{&lookup_avx512_kernel}, always_faster}, {{}, why_dot_products_win}}},
+       {{{&lookup_avx512_kernel}, always_faster},
+        {{}, why_dot_products_win},
+        {{}, always_faster, &matmul_avx512_kernel},
+        {{}, always_faster, nullptr, true}}},
       {"avx2",
        "AVX2",
        has_avx2,
        {{{&winograd_avx2_kernel, &lookup_avx2_kernel}, why_avx2_lookup_is_not_faster},
-        {{&winograd_avx2_kernel, &depthwise_avx2_kernel, &narrow_avx2_kernel}, why_narrow_avx2_is_not_faster}}},
+        {{&winograd_avx2_kernel, &depthwise_avx2_kernel, &narrow_avx2_kernel}, why_narrow_avx2_is_not_faster},
+        {{}, why_no_matmul},
+        {{}, why_avx2_lookup_is_not_faster, nullptr, true}}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",
        [] { return true; },
        {{{&neon::lookup_kernel}, why_neon_is_not_faster},
-        {{&neon::depthwise_kernel, &neon::lookup_kernel, &neon::narrow_kernel}, why_neon_is_not_faster}}},
+        {{&neon::depthwise_kernel, &neon::lookup_kernel, &neon::narrow_kernel}, why_neon_is_not_faster},
+        {{}, why_no_matmul},
+        {{}, why_neon_is_not_faster, nullptr, true}}},
 #endif
       {"scalar",
        "nothing special",
        [] { return true; },
-       {{{&scalar_kernel}, why_scalar_is_not_faster}, {{&scalar_kernel}, why_scalar_is_not_faster}}},
+       {{{&scalar_kernel}, why_scalar_is_not_faster},
+        {{&scalar_kernel}, why_scalar_is_not_faster},
+        {{}, why_scalar_is_not_faster, &scalar_matmul_kernel},
+        {{}, why_scalar_is_not_faster, nullptr, true}}},
   };
   return sets;
 }
@@ -104,7 +117,7 @@ Choice forced_choice(const std::string& name, OperatorType type) {
       return {nullptr, std::string(variable) + "=" + name + " needs " + set.instructions + ", which this processor lacks",
               true};
     }
-    if (set.operators[type].kernels.empty()) {
+    if (set.operators[type].empty()) {
       return {nullptr, std::string(variable) + " asks for " + name + ", which has no kernels for it", false};
     }
     return {&set, std::string(variable) + " asks for it", false};
@@ -118,7 +131,7 @@ Choice choose_kernel_set(OperatorType type) {
   const char* wanted = std::getenv(variable);
   if (wanted != nullptr && *wanted != '\0') return forced_choice(wanted, type);
   for (const KernelSet& set : kernel_sets()) {
-    if (!set.operators[type].kernels.empty() && set.runs_here() && set.operators[type].why_not_faster().empty()) {
+    if (!set.operators[type].empty() && set.runs_here() && set.operators[type].why_not_faster().empty()) {
       return {&set, "the first that is faster here than ONNX Runtime's own kernels", false};
     }
   }
@@ -130,7 +143,7 @@ namespace {
 std::string explain_set(const KernelSet& set, const OperatorKernels& has) {
   if (!set.runs_here()) return std::string("the processor lacks ") + set.instructions;
   const std::string reason = has.why_not_faster();
-  if (has.kernels.empty()) return "has no kernels: " + reason;
+  if (has.empty()) return "has no kernels: " + reason;
   return reason.empty() ? "faster than ONNX Runtime's own kernels" : "runs, but " + reason;
 }
 

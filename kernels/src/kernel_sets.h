@@ -5,21 +5,26 @@
 #include <vector>
 
 #include "lowbit_conv.h"
+#include "lowbit_matmul.h"
 
 namespace qil_deploy {
 
-// The operators of the domain qil.deploy. Both compute what lowbit_conv.h defines. A kernel cannot decline a node once its
-// operator is registered, so layers whose sums can be looked up have an operator of their own, and each is registered by
-// itself, where it wins.
-enum OperatorType { ternary_conv, low_bit_conv, operator_count };
-constexpr const char* operator_names[operator_count] = {"TernaryConv", "LowBitConv"};
+// The operators of the domain qil.deploy. The first two compute what lowbit_conv.h defines: a kernel cannot decline a node
+// once its operator is registered, so layers whose sums can be looked up have an operator of their own, and each is
+// registered by itself, where it wins. lowbit_matmul.h and max_pool_node.cpp say what the others compute.
+enum OperatorType { ternary_conv, low_bit_conv, low_bit_matmul, low_bit_max_pool, operator_count };
+constexpr const char* operator_names[operator_count] = {"TernaryConv", "LowBitConv", "LowBitMatMul", "LowBitMaxPool"};
 
 // What a set has for one of the operators.
 struct OperatorKernels {
-  std::vector<const Kernel*> kernels;  // tried in order; the scalar kernel takes what they leave. None: never registered
+  std::vector<const Kernel*> kernels;  // of a convolution, tried in order; the scalar kernel takes what they leave
   // Empty where the kernels are faster than ONNX Runtime's own on this processor, else why not. Asked only where the set
   // runs here.
   std::string (*why_not_faster)();
+  const MatMulKernel* matmul = nullptr;  // of LowBitMatMul
+  bool pools = false;                    // whether LowBitMaxPool is registered, whose one kernel is for all processors
+
+  bool empty() const { return kernels.empty() && matmul == nullptr && !pools; }  // then it is never registered
 };
 
 struct KernelSet {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../lowbit_conv.h"
+#include "../lowbit_matmul.h"
 
 namespace qil_deploy {
 
@@ -10,5 +11,7 @@ extern const Kernel lookup_avx2_kernel;
 extern const Kernel narrow_avx2_kernel;
 extern const Kernel depthwise_avx2_kernel;
 extern const Kernel winograd_avx2_kernel;
+
+extern const MatMulKernel matmul_avx512_kernel;
 
 }  // namespace qil_deploy

@@ -1,0 +1,178 @@
+// A node TernaryConv or LowBitConv: reads it, picks its kernel, runs it.
+#include <atomic>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "lowbit_conv.h"
+#include "node.h"
+#include "scratch.h"
+
+namespace qil_deploy {
+
+namespace {
+
+enum Index {
+  x_input, x_scale_input, x_zero_point_input, w_input, w_scale_input, w_zero_point_input, y_scale_input,
+  y_zero_point_input, bias_input, low_input, high_input, x_high_input, input_count,
+};
+constexpr const char* input_names[input_count] = {"x", "x_scale", "x_zero_point", "w", "w_scale", "w_zero_point",
+                                                  "y_scale", "y_zero_point", "bias", "low", "high", "x_high"};
+
+InputName named(Index index) { return {index, input_names[index]}; }
+
+// Reads shapes and attributes.
+void read_convolution(const abi::KernelInfo* info, const std::vector<int64_t>& shape, Layer& layer) {
+  if (shape.size() != 4) refuse("w must have four dimensions, and has " + std::to_string(shape.size()));
+  int64_t taps = 1;
+  for (int64_t size : shape) {
+    if (size < 1 || size > (1 << 24)) refuse("w has a dimension of " + std::to_string(size));
+  }
+  for (int i = 1; i < 4; i++) {
+    taps *= shape[i];
+    if (taps > (1 << 24)) refuse("w has more than 2**24 weights for one output channel");
+  }
+  const int64_t groups = integer(info, "group", 1);
+  if (groups < 1 || shape[0] % groups != 0) {
+    refuse("group must divide the " + std::to_string(shape[0]) + " output channels, and is " + std::to_string(groups));
+  }
+  if (shape[1] * groups > (1 << 24)) refuse("more than 2**24 input channels");
+  layer.out_channels = int(shape[0]);
+  layer.in_channels = int(shape[1] * groups);
+  layer.groups = int(groups);
+  layer.kernel_h = int(shape[2]);
+  layer.kernel_w = int(shape[3]);
+  if (integers(info, "kernel_shape", {layer.kernel_h, layer.kernel_w}, 1) !=
+      std::vector<int>{layer.kernel_h, layer.kernel_w}) {
+    refuse("kernel_shape is not that of w");
+  }
+  const std::vector<int> strides = integers(info, "strides", {1, 1}, 1);
+  const std::vector<int> dilations = integers(info, "dilations", {1, 1}, 1);
+  const std::vector<int> pads = integers(info, "pads", {0, 0, 0, 0}, 0);
+  std::tie(layer.stride_h, layer.stride_w) = std::pair(strides[0], strides[1]);
+  std::tie(layer.dilation_h, layer.dilation_w) = std::pair(dilations[0], dilations[1]);
+  std::tie(layer.pad_top, layer.pad_left) = std::pair(pads[0], pads[1]);
+  std::tie(layer.pad_bottom, layer.pad_right) = std::pair(pads[2], pads[3]);
+}
+
+void read_layer(const abi::KernelInfo* info, Layer& layer) {
+  const Constant<int8_t> weights = constant<int8_t>(info, named(w_input));
+  read_convolution(info, weights.shape, layer);
+  if (scalar<uint8_t>(info, named(x_zero_point_input)) != 0) refuse("x_zero_point must be 0");
+  const Constant<int8_t> zero_points = constant<int8_t>(info, named(w_zero_point_input));
+  for (size_t i = 0; i < zero_points.count(); i++) {
+    if (zero_points.data[i] != 0) refuse("w_zero_point must be 0");
+  }
+  const Constant<float> scales = constant<float>(info, named(w_scale_input));
+  if (scales.count() != 1 && scales.count() != size_t(layer.out_channels)) {
+    refuse("w_scale must hold one value or one for each output channel");
+  }
+  const Constant<int32_t> bias = constant<int32_t>(info, named(bias_input));
+  if (bias.count() != size_t(layer.out_channels)) refuse("bias must hold one value for each output channel");
+  layer.output_zero_point = scalar<uint8_t>(info, named(y_zero_point_input));
+  layer.low = scalar<uint8_t>(info, named(low_input));
+  layer.high = scalar<uint8_t>(info, named(high_input));
+  layer.input_high = scalar<uint8_t>(info, named(x_high_input));
+  fill_layer(layer, {weights.data, scales.data, scales.count(), scalar<float>(info, named(x_scale_input)),
+                     scalar<float>(info, named(y_scale_input)), bias.data});
+}
+
+class ConvolutionNode final : public Node {
+ public:
+  ConvolutionNode(const abi::KernelInfo* info, const KernelSet& set, OperatorType type) {
+    read_layer(info, layer_);
+    const Kernel* chosen = &scalar_kernel;
+    for (const Kernel* kernel : set.operators[type].kernels) {
+      const std::string reason = kernel->why_not(layer_);
+      if (reason.empty()) {
+        chosen = kernel;
+        break;
+      }
+      why_not_others_ += std::string("; not ") + kernel->name + ": " + reason;
+    }
+    packed_ = chosen->pack(layer_);
+    choice_ = std::string(operator_names[type]) + " " + layer_.describe() + ": " + chosen->name;
+  }
+
+  // Counts weights as far as they are packed.
+  std::string describe() const override {
+    return choice_ + ", " + std::to_string(packed_->weight_bytes()) + " bytes of weights" + why_not_others_;
+  }
+
+  void compute(abi::KernelContext* context) override {
+    const abi::Value* input = input_of(context, x_input);
+    const std::vector<int64_t> shape = shape_of(input);
+    if (shape.size() != 4) refuse("x must have four dimensions, and has " + std::to_string(shape.size()));
+    if (shape[1] != layer_.in_channels) {
+      refuse("x must have " + std::to_string(layer_.in_channels) + " channels, and has " + std::to_string(shape[1]));
+    }
+    const int64_t height = shape[2], width = shape[3];
+    if (height < 1 || width < 1 || height > (1 << 24) || width > (1 << 24)) refuse("x has no pixels, or too many");
+    const int64_t out_height = layer_.output_height(height), out_width = layer_.output_width(width);
+    if (out_height < 1 || out_width < 1) {
+      refuse("the kernel does not fit into x of " + std::to_string(height) + "x" + std::to_string(width));
+    }
+    uint8_t* y = make_output<uint8_t>(context, {shape[0], layer_.out_channels, out_height, out_width});
+    if (shape[0] == 0) return;
+    const std::shared_ptr<const Plan> plan = plan_for(int(height), int(width));
+    const Scratch scratch(plan->scratch_bytes());
+    const uint8_t* x = data_of<const uint8_t>(input);
+    for (int64_t image = 0; image < shape[0]; image++) {
+      if (!run(context, *plan, x, y, scratch.data())) {
+        run(context, *scalar_kernel.pack(layer_)->plan(int(height), int(width)), x, y, nullptr);
+      }
+      x += size_t(layer_.in_channels) * height * width;
+      y += size_t(layer_.out_channels) * out_height * out_width;
+    }
+  }
+
+ private:
+  // The plan for this size: kept for the sizes met last, a few of them.
+  std::shared_ptr<const Plan> plan_for(int height, int width) {
+    constexpr size_t kept = 4;
+    std::lock_guard lock(mutex_);
+    for (const auto& [size, plan] : plans_) {
+      if (size == std::pair(height, width)) return plan;
+    }
+    std::shared_ptr<const Plan> plan = packed_->plan(height, width);
+    if (plan == nullptr) plan = scalar_kernel.pack(layer_)->plan(height, width);
+    if (plans_.size() == kept) plans_.pop_front();
+    plans_.emplace_back(std::pair(height, width), plan);
+    return plan;
+  }
+
+  // Runs all stages on one image; false where a stage met a code that the kernel cannot take.
+  static bool run(const abi::KernelContext* context, const Plan& plan, const uint8_t* x, uint8_t* y, uint8_t* scratch) {
+    std::atomic<bool> good = true;
+    for (int stage = 0; stage < plan.stages() && good; stage++) {
+      const auto item = [&](size_t index) {
+        if (!plan.run(stage, index, x, y, scratch)) good = false;
+      };
+      parallel_for(context, plan.items(stage), item);
+    }
+    return good;
+  }
+
+  Layer layer_;
+  std::unique_ptr<PackedLayer> packed_;
+  std::mutex mutex_;
+  std::list<std::pair<std::pair<int, int>, std::shared_ptr<const Plan>>> plans_;
+  std::string choice_, why_not_others_;
+};
+
+}  // namespace
+
+Signature convolution_signature() {
+  return {{abi::uint8, abi::float32, abi::uint8, abi::int8, abi::float32, abi::int8, abi::float32, abi::uint8, abi::int32,
+           abi::uint8, abi::uint8, abi::uint8},
+          abi::uint8,
+          [](const abi::KernelInfo* info, const KernelSet& set, OperatorType type) -> std::unique_ptr<Node> {
+            return std::make_unique<ConvolutionNode>(info, set, type);
+          }};
+}
+
+}  // namespace qil_deploy

@@ -1,0 +1,38 @@
+// A node of a session, of any operator of the domain qil.deploy, and what ONNX Runtime asks about operators.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernel_sets.h"
+#include "runtime.h"
+
+namespace qil_deploy {
+
+class Node {
+ public:
+  Node() = default;
+  virtual ~Node() = default;
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  // The operator, the layer, its kernel, the memory that it takes for weights, and why not another kernel.
+  virtual std::string describe() const = 0;
+
+  // Runs on what the context holds. May be called by several threads at once. Throws what `guarded` catches.
+  virtual void compute(abi::KernelContext* context) = 0;
+};
+
+struct Signature {
+  std::vector<int> input_types;
+  int output_type;
+  // Throws std::invalid_argument with a sentence for what no kernel computes.
+  std::unique_ptr<Node> (*make)(const abi::KernelInfo* info, const KernelSet& set, OperatorType type);
+};
+
+Signature convolution_signature();
+Signature matmul_signature();
+Signature max_pool_signature();
+
+}  // namespace qil_deploy
