@@ -50,6 +50,7 @@ from qil_deploy.integers import (
     tabulated,
 )
 from qil_deploy.onnx_io import (
+    PACKED_MATMULS,
     Node,
     OnnxFile,
     dequantized_codes,
@@ -226,7 +227,7 @@ def _sums(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
 def _partial_sums(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
     """Yield the largest partial sum of every MatMulNBits."""
     for node in graph.nodes:
-        if node.op_type == "MatMulNBits":
+        if node.op_type in PACKED_MATMULS:
             yield float(graph.matmul(node).partial_sum()), node.name
 
 

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import CertificateError
 from qil_deploy.integers import largest_pair
-from qil_deploy.onnx_io import KERNEL_OPERATORS, PART_OPERATOR, Node, part_shapes, read_metadata
+from qil_deploy.onnx_io import (
+    KERNEL_CONVOLUTIONS,
+    PACKED_MATMULS,
+    PART_OPERATOR,
+    Node,
+    part_shapes,
+    read_metadata,
+)
 from qil_deploy.reference import (
     EXACT_LEVEL,
     LANE_CODE,
@@ -97,7 +104,7 @@ class IntegerGraph:
         tensors = {name: blank}
         for node in self.nodes:
             inputs = [self.constants.get(entry, tensors.get(entry)) if entry else None for entry in node.inputs]
-            if node.op_type == "MatMulNBits":  # whether the reference may compute it is for the certificate to say
+            if node.op_type in PACKED_MATMULS:  # whether the reference may compute it is for the certificate to say
                 result = np.zeros((len(blank), integer(node, "N", 0)), np.float32)
             elif node.op_type == PART_OPERATOR:
                 result = np.zeros(self._part_shapes[node.outputs[0]], np.uint8)
@@ -118,13 +125,13 @@ class IntegerGraph:
 
     def _layers(self) -> Iterator[Layer]:
         for node in self.nodes:
-            if node.op_type in ("QLinearConv", *KERNEL_OPERATORS):
+            if node.op_type in ("QLinearConv", *KERNEL_CONVOLUTIONS):
                 yield self._convolution(node, node.inputs[3], self.constants[node.inputs[8]])
             elif node.op_type == "ConvInteger":
                 yield self._convolution(node, node.inputs[1], self._added_bias(node))
             elif node.op_type == "QGemm":
                 yield self._linear(node)
-            elif node.op_type == "MatMulNBits":
+            elif node.op_type in PACKED_MATMULS:
                 yield self.matmul(node).layer
 
     def _moved(self, node: Node) -> MovedInput:

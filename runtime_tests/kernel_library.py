@@ -1,8 +1,8 @@
-"""The library of kernels for low-bit convolutions: find it, register it in a session, ask it what it has and chose.
+"""The library of kernels for layers of few bits: find it, register it in a session, ask it what it has and chose.
 
 It is a distribution of its own, qil-deploy-kernels, and nothing here needs it: without the library ONNX Runtime runs
 the function that the file brings along. When it is registered, the library chooses for each operator (`TernaryConv`,
-`LowBitConv`) a set of kernels for the processor, or none; the environment variable `QIL_DEPLOY_KERNELS` forces one.
+say) a set of kernels for the processor, or none; the environment variable `QIL_DEPLOY_KERNELS` forces one.
 
 Kernels pack constant weights when the session is created. Those that a file stores in 4 or 2 bits become constants when
 ONNX Runtime folds what unpacks them: at every level but "disabled", where such a file needs ONNX Runtime's own kernels
@@ -24,7 +24,7 @@ from typing import Final
 import onnxruntime
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.onnx_io import KERNEL_INPUTS, KERNEL_OPERATORS, OnnxFile
+from qil_deploy.onnx_io import KERNEL_CONVOLUTIONS, KERNEL_OPERATORS, LOW_BIT_MATMUL, OnnxFile
 from qil_deploy.untrusted_text import excerpt
 
 INSTALLED: Final = "installed"
@@ -33,6 +33,7 @@ _PACKAGE = "qil_deploy_kernels"
 _CHOSEN = "chosen"
 _USELESS = ("the processor lacks ", "has no kernels")
 _FOR_TESTS = "scalar"
+_WEIGHTS = dict.fromkeys(KERNEL_CONVOLUTIONS, 3) | {LOW_BIT_MATMUL: 1}  # which input they are
 _registering = threading.Lock()  # the library reads the variable while it is registered
 
 
@@ -147,9 +148,9 @@ def operators_in(graph: OnnxFile) -> set[str]:
 def levels_with_kernels(graph: OnnxFile, levels: Sequence[str]) -> tuple[str, ...]:
     """Return the optimization levels at which kernels can compute a file."""
     packed = any(
-        node.inputs[3] not in graph.initializers
+        node.inputs[_WEIGHTS[node.op_type]] not in graph.initializers
         for node in graph.nodes
-        if node.op_type in KERNEL_OPERATORS and len(node.inputs) == len(KERNEL_INPUTS)
+        if node.op_type in _WEIGHTS and len(node.inputs) > _WEIGHTS[node.op_type]
     )
     return tuple(level for level in levels if level != "disabled" or not packed)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import ModelFileError
 from qil_deploy.onnx_io import (
+    PACKED_MATMULS,
     Node,
     OnnxFile,
     bits_of_type,
@@ -81,7 +82,7 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
     layers = []
     for name, node in nodes.items():
         weights, multipliers = _count_weights(node, constants), _multipliers(node, constants)
-        stored = file.bytes_behind(node.inputs[1 if node.op_type == "MatMulNBits" else 3])
+        stored = file.bytes_behind(node.inputs[1 if node.op_type in PACKED_MATMULS else 3])
         layers.append(_describe(node, listed[name], weights, shapes[node.outputs[0]], stored, multipliers))
     return tuple(layers)
 
@@ -190,7 +191,7 @@ class _Weights:
 
 def _count_weights(node: Node, constants: _Constants) -> _Weights:
     """Count a few channels at a time: what is unpacked takes many times the room of what is stored."""
-    if node.op_type == "MatMulNBits":
+    if node.op_type in PACKED_MATMULS:
         outputs, columns = integer(node, "N", 0), integer(node, "K", 0)
         bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
         packed = constants.of(node, 1)

@@ -4,7 +4,7 @@
                                                         y_zero_point, bias, low, high, x_high)
 
 The file brings a function of each name along, `Clip(QLinearConv(...), low, high)`, so that it is whole without the
-library (`qil_deploy.onnx_io.low_bit_conv`). What kernels rely on is proven here, from the integers:
+library (`qil_deploy.onnx_io.kernel_operators`). What kernels rely on is proven here, from the integers:
 
     LowBitConv      max|codes| <= 7,  x <= x_high <= 15     products are so small that many of them sum to 16 bits
     TernaryConv     max|codes| <= 1,  x <= x_high <= 3      their sums are looked up, in 16 bits: 3 * sum|codes| of
@@ -18,17 +18,14 @@ or none, and lookup wins on processors where the other kernels do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import script, values
-from onnxscript.onnx_opset import opset13
 from onnxscript.rewriter import MatchContext, MatchResult
 
 from qil_deploy.export.emitter import QIL_DOMAIN, array_of, integer
-from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_VERSION, LOW_BIT_CONV, TERNARY_CONV
+from qil_deploy.onnx_io import KERNEL_DOMAIN, LOW_BIT_CONV, TERNARY_CONV
 
 from .lower_to_qlinear import grid_of, output_name, weight_of, window_of, zero_weight_points
 from .replacement import Replacement, inputs_of, producer_of
@@ -105,27 +102,3 @@ def _is_looked_up(node: ir.Node, codes: Any) -> bool:  # noqa: ANN401 - an array
     if integer(node, "group") != 1 or x_high > MAX_LOOKED_UP or magnitudes.max(initial=0) > 1:
         return False
     return bool(MAX_LOOKED_UP * magnitudes.sum(axis=(1, 2, 3)).max(initial=0) <= MAX_SUM)
-
-
-_operators = values.Opset(KERNEL_DOMAIN, KERNEL_VERSION)
-
-
-@script(_operators, default_opset=opset13)
-def _low_bit_conv(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR0917 - read as ONNX, not run
-    x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias, low, high, x_high,  # noqa: ANN001, ARG001
-    kernel_shape: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
-):  # fmt: skip
-    codes = opset13.QLinearConv(
-        x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias,
-        kernel_shape=kernel_shape, strides=strides, pads=pads, dilations=dilations, group=group,
-    )  # fmt: skip
-    return opset13.Clip(codes, low, high)
-
-
-def low_bit_conv_function(name: str, opset: int) -> ir.Function:
-    """Return the function that stands for one of the two operators where there is no kernel, in an operator set."""
-    proto = _low_bit_conv.to_function_proto()
-    proto.name, proto.doc_string = name, ""
-    del proto.opset_import[:], proto.metadata_props[:], proto.value_info[:]
-    proto.opset_import.add(domain="", version=opset)
-    return ir.serde.deserialize_function(proto)

@@ -1,6 +1,6 @@
 """Write down the versions that a file needs, once: its operator sets, and the file format of that time.
 
-The functions of `TernaryConv` and `LowBitConv` are written in the same operator set, so they are added here, too.
+The functions of the kernel library's operators are written in the same operator set, so they are added here, too.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import onnx_ir as ir
 from qil_deploy.errors import ConfigError
 from qil_deploy.export.emitter import MICROSOFT_DOMAIN
 from qil_deploy.export.options import Storage
-from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_VERSION
+from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_FUNCTIONS, KERNEL_VERSION
 
-from .low_bit_conv import low_bit_conv_function
+from .kernel_functions import MICROSOFT_VERSION, kernel_function
 
 MIN_OPSET, MAX_OPSET = 13, 25
 # The oldest opset that has what the storage needs (per-channel QDQ, INT4 and INT2 tensors), and the IR of that time.
@@ -66,12 +66,17 @@ class SetVersions(ir.passes.InPlacePass):
         """
         types = [value.dtype for value in model.graph.initializers.values() if value.dtype]
         opset = choose_opset(types, self._opset, self._weights, self._float_opset)
-        uses_microsoft = any(node.domain == MICROSOFT_DOMAIN for node in model.graph)
+        called = sorted({node.op_type for node in model.graph if node.domain == KERNEL_DOMAIN})
+        uses_microsoft = any(node.domain == MICROSOFT_DOMAIN for node in model.graph) or any(
+            MICROSOFT_DOMAIN in KERNEL_FUNCTIONS[name].domains for name in called
+        )
         model.graph.opset_imports.clear()
-        model.graph.opset_imports.update({"": opset} | ({MICROSOFT_DOMAIN: 1} if uses_microsoft else {}))
-        for name in sorted({node.op_type for node in model.graph if node.domain == KERNEL_DOMAIN}):
+        model.graph.opset_imports.update(
+            {"": opset} | ({MICROSOFT_DOMAIN: MICROSOFT_VERSION} if uses_microsoft else {})
+        )
+        for name in called:
             model.graph.opset_imports[KERNEL_DOMAIN] = KERNEL_VERSION
-            function = low_bit_conv_function(name, opset)
+            function = kernel_function(name, opset)
             model.functions[function.identifier()] = function
         model.ir_version = max(version for minimum, version in _IR_VERSIONS.items() if minimum <= opset)
         return ir.passes.PassResult(model, modified=True)

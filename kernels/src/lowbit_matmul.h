@@ -38,7 +38,7 @@ struct RowSums {
 
 struct MatMulKernel {
   const char* name;
-  size_t (*row_bytes)(const MatMul& matmul);  // of an arranged row; divides into 64
+  size_t (*row_bytes)(const MatMul& matmul);  // of an arranged row; a multiple of 64
   // Makes bytes of a row of floats, in the kernel's own order. Where they are not exact, what was written does not matter.
   RowSums (*arrange)(const MatMul& matmul, const float* a, int8_t* arranged);
   // Fills in outputs [first, last) of every row: y[row * outputs + n]. sums: of each row.

@@ -8,7 +8,9 @@
 //   across[i] = max over kx of down[i + kx]
 //   y[j]      = across[j * stride]
 //
-// All three loops run along rows; compilers make vectors of them, on every processor.
+// Maps are often narrower than two vectors, so nothing is left over for a loop of single bytes: all goes in blocks of 16
+// codes. Those behind the end of a row are of the next row, and are set to 0; behind the end of the maps nothing is read
+// or written.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -35,27 +37,79 @@ struct Map {
   int64_t height, width, out_height, out_width;
 };
 
-// The results of one map. `row` has space for two rows with pads.
-void pool_map(const Pool& pool, const Map& map, const uint8_t* x, uint8_t* y, uint8_t* row) {
-  const int64_t padded = map.width + pool.pads[1] + pool.pads[3], steps = padded - pool.kernel[1] + 1;
-  uint8_t *down = row, *across = row + padded;
-  for (int64_t r = 0; r < map.out_height; r++, y += map.out_width) {
+constexpr int64_t lanes = 16;
+typedef uint8_t Codes __attribute__((vector_size(lanes)));  // which compilers have on every processor
+
+inline Codes larger(Codes a, Codes b) { return a > b ? a : b; }
+
+inline Codes load(const uint8_t* source) {
+  Codes codes;
+  std::memcpy(&codes, source, lanes);
+  return codes;
+}
+
+// The codes from `source` on; 0 from `end` on.
+inline Codes load(const uint8_t* source, const uint8_t* end) {
+  if (end - source >= lanes) return load(source);
+  Codes codes = {};
+  std::memcpy(&codes, source, size_t(end - source));
+  return codes;
+}
+
+Codes first_lanes(int64_t count) {
+  Codes mask;
+  for (int64_t i = 0; i < lanes; i++) mask[i] = i < count ? 255 : 0;
+  return mask;
+}
+
+int64_t whole_blocks(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
+
+// Bytes of a row of `down`, or of `across`: the last blocks reach beyond what there is.
+int64_t pitch_of(const Pool& pool, const Map& map) {
+  return whole_blocks(map.width + pool.pads[1] + pool.pads[3] + pool.kernel[1] + 2 * lanes * pool.strides[1]);
+}
+
+// A row of `across`, and all rows of `down`. (A row that has just been written is not read again at once: loads that lie
+// across two stores wait for both.)
+size_t bytes_for(const Pool& pool, const Map& map) { return size_t((map.out_height + 1) * pitch_of(pool, map)); }
+
+// x_end: behind the last map that may be read. Where pads are, `down` is 0, and stays so.
+void pool_down(const Pool& pool, const Map& map, const uint8_t* x, const uint8_t* x_end, uint8_t* down) {
+  const Codes last_lanes = first_lanes(map.width - (whole_blocks(map.width) - lanes));
+  const int64_t pitch = pitch_of(pool, map);
+  for (int64_t r = 0; r < map.out_height; r++, down += pitch) {
     const int64_t top = r * pool.strides[0] - pool.pads[0];
     const int64_t first = std::max<int64_t>(top, 0), last = std::min(top + pool.kernel[0], map.height);
-    std::memset(down, 0, size_t(padded));
-    uint8_t* inside = down + pool.pads[1];
-    for (int64_t i = first; i < last; i++) {
-      const uint8_t* source = x + i * map.width;
-      for (int64_t j = 0; j < map.width; j++) inside[j] = std::max(inside[j], source[j]);
+    for (int64_t j = 0; j < map.width; j += lanes) {
+      Codes largest = {};
+      for (int64_t i = first; i < last; i++) largest = larger(largest, load(x + i * map.width + j, x_end));
+      if (j + lanes >= map.width) largest &= last_lanes;
+      std::memcpy(down + pool.pads[1] + j, &largest, lanes);
     }
-    std::memcpy(across, down, size_t(steps));
-    for (int k = 1; k < pool.kernel[1]; k++) {
-      for (int64_t j = 0; j < steps; j++) across[j] = std::max(across[j], down[j + k]);
+  }
+}
+
+// y_end: behind the last map that may be written.
+template <int Stride>
+void pool_across(const Pool& pool, const Map& map, const uint8_t* down, uint8_t* across, uint8_t* y, uint8_t* y_end) {
+  const int64_t pitch = pitch_of(pool, map), stride = Stride == 0 ? pool.strides[1] : Stride;
+  const int64_t steps = (map.out_width - 1) * stride + 1;
+  for (int64_t r = 0; r < map.out_height; r++, y += map.out_width, down += pitch) {
+    for (int64_t j = 0; j < steps; j += lanes) {
+      Codes largest = load(down + j);
+      for (int k = 1; k < pool.kernel[1]; k++) largest = larger(largest, load(down + j + k));
+      std::memcpy(across + j, &largest, lanes);
     }
-    if (pool.strides[1] == 2) {
-      for (int64_t j = 0; j < map.out_width; j++) y[j] = across[2 * j];
-    } else {
-      for (int64_t j = 0; j < map.out_width; j++) y[j] = across[j * pool.strides[1]];
+    for (int64_t j = 0; j < map.out_width; j += lanes) {
+      const uint8_t* source = across + j * stride;
+      uint8_t picked[lanes];
+      for (int64_t i = 0; i < lanes; i++) picked[i] = source[i * stride];
+      // Where a block reaches beyond the row, the next one is written later.
+      if (y_end - (y + j) >= lanes) {
+        std::memcpy(y + j, picked, lanes);
+      } else {
+        std::memcpy(y + j, picked, size_t(y_end - (y + j)));
+      }
     }
   }
 }
@@ -96,14 +150,18 @@ class MaxPoolNode final : public Node {
     if (maps == 0) return;
     const uint8_t* x = data_of<const uint8_t>(input);
     const int64_t items = std::min(maps, wanted_items);
-    const size_t row_bytes = 2 * size_t(map.width + pool_.pads[1] + pool_.pads[3]);
-    const Scratch scratch(size_t(items) * row_bytes);
-    uint8_t* rows = scratch.data();
+    const size_t bytes = bytes_for(pool_, map), pixels = size_t(map.height) * map.width;
+    const size_t out_pixels = size_t(map.out_height) * map.out_width;
+    const Scratch scratch(size_t(items) * bytes);
+    uint8_t* space = scratch.data();
+    const auto across = pool_.strides[1] == 2 ? pool_across<2> : pool_across<0>;
     parallel_for(context, size_t(items), [&](size_t item) {
-      const int64_t last = maps * int64_t(item + 1) / items;
-      for (int64_t i = maps * int64_t(item) / items; i < last; i++) {
-        pool_map(pool_, map, x + i * map.height * map.width, y + i * map.out_height * map.out_width,
-                 rows + item * row_bytes);
+      const int64_t first = maps * int64_t(item) / items, last = maps * int64_t(item + 1) / items;
+      uint8_t *row = space + item * bytes, *down = row + pitch_of(pool_, map);
+      std::memset(row, 0, bytes);
+      for (int64_t i = first; i < last; i++) {
+        pool_down(pool_, map, x + i * pixels, x + maps * pixels, down);
+        across(pool_, map, down, row, y + i * out_pixels, y + last * out_pixels);
       }
     });
   }

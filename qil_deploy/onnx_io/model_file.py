@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from qil_deploy.errors import ModelFileError
 from qil_deploy.untrusted_text import excerpt
 
-from .low_bit_conv import check_calls, check_functions
+from .kernel_operators import check_calls, check_functions
 from .schema import parse_model
 from .tensors import DATA_TYPES, Array, DefectError, convert_tensor, data_type
 
@@ -103,8 +103,8 @@ def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
 
     Raises:
         ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX, or (without `left_out`) it
-            uses what is not supported: external data, subgraphs, functions other than those of `low_bit_conv`, sparse
-            tensors, element types unknown to numpy.
+            uses what is not supported: external data, subgraphs, functions other than those of `kernel_operators`,
+            sparse tensors, element types unknown to numpy.
     """
     message = parse_file(path)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from qil_deploy.onnx_io import KERNEL_OPERATORS, Array, Node
+from qil_deploy.onnx_io import KERNEL_CONVOLUTIONS, Array, Node
 
 from .operator_row import Effect
 from .operators import effect_of
@@ -50,7 +50,7 @@ def range_of_result(
         whole: of its result's type.
         constant: returns an input of the node that is one number; None where it is left out, or not known.
     """
-    if node.op_type in KERNEL_OPERATORS:  # it ends with a Clip of its own
+    if node.op_type in KERNEL_CONVOLUTIONS:  # it ends with a Clip of its own
         bounds = constant(9), constant(10)
         return whole[0] if bounds[0] is None else int(bounds[0]), whole[1] if bounds[1] is None else int(bounds[1])
     if effect_of(node) not in _KEEPING or not inputs or _overshoots(node):

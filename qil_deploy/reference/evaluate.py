@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from qil_deploy.errors import DataError, ModelFileError
-from qil_deploy.onnx_io import KERNEL_OPERATORS, Array, Node, OnnxFile, cut_out_parts
+from qil_deploy.onnx_io import KERNEL_CONVOLUTIONS, Array, Node, OnnxFile, cut_out_parts
 from qil_deploy.untrusted_text import excerpt
 
 from .budget import Budget, BudgetError, Cost
@@ -258,7 +258,7 @@ class IntegerReference:
         Raises:
             ModelFileError: one may.
         """
-        promising = [node for node in self.nodes if node.op_type in KERNEL_OPERATORS]
+        promising = [node for node in self.nodes if node.op_type in KERNEL_CONVOLUTIONS]
         if not promising:
             return
         try:

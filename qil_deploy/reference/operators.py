@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from qil_deploy.onnx_io import KERNEL_DOMAIN, KERNEL_INPUTS, KERNEL_OPERATORS, PART_DOMAIN, PART_OPERATOR, Node
+from qil_deploy.onnx_io import (
+    KERNEL_CONVOLUTIONS,
+    KERNEL_DOMAIN,
+    KERNEL_INPUTS,
+    LOW_BIT_MATMUL,
+    LOW_BIT_MAX_POOL,
+    PART_DOMAIN,
+    PART_OPERATOR,
+    Node,
+)
 from qil_deploy.untrusted_text import excerpt
 
 from . import compute, costs
@@ -106,7 +115,7 @@ def _executed() -> Iterable[Operator]:
         bias=8,
         arithmetic=INT8,
     )
-    for name in KERNEL_OPERATORS:
+    for name in KERNEL_CONVOLUTIONS:
         yield Operator(
             name=name,
             domain=KERNEL_DOMAIN,
@@ -143,15 +152,16 @@ def _executed() -> Iterable[Operator]:
         bias=6,
         arithmetic=INT8,
     )
-    yield Operator(
-        name="MatMulNBits",
-        domain=MICROSOFT,
-        compute=compute.matmul_nbits,
-        cost=costs.multiplied_nbits,
-        attributes=frozenset({"N", "K", "bits", "block_size", "accuracy_level"}),
-        weights=1,
-        arithmetic=INT8,
-    )
+    for name, domain in (("MatMulNBits", MICROSOFT), (LOW_BIT_MATMUL, KERNEL_DOMAIN)):
+        yield Operator(
+            name=name,
+            domain=domain,
+            compute=compute.matmul_nbits,
+            cost=costs.multiplied_nbits,
+            attributes=frozenset({"N", "K", "bits", "block_size", "accuracy_level"}),
+            weights=1,
+            arithmetic=INT8,
+        )
     yield Operator(
         name="QLinearAdd",
         domain=MICROSOFT,
@@ -234,6 +244,15 @@ def _executed() -> Iterable[Operator]:
         exact=True,
         fused_to="MaxPool",
         sinks=True,
+    )
+    yield Operator(
+        name=LOW_BIT_MAX_POOL,
+        domain=KERNEL_DOMAIN,
+        effect=Effect.CHOOSES,
+        compute=compute.max_pool,
+        cost=costs.pooled,
+        attributes=frozenset({"kernel_shape", "strides", "pads"}),
+        exact=True,
     )
     yield Operator(
         name="Resize",

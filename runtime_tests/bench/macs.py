@@ -4,7 +4,7 @@ Weights and results have the shapes that ONNX Runtime infers when the file is lo
 each element of its result `K` times:
 
     Conv, QLinearConv, ConvInteger, TernaryConv, LowBitConv      K = C_in / groups * kernel height * kernel width
-    Gemm, MatMul, QGemm, QLinearMatMul, MatMulInteger, MatMulNBits      K = length of a row
+    Gemm, MatMul, QGemm, QLinearMatMul, MatMulInteger, MatMulNBits, LowBitMatMul      K = length of a row
 
 and ConvTranspose each element of its input `C_out / groups * kernel height * kernel width` times. What is padded
 counts, since it is executed.
@@ -17,14 +17,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qil_deploy.errors import ModelFileError
-from qil_deploy.onnx_io import KERNEL_OPERATORS, Node, OnnxFile, optimized_model, read_model, with_outputs
+from qil_deploy.onnx_io import (
+    KERNEL_CONVOLUTIONS,
+    PACKED_MATMULS,
+    Node,
+    OnnxFile,
+    optimized_model,
+    read_model,
+    with_outputs,
+)
 from qil_deploy.reference import operator_of
 from qil_deploy.runtime_tests.sessions import create_session
 
 MIXED = "mixed"
 Shape = tuple[int | str | None, ...]
 
-_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger", *KERNEL_OPERATORS})
+_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger", *KERNEL_CONVOLUTIONS})
 # Operators that multiply with weights in ways that are not counted here.
 _UNCOUNTED = frozenset(
     {
@@ -85,7 +93,7 @@ def _macs(node: Node, shapes: Mapping[str, Shape], path: Path) -> int:
         factors = (*weights[1:], *y[1:])
     elif node.op_type == "ConvTranspose":
         factors = (*weights[1:], *x[1:])
-    elif node.op_type == "MatMulNBits":
+    elif node.op_type in PACKED_MATMULS:
         length = node.attributes.get("K")
         factors = (length if isinstance(length, int) else None, *y[1:])
     else:

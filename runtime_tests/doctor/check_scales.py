@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from qil_deploy.onnx_io import Node
+from qil_deploy.onnx_io import PACKED_MATMULS, Node
 from qil_deploy.reference import operator_of
 
 from .findings import Finding, found
@@ -38,7 +38,7 @@ def rounding_by_machine(executed: Sequence[Graph], written: Sequence[Graph]) -> 
             written, where it does not load.
         written: the graphs of the file.
     """
-    is_written = any(node.op_type == "MatMulNBits" for graph in written for node in graph.file.nodes)
+    is_written = any(node.op_type in PACKED_MATMULS for graph in written for node in graph.file.nodes)
     remedy = (
         "Give MatMulNBits its zero points, though they are the default (8 for each block)."
         if is_written
@@ -67,7 +67,7 @@ def _has_bad_scale(graph: Graph, node: Node) -> bool:
 def _rounds_by_machine(node: Node) -> bool:
     attributes = node.attributes
     return (
-        node.op_type == "MatMulNBits"
+        node.op_type in PACKED_MATMULS
         and attributes.get("bits", 4) == 4
         and attributes.get("accuracy_level", 0) == _ROUNDING_LEVEL
         and not any(node.inputs[_ZERO_POINTS : _ZERO_POINTS + 1])
