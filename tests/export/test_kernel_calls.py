@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,16 @@ import pytest
 from torch import nn
 
 from qil_deploy.config import QuantConfig
+from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ModelFileError
 from qil_deploy.export.emitter import Emitter
 from qil_deploy.export.passes.kernel_calls import LowBitMaxPool
 from qil_deploy.onnx_io import LOW_BIT_MATMUL, LOW_BIT_MAX_POOL, TERNARY_CONV, read_metadata, read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
+from qil_deploy.runtime_tests import verify
 from qil_deploy.runtime_tests.exported_model import read_exported_model
-from qil_deploy.runtime_tests.kernel_library import levels_with_kernels, operators_in
+from qil_deploy.runtime_tests.kernel_library import find_kernel_library, levels_with_kernels, operators_in
 from qil_deploy.runtime_tests.layers import describe_layers
 
 from .rewriting import rewritten
@@ -64,6 +67,19 @@ def test_every_code_and_logit_is_as_before(case: Case, exports: Exports, tmp_pat
     assert {function.name for function in onnx.load(path).functions} == {name for name, _ in called}
     assert operators_in(found) == {name for name, _ in called}
     assert levels_with_kernels(found, ["disabled", "all"]) == ("all",)
+
+
+def test_every_set_of_kernels_makes_every_code(case: Case, tmp_path: Path) -> None:
+    pytest.importorskip("qil_deploy_kernels", reason="qil-deploy-kernels is not installed: `make kernels`")
+    library = find_kernel_library("installed")
+    path = case.export(tmp_path / "model.onnx", kernels=True)
+    labels = np.arange(len(case.images)) % len(case.class_names)
+    images = ImageSet(images=case.images, labels=labels, class_names=case.class_names)
+    for kernel_set in ("scalar", *library.runnable_sets()):
+        report = verify(path, images.batches(4), kernels=replace(library, kernel_set=kernel_set))
+        assert report.exact, kernel_set
+        assert len(report.comparisons) == 3  # all levels but the one at which packed weights are no constants
+        assert all(each.difference is None and each.tensors > 15 for each in report.comparisons)
 
 
 def test_layers_are_described_as_before(case: Case, tmp_path: Path) -> None:

@@ -83,6 +83,18 @@ def pool_model(kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int
     return _model(graph, _function("LowBitMaxPool", "MaxPool", "", ["x"], attributes, _INTEGERS))
 
 
+def random_pool(rng: np.random.Generator) -> tuple[ModelProto, NDArray[np.uint8]]:
+    """Return a file of one pool of random shape, and an input."""
+    kernel = [int(rng.integers(1, 6)) for _ in range(2)]
+    strides = [int(rng.choice([1, 2, 2, 3, 5])) for _ in range(2)]
+    pads = [int(rng.integers(0, kernel[i % 2])) if rng.random() < 0.5 else 0 for i in range(4)]
+    smallest = [max(1, kernel[i] - pads[i] - pads[i + 2]) for i in range(2)]
+    size = [each if rng.random() < 0.1 else each + int(rng.integers(0, 60)) for each in smallest]
+    shape = (int(rng.integers(1, 4)), int(rng.integers(1, 40)), *size)
+    x = rng.integers(0, int(rng.choice([4, 256])), shape).astype(np.uint8)
+    return pool_model(kernel, strides, pads), x
+
+
 def _function(
     name: str, op_type: str, domain: str, inputs: list[str], attributes: Mapping[str, object], kind: int
 ) -> FunctionProto:

@@ -9,23 +9,16 @@ import numpy as np
 import pytest
 
 from .kernel_sets import force
-from .matmul_and_pool_models import pool_model
+from .matmul_and_pool_models import pool_model, random_pool
 from .models import run, session
 
 
 def test_random_pools_are_equal(library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     force("scalar", monkeypatch)
     for case in range(150):
-        kernel = [int(rng.integers(1, 6)) for _ in range(2)]
-        strides = [int(rng.choice([1, 2, 2, 3, 5])) for _ in range(2)]
-        pads = [int(rng.integers(0, kernel[i % 2])) if rng.random() < 0.5 else 0 for i in range(4)]
-        smallest = [max(1, kernel[i] - pads[i] - pads[i + 2]) for i in range(2)]
-        size = [each if rng.random() < 0.1 else each + int(rng.integers(0, 60)) for each in smallest]
-        shape = (int(rng.integers(1, 4)), int(rng.integers(1, 40)), *size)
-        x = rng.integers(0, int(rng.choice([4, 256])), shape).astype(np.uint8)
-        model = pool_model(kernel, strides, pads)
+        model, x = random_pool(rng)
         found = run(model, x, library, threads=1 + case % 2)
-        np.testing.assert_array_equal(found, run(model, x), err_msg=f"case {case}: {kernel} {strides} {pads} {shape}")
+        np.testing.assert_array_equal(found, run(model, x), err_msg=f"case {case}: {model.graph.node[0]} {x.shape}")
 
 
 @pytest.mark.parametrize(
