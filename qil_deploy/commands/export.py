@@ -71,7 +71,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         bool,
         typer.Option(
             "--kernels",
-            help="Write convolutions of at most 4 bits so that the package qil-deploy-kernels speeds them up; without "
+            help="Write layers of at most 4 bits so that the package qil-deploy-kernels speeds them up; without "
             "it the file runs as any other.",
         ),
     ] = False,
