@@ -130,13 +130,13 @@ def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def function_of(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
-    (function,) = [each for each in model.functions if each.name == name]
-    return function
+    found: list[onnx.FunctionProto] = [each for each in model.functions if each.name == name]
+    return found[0]
 
 
 def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    (node,) = [each for each in model.graph.node if each.op_type == name]
-    return node
+    found: list[onnx.NodeProto] = [each for each in model.graph.node if each.op_type == name]
+    return found[0]
 
 
 def swapped_inputs(model: onnx.ModelProto) -> None:

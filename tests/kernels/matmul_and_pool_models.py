@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import FunctionProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 STANDARD, MICROSOFT = helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)
 _INTEGER, _INTEGERS = 2, 7  # types of attributes
@@ -28,13 +29,13 @@ class PackedProduct:
     @property
     def columns(self) -> int:
         """The length of a row of the input."""
-        return self.packed.shape[1] * self.block
+        return int(self.packed.shape[1]) * self.block
 
     def model(self) -> ModelProto:
         """Return a file with the node and the function that stands for it."""
         outputs, blocks = self.packed.shape[:2]
         zero_point = (0xAA if self.bits == 2 else 0x88) if self.zero_point is None else self.zero_point
-        constants = {
+        constants: dict[str, NDArray[Any]] = {
             "B": self.packed,
             "scales": np.full((outputs, blocks), self.scale, np.float32),
             "zero_points": np.full((outputs, -(-blocks * self.bits // 8)), zero_point, np.uint8),
@@ -72,7 +73,7 @@ def random_product(rng: np.random.Generator, bits: int) -> PackedProduct:
 
 def pool_model(kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int]) -> ModelProto:
     """Return a file of one pool, and the function that stands for it."""
-    attributes = {"kernel_shape": list(kernel), "strides": list(strides), "pads": list(pads)}
+    attributes: dict[str, Any] = {"kernel_shape": list(kernel), "strides": list(strides), "pads": list(pads)}
     node = helper.make_node("LowBitMaxPool", ["x"], ["y"], domain="qil.deploy", **attributes)
     graph = helper.make_graph(
         [node],
@@ -114,6 +115,6 @@ def _function(
     )
 
 
-def _model(graph: object, function: FunctionProto) -> ModelProto:
+def _model(graph: GraphProto, function: FunctionProto) -> ModelProto:
     opsets = [STANDARD, MICROSOFT, helper.make_opsetid("qil.deploy", 1)]
     return helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
