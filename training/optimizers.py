@@ -1,12 +1,13 @@
 """Parameter groups, the optimizers that recipes use, and their schedule.
 
     weights of convolutions and linear layers         learning_rate, with weight decay
-    biases, BatchNorm, output scales                  learning_rate
+    biases, BatchNorm                                 learning_rate
     intervals, steps of 8-bit ranges, exponents       interval_learning_rate
+    output scales and shifts                          interval_learning_rate, or its default where that is 0
 
-Parameters of quantizers are dimensionless (decision 0009), so one rate suits every layer, and Adam bounds each step
-by it, however large the sum of gradients is (decision 0011). SGD is there for the paper's own recipe. In a frozen
-model the intervals and steps of activations are constants; its weights and their intervals learn on.
+Parameters of quantizers, output scales and shifts are dimensionless (decision 0009), so one rate suits every layer, and
+Adam bounds each step by it, however large the sum of gradients is (decision 0011). SGD is there for the paper's own
+recipe. In a frozen model the intervals and steps of activations are constants; its weights and their intervals learn on.
 """
 
 from __future__ import annotations
@@ -47,18 +48,20 @@ def parameter_groups(
 
     Args:
         model: float, prepared or frozen.
-        learning_rate: of weights and whatever else is no quantizer's.
-        interval_learning_rate: of quantizers; 0 leaves them out.
+        learning_rate: of weights, biases and BatchNorm.
+        interval_learning_rate: of quantizers, and of output scales and shifts; 0 leaves quantizers out, and scales and
+            shifts have the default.
         weight_decay: of tensors of rank 2 and more.
 
     Raises:
         ConfigError: nothing would be trained.
     """
-    weights = weight_parameters(model)
+    weights, scales = weight_parameters(model), output_parameters(model)
+    intervals = interval_parameters(model) if interval_learning_rate > 0 else []
     groups = [
         ([p for p in weights if p.ndim >= 2], learning_rate, weight_decay),
         ([p for p in weights if p.ndim < 2], learning_rate, 0.0),
-        (interval_parameters(model) if interval_learning_rate > 0 else [], interval_learning_rate, 0.0),
+        (intervals + scales, interval_learning_rate or INTERVAL_LEARNING_RATE, 0.0),
     ]
     found = [{"params": tensors, "lr": rate, "weight_decay": decay} for tensors, rate, decay in groups if tensors]
     if not found:
@@ -77,17 +80,17 @@ def recipe_optimizers(
     weight_decay: float = STAGE_WEIGHT_DECAY,
     interval_optimizer: IntervalOptimizer = "adam",
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of recipes: SGD with Nesterov momentum for weights, Adam for quantizers.
+    """Return the optimizers of recipes: SGD with Nesterov momentum for weights, Adam for quantizers and output scales.
 
     Arguments and errors as for `parameter_groups`. One of the two is missing where it would have nothing to do. With
-    `interval_optimizer="sgd"` quantizers, too, learn by SGD with Nesterov momentum, at their own rate.
+    `interval_optimizer="sgd"` quantizers and scales, too, learn by SGD with Nesterov momentum, at their own rate.
     """
     groups = parameter_groups(
         model, learning_rate=learning_rate, interval_learning_rate=interval_learning_rate, weight_decay=weight_decay
     )
-    quantizers = {id(parameter) for parameter in interval_parameters(model)}
-    of_intervals = [group for group in groups if id(group["params"][0]) in quantizers]
-    of_weights = [group for group in groups if id(group["params"][0]) not in quantizers]
+    weights = {id(parameter) for parameter in weight_parameters(model)}
+    of_intervals = [group for group in groups if id(group["params"][0]) not in weights]
+    of_weights = [group for group in groups if id(group["params"][0]) in weights]
     optimizers: list[torch.optim.Optimizer] = []
     if of_weights:
         optimizers.append(_sgd(of_weights))
@@ -105,9 +108,20 @@ def _of_intervals(groups: list[dict[str, Any]], kind: IntervalOptimizer) -> torc
 
 
 def weight_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return all trained parameters outside quantizers; `gradient_norm` bounds their gradient."""
-    known = {id(parameter) for parameter in interval_parameters(model)}
+    """Return the trained weights, biases and parameters of BatchNorm; `gradient_norm` bounds their gradient."""
+    known = {id(parameter) for parameter in interval_parameters(model) + output_parameters(model)}
     return [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in known]
+
+
+def output_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trained output scales and shifts of quantized layers."""
+    return [
+        parameter
+        for module in model.modules()
+        if isinstance(module, QuantConv2d | QuantLinear) and not isinstance(module, AveragingConv2d)
+        for parameter in (module.log_output_scale, module.output_shift)
+        if parameter is not None and parameter.requires_grad
+    ]
 
 
 def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
@@ -124,16 +138,10 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
 def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
     """Make quantizers, output scales and shifts the only trained parameters; return what trains them.
 
-    Output scales and shifts are dimensionless like interval parameters (decision 0009) and have their rate.
-
     Raises:
         ConfigError: there are none.
     """
-    learned = interval_parameters(model)
-    for module in model.modules():
-        if isinstance(module, QuantConv2d | QuantLinear) and not isinstance(module, AveragingConv2d):
-            own = (module.log_output_scale, module.output_shift)
-            learned += [parameter for parameter in own if parameter is not None]
+    learned = interval_parameters(model) + output_parameters(model)
     if not learned:
         raise ConfigError("there is nothing to train: the model has no quantizer whose interval could be learned.")
     model.requires_grad_(False)

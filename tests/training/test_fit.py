@@ -23,7 +23,7 @@ from qil_deploy.terminal.progress import Progress
 from qil_deploy.training.data.memory_batches import ArrayBatches
 from qil_deploy.training.fit import EpochMetrics, Phase, train_epochs
 from qil_deploy.training.models.build import build_model, memory_format_for
-from qil_deploy.training.optimizers import make_optimizers, rate_factor
+from qil_deploy.training.optimizers import make_optimizers, output_parameters, rate_factor
 from qil_deploy.training.recipe import OptimizerSection
 from qil_deploy.training.run_state import Learner, Position
 
@@ -91,16 +91,14 @@ def test_weights_decay_and_intervals_do_not() -> None:
     assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters() if p.ndim >= 2}
     (intervals,) = adam.param_groups
     assert (intervals["weight_decay"], intervals["lr"]) == (0, 0.02)
-    assert {id(p) for p in intervals["params"]} == {id(p) for p in interval_parameters(model)}
+    assert {id(p) for p in intervals["params"]} == {id(p) for p in interval_parameters(model) + output_parameters(model)}
     # Every parameter is with exactly one optimizer.
     everything = [id(p) for group in (decayed, rest, intervals) for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in model.parameters())
 
 
-def test_float_networks_and_fixed_intervals_need_no_second_optimizer() -> None:
+def test_float_networks_need_no_second_optimizer() -> None:
     assert len(make_optimizers(network(), section())) == 1
-    model = prepare(network(), QuantConfig(), torch.zeros(1, 1, 8, 8), input_grid=PREPROCESSING)
-    assert len(make_optimizers(model, section(interval_learning_rate=0.0))) == 1
 
 
 def test_training_learns_and_reports_each_epoch(data: ImageSet) -> None:
