@@ -42,8 +42,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results and checkpoints.")] = Path("runs/equal_epochs"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; the first for the ingredients.")] = "0,1,2",
     epochs: Annotated[int, typer.Option(help="Epochs of the float network, and of every row after that.")] = 12,
-    only: Annotated[str, typer.Option(help="Rows, by name, separated by commas; all if empty.")] = "",
-    bits: Annotated[str, typer.Option(help="Of quantized rows, separated by commas.")] = "2,3,4",
+    only: Annotated[str, typer.Option(help="Rows, `plain` or `w2a2 plain`, separated by commas; all if empty.")] = "",
     width: Annotated[int, typer.Option(help="Networks at a time.")] = 12,
     minutes: Annotated[float, typer.Option(help="Start nothing that would take longer.")] = 1e6,
     page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
@@ -68,13 +67,12 @@ def main(
     )
     numbers = [int(part) for part in seeds.split(",")]
     results = read_results(out / "results.json")
-    names, widths = only.split(",") if only else [], [int(part) for part in bits.split(",")]
+    names = set(only.split(",")) if only else set()
     finished = {result.key for result in results}
     rows = [
         (variant, seed)
         for variant, seed in table(numbers)
-        if (not names or variant.name in names)
-        and (not variant.bits or variant.bits[-1] in widths)
+        if (not names or names & {variant.name, f"{variant.width} {variant.name}"})
         and variant.key(seed) not in finished
     ]
     teachers = train_float(bench, numbers, out, console.print)

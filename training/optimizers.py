@@ -7,7 +7,8 @@
 
 Parameters of quantizers, output scales and shifts are dimensionless (decision 0009), so one rate suits every layer, and
 Adam bounds each step by it, however large the sum of gradients is (decision 0011). SGD is there for the paper's own
-recipe. In a frozen model the intervals and steps of activations are constants; its weights and their intervals learn on.
+recipe. In a frozen model the intervals and steps of activations are constants; its weights and their intervals learn
+on.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def test_weights_decay_and_intervals_do_not() -> None:
     assert {id(p) for p in decayed["params"]} == {id(p) for p in model.parameters() if p.ndim >= 2}
     (intervals,) = adam.param_groups
     assert (intervals["weight_decay"], intervals["lr"]) == (0, 0.02)
-    assert {id(p) for p in intervals["params"]} == {id(p) for p in interval_parameters(model) + output_parameters(model)}
+    assert {id(p) for p in intervals["params"]} == {
+        id(p) for p in interval_parameters(model) + output_parameters(model)
+    }
     # Every parameter is with exactly one optimizer.
     everything = [id(p) for group in (decayed, rest, intervals) for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in model.parameters())

@@ -124,9 +124,9 @@ def test_output_scales_learn_where_intervals_are_kept() -> None:
 
 
 def test_no_rate_of_weights_makes_the_output_scale_of_the_last_layer_run_away() -> None:
-    # The softened loss curves by 6.7 along the logarithm of the scale of these logits. Nesterov momentum of 0.9 is stable
-    # up to a curvature of 3.8 / 2.8 over the rate, 2.7 here; the logits of trained networks, whose curvature is 24, go
-    # beyond it at 0.06 (decision 0011).
+    # The softened loss curves by 6.7 along the logarithm of the scale of these logits. Nesterov momentum of 0.9 is
+    # stable up to a curvature of 3.8 / 2.8 over the rate, 2.7 here; the logits of trained networks, whose curvature is
+    # 24, go beyond it at 0.06 (decision 0011).
     torch.manual_seed(0)
     model, x = prepared(network()).eval(), torch.randn(64, 1, 8, 8)
     (scale,) = output_parameters(model)
