@@ -29,6 +29,7 @@ bench: $(VENV)/.installed-all ## measure exports beside their peers and write do
 	$(BIN)/python benchmarks/export_cost.py
 	$(BIN)/python benchmarks/openvino_agreement.py
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/step_growth.py
 	$(BIN)/python benchmarks/write_tables.py runs/benchmarks
 
 test: setup ## run every test

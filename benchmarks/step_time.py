@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -22,45 +22,22 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from exporters import Skipped, goal_rows, skipped_lines
 from goals import Verdict
 from peers import use_brevitas_layers
-from qil_deploy.config import Placement, QuantConfig
+from qil_deploy.config import Placement
 from qil_deploy.errors import ConfigError
 from qil_deploy.files import ensure_writable
-from qil_deploy.integers import freeze
-from qil_deploy.network import calibrate, prepare
-from qil_deploy.preprocessing import Preprocessing
-from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.bench import Clock
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.terminal import Console, Progress
-from qil_deploy.training.models import build_model, memory_format_for
-from qil_deploy.training.optimizers import make_optimizers
-from qil_deploy.training.recipe import OptimizerSection
 from tables import Rows, console_table
+from training_steps import Step, Variant, float_model, images_of, model_of, step_of
 
-CLASSES = 10
-BITS = 4
 _RESAMPLES = 2000
 _MILLISECOND = 1e6
-
-Step = Callable[[], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """How a network is trained: None as `placement` stands for float."""
-
-    placement: Placement | None
-    train_gamma: bool = False
-    compiled: bool = False
-    frozen: bool = False
-
 
 PLACEMENTS: tuple[Placement, ...] = ("paper", "integer")
 
@@ -78,10 +55,11 @@ VARIANTS: dict[str, Variant] = {
 }
 
 # Of a step, in steps of the float network.
+COMPILED_GOAL, GAMMA_GOAL = 1.2, 1.4
 GOALS: dict[str, float] = {
     f"{placement}{suffix}": bound
     for placement in PLACEMENTS
-    for suffix, bound in (("_compiled", 1.3), ("_gamma_compiled", 1.5), ("", 1.9))
+    for suffix, bound in (("_compiled", COMPILED_GOAL), ("_gamma_compiled", GAMMA_GOAL), ("", 1.9))
 }
 
 
@@ -177,58 +155,21 @@ def main(
 
 def make_steps(network: str, *, batch: int, size: int, seed: int) -> tuple[dict[str, Step], list[Skipped]]:
     """Return by name a function for each model that takes one step on one fixed batch, and what is missing."""
-    generator = torch.Generator().manual_seed(seed)
-    preprocessing = Preprocessing.from_statistics((3, size, size), mean=0.45, std=0.25)
-    pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
-    x = torch.from_numpy(preprocessing.normalize(pixels.numpy())).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (batch,), generator=generator)
-
-    def float_model() -> nn.Module:
-        torch.manual_seed(seed)
-        model = build_model(network, {"in_channels": 3, "num_classes": CLASSES})
-        return model.to(memory_format=memory_format_for(model))
-
-    steps = {}
-    for name, variant in VARIANTS.items():
-        model = float_model()
-        if variant.placement is not None:
-            config = QuantConfig(
-                weight_bits=BITS,
-                activation_bits=BITS,
-                placement=variant.placement,
-                train_gamma=variant.train_gamma,
-            )
-            prepared = prepare(model, config, x, input_grid=preprocessing)
-            calibrate(prepared, [x])
-            model = freeze(prepared) if variant.frozen else prepared
-        steps[name] = step_of(model, x, labels, compiled=variant.compiled)
+    images = images_of(batch=batch, size=size, seed=seed)
+    x, labels = images.x, images.labels
+    steps = {
+        name: step_of(model_of(network, variant, images, seed=seed), x, labels, compiled=variant.compiled)
+        for name, variant in VARIANTS.items()
+    }
     skipped = []
     try:
-        model = float_model()
+        model = float_model(network, seed=seed)
         use_brevitas_layers(model, collect_stats_steps=1)
     except ImportError as error:
         skipped.append(Skipped(model="brevitas", reason=f"not installed ({error})"))
     else:
         steps["brevitas"] = step_of(model.to(memory_format=torch.channels_last), x, labels, compiled=False)
     return steps, skipped
-
-
-def step_of(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool) -> Step:
-    """Return a function that takes one optimizer step, and leaves the quantizers of the process as `compiled` says."""
-    # The rates are too small to move anything: each step has the same work to do.
-    section = OptimizerSection(epochs=1, learning_rate=1e-6, interval_learning_rate=1e-6)
-    optimizers = make_optimizers(model.train(), section)
-
-    def step() -> None:
-        compile_quantizers(compiled)
-        loss = F.cross_entropy(model(x), labels)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-
-    return step
 
 
 def measure(

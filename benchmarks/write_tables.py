@@ -16,6 +16,7 @@ import typer
 import export_cost
 import exporters
 import openvino_agreement
+import step_growth
 import step_time
 from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
@@ -81,6 +82,13 @@ def table_of(name: str, reports: Path) -> str:
             markdown_table(exporters.goal_rows(steps.verdicts)),
             *exporters.skipped_lines(steps.skipped),
             f"{step_time.where(steps)}.",
+        ]
+    elif name == "step_growth":
+        growth = read_report(path, step_growth.StepGrowthReport)
+        parts = [
+            markdown_table(step_growth.growth_rows(growth)),
+            markdown_table(exporters.goal_rows(step_growth.judge(growth.cases))),
+            f"{step_growth.where(growth)}.",
         ]
     elif name.endswith("_wasm"):
         bench = read_report(path, BenchReport)

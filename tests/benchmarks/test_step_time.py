@@ -20,7 +20,8 @@ from qil_deploy.runtime_tests import read_report, write_report
 from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.terminal.console import Console
 from qil_deploy.terminal.progress import Progress
-from step_time import StepTimeReport, Variant, judge, make_steps, measure, summarize
+from step_time import StepTimeReport, judge, make_steps, measure, summarize
+from training_steps import Step, Variant, step_of
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_the_report_becomes_a_table(report: StepTimeReport, tmp_path: Path) -> N
 
 def test_each_round_takes_one_step_of_each_model_in_an_order_of_its_own() -> None:
     taken: list[str] = []
-    steps: dict[str, step_time.Step] = {name: functools.partial(taken.append, name) for name in "abcd"}
+    steps: dict[str, Step] = {name: functools.partial(taken.append, name) for name in "abcd"}
     ticks = iter(range(1000))
     progress = Progress(console=Console(file=io.StringIO()))
     samples = measure(steps, repeats=6, warmup=2, seed=0, progress=progress, clock=lambda: next(ticks))
@@ -122,5 +123,5 @@ def test_a_step_moves_weights() -> None:
     layer = torch.nn.Linear(12, 3)
     before = layer.weight.detach().clone()
     model = torch.nn.Sequential(torch.nn.Flatten(), layer)
-    step_time.step_of(model, torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]), compiled=False)()
+    step_of(model, torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]), compiled=False)()
     assert not torch.equal(layer.weight, before)

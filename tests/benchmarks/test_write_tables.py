@@ -31,7 +31,7 @@ def test_the_page_has_a_place_for_every_report() -> None:
     page = write_tables.PAGE.read_text()
     assert write_tables.table_names(page) == [
         *("resnet18", "alexnet", "mobilenet_v3_large", "efficientnet_b0", "resnet18_wasm", "alexnet_wasm"),
-        *("export_cost", "openvino", "step_time"),
+        *("export_cost", "openvino", "step_time", "step_growth"),
     ]
 
 

@@ -1,0 +1,170 @@
+"""How the cost of a quantized optimizer step beside a float one grows with the batch and with the layers.
+
+    python benchmarks/step_growth.py --out runs/benchmarks
+
+Steps, rounds and ratios are those of `step_time`: quantizers fused, 4 bits, `integer` placement, CIFAR-style ResNets.
+Beside them stands a step with a teacher as large as the network, which computes its logits in each step; what it adds
+is its forward pass. Written is the report `OUT/step_growth.json`, from which `write_tables.py` makes the table of
+docs/benchmarks.md. Measure on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+import typer
+from torch import nn
+
+from exporters import goal_rows
+from goals import Verdict
+from qil_deploy.files import ensure_writable
+from qil_deploy.runtime_tests import write_report
+from qil_deploy.runtime_tests.environment import Environment, describe_environment
+from qil_deploy.terminal import Console, Progress
+from step_time import COMPILED_GOAL, GAMMA_GOAL, StepTime, measure, summarize
+from tables import Rows, console_table
+from training_steps import Step, Variant, float_model, images_of, model_of, step_of
+
+QUANTIZED = Variant(placement="integer", compiled=True)
+MODELS = {
+    "float": Variant(placement=None),
+    "quantized": QUANTIZED,
+    "gamma": Variant(placement="integer", train_gamma=True, compiled=True),
+}
+TAUGHT = "taught"
+GOALS = {"quantized": COMPILED_GOAL, "gamma": GAMMA_GOAL}
+BATCHES = (16, 32, 64, 128, 256)
+DEPTHS = (8, 14, 20, 32, 56)
+USUAL_DEPTH, USUAL_BATCH = 20, 64
+CASES = tuple((f"resnet{USUAL_DEPTH}", batch) for batch in BATCHES) + tuple(
+    (f"resnet{depth}", USUAL_BATCH) for depth in DEPTHS if depth != USUAL_DEPTH
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One network and batch.
+
+    Attributes:
+        network: name in `training.models.MODELS`.
+        layers: its convolutions and linear layers.
+        batch: images per step.
+        steps: of `MODELS`, and `TAUGHT`.
+    """
+
+    network: str
+    layers: int
+    batch: int
+    steps: tuple[StepTime, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepGrowthReport:
+    """What was measured; attributes as in `step_time.StepTimeReport`."""
+
+    SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.step_growth/1"
+
+    schema: str
+    size: int
+    threads: int
+    seed: int
+    load: float | None
+    cases: tuple[Case, ...]
+    torch: str
+    environment: Environment
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/benchmarks"),
+    size: Annotated[int, typer.Option(help="Height and width of the images.", min=8)] = 32,
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
+    repeats: Annotated[int, typer.Option(help="Measured steps of each model.", min=2)] = 30,
+    warmup: Annotated[int, typer.Option(help="Steps before them that are not counted.", min=1)] = 3,
+    seed: Annotated[int, typer.Option(help="Of the weights, the images and the order of the models.")] = 0,
+) -> None:
+    """Time steps of networks of several depths, and of one on batches of several sizes."""
+    console = Console()
+    ensure_writable(out / "step_growth.json")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    torch.set_num_threads(threads)
+    cases = []
+    with Progress(console=console, transient=True) as progress:
+        for network, batch in CASES:
+            steps, layers = make_steps(network, batch=batch, size=size, seed=seed)
+            samples = measure(steps, repeats=repeats, warmup=warmup, seed=seed, progress=progress)
+            times = tuple(summarize(samples, seed=seed))
+            cases.append(Case(network=network, layers=layers, batch=batch, steps=times))
+    report = StepGrowthReport(
+        schema=StepGrowthReport.SCHEMA,
+        size=size,
+        threads=threads,
+        seed=seed,
+        load=load,
+        cases=tuple(cases),
+        torch=torch.__version__,
+        environment=describe_environment(),
+    )
+    write_report(out / "step_growth.json", report)
+    console.print(console_table(where(report), growth_rows(report)))
+    console.print(console_table("goals", goal_rows(judge(report.cases))))
+
+
+def make_steps(network: str, *, batch: int, size: int, seed: int) -> tuple[dict[str, Step], int]:
+    """Return by name a function for each model that takes one step, and how many layers have weights."""
+    images = images_of(batch=batch, size=size, seed=seed)
+    x, labels = images.x, images.labels
+    steps = {
+        name: step_of(model_of(network, variant, images, seed=seed), x, labels, compiled=variant.compiled)
+        for name, variant in MODELS.items()
+    }
+    teacher = float_model(network, seed=seed).eval()
+    pupil = model_of(network, QUANTIZED, images, seed=seed)
+    steps[TAUGHT] = step_of(pupil, x, labels, compiled=QUANTIZED.compiled, teacher=teacher)
+    return steps, sum(isinstance(module, nn.Conv2d | nn.Linear) for module in teacher.modules())
+
+
+def judge(cases: Sequence[Case]) -> list[Verdict]:
+    """Return a verdict for every goal: on the case that costs most."""
+    ratios = {name: [step.ratio for case in cases for step in case.steps if step.model == name] for name in GOALS}
+    return [
+        Verdict(
+            goal=f"{name}, the costliest case: at most {bound:g} of a float step",
+            bound=bound,
+            measured=max(ratios[name]),
+            met=max(ratios[name]) <= bound,
+        )
+        for name, bound in GOALS.items()
+    ]
+
+
+def growth_rows(report: StepGrowthReport) -> Rows:
+    """One row per case: the float step, and by how much of it the others cost more or less."""
+    cells = []
+    for case in report.cases:
+        steps = {step.model: step for step in case.steps}
+        ratios = [f"{steps[name].ratio:.2f}" for name in GOALS]
+        teacher = f"{steps[TAUGHT].ratio - steps['quantized'].ratio:+.2f}"
+        row = [case.network, str(case.layers), str(case.batch), f"{steps['float'].median_ms:.0f}", *ratios, teacher]
+        cells.append(row)
+    return Rows(
+        headings=("network", "layers", "batch", "float, ms", *(f"{name}, x float" for name in GOALS), "teacher"),
+        cells=cells,
+    )
+
+
+def where(report: StepGrowthReport) -> str:
+    """Say in a line what was measured, and where."""
+    load = "" if report.load is None else f", load {report.load:.1f} before"
+    return (
+        f"images of {report.size}x{report.size}; {report.environment.cpu}, {report.threads} threads, "
+        f"torch {report.torch}{load}"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
