@@ -35,7 +35,7 @@ from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
 WIDTHS_WITHOUT_LOSS = 4  # bits: single ingredients can tell nothing there
-KEPT = ("plain", "distillation", "together")  # of these the checkpoints of the first seed are kept
+KEPT = (FLOAT.name, "plain", "distillation", "together")  # of these the checkpoints of the first seed are kept
 
 
 def main(
@@ -83,8 +83,10 @@ def main(
         console.print(f"{result.width} {result.method} {result.way}, seed {result.seed}: {result.accuracy:.2f} %")
 
     def keep(variant: Variant, seed: int) -> Path | None:
-        if seed != numbers[0] or variant.name not in KEPT or not variant.bits:
+        if seed != numbers[0] or variant.name not in KEPT:
             return None
+        if not variant.bits:
+            return out / "float_trained_on.safetensors"
         return out / f"{variant.method}_{variant.width}_{variant.name}.safetensors"
 
     Queue(bench=bench, teachers=teachers, waiting=rows, width=width, deadline=deadline, keep=keep, done=done).train()

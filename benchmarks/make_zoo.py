@@ -3,9 +3,12 @@
     python benchmarks/make_zoo.py fashion_mnist_resnet20 --run runs/resnet20 --out zoo/fashion_mnist --compile
 
 Training is skipped where the run is finished, so that the files and the table can be made again in minutes. Where the
-run is gone, `--again` makes them from the checkpoints that the zoo holds:
+run is gone, `--again` makes them from the checkpoints that the zoo holds. `--trained` takes the networks that
+`equal_epochs` trained in all ways together, the float network that was trained on for as long, and freezes them as they
+are:
 
-    python benchmarks/make_zoo.py fashion_mnist_resnet20 --out zoo/fashion_mnist --again
+    python benchmarks/make_zoo.py --out zoo/fashion_mnist --again
+    python benchmarks/make_zoo.py --out zoo/fashion_mnist --trained runs/equal_epochs
 """
 
 from __future__ import annotations
@@ -16,27 +19,41 @@ from typing import Annotated
 
 import typer
 
-from qil_deploy.checkpoint import read_checkpoint
+from qil_deploy.accuracy import top1_percent
+from qil_deploy.checkpoint import load_model, read_checkpoint, save_checkpoint
 from qil_deploy.commands.deliver import HEADINGS, Delivery, deliver, delivery_cells, delivery_table
+from qil_deploy.datasets import load_images
+from qil_deploy.errors import DataError
 from qil_deploy.files import write_text
+from qil_deploy.integers import freeze, predictions
+from qil_deploy.network import PreparedModel
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console, Progress
+from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.train import RunResult, StageResult, train
+from training_rows import DATA, NETWORK
+
+RECIPE = "fashion_mnist_resnet20"
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a shipped recipe.")],
     out: Annotated[Path, typer.Option(help="Folder of the zoo.")],
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a shipped recipe.")] = Path(RECIPE),
     run: Annotated[Path, typer.Option(help="Folder of the run. [default: runs/NAME]")] = Path("runs"),
     compile_: Annotated[bool, typer.Option("--compile", help="Train with fused quantizers.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Export the zoo's own checkpoints anew.")] = False,
+    trained: Annotated[Path | None, typer.Option(help="A folder of `equal_epochs`, in place of a recipe.")] = None,
 ) -> None:
-    """Train, export, verify and time a recipe, and write what came out."""
+    """Train a recipe, or take trained networks; export, verify and time them, and write what came out."""
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
-    if again:
+    if trained is not None:
+        take_networks(trained, out)
+        deliveries = deliver(result_of(out), out, console)
+        write_text(out / "README.md", readme_of_networks(deliveries))
+    elif again:
         deliveries = deliver(result_of(out), out, console)
         write_text(out / "README.md", with_table((out / "README.md").read_text(), table(deliveries)))
     else:
@@ -52,6 +69,31 @@ def main(
         command = f"{recipe} --run {folder} --out {out}" + (" --compile" if compile_ else "")
         write_text(out / "README.md", readme(loaded, command, deliveries))
     console.print(delivery_table(deliveries))
+
+
+def take_networks(trained: Path, zoo: Path) -> None:
+    """Put the networks of `equal_epochs` into a folder of the zoo, quantized ones also frozen.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    names = {"float": "float_trained_on"} | {width: f"qil_{width}_together" for width in ("w4a4", "w3a3", "w2a2")}
+    sources = {name: trained / f"{source}.safetensors" for name, source in names.items()}
+    missing = [str(path) for path in sources.values() if not path.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]} is missing; train it by benchmarks/equal_epochs.py --out {trained}.")
+    (zoo / "metrics.jsonl").unlink(missing_ok=True)  # of a recipe
+    for name, source in sources.items():
+        shutil.copyfile(source, zoo / f"{name}.safetensors")
+        info, model = load_model(source, build_model)
+        if isinstance(model, PreparedModel):
+            test = load_images(info.data or "", "test", preprocessing=info.preprocessing)
+            frozen = freeze(model)
+            right = int((predictions(frozen, test.images, info.preprocessing) == test.labels).sum())
+            accuracy = top1_percent(right, len(test))
+            metrics = {"accuracy": accuracy, "accuracy_frozen_at_once": accuracy}
+            after = info.model_copy(update={"kind": "frozen", "metrics": metrics})
+            save_checkpoint(zoo / f"{name}_frozen.safetensors", after, frozen)
 
 
 def result_of(zoo: Path) -> RunResult:
@@ -104,7 +146,37 @@ def readme(recipe: Recipe, command: str, deliveries: list[Delivery]) -> str:
     )
     return f"""# {recipe.model.name} on {recipe.data}
 
-{table(deliveries)}
+{explained_table(deliveries)}
+
+Float: {recipe.float_training.epochs} epochs. Then {stages}. `metrics.jsonl` has the loss and accuracy of each epoch.
+
+Made by:
+
+    python benchmarks/make_zoo.py {command}
+"""
+
+
+def readme_of_networks(deliveries: list[Delivery]) -> str:
+    """Return the text of the zoo's README for networks of `equal_epochs`."""
+    return f"""# {NETWORK} on {DATA}
+
+{explained_table(deliveries)}
+
+Every network is a float one of 12 epochs, trained on for 12 more: in float, or quantized to these bits at once, with
+that float network as teacher, the gradient of roundings scaled and little weight decay (seed 0;
+[docs/training.md](../../docs/training.md) sets them beside others). There were no frozen epochs: both columns of frozen
+networks are the same.
+
+Made by:
+
+    python benchmarks/equal_epochs.py --out runs/equal_epochs --seeds 0 --only 'trained on in float,together' --compile
+    python benchmarks/make_zoo.py --out zoo/fashion_mnist --trained runs/equal_epochs
+"""
+
+
+def explained_table(deliveries: list[Delivery]) -> str:
+    """Return the table of a zoo's README, and what its columns mean."""
+    return f"""{table(deliveries)}
 
 Accuracy is top-1 on all {deliveries[0].images:,} test images. `w4a4` means 4-bit weights and activations, 7-bit weights
 and 8-bit codes in the first and last layer, 8-bit codes on the residual stream: integers from image to logits.
@@ -115,14 +187,7 @@ and 8-bit codes in the first and last layer, 8-bit codes on the residual stream:
   of its four graph-optimization levels) or the frozen PyTorch model. `*_verify.json` has each of them.
 - *changed predictions*: images that get another class than before freezing (training in between included).
 - *file*: the ONNX file (`NAME.onnx`), weights packed, and its share of the float one. *latency*: median of one image on
-  one thread; `bench.json` has every run, and says on which machine.
-
-Float: {recipe.float_training.epochs} epochs. Then {stages}. `metrics.jsonl` has the loss and accuracy of each epoch.
-
-Made by:
-
-    python benchmarks/make_zoo.py {command}
-"""
+  one thread; `bench.json` has every run, and says on which machine."""
 
 
 if __name__ == "__main__":

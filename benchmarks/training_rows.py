@@ -313,9 +313,10 @@ class Job:
             frozen = freeze(model)
             frozen_accuracy = bench.accuracy(frozen)
             differing = differing_logits(frozen, bench)
-            if keep is not None:
-                config = self._config(variant.bits[-1])
-                save_checkpoint(keep, bench.info("quantized", config, accuracy=accuracy), model)
+        if keep is not None:
+            config = self._config(variant.bits[-1]) if variant.bits else None
+            info = bench.info("quantized" if variant.bits else "float", config, accuracy=accuracy)
+            save_checkpoint(keep, info, model)
         way, method, width, seed = variant.key(self.seed)
         return Result(
             way=way,

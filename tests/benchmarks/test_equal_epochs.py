@@ -11,6 +11,7 @@ import torch
 
 import equal_epochs
 import training_rows
+from qil_deploy.checkpoint import read_info
 from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
 from qil_deploy.training.data import ArrayBatches
 from side_by_side import Images, Order
@@ -61,6 +62,7 @@ def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
     assert all(len(result["losses"]) == 4 for result in results)
     assert [result["differing_logits"] for result in results] == [None, 0, 0]
     assert (tmp_path / "float_4.safetensors").is_file()
+    assert read_info(tmp_path / "float_trained_on.safetensors").kind == "float"
     shown = equal_epochs.table_rows(equal_epochs.read_results(tmp_path / "results.json"))
     assert [cells[:4] for cells in shown.cells] == [
         ["float", "", "trained on in float", "1"],
