@@ -75,7 +75,7 @@ def main(
         if (not names or names & {variant.name, f"{variant.width} {variant.name}"})
         and variant.key(seed) not in finished
     ]
-    teachers = train_float(bench, numbers, out, console.print)
+    teachers = train_float(bench, numbers, out, console.print) if rows else {}
 
     def done(result: Result) -> None:
         results.append(result)
@@ -89,7 +89,16 @@ def main(
             return out / "float_trained_on.safetensors"
         return out / f"{variant.method}_{variant.width}_{variant.name}.safetensors"
 
-    Queue(bench=bench, teachers=teachers, waiting=rows, width=width, deadline=deadline, keep=keep, done=done).train()
+    Queue(
+        bench=bench,
+        teachers=teachers,
+        waiting=rows,
+        width=width,
+        deadline=deadline,
+        keep=keep,
+        done=done,
+        say=console.print,
+    ).train()
     shown = table_rows(results)
     if page is not None:
         write_text(page, with_tables(page.read_text(), {"equal_epochs": f"\n{markdown_table(shown)}\n\n"}))

@@ -23,6 +23,7 @@ class Queue:
         deadline: by `time.monotonic`; a row that would end after it is not begun.
         keep: where the checkpoint of a row goes, if anywhere.
         done: called with each result.
+        say: called with a line on each epoch.
         active, ready, ended: in training; to begin with the next epoch; at the end of a stage.
     """
 
@@ -33,6 +34,7 @@ class Queue:
     deadline: float
     keep: Callable[[Variant, int], Path | None]
     done: Callable[[Result], None]
+    say: Callable[[str], None]
     active: list[Job] = field(default_factory=list)
     ready: list[Job] = field(default_factory=list)
     ended: list[Job] = field(default_factory=list)
@@ -59,6 +61,7 @@ class Queue:
         """Wait for the epoch and sort out whose stage ends; return how long it took."""
         for job in self.active:
             job.end_epoch()
+            self.say(f"{job.label}: loss {job.losses[-1]:.3f} in epoch {len(job.losses)}")
             job.beside = max(job.beside, len(self.active) - 1)
         self.ended += [job for job in self.active if job.at_end_of_stage]
         self.active = [job for job in self.active if not job.at_end_of_stage]

@@ -283,6 +283,11 @@ class Job:
 
         return loss
 
+    @property
+    def label(self) -> str:
+        """Words for the row and its seed."""
+        return f"{self.variant.width} {self.variant.method} {self.variant.name}, seed {self.seed}"
+
     def end_epoch(self) -> None:
         """Wait for the epoch."""
         self.losses.append(self.learner.end_epoch())
