@@ -25,11 +25,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
+import numpy as np
 import timm
 import torch
 import torchvision.models
 import typer
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from networks import PREPROCESSING, colour_images, spread
 from qil_deploy import QuantConfig, calibrate, freeze, prepare
@@ -38,8 +40,9 @@ from qil_deploy.errors import QilDeployError
 from qil_deploy.export import export_onnx
 from qil_deploy.files import write_text
 from qil_deploy.integers import FrozenLayer
-from qil_deploy.network import FloatIsland
+from qil_deploy.network import FloatIsland, PreparedModel
 from qil_deploy.onnx_io import OUTPUT_NAME
+from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reports import read_report, write_report
 from qil_deploy.runtime_tests.backends import REFERENCE, CodeReader, ExecutedGraph, code_reader, onnx_backend_name
 from qil_deploy.runtime_tests.compare_tensors import compare_tensors
@@ -55,6 +58,7 @@ _WORDS: dict[Kind, str] = {"integers": "in integers alone", "float parts": "with
 BITS = 4
 IMAGES = 4
 CLASSES = 10
+CLASS_NAMES = tuple(f"class {index}" for index in range(CLASSES))
 DEFAULT_SIZE = 64
 # Networks that take no maps as small as the others do.
 SIZES = {
@@ -179,20 +183,17 @@ def examine(name: str) -> NetworkRow:
 
 def _compared(row: NetworkRow, *, allow_float: bool) -> NetworkRow:
     """Prepare, export and compare a network."""
-    images = colour_images(IMAGES, row.size)
-    preprocessing = replace(PREPROCESSING, height=row.size, width=row.size)
+    images, preprocessing = images_for(row.size)
     x = torch.from_numpy(preprocessing.normalize(images))
-    network = spread(build(row.name), [x])
-    config = QuantConfig(weight_bits=BITS, activation_bits=BITS, allow_float=allow_float)
-    prepare_s, prepared = timed(lambda: prepare(network, config, x[:1], input_grid=preprocessing))
-    calibrate(prepared, [x])
+    prepare_s, prepared = prepared_network(row.name, preprocessing, x, allow_float=allow_float)
     parts = float_calls(prepared)
     frozen = freeze(prepared, share_parameters=True)
     expected = record_codes(frozen, x)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        names = [f"class {index}" for index in range(CLASSES)]
-        export_s, result = timed(lambda: export_onnx(frozen, path, preprocessing=preprocessing, class_names=names))
+        export_s, result = timed(
+            lambda: export_onnx(frozen, path, preprocessing=preprocessing, class_names=CLASS_NAMES)
+        )
         found = [read(images) for read in _backends(path, integers=not parts)]
     kept = [name for name in found[0] if name in expected and (not parts or name == OUTPUT_NAME)]
     return replace(
@@ -209,6 +210,22 @@ def _compared(row: NetworkRow, *, allow_float: bool) -> NetworkRow:
         prepare_s=round(prepare_s, 2),
         export_s=round(export_s, 2),
     )
+
+
+def images_for(size: int) -> tuple[NDArray[np.uint8], Preprocessing]:
+    """Return images for a network of the list, and how it sees them."""
+    return colour_images(IMAGES, size), replace(PREPROCESSING, height=size, width=size)
+
+
+def prepared_network(
+    name: str, preprocessing: Preprocessing, x: Tensor, *, allow_float: bool = False
+) -> tuple[float, PreparedModel]:
+    """Return a network of the list, prepared with `BITS` and calibrated, and how many seconds preparing took."""
+    network = spread(build(name), [x])
+    config = QuantConfig(weight_bits=BITS, activation_bits=BITS, allow_float=allow_float)
+    seconds, prepared = timed(lambda: prepare(network, config, x[:1], input_grid=preprocessing))
+    calibrate(prepared, [x])
+    return seconds, prepared
 
 
 def _backends(path: Path, *, integers: bool) -> Iterator[CodeReader]:

@@ -13,7 +13,7 @@ added one at a time; a target that cannot run is left out of the table, with its
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -92,17 +92,7 @@ def main(
     reports: dict[str, TargetsReport] = {}
     for subject in subjects(zoo, out):
         chosen = not models or subject.name in models.split(",")
-        report_path = out / f"{subject.name}.json"
-        ensure_writable(report_path)
-        if chosen and subject.write is not None and not subject.path.is_file():
-            console.print(f"Writing {subject.path} ...")
-            subject.write(subject.path)
-        known = results_so_far(report_path, subject.path)
-        with tempfile.TemporaryDirectory() as folder:
-            for target in wanted if chosen else ():
-                if again or target.name not in known:
-                    known |= found_on(subject, target, Path(folder), console)
-                    write_report(report_path, merged(subject.path, known))
+        known = tried(subject, wanted if chosen else [], out / f"{subject.name}.json", console, again=again)
         if known:
             reports[subject.name] = merged(subject.path, known)
     rows = {"targets_codes": code_rows(reports), "targets_logits": logit_rows(reports)}
@@ -113,6 +103,26 @@ def main(
         console.print(console_table(title, table))
     if any(report.exact is False for report in reports.values()):
         raise typer.Exit(1)
+
+
+def tried(
+    subject: Subject, targets: Sequence[Target], report: Path, console: Console, *, again: bool = False
+) -> dict[str, TargetResult]:
+    """Run a model on the targets whose results a report does not have yet; return all that is known, by target.
+
+    Where there are targets to run on, the model is written if it is not there; the report after each of them.
+    """
+    ensure_writable(report)
+    if targets and subject.write is not None and not subject.path.is_file():
+        console.print(f"Writing {subject.path} ...")
+        subject.write(subject.path)
+    known = results_so_far(report, subject.path)
+    with tempfile.TemporaryDirectory() as folder:
+        for target in targets:
+            if again or target.name not in known:
+                known |= found_on(subject, target, Path(folder), console)
+                write_report(report, merged(subject.path, known))
+    return known
 
 
 def found_on(subject: Subject, target: Target, folder: Path, console: Console) -> dict[str, TargetResult]:

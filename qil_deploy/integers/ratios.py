@@ -14,7 +14,8 @@ which codes saturate at which end stays the same, but for the one in between.
 A product of two codes, and the mean of a map, have one small ratio (some 1/256, or 1/window), which `p/q` with a given
 `q` is far from: there `q` is the odd number, up to the one that the above allows, with which a fraction comes nearest
 (`nearest_fraction`). What is rescaled is a whole number there, exact before it is multiplied, so that only results
-count that do not saturate.
+count that do not saturate. Decimal ratios (0.011, say) have ties that float32 only nearly knows; there the products of
+64-bit ARM and of browsers differ from those of x86-64.
 
 ONNX Runtime's average pooling takes ratios below 256 only (and from 2**-32, which no `p/q` comes near). Where products
 or sums of codes are multiplied by 255 or more, any but zero saturates: the ratio 255 gives every code that a larger one

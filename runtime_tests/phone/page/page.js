@@ -98,6 +98,7 @@ function facts(report, job) {
       `median ${latency.median_ms.toFixed(2)} ms, 95 % within ${latency.p95_ms.toFixed(2)} ms`,
     ]);
   }
+  rows.push(...outputs(report));
   let why = "";
   if (threads < job.threads) {
     why =
@@ -107,6 +108,18 @@ function facts(report, job) {
   rows.push(["Threads", `${threads}${why}`]);
   rows.push(["Runtime", `ONNX Runtime Web ${environment.onnxruntime}, ${environment.features.join(", ")}`]);
   return rows;
+}
+
+/** What came of each output, where there are several: over all levels, as the file is. */
+function outputs(report) {
+  const levels = report.levels.map((level) => [level.logits, ...level.others]);
+  if (levels[0].length < 2) return [];
+  return levels[0].map(({ tensor, dtype, shape }, i) => {
+    const elements = sum(levels.map((all) => all[i].elements));
+    const differing = sum(levels.map((all) => all[i].differing ?? 0));
+    const found = report.compared ? `${number(differing)} of ${number(elements)} differ` : `${number(elements)} elements`;
+    return [`Output ${tensor}, ${dtype} [${shape.slice(1).join(", ")}]`, found];
+  });
 }
 
 function show(id, text, kind) {

@@ -32,6 +32,8 @@ from qil_deploy.runtime_tests.phone.verify_on_phone import Address, choose_addre
 from qil_deploy.runtime_tests.phone.web_runtime import runtime_state
 from qil_deploy.runtime_tests.targets import RunOptions, TargetsReport
 
+from tests.runtime_tests.every_operator import GRID, write_network
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -176,6 +178,32 @@ def served(golden: tuple[Path, Path], address: Address, options: RunOptions = OP
         future.add_done_callback(lambda _: ready.set())
         ready.wait(60)
         yield (urls[0] if urls else ""), future
+
+
+def test_several_outputs_are_shown_by_name(open_phone: OpenPhone, tmp_path: Path) -> None:
+    """A row of floats, and codes: a map, boxes as a detector makes them, features."""
+    images = np.random.default_rng(5).integers(0, 256, (4, *GRID.shape), np.uint8)
+    model, golden = write_network(tmp_path / "several.onnx", "codes", images), tmp_path / "golden.npz"
+    write_golden(model, images[:2], "noise", golden)
+    with np.load(golden) as stored:
+        arrays: dict[str, Any] = dict(stored)
+    arrays["boxes"] = arrays["boxes"].copy()
+    arrays["boxes"][1, 2, 3, 0] ^= 1
+    np.savez(golden, **arrays)
+    with served((model, golden), Address(name="phone.test"), replace(OPTIONS, repeats=0)) as (url, future):
+        page = open_phone(url)
+        page.get_by_role("button", name="Start").tap()
+        page.get_by_text("the computer has it").wait_for()
+        facts = page.locator("#facts").inner_text()
+        assert re.search(r"Output row, float32 \[7\]\s+0 of 28 differ", facts)
+        assert re.search(r"Output map, uint8 \[5, 16, 16\]\s+0 of 5,120 differ", facts)
+        assert re.search(r"Output boxes, uint8 \[6, 8, 8\]\s+2 of 1,536 differ", facts)
+        assert "The first tensor that differs is boxes: 1 of 768 elements" in page.locator("#verdict").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        report: TargetsReport = future.result(60)
+    assert report.exact is False
+    assert report.targets[0].codes is not None
+    assert report.targets[0].codes.differing > 0
 
 
 def test_over_plain_http_one_thread_has_to_do_and_the_page_says_why(
