@@ -31,7 +31,6 @@ from qil_deploy.runtime_tests.phone import verify_on_phone as phone_module
 from qil_deploy.runtime_tests.phone.verify_on_phone import Address, choose_address, network_address, verify_on_phone
 from qil_deploy.runtime_tests.phone.web_runtime import runtime_state
 from qil_deploy.runtime_tests.targets import RunOptions, TargetsReport
-
 from tests.runtime_tests.every_operator import GRID, write_network
 
 if TYPE_CHECKING:
