@@ -15,10 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CheckpointError, OutputError
-from qil_deploy.training import run_state
+from qil_deploy.network import calibrate, prepare
+from qil_deploy.preprocessing import Preprocessing
+from qil_deploy.quantizers import interval_parameters
+from qil_deploy.training import run_state, weight_parameters
 from qil_deploy.training.models.build import build_model
-from qil_deploy.training.optimizers import make_optimizers
+from qil_deploy.training.optimizers import make_optimizers, output_parameters
 from qil_deploy.training.phase_record import PhaseRecord
 from qil_deploy.training.recipe import OptimizerSection, Recipe, recipe_from_dict
 from qil_deploy.training.run import Settings
@@ -27,6 +31,7 @@ from qil_deploy.training.train import train
 
 from .conftest import train_until_killed
 
+PIXELS = Preprocessing(channels=1, height=8, width=8, scale=0.0123, zero_point=77)
 FILES = ["float", "w4a4", "w2a2", "w2a2_frozen"]
 
 
@@ -159,6 +164,27 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
     other = build_model("resnet8", {"in_channels": 1, "num_classes": 10, "width": 5})
     with pytest.raises(CheckpointError, match="do not fit its model"):
         load_state(tmp_path, "float", Learner(model=other, optimizers=[]))
+
+
+def test_the_middle_of_a_quantized_phase_is_refused_where_output_scales_learned_with_the_weights(
+    tmp_path: Path,
+) -> None:
+    """As earlier versions had it; float phases keep the same of both."""
+    model = prepare(learner().model.eval(), QuantConfig(), torch.zeros(1, 1, 8, 8), input_grid=PIXELS)
+    calibrate(model, [torch.randn(16, 1, 8, 8)])
+    weights = weight_parameters(model) + output_parameters(model)
+    groups = [[p for p in weights if p.ndim >= 2], [p for p in weights if p.ndim < 2]]
+    sgd = torch.optim.SGD([{"params": group} for group in groups], lr=0.1, momentum=0.9)
+    before = Learner(model=model, optimizers=[sgd, torch.optim.Adam(interval_parameters(model))])
+    model.train()(torch.randn(16, 1, 8, 8)).sum().backward()
+    for optimizer in before.optimizers:
+        optimizer.step()
+    save_state(tmp_path, "w4a4", Position(step=1, batch=1), before)
+    now = Learner(model=model, optimizers=make_optimizers(model, OptimizerSection(epochs=1)))
+    with pytest.raises(
+        CheckpointError, match=r"has no parameter \d+\); remove it to go on after the last finished phase"
+    ):
+        load_state(tmp_path, "w4a4", now)
 
 
 def test_a_state_holds_what_its_docstring_says(tmp_path: Path) -> None:
