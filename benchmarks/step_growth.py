@@ -28,7 +28,7 @@ from qil_deploy.runtime_tests.environment import Environment, describe_environme
 from qil_deploy.terminal import Console, Progress
 from step_time import COMPILED_GOAL, GAMMA_GOAL, StepTime, measure, summarize
 from tables import Rows, console_table
-from training_steps import Step, Variant, float_model, images_of, model_of, step_of
+from training_steps import Step, Variant, float_model, images_of, machine_line, model_of, step_of
 
 QUANTIZED = Variant(placement="integer", compiled=True)
 MODELS = {
@@ -159,11 +159,8 @@ def growth_rows(report: StepGrowthReport) -> Rows:
 
 def where(report: StepGrowthReport) -> str:
     """Say in a line what was measured, and where."""
-    load = "" if report.load is None else f", load {report.load:.1f} before"
-    return (
-        f"images of {report.size}x{report.size}; {report.environment.cpu}, {report.threads} threads, "
-        f"torch {report.torch}{load}"
-    )
+    machine = machine_line(report.environment, report.threads, report.torch, report.load)
+    return f"images of {report.size}x{report.size}; {machine}"
 
 
 if __name__ == "__main__":

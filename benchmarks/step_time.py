@@ -34,7 +34,7 @@ from qil_deploy.runtime_tests.bench import Clock
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.terminal import Console, Progress
 from tables import Rows, console_table
-from training_steps import Step, Variant, float_model, images_of, model_of, step_of
+from training_steps import Step, Variant, float_model, images_of, machine_line, model_of, step_of
 
 _RESAMPLES = 2000
 _MILLISECOND = 1e6
@@ -260,10 +260,9 @@ def step_rows(report: StepTimeReport) -> Rows:
 
 def where(report: StepTimeReport) -> str:
     """Say in a line what was measured, and where."""
-    load = "" if report.load is None else f", load {report.load:.1f} before"
     return (
-        f"{report.network}, {report.batch} images of {report.size}x{report.size}; {report.environment.cpu}, "
-        f"{report.threads} threads, torch {report.torch}{load}"
+        f"{report.network}, {report.batch} images of {report.size}x{report.size}; "
+        f"{machine_line(report.environment, report.threads, report.torch, report.load)}"
     )
 
 

@@ -14,6 +14,7 @@ from qil_deploy.integers import freeze
 from qil_deploy.network import calibrate, prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import compile_quantizers
+from qil_deploy.runtime_tests.environment import Environment
 from qil_deploy.training import distillation_loss
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
@@ -105,3 +106,9 @@ def step_of(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool, teac
             optimizer.step()
 
     return step
+
+
+def machine_line(environment: Environment, threads: int, torch_version: str, load: float | None) -> str:
+    """Say where steps were timed: processor, threads, PyTorch, and the load before, where it is known."""
+    before = "" if load is None else f", load {load:.1f} before"
+    return f"{environment.cpu}, {threads} threads, torch {torch_version}{before}"
