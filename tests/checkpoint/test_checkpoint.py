@@ -36,6 +36,12 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import build_model
 
 ZOO = Path(__file__).parents[2] / "zoo" / "fashion_mnist"
+EARLIER = Path(__file__).parent / "earlier"
+KEPT_CHECKPOINTS = [
+    *(EARLIER / f"{name}.safetensors" for name in ("float", "w2a2", "w2a2_frozen")),
+    ZOO / "float.safetensors",
+    *(ZOO / f"w{bits}a{bits}{end}.safetensors" for bits in (2, 3, 4) for end in ("", "_frozen")),
+]
 Kind = Literal["float", "quantized", "frozen"]
 
 PREPROCESSING = Preprocessing(channels=3, height=8, width=8, scale=0.0123, zero_point=77)
@@ -431,9 +437,8 @@ def test_one_flipped_bit_of_any_tensor_is_noticed(path: Path) -> None:
             read_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["float", *(f"w{bits}a{bits}{end}" for bits in (2, 3, 4) for end in ("", "_frozen"))])
-def test_checkpoints_of_earlier_versions_are_read(name: str) -> None:
-    path = ZOO / f"{name}.safetensors"
+@pytest.mark.parametrize("path", KEPT_CHECKPOINTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_checkpoints_of_earlier_versions_are_read(path: Path) -> None:
     info, model = load_model(path, build_model)
     assert info == read_info(path)
     found, expected = model.state_dict(), load_file(path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from qil_deploy.checkpoint import load_model, read_checkpoint, read_info
+from qil_deploy.checkpoint import METADATA_KEY, load_model, read_checkpoint, read_contents, read_info
 from qil_deploy.config import DEFAULT_METHOD, QuantConfig
 from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.errors import CheckpointError, ConfigError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.trained_digits import Digits
 
 BITS = range(2, 9)
-ZOO = Path(__file__).parents[2] / "zoo" / "fashion_mnist"
+EARLIER = Path(__file__).parents[1] / "checkpoint" / "earlier"
 
 
 @pytest.fixture(params=METHODS)
@@ -177,12 +177,14 @@ def test_checkpoints_carry_the_method_and_come_back(run: tuple[str, Path]) -> No
         assert all(torch.equal(tensor, state[key]) for key, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("name", ["w4a4", "w3a3", "w2a2"])
+@pytest.mark.parametrize("name", ["w2a2", "w2a2_frozen"])
 def test_checkpoints_that_name_no_method_are_qil(name: str) -> None:
-    info = read_info(ZOO / f"{name}.safetensors")
+    path = EARLIER / f"{name}.safetensors"
+    assert "method" not in json.loads(read_contents(path).metadata[METADATA_KEY])["config"]
+    info = read_info(path)
     assert info.config is not None
     assert info.config.method == "qil"
-    _, model = load_model(ZOO / f"{name}.safetensors", build_model)
+    _, model = load_model(path, build_model)
     quantizers = [each for each in model.modules() if isinstance(each, IntervalQuantizer)]
     assert quantizers
     assert all({"log_distance", "center_ratio"} <= each.state_dict().keys() for each in quantizers)
