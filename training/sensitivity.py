@@ -39,6 +39,7 @@ from qil_deploy.network import (
     edge_layers,
     estimate_batchnorm,
     isolate,
+    logits_of,
     prepare,
     quantized_layers,
 )
@@ -228,7 +229,7 @@ class Probe:
     def _answers(self, model: nn.Module) -> Tensor:
         """Return the logarithms of the class probabilities, float64 [images, classes]."""
         parts = torch.from_numpy(self.images.images).split(_batch_size(self.info.preprocessing))
-        logits = torch.cat([model(to_input(part, self.info.preprocessing)) for part in parts])
+        logits = torch.cat([logits_of(model(to_input(part, self.info.preprocessing))) for part in parts])
         return F.log_softmax(logits.double(), 1)
 
     def _judge(self, answers: Tensor) -> Measurement:

@@ -208,8 +208,12 @@ def _freezing_report(
             raise
         console.print(f"What freezing costs could not be measured: {error}")
         return None
-    with console.status(f"Measuring on {len(images):,} images what freezing costs ..."):
-        return compare_freezing(prepared, frozen, name, images, info.preprocessing)
+    try:
+        with console.status(f"Measuring on {len(images):,} images what freezing costs ..."):
+            return compare_freezing(prepared, frozen, name, images, info.preprocessing)
+    except DataError as error:
+        console.print(f"What freezing costs could not be measured: {error}")
+        return None
 
 
 def _recorded_freezing(info: CheckpointInfo) -> FreezingReport | None:

@@ -12,7 +12,7 @@ from torch import nn
 from qil_deploy.accuracy import top1_percent
 from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import DataError
-from qil_deploy.network import INPUT_GRID, QuantizedModel, evaluation_mode, unwrapped
+from qil_deploy.network import INPUT_GRID, QuantizedModel, evaluation_mode, logits_of, unwrapped
 from qil_deploy.preprocessing import Preprocessing
 
 _BATCH_SIZE = 250
@@ -49,13 +49,14 @@ def predictions(model: nn.Module, images: NDArray[np.uint8], preprocessing: Prep
     """Return the class that a model in evaluation mode gives each image, int64 [N].
 
     Args:
-        model: float, prepared or frozen; the mode of every module is then what it was.
+        model: float, prepared or frozen; the mode of every module is then what it was. Of several outputs the first
+            counts, as it does in files.
         images: uint8 [N, C, H, W].
         preprocessing: from images to the model's input.
 
     Raises:
-        DataError: images of another type or shape than `preprocessing` says, or a prepared or frozen model that is for
-            other preprocessing.
+        DataError: images of another type or shape than `preprocessing` says, a prepared or frozen model that is for
+            other preprocessing, or one whose first output is no row of logits.
     """
     network = unwrapped(model)
     if isinstance(network, QuantizedModel) and network.meta[INPUT_GRID] != preprocessing:
@@ -66,7 +67,7 @@ def predictions(model: nn.Module, images: NDArray[np.uint8], preprocessing: Prep
     batches = (images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE))
     with evaluation_mode(model):
         classes = [
-            model(torch.from_numpy(preprocessing.normalize(batch)).to(device)).argmax(1).cpu().numpy()
+            logits_of(model(torch.from_numpy(preprocessing.normalize(batch)).to(device))).argmax(1).cpu().numpy()
             for batch in batches
         ]
     return np.concatenate(classes) if classes else np.zeros(0, np.int64)
@@ -78,7 +79,7 @@ def compare_freezing(
     """Run both models on the images of a data set called `data`.
 
     Raises:
-        DataError: no images, or others than the models take.
+        DataError: no images, others than the models take, or models whose first output is no row of logits.
         UnsupportedModelError: the prepared model was never calibrated.
     """
     if len(images) == 0:

@@ -33,7 +33,7 @@ from .network_size import measure_network
 from .onnx_forms import OnnxForm
 from .operator_row import LAYER_KINDS, MOVING_KINDS, Operator
 from .operators import operator_of
-from .outputs import named_tensors, outputs_of, require_maps_of_images, returned_of, tensors_of
+from .outputs import logits_of, named_tensors, outputs_of, require_maps_of_images, returned_of, tensors_of
 from .preparation import prepare, prepare_structure
 from .quantized_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel, keeps_float
 from .sites import edge_layers, isolate
@@ -82,6 +82,7 @@ __all__ = [
     "isolate",
     "keeps_float",
     "kind_of",
+    "logits_of",
     "measure_network",
     "module_of",
     "named_tensors",

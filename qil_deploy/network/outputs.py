@@ -14,7 +14,7 @@ from typing import Any, Final
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from qil_deploy.errors import UnsupportedModelError
+from qil_deploy.errors import DataError, UnsupportedModelError
 from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
 
 RETURNED: Final = "returned"
@@ -120,6 +120,21 @@ def outputs_of(graph: fx.Graph) -> list[fx.Node]:
 def tensors_of(result: object) -> list[Tensor]:
     """Return the tensors in what a network returned, in order."""
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def logits_of(result: object) -> Tensor:
+    """Return the logits in what a network returned, [N, classes]; of several tensors the first one has them.
+
+    Raises:
+        DataError: it is no row for each image.
+    """
+    logits = tensors_of(result)[0]
+    if logits.ndim != 2:
+        raise DataError(
+            f"the first output of the network has the shape {list(logits.shape)}; classes are told by a row of logits "
+            "for each image, [N, classes]."
+        )
+    return logits
 
 
 def named_tensors(result: object) -> list[tuple[str, Tensor]]:
