@@ -71,7 +71,8 @@ def test_a_row_and_a_map(call: Callable[..., Outcome], tmp_path: Path) -> None:
     model, baseline, report = tmp_path / "w4a4.onnx", tmp_path / "float.onnx", tmp_path / "inspect.json"
     told = call("export", quantized, "-o", model, "--limit", 40, "--golden", 2)
     assert told.code == 0, told.error
-    metadata = json.loads(call("inspect", model, "--json", report).code == 0 and report.read_text())["metadata"]
+    assert call("inspect", model, "--json", report).code == 0
+    metadata = json.loads(report.read_text())["metadata"]
     assert [output["name"] for output in metadata["outputs"]] == ["row", "map"]
     assert metadata["freezing"]["images"] == 40
     assert call("export", floats, "-o", baseline).code == 0
