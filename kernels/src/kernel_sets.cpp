@@ -36,17 +36,11 @@ bool has_avx_vnni() {
 
 std::string why_dot_products_win() { return "ONNX Runtime's own are faster, with dot products (VNNI)"; }
 
-std::string why_avx2_lookup_is_not_faster() {
+std::string why_avx2_is_not_faster() {
   if (has_avx_vnni() || __builtin_cpu_supports("avx512vnni")) {
     return "the processor has dot products (VNNI), with which ONNX Runtime is as fast";
   }
   return "";
-}
-
-std::string why_narrow_avx2_is_not_faster() {
-  const std::string reason = why_avx2_lookup_is_not_faster();
-  if (!reason.empty()) return reason;
-  return "its kernels take more instructions than ONNX Runtime's own for 1x1 and depthwise layers";
 }
 #elif defined(__aarch64__)
 std::string why_neon_is_not_faster() {
@@ -75,10 +69,12 @@ const std::vector<KernelSet>& kernel_sets() {
       {"avx2",
        "AVX2",
        has_avx2,
-       {{{&winograd_avx2_kernel, &lookup_avx2_kernel}, why_avx2_lookup_is_not_faster},
-        {{&winograd_avx2_kernel, &depthwise_avx2_kernel, &narrow_avx2_kernel}, why_narrow_avx2_is_not_faster},
+       {{{&winograd_avx2_kernel, &strided_avx2_kernel, &lookup_avx2_kernel}, why_avx2_is_not_faster},
+        {{&winograd_avx2_kernel, &depthwise_by_channels_avx2_kernel, &direct_avx2_kernel, &depthwise_avx2_kernel,
+          &narrow_avx2_kernel},
+         why_avx2_is_not_faster},
         {{}, why_no_matmul},
-        {{}, why_avx2_lookup_is_not_faster, nullptr, true}}},
+        {{}, why_avx2_is_not_faster, nullptr, true}}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +151,15 @@ def random_convolution(
     )
     x = rng.integers(0, x_high + 1, (int(rng.choice([1, 1, 3])), channels, *size)).astype(np.uint8)
     return convolution, x
+
+
+def random_depthwise(rng: np.random.Generator, code: int, x_high: int) -> tuple[Convolution, NDArray[np.uint8]]:
+    """Return a random layer with one output channel of each input channel."""
+    convolution, x = random_convolution(rng, code, x_high, groups=int(rng.integers(1, 70)))
+    channels = convolution.group
+    scales = convolution.w_scale if convolution.w_scale.ndim == 0 else convolution.w_scale[:channels]
+    one_each = replace(convolution, w=convolution.w[:channels, :1], bias=convolution.bias[:channels], w_scale=scales)
+    return one_each, x[:, :channels]
 
 
 def three_by_three(rng: np.random.Generator, largest_code: int, x_high: int) -> tuple[Convolution, NDArray[np.uint8]]:

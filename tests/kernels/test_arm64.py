@@ -23,7 +23,7 @@ from qil_deploy.runtime_tests.targets import find_target, target_state
 from qil_deploy.runtime_tests.targets.run import python_command
 
 from .matmul_and_pool_models import random_pool
-from .models import Convolution, random_convolution
+from .models import Convolution, random_convolution, random_depthwise
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 GUEST = Path(__file__).with_name("guest.py")
@@ -63,7 +63,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         random_convolution(rng, *BITS[case % len(BITS)], groups=1 if case % 4 else int(rng.choice([1, 2, 3, 8])))
         for case in range(CASES)
     ]
-    made += [depthwise(rng, *BITS[case % len(BITS)]) for case in range(16)]
+    made += [random_depthwise(rng, *BITS[case % len(BITS)]) for case in range(16)]
     made += [extreme(sign, code, x_high) for sign in (-1, 1) for code, x_high in ((1, 3), (3, 7), (7, 15))]
     made += [(replace(layer, operator="TernaryConv"), x) for layer, x in made[:8]]  # most do not qualify
     for convolution, x in (made[0], made[1]):
@@ -73,15 +73,6 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{number}.onnx").write_bytes(model.SerializeToString())
         np.save(folder / f"{number}.npy", x)
     return folder
-
-
-def depthwise(rng: np.random.Generator, code: int, x_high: int) -> Case:
-    """Return a layer with one output channel of each input channel."""
-    convolution, x = random_convolution(rng, code, x_high, groups=int(rng.integers(1, 70)))
-    channels = convolution.group
-    scales = convolution.w_scale if convolution.w_scale.ndim == 0 else convolution.w_scale[:channels]
-    one_each = replace(convolution, w=convolution.w[:channels, :1], bias=convolution.bias[:channels], w_scale=scales)
-    return one_each, x[:, :channels]
 
 
 def extreme(sign: int, code: int, x_high: int) -> Case:

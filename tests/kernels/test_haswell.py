@@ -1,4 +1,4 @@
-"""The AVX2 kernels on an emulated processor without AVX-512: lookup unasked, the others if forced; all bytes equal."""
+"""The AVX2 kernels on an emulated processor without AVX-512: chosen unasked, and all bytes are equal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 from qil_deploy.runtime_tests.targets import find_target, target_state
 from qil_deploy.runtime_tests.targets.run import python_command
 
-from .models import random_convolution, three_by_three
+from .models import random_convolution, random_depthwise, three_by_three
 
 GUEST = Path(__file__).with_name("guest.py")
 KINDS = ((1, 3), (3, 7), (7, 15))  # largest weight code, largest input code
-RANDOM_CASES, CASES = 24, 30
+MAKERS = (random_convolution, three_by_three, random_depthwise)
+RANDOM_CASES, CASES = 24, 36
 
 
 @pytest.mark.slow
@@ -28,8 +29,8 @@ def test_every_byte_is_equal(kernel_set: str, library: Path, tmp_path: Path, rng
     if reason is not None:
         pytest.skip(reason)
     for case in range(CASES):
-        kind = KINDS[case % 3]
-        convolution, x = random_convolution(rng, *kind) if case < RANDOM_CASES else three_by_three(rng, *kind)
+        kind = KINDS[case // 3 % 3]
+        convolution, x = MAKERS[0 if case < RANDOM_CASES else case % len(MAKERS)](rng, *kind)
         (tmp_path / f"{case}.onnx").write_bytes(convolution.model().SerializeToString())
         np.save(tmp_path / f"{case}.npy", x)
     command = python_command(target).and_then(GUEST, library.parents[1], tmp_path)
@@ -40,10 +41,6 @@ def test_every_byte_is_equal(kernel_set: str, library: Path, tmp_path: Path, rng
     assert report["differing"] == [0] * CASES
     assert "avx512vbmi for TernaryConv: the processor lacks" in report["explain"]
     assert "chosen for TernaryConv: avx2 (" in report["explain"]
+    assert "chosen for LowBitConv: avx2 (" in report["explain"]
     kernels = {line.split(": ")[1].split(",")[0] for lines in report["layers"] for line in lines}
-    if kernel_set:
-        assert {"Winograd (AVX2)", "lookup (AVX2)", "narrow accumulators (AVX2)"} <= kernels
-    else:
-        assert "avx2 for LowBitConv: runs, but its kernels take more instructions" in report["explain"]
-        assert "chosen for LowBitConv: none (" in report["explain"]
-        assert kernels == {"Winograd (AVX2)", "lookup (AVX2)"}
+    assert {"Winograd (AVX2)", "lookup (AVX2)", "sums in 16 bits (AVX2)", "depthwise by channels (AVX2)"} <= kernels

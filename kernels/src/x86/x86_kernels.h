@@ -10,6 +10,9 @@ extern const Kernel lookup_avx512_kernel;
 extern const Kernel lookup_avx2_kernel;
 extern const Kernel narrow_avx2_kernel;
 extern const Kernel depthwise_avx2_kernel;
+extern const Kernel depthwise_by_channels_avx2_kernel;
+extern const Kernel direct_avx2_kernel;
+extern const Kernel strided_avx2_kernel;
 extern const Kernel winograd_avx2_kernel;
 
 extern const MatMulKernel matmul_avx512_kernel;

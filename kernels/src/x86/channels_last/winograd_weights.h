@@ -21,55 +21,30 @@
 //     before. Runs are cut where that would pass 16 bits for any channel of a block.
 //   - So what was added to differences is gone again. What remains is 2c * (sum of the channel's weights) at position 5,
 //     that is 4q + r with r in 0..3: r is added where position 5 starts, q to the bias.
-//   - The 16 sums of a tile are combined in 32 bits, then in float32: exact, as nothing there passes 2**24.
+//   - The 16 sums of a tile are combined in 32 bits.
 #pragma once
 
 #include <string>
-#include <vector>
 
-#include "../lowbit_conv.h"
+#include "winograd_loops.h"
 
-namespace qil_deploy::winograd {
+namespace qil_deploy::channels_last {
 
-constexpr int positions = 16;      // of a patch
-constexpr int sum_position = 5;    // the one that is no difference
-constexpr int step_channels = 2;   // input channels whose products one instruction adds up
-constexpr int unrolled_steps = 4;  // runs are multiples of so many steps
-constexpr int vector_outputs = 16;
-constexpr int block_vectors = 4;
-constexpr int block_outputs = block_vectors * vector_outputs;
+constexpr int sum_position = 5;  // the one that is no difference
 
-struct alignas(32) WeightVector {
-  int8_t weights[vector_outputs][step_channels];
-};
-
-struct alignas(32) StartVector {
-  int16_t words[vector_outputs];
-};
-
-// What all positions have in common for 64 output channels or, in the last block, those that are left.
-struct Block {
-  int first_channel, channels;
-  int vectors;                              // of 16 output channels
-  std::vector<WeightVector> weights;        // [positions][steps][vectors]
-  std::vector<uint16_t> run_steps;          // of all runs of all positions
-  std::vector<StartVector> starts;          // [runs][vectors]
-  std::vector<int> first_runs;              // [positions + 1]
+struct WinogradBlock {
+  Span outputs;
+  std::vector<WeightVector> weights;  // [positions][steps][vectors]
+  std::vector<uint16_t> run_steps;    // of all runs of all positions
+  std::vector<StartVector> starts;    // [runs][vectors]
+  std::vector<int> first_runs;        // [positions + 1]
   bool one_run_each() const { return run_steps.size() == positions; }
 };
 
-struct Weights {
-  explicit Weights(const Layer& layer);
-  size_t bytes() const;
-
-  int steps;  // a multiple of `unrolled_steps`
-  std::vector<Block> blocks;
-  // Of each output channel, and some more: code = rint((sum * factors + offsets) * scales), of sums that are 4 times too
-  // large.
-  std::vector<float> factors, offsets, scales;
-};
+std::vector<WinogradBlock> winograd_blocks(const Layer& layer);
+Requantization winograd_requantization(const Layer& layer);
 
 // Empty where the algorithm takes the layer; else why not.
-std::string why_not(const Layer& layer);
+std::string why_not_winograd(const Layer& layer);
 
-}  // namespace qil_deploy::winograd
+}  // namespace qil_deploy::channels_last
