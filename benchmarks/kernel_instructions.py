@@ -1,10 +1,11 @@
-"""Instructions of one inference with the kernels for 64-bit ARM, on emulated processors, beside ONNX Runtime's int8.
+"""Instructions of one inference with the kernels, on emulated processors, beside ONNX Runtime's int8.
 
     python benchmarks/kernel_instructions.py build/arm64/libqil_deploy_kernels.so --page docs/kernels.md
+    python benchmarks/kernel_instructions.py build/x86/libqil_deploy_kernels.so --on haswell --page docs/kernels.md
 
-A proxy, not a time. The network is at 224x224, with random weights that spread like trained ones (`networks`), at 2, 3
-and 4 bits. CONTRIBUTING.md says how the library is built; `target setup arm64` and `target setup instructions` set up
-the rest.
+A proxy, not a time. The network is at 224x224, with random weights that spread like trained ones (`networks`), at 2 to 4
+bits. CONTRIBUTING.md says how the library for 64-bit ARM is built; `target setup arm64` (or `haswell`) and `target setup
+instructions` set up the rest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from kernel_models import INT8, write_models
@@ -23,47 +25,54 @@ from qil_deploy.terminal import Console
 from tables import Rows, console_table, markdown_table
 from write_tables import with_tables
 
-PROCESSORS = ("cortex-a53", "cortex-a72")
-GOALS = {"w2a2": 0.5, "w3a3": 0.6, "w4a4": 0.8}  # of the instructions of int8, at most
+TARGETS = {"arm64": ("arm64:cortex-a53", "arm64:cortex-a72"), "haswell": ("haswell",)}
+GOALS = {  # of the instructions of int8, at most
+    "arm64": {"w2a2": 0.5, "w3a3": 0.6, "w4a4": 0.8},
+    "haswell": {"w2a2": 0.5, "w4a4": 0.75},
+}
 TIMEOUT = 1800.0
 
 
 def main(
-    library: Annotated[Path, typer.Argument(help="The library of kernels for 64-bit ARM.")],
+    library: Annotated[Path, typer.Argument(help="The library of kernels for the processors.")],
     network: Annotated[str, typer.Option(help="Name in training.models.MODELS.")] = "resnet18",
-    out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/arm64"),
+    on: Annotated[str, typer.Option(click_type=click.Choice(list(TARGETS)), help="Which processors.")] = "arm64",
+    out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/instructions"),
     page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
 ) -> None:
     """Write the models that are missing, count, and write the table."""
     console = Console()
-    folder = out / network
-    paths = [folder / f"{name}.onnx" for name in (INT8, *GOALS)]
+    goals = GOALS[on]
+    folder = out / on / network
+    paths = [folder / f"{name}.onnx" for name in (INT8, *goals)]
     if not all(path.is_file() for path in paths):
         console.print(f"Writing models to {folder} ...")
-        write_models(network, folder, [int(name[1]) for name in GOALS])
+        write_models(network, folder, [int(name[1]) for name in goals])
     reports = {}
-    for processor in PROCESSORS:
+    for target in TARGETS[on]:
+        processor = target.removeprefix("arm64:")
         report_path = folder / f"{processor}.json"
         ensure_writable(report_path)
         options = CountOptions(repeats=1, timeout=TIMEOUT, kernels=library)
         console.print(f"Counting on {processor} ...")
-        reports[processor] = count_instructions(paths, find_target(f"arm64:{processor}"), options)
+        reports[processor] = count_instructions(paths, find_target(target), options)
         write_report(report_path, reports[processor])
-    rows = instruction_rows(reports)
+    rows = instruction_rows(reports, goals)
     if page is not None:
-        write_text(page, with_tables(page.read_text(), {f"instructions_{network}": f"\n{markdown_table(rows)}\n\n"}))
+        table = f"instructions_{network}" if on == "arm64" else f"instructions_{network}_{on}"
+        write_text(page, with_tables(page.read_text(), {table: f"\n{markdown_table(rows)}\n\n"}))
     console.print(console_table(f"{network}: million instructions per inference", rows))
 
 
-def instruction_rows(reports: dict[str, InstructionsReport]) -> Rows:
+def instruction_rows(reports: dict[str, InstructionsReport], goals: dict[str, float]) -> Rows:
     """One row per model: on each processor instructions, in millions, and their ratio to int8's; and the goal."""
     cells = []
-    for name in (INT8, *GOALS):
+    for name in (INT8, *goals):
         row = [name]
         for report in reports.values():
             found = [model for model in report.models if Path(model.model.path).stem == name]
             row += [f"{found[0].instructions / 1e6:.1f}", f"{found[0].ratio:.3f}"] if found else ["failed", ""]
-        cells.append([*row, f"{GOALS[name]:g}" if name in GOALS else ""])
+        cells.append([*row, f"{goals[name]:g}" if name in goals else ""])
     headings = ["model"]
     for processor in reports:
         headings += [processor, "ratio"]

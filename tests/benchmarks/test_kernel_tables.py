@@ -1,4 +1,4 @@
-"""The tables of the kernels for 64-bit ARM: loops found in assembly, and instructions beside the goals."""
+"""The tables of the kernels on emulated processors: loops found in assembly, and instructions beside the goals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import kernel_cycles
 from kernel_cycles import cycle_rows, eight_bits, loops, our_loops, times
-from kernel_instructions import instruction_rows
+from kernel_instructions import GOALS, instruction_rows
 from kernel_models import INT8
 from qil_deploy.errors import QilDeployError
 from qil_deploy.runtime_tests.instructions import InstructionsReport
@@ -77,7 +77,7 @@ def test_instructions_stand_beside_int8_and_the_goals(tmp_path: Path) -> None:
         interrupted=False,
         environment=None,
     )
-    rows = instruction_rows({"cortex-a53": report})
+    rows = instruction_rows({"cortex-a53": report}, GOALS["arm64"])
     assert rows.headings == ("model", "cortex-a53", "ratio", "goal")
     assert rows.cells == [
         [INT8, "2.0", "1.000", ""],
