@@ -3,17 +3,16 @@
     python benchmarks/kernel_instructions.py build/arm64/libqil_deploy_kernels.so --page docs/kernels.md
     python benchmarks/kernel_instructions.py build/x86/libqil_deploy_kernels.so --on haswell --page docs/kernels.md
 
-A proxy, not a time. The network is at 224x224, with random weights that spread like trained ones (`networks`), at 2 to 4
-bits. CONTRIBUTING.md says how the library for 64-bit ARM is built; `target setup arm64` (or `haswell`) and `target setup
-instructions` set up the rest.
+A proxy, not a time. The network is at 224x224, with random weights that spread like trained ones (`networks`), at 2
+to 4 bits. CONTRIBUTING.md says how the library for 64-bit ARM is built; `target setup arm64` (or `haswell`) and `target
+setup instructions` set up the rest.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import click
 import typer
 
 from kernel_models import INT8, write_models
@@ -36,7 +35,7 @@ TIMEOUT = 1800.0
 def main(
     library: Annotated[Path, typer.Argument(help="The library of kernels for the processors.")],
     network: Annotated[str, typer.Option(help="Name in training.models.MODELS.")] = "resnet18",
-    on: Annotated[str, typer.Option(click_type=click.Choice(list(TARGETS)), help="Which processors.")] = "arm64",
+    on: Annotated[Literal["arm64", "haswell"], typer.Option(help="Which processors.")] = "arm64",
     out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/instructions"),
     page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
 ) -> None:
