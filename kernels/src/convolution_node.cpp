@@ -95,6 +95,8 @@ class ConvolutionNode final : public Node {
       why_not_others_ += std::string("; not ") + kernel->name + ": " + reason;
     }
     packed_ = chosen->pack(layer_);
+    keeps_codes_ = chosen == &scalar_kernel;
+    if (!keeps_codes_) drop_codes(layer_);
     choice_ = std::string(operator_names[type]) + " " + layer_.describe() + ": " + chosen->name;
   }
 
@@ -118,12 +120,14 @@ class ConvolutionNode final : public Node {
     }
     uint8_t* y = make_output<uint8_t>(context, {shape[0], layer_.out_channels, out_height, out_width});
     if (shape[0] == 0) return;
-    const std::shared_ptr<const Plan> plan = plan_for(int(height), int(width));
+    const int8_t* weights = data_of<const int8_t>(input_of(context, w_input));
+    const std::shared_ptr<const Plan> plan = plan_for(int(height), int(width), weights);
     const Scratch scratch(plan->scratch_bytes());
     const uint8_t* x = data_of<const uint8_t>(input);
     for (int64_t image = 0; image < shape[0]; image++) {
       if (!run(context, *plan, x, y, scratch.data())) {
-        run(context, *scalar_kernel.pack(layer_)->plan(int(height), int(width)), x, y, nullptr);
+        const Layer whole = layer_with_codes(weights);
+        run(context, *scalar_kernel.pack(whole)->plan(int(height), int(width)), x, y, nullptr);
       }
       x += size_t(layer_.in_channels) * height * width;
       y += size_t(layer_.out_channels) * out_height * out_width;
@@ -131,15 +135,28 @@ class ConvolutionNode final : public Node {
   }
 
  private:
+  Layer layer_with_codes(const int8_t* weights) {
+    std::unique_lock lock(mutex_);
+    Layer layer = layer_;
+    lock.unlock();
+    fill_codes(layer, weights);
+    return layer;
+  }
+
   // The plan for this size: kept for the sizes met last, a few of them.
-  std::shared_ptr<const Plan> plan_for(int height, int width) {
+  std::shared_ptr<const Plan> plan_for(int height, int width, const int8_t* weights) {
     constexpr size_t kept = 4;
     std::lock_guard lock(mutex_);
     for (const auto& [size, plan] : plans_) {
       if (size == std::pair(height, width)) return plan;
     }
+    if (!keeps_codes_) fill_codes(layer_, weights);
     std::shared_ptr<const Plan> plan = packed_->plan(height, width);
-    if (plan == nullptr) plan = scalar_kernel.pack(layer_)->plan(height, width);
+    if (plan == nullptr) {
+      plan = scalar_kernel.pack(layer_)->plan(height, width);
+      keeps_codes_ = true;  // which scalar plans read
+    }
+    if (!keeps_codes_) drop_codes(layer_);
     if (plans_.size() == kept) plans_.pop_front();
     plans_.emplace_back(std::pair(height, width), plan);
     return plan;
@@ -159,7 +176,8 @@ class ConvolutionNode final : public Node {
 
   Layer layer_;
   std::unique_ptr<PackedLayer> packed_;
-  std::mutex mutex_;
+  bool keeps_codes_;
+  std::mutex mutex_;  // of what follows, and of the layer's codes
   std::list<std::pair<std::pair<int, int>, std::shared_ptr<const Plan>>> plans_;
   std::string choice_, why_not_others_;
 };

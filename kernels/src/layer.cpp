@@ -42,7 +42,6 @@ std::string Layer::describe() const {
 
 void fill_layer(Layer& layer, const NodeTensors& tensors) {
   const int taps = layer.taps();
-  layer.codes.resize(size_t(layer.out_channels) * taps);
   layer.multipliers.resize(layer.out_channels);
   layer.scales.resize(layer.out_channels);
   layer.bias.assign(tensors.bias, tensors.bias + layer.out_channels);
@@ -53,11 +52,9 @@ void fill_layer(Layer& layer, const NodeTensors& tensors) {
     int divisor = 0;
     for (int i = 0; i < taps; i++) divisor = std::gcd(divisor, int{weights[i]});
     layer.multipliers[o] = divisor == 0 ? 1 : divisor;
-    for (int i = 0; i < taps; i++) {
-      const int code = weights[i] / layer.multipliers[o];
-      layer.codes[size_t(o) * taps + i] = int8_t(code);
-      layer.largest_code = std::max(layer.largest_code, std::abs(code));
-    }
+    int largest = 0;
+    for (int i = 0; i < taps; i++) largest = std::max(largest, std::abs(int{weights[i]}));
+    layer.largest_code = std::max(layer.largest_code, largest / layer.multipliers[o]);
     // Two roundings to float32, as ONNX Runtime does it.
     const float product = tensors.x_scale * tensors.weight_scales[tensors.weight_scale_count == 1 ? 0 : o];
     layer.scales[o] = product / tensors.y_scale;
@@ -66,7 +63,23 @@ void fill_layer(Layer& layer, const NodeTensors& tensors) {
                                   " is not a finite number");
     }
   }
+  fill_codes(layer, tensors.weights);
 }
+
+void fill_codes(Layer& layer, const int8_t* weights) {
+  const size_t taps = size_t(layer.taps());
+  layer.codes.resize(size_t(layer.out_channels) * taps);
+  for (int o = 0; o < layer.out_channels; o++) {
+    // Of multiples of the multiplier, up to 128 in magnitude, the product with its reciprocal is the quotient or a little
+    // less or more: rounded, it is exact.
+    const int reciprocal = (1 << 16) / layer.multipliers[o];
+    for (size_t i = size_t(o) * taps; i < (size_t(o) + 1) * taps; i++) {
+      layer.codes[i] = int8_t((weights[i] * reciprocal + (1 << 15)) >> 16);
+    }
+  }
+}
+
+void drop_codes(Layer& layer) { std::vector<int8_t>().swap(layer.codes); }
 
 uint8_t requantize(int32_t sum, float scale, const Layer& layer) {
   const float least = float(-layer.output_zero_point), most = float(255 - layer.output_zero_point);

@@ -11,7 +11,8 @@
 //
 // How one node runs:
 //   1. When a session is created, the first kernel of the chosen set that takes the layer packs its weights (`pack`).
-//   2. When a size of input is first met, the packed layer lays out its work for it (`plan`).
+//   2. When a size of input is first met, the packed layer lays out its work for it (`plan`). Codes of weights are there
+//      while it packs and plans; they are dropped afterwards, for ONNX Runtime keeps its own.
 //   3. Each image is computed in stages, one after the other; the items of a stage run in any order on any threads.
 //   4. Where a stage meets an input code that the layer's kernel cannot take, the image is computed anew by the scalar
 //      kernel, which takes everything.
@@ -35,7 +36,7 @@ struct Layer {
 
   // Weight [o, c, ky, kx] is multiplier[o] * code[o, c, ky, kx]; c counts the channels of one group. The multiplier is the
   // greatest common divisor of a channel's weights (1 where all are 0), so every int8 tensor has this form.
-  std::vector<int8_t> codes;         // [out_channels, in_channels / groups, kernel_h, kernel_w]
+  std::vector<int8_t> codes;         // [out_channels, in_channels / groups, kernel_h, kernel_w]; empty while it runs
   std::vector<int32_t> multipliers;  // [out_channels], 1 to 128
   int largest_code = 0;              // of all magnitudes
 
@@ -100,5 +101,9 @@ struct NodeTensors {
   const int32_t* bias;
 };
 void fill_layer(Layer& layer, const NodeTensors& tensors);
+
+// Fills in the codes of a layer that has its multipliers, from the node's weights; lets go of them.
+void fill_codes(Layer& layer, const int8_t* weights);
+void drop_codes(Layer& layer);
 
 }  // namespace qil_deploy
