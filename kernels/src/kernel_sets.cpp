@@ -49,13 +49,14 @@ std::string why_neon_is_not_faster() {
 }
 #endif
 
-// Where pools are registered as convolutions are: ONNX Runtime's own have channels last, as its own convolutions do.
 std::string why_no_matmul() { return "none is written for its instructions, ONNX Runtime's own run"; }
 
 std::string why_scalar_is_not_faster() { return "it is there for tests"; }
 
 }  // namespace
 
+// Pools are registered where the set's TernaryConv is: behind ONNX Runtime's own convolutions, which hand on channels last,
+// its own pools are as fast.
 const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
 #if defined(__x86_64__)
