@@ -207,14 +207,14 @@ def _layer_outputs(float_model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     """Return what each convolution and linear layer returns for a batch, without its bias, by name."""
     outputs: dict[str, Tensor] = {}
 
-    def record(name: str, layer: nn.Conv2d | nn.Linear, result: Tensor) -> None:
+    def record(name: str, layer: nn.Conv1d | nn.Conv2d | nn.Linear, result: Tensor) -> None:
         channels_last = result if isinstance(layer, nn.Linear) else result.movedim(1, -1)
         outputs[name] = (channels_last if layer.bias is None else channels_last - layer.bias).movedim(-1, 1)
 
     handles = [
         module.register_forward_hook(lambda layer, _inputs, result, name=name: record(name, layer, result))
         for name, module in float_model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
     ]
     try:
         with evaluation_mode(float_model):

@@ -74,6 +74,24 @@ def test_nothing_stands_alone(case: str, placement: str) -> None:
         assert len(layers) == 3
 
 
+def test_the_scale_of_a_convolution_of_rows_is_fitted_to_the_float_network() -> None:
+    network = copy.deepcopy(TAKEN_IN["rows"]).eval()
+    model = prepared(network, output_scales="all")
+    calibrate(model, [images()], float_model=network)
+    layer, rows = model.get_submodule("rows.0"), network.get_submodule("rows.0")
+    assert isinstance(layer, QuantConv2d)
+    assert layer.log_output_scale is not None
+    assert isinstance(rows.bias, nn.Parameter)
+    read: list[Tensor] = []
+    layer.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        model.eval()(images())
+        y = layer.unscaled(read[0]).flatten(2).double()
+        f = (rows(F.relu(network.get_submodule("first")(images())).flatten(2)) - rows.bias[:, None]).double()
+        fitted = (f * y).sum() / y.square().sum()
+    torch.testing.assert_close(layer.log_output_scale.exp().double(), fitted, rtol=1e-5, atol=0)
+
+
 def test_a_norm_of_pixels_in_another_order_stands_alone() -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
