@@ -235,6 +235,24 @@ class TurnedRound(nn.Module):
         return x.mean(self.dim, keepdim=True)
 
 
+class Rows(nn.Module):
+    """The pixels of an image convolved as one row, perhaps added to itself, normalized and activated."""
+
+    def __init__(self, channels: int, step: Step) -> None:
+        super().__init__()
+        kernel = 1 + 2 * (step.window % 2)
+        self.conv = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, bias=step.bias)
+        self.norm = nn.BatchNorm1d(channels) if step.norm else nn.Identity()
+        self.act = ACTIVATIONS[step.act - 1](channels) if step.act else nn.Identity()
+        self.twice = step.padding == 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return an image of the same shape."""
+        row = self.conv(x.flatten(2))
+        result: Tensor = self.act(self.norm(row + row if self.twice else row))
+        return result.view(x.shape)
+
+
 def _slopes(channels: int, steepest: float) -> nn.PReLU:
     act = nn.PReLU(channels)
     nn.init.uniform_(act.weight, -0.5, steepest)
@@ -281,8 +299,10 @@ class RandomNetwork(nn.Module):
             name, function, sources = self.calls[position - 1]
             if position in needed:
                 needed.update(sources)
-                if isinstance(function, nn.Conv1d | nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
+                if isinstance(function, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
                     names.append(name)
+                elif isinstance(function, Rows):
+                    names.append(f"{name}.conv")
         return names[::-1]
 
     def _newest(self) -> int:
@@ -348,22 +368,9 @@ class RandomNetwork(nn.Module):
         elif step.operation == "turn round":
             self._turn(step, source)
         elif step.operation == "rows":
-            self._convolve_rows(step, source)
+            self._call("rows", Rows(channels, step), source)
         else:
             self._enlarge(step, source)
-
-    def _convolve_rows(self, step: Step, source: int) -> None:
-        """Convolve the pixels of an image as one row, in an image's place or joined with itself."""
-        channels, height, width = self.tensors[source].shape[1:]
-        self._call("row", nn.Flatten(2), source)
-        kernel = 1 + 2 * (step.window % 2)
-        self._call("conv", nn.Conv1d(channels, channels, kernel, padding=kernel // 2, bias=step.bias), -1)
-        if step.padding == 2:
-            self._call("lone", torch.add, -1, -1)
-        if step.norm:
-            self._call("norm", nn.BatchNorm1d(channels), -1)
-        self._act(step.act)
-        self._call("image", nn.Unflatten(2, (height, width)), -1)
 
     def _turn(self, step: Step, source: int) -> None:
         form, dim = step.window, 2 + step.padding % 2 if step.window == 3 else 1 + step.padding
