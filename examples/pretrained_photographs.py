@@ -5,11 +5,12 @@
 
 Weights and BatchNorm stay bit for bit. Intervals, and a scale and a shift for every channel, are fitted to what the
 float network does on crops of the photographs in PHOTOS, and then trained to give its logits
-(`pretrained_photographs.toml`; on a GPU where there is one). Printed is how often the frozen network gives crops of
-OTHER_PHOTOS the class that the float network gives them: of all crops, and of those where the float network is sure,
-after calibration alone and after training. In OUT (runs/photographs):
+(`pretrained_photographs.toml`; on a GPU where there is one). Printed is how often the frozen network gives pictures of
+OTHER_PHOTOS the class that the float network gives them, after calibration alone and after training: of all pictures,
+of those where the float network is sure, and of those that it names right, where paths say what is to be seen by a
+synset (`n01440764`), as those of ImageNet do. In OUT (runs/photographs):
 
-    data/train/photographs, data/test/CLASS    the crops; those of OTHER_PHOTOS by the class that float gives them
+    data/train/photographs, data/test/CLASS    the pictures; those of OTHER_PHOTOS by the class that float gives them
     float.safetensors                          the float network
     calibrated, trained                        the two runs of `python -m qil_deploy train`
     w7a8.onnx, ...                             what runs in ONNX Runtime; `verify` compares it number by number
@@ -18,6 +19,7 @@ after calibration alone and after training. In OUT (runs/photographs):
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +29,9 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop, resize
 
 from qil_deploy import CheckpointInfo, Preprocessing, freeze, load_model, save_checkpoint
 from qil_deploy.datasets import ImageSet, load_images
@@ -48,18 +52,22 @@ RECIPE = Path(__file__).with_suffix(".toml")
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Shares of held-out crops, in [0, 1], that the quantized network gives the float network's class.
+    """Shares of held-out pictures, in [0, 1], that the quantized network gives the float network's class.
 
     Attributes:
         bits: weights and activations, as in `w4a8`.
         run: `calibrated` or `trained`.
-        all_crops, sure_crops: of all, and of those where the float network is sure.
+        all_pictures, sure_pictures: of all, and of those where the float network is sure.
+        named_right: of those that the float network names right; None where no path says what is to be seen.
+        right: how many the quantized network names right, of those whose paths say it; likewise.
     """
 
     bits: str
     run: str
-    all_crops: float
-    sure_crops: float
+    all_pictures: float
+    sure_pictures: float
+    named_right: float | None
+    right: float | None
 
 
 def network() -> nn.Module:
@@ -80,8 +88,41 @@ def pretrained_network() -> nn.Module:
 
 
 def preprocessing_of(model: nn.Module, size: int | None = None) -> Preprocessing:
-    """Return how the network sees images; nothing is said of resizing, for crops have its size already."""
+    """Return how the network sees images; nothing is said of resizing, for those in OUT have its size already."""
     return replace(Preprocessing.from_timm(model, size), resize=None, interpolation=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Pictures that nothing is fitted to.
+
+    Attributes:
+        images: uint8 [N, C, H, W].
+        classes: what is to be seen, int64 [N]; -1 where it is not known.
+    """
+
+    images: NDArray[np.uint8]
+    classes: NDArray[np.int64]
+
+
+def whole_pictures(folder: Path, model: nn.Module, size: int | None = None) -> HeldOut:
+    """Return every photograph below a folder as the network's package says: resized, then the middle cut out."""
+    seen = Preprocessing.from_timm(model, size)
+    shorter, filter_ = seen.resize or seen.height, Image.Resampling[(seen.interpolation or "bicubic").upper()]
+    images, classes = [], []
+    for path, photograph in _photographs(folder):
+        resized = resize(photograph, [shorter], filter_)
+        images.append(np.asarray(center_crop(resized, [seen.height, seen.width])))
+        classes.append(class_of(path))
+    _refuse_none(images, folder)
+    return HeldOut(images=_channels_first(images), classes=np.array(classes, np.int64))
+
+
+def class_of(path: Path) -> int:
+    """Return the class whose synset a path names, for example `val/n01440764/1.jpg`; -1 if it names none."""
+    found = re.search(r"n\d{8}", str(path))
+    names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call] # timm has no types
+    return names.index(found[0]) if found is not None and found[0] in names else -1
 
 
 def crops(folder: Path, pixels: Preprocessing, each: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -95,22 +136,30 @@ def crops(folder: Path, pixels: Preprocessing, each: int, seed: int = 0) -> NDAr
     """
     rng = np.random.default_rng(seed)
     found = []
-    for photograph in _photographs(folder):
+    for _, photograph in _photographs(folder):
         shorter = min(photograph.size)
         for side in (int(shorter * share) for share in rng.uniform(0.35, 1.0, each)):
             left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
             part = photograph.crop((left, top, left + side, top + side))
             found.append(np.asarray(part.resize((pixels.width, pixels.height), Image.Resampling.BICUBIC)))
-    if not found:
+    _refuse_none(found, folder)
+    return _channels_first(found)
+
+
+def _channels_first(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+
+def _refuse_none(images: Sequence[NDArray[np.uint8]], folder: Path) -> None:
+    if not images:
         raise SystemExit(f"{folder} holds no photographs.")
-    return np.ascontiguousarray(np.stack(found).transpose(0, 3, 1, 2))
 
 
-def _photographs(folder: Path) -> Iterator[Image.Image]:
+def _photographs(folder: Path) -> Iterator[tuple[Path, Image.Image]]:
     for path in sorted(folder.rglob("*")):
         try:
             with Image.open(path) as image:
-                yield image.convert("RGB")
+                yield path.relative_to(folder), image.convert("RGB")
         except (UnidentifiedImageError, IsADirectoryError, PermissionError):
             continue
 
@@ -118,7 +167,7 @@ def _photographs(folder: Path) -> Iterator[Image.Image]:
 def write_inputs(
     model: nn.Module, chosen: NDArray[np.uint8], held_out: NDArray[np.uint8], pixels: Preprocessing, out: Path
 ) -> None:
-    """Write crops and float network where the recipe looks for them (module docstring)."""
+    """Write pictures and float network where the recipe looks for them (module docstring)."""
     data = out / "data"
     names = tuple(f"{index:04d}" for index in range(CLASSES))
     for name in names:
@@ -159,26 +208,37 @@ def without_epochs(found: Recipe) -> Recipe:
     return found.model_copy(update={"stages": stages})
 
 
-def calibrate_and_train(trained: Recipe, pixels: Preprocessing, out: Path) -> tuple[RunResult, list[Agreement]]:
+def calibrate_and_train(
+    trained: Recipe, pixels: Preprocessing, out: Path, held_out: HeldOut
+) -> tuple[RunResult, list[Agreement]]:
     """Carry out a recipe, first without its epochs; return what was trained, and the agreement of both."""
     calibrated = train(without_epochs(trained), out / "calibrated")
+    rows = agreements("calibrated", calibrated, pixels, out, held_out)
     results = train(trained, out / "trained")
-    rows = agreements("calibrated", calibrated, pixels, out) + agreements("trained", results, pixels, out)
-    return results, rows
+    return results, rows + agreements("trained", results, pixels, out, held_out)
 
 
-def agreements(run: str, results: RunResult, pixels: Preprocessing, out: Path) -> list[Agreement]:
-    """Return how often the frozen networks of a run agree with the float one on the held-out crops."""
-    images = load_images(str(out / "data"), "test", shape=pixels.shape).images
-    expected = _logits(_model(out / "float.safetensors"), images, pixels).softmax(1)
-    best = expected.topk(2).values
-    sure = best[:, 0] - best[:, 1] > SURE
+def agreements(run: str, results: RunResult, pixels: Preprocessing, out: Path, held_out: HeldOut) -> list[Agreement]:
+    """Return how often the frozen networks of a run agree with the float one on the held-out pictures."""
+    expected = _logits(_model(out / "float.safetensors"), held_out.images, pixels).softmax(1)
+    best = expected.topk(2)
+    float_classes = best.indices[:, 0].numpy()
+    sure = (best.values[:, 0] - best.values[:, 1] > SURE).numpy()
+    known = held_out.classes >= 0
+    float_right = float_classes == held_out.classes
     found = []
     for stage in results.stages:
-        classes = _logits(frozen_model(stage.frozen or stage.checkpoint), images, pixels).argmax(1)
-        same = (classes == expected.argmax(1)).double()
+        classes = _logits(frozen_model(stage.frozen or stage.checkpoint), held_out.images, pixels).argmax(1).numpy()
+        same = classes == float_classes
         found.append(
-            Agreement(bits=stage.name, run=run, all_crops=float(same.mean()), sure_crops=float(same[sure].mean()))
+            Agreement(
+                bits=stage.name,
+                run=run,
+                all_pictures=float(same.mean()),
+                sure_pictures=float(same[sure].mean()),
+                named_right=float(same[float_right].mean()) if float_right.any() else None,
+                right=float((classes == held_out.classes)[known].mean()) if known.any() else None,
+            )
         )
     return found
 
@@ -219,18 +279,19 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True, metavar="OTHER_PHOTOS")
     parser.add_argument("--out", type=Path, default=Path("runs/photographs"))
     parser.add_argument("--crops", type=int, default=12, help="of each photograph in PHOTOS [12]")
-    parser.add_argument("--held-out-crops", type=int, default=4, help="of each in OTHER_PHOTOS [4]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `train`")
     parser.add_argument("--verify", type=int, default=16, metavar="IMAGES", help="0: export nothing [16]")
     given = parser.parse_args()
     model = pretrained_network()
     pixels = preprocessing_of(model)
-    chosen, held_out = crops(given.photos, pixels, given.crops), crops(given.held_out, pixels, given.held_out_crops, 1)
-    write_inputs(model, chosen, held_out, pixels, given.out)
-    results, rows = calibrate_and_train(recipe(given.out, *given.set), pixels, given.out)
-    print(f"As in float, of {len(held_out)} held-out crops, and of those where float is sure:")
+    held_out = whole_pictures(given.held_out, model)
+    write_inputs(model, crops(given.photos, pixels, given.crops), held_out.images, pixels, given.out)
+    results, rows = calibrate_and_train(recipe(given.out, *given.set), pixels, given.out, held_out)
+    print(f"Of {len(held_out.images)} held-out pictures, of those where float is sure, and of those it names right:")
     for row in rows:
-        print(f"{row.bits} {row.run}: {100 * row.all_crops:.1f} %, {100 * row.sure_crops:.1f} %")
+        named = "" if row.named_right is None else f", {100 * row.named_right:.1f} %"
+        right = "" if row.right is None else f"; right {100 * row.right:.1f} %"
+        print(f"{row.bits} {row.run}: {100 * row.all_pictures:.1f} %, {100 * row.sure_pictures:.1f} %{named}{right}")
     for stage in results.stages if given.verify else ():
         report = export_and_verify(stage.frozen or stage.checkpoint, pixels, given.out, given.verify)
         for backend in report.backends:

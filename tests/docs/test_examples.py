@@ -102,19 +102,26 @@ def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest
     example = load("pretrained_photographs")
     for name, image in zip(("china", "flower"), load_sample_images().images, strict=True):
         (tmp_path / name).mkdir()
-        Image.fromarray(image).save(tmp_path / name / "photo.jpg")
+        for index in range(4):
+            Image.fromarray(np.roll(image, 40 * index, axis=1)).save(tmp_path / name / f"{index}_n01440764.jpg")
     (tmp_path / "china" / "notes.txt").write_text("no photograph")
     network = timm.create_model("tf_efficientnet_lite0").eval()
     pixels = example.preprocessing_of(network, 32)
-    chosen, held_out = (example.crops(tmp_path / name, pixels, 4) for name in ("china", "flower"))
-    assert [chosen.shape, held_out.shape] == [(4, 3, 32, 32)] * 2
+    chosen, held_out = (
+        example.crops(tmp_path / "china", pixels, 1),
+        example.whole_pictures(tmp_path / "flower", network, 32),
+    )
+    assert [chosen.shape, held_out.images.shape] == [(4, 3, 32, 32)] * 2
     assert not np.array_equal(chosen[0], chosen[1])
+    assert held_out.classes.tolist() == [0] * 4
+    assert [example.class_of(Path(path)) for path in ("x/n15075141/1.jpg", "n00000000.jpg", "1.jpg")] == [999, -1, -1]
     out = tmp_path / "out"
-    example.write_inputs(network, chosen, held_out, pixels, out)
+    example.write_inputs(network, chosen, held_out.images, pixels, out)
     stages = "[{weight_bits=7,activation_bits=8,from_float=true,epochs=1,batch_size=4,frozen_epochs=1}]"
-    results, rows = example.calibrate_and_train(example.recipe(out, f"stages={stages}"), pixels, out)
+    results, rows = example.calibrate_and_train(example.recipe(out, f"stages={stages}"), pixels, out, held_out)
     assert results.float_result.accuracy == 100
     assert [(row.bits, row.run) for row in rows] == [("w7a8", "calibrated"), ("w7a8", "trained")]
+    assert all(0 <= row.right <= 1 for row in rows)
     report = example.export_and_verify(results.stages[0].frozen, pixels, out, 4)
     assert report.exact
     assert report.images == 4
@@ -122,6 +129,8 @@ def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest
     assert [stage.name for stage in example.recipe(out).stages] == ["w7a8", "w5a8", "w4a8", "w4a4"]
     with pytest.raises(SystemExit, match="holds no photographs"):
         example.crops(tmp_path / "absent", pixels, 4)
+    with pytest.raises(SystemExit, match="holds no photographs"):
+        example.whole_pictures(tmp_path / "absent", network)
 
 
 def test_fine_tuning_a_network_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
