@@ -65,6 +65,7 @@ SIZES = {
     "torchvision/alexnet": 128,
     "torchvision/googlenet": 96,
     "torchvision/inception_v3": 128,
+    **{f"torchvision/vgg{depth}{norm}": 224 for depth in (11, 13, 16, 19) for norm in ("", "_bn")},
     "timm/inception_resnet_v2": 128,
     "timm/inception_v3": 128,
     "timm/inception_v4": 128,
