@@ -72,7 +72,7 @@ def trace_parts(model: fx.GraphModule, opset: int) -> dict[fx.Node, TracedPart]:
         raise
     inputs = iter(graph.inputs)
     traced = {
-        node: _part_of(graph, list(itertools.islice(inputs, len(module.inputs))), output)
+        node: _traced_part(graph, list(itertools.islice(inputs, len(module.inputs))), output, module, opset)
         for (node, module), output in zip(parts.items(), graph.outputs, strict=True)
     }
     for node, part in traced.items():
@@ -100,6 +100,22 @@ def _trace_alone(module: FrozenFloat, name: str, opset: int) -> None:
     except Exception as error:  # as above
         reason = str(error).strip().partition("\n")[0]
         raise UnsupportedModelError(f"{name!r}, kept in float, cannot be written as ONNX: {reason}.") from error
+
+
+def _traced_part(
+    graph: ir.Graph, inputs: Sequence[ir.Value], output: ir.Value, module: FrozenFloat, opset: int
+) -> TracedPart:
+    """Return one of the parts that were traced together.
+
+    The tracer asks one input for the number of images, on behalf of all parts; a part that reads another's input is
+    traced anew, alone.
+    """
+    part = _part_of(graph, inputs, output)
+    foreign = set(graph.inputs).difference(inputs)
+    if not any(foreign.intersection(node.inputs) for node in part.nodes):
+        return part
+    alone = _trace([module], opset)
+    return _part_of(alone, list(alone.inputs), alone.outputs[0])
 
 
 def _part_of(graph: ir.Graph, inputs: Sequence[ir.Value], output: ir.Value) -> TracedPart:

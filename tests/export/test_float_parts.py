@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision.models
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
@@ -134,6 +135,18 @@ def _runtime_values(case: Case, path: Path, names: list[str], level: str) -> dic
     size = json.loads(model.metadata_props[0].value)["batch"] or len(images)
     runs = [run_runtime(model, images[start : start + size], level) for start in range(0, len(images), size)]
     return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+
+
+def test_a_transformer_whose_parts_ask_for_the_number_of_images(exports: Exports, tmp_path: Path) -> None:
+    """The tracer lets one part answer for all of them; each part of the file stands by itself."""
+    torch.manual_seed(5)
+    network = torchvision.models.VisionTransformer(
+        image_size=8, patch_size=2, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10
+    )
+    network.conv_proj = nn.Conv2d(1, 16, 2, stride=2)
+    data = load_images("digits", "test")
+    case = exports.case(network, CONFIG, data.images[:32], preprocessing_for("digits", data))
+    check(case, tmp_path / "model.onnx", share=0.05)
 
 
 @pytest.mark.parametrize("form", FORMS)
