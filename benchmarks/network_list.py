@@ -67,6 +67,7 @@ SIZES = {
     "torchvision/inception_v3": 128,
     **{f"torchvision/vgg{depth}{norm}": 224 for depth in (11, 13, 16, 19) for norm in ("", "_bn")},
     **{f"torchvision/{name}": 224 for name in torchvision.models.list_models(include=("vit_*", "maxvit_*"))},
+    "torchvision/efficientnet_v2_l": 128,
     "timm/inception_resnet_v2": 128,
     "timm/inception_v3": 128,
     "timm/inception_v4": 128,

@@ -208,16 +208,6 @@ def without_epochs(found: Recipe) -> Recipe:
     return found.model_copy(update={"stages": stages})
 
 
-def calibrate_and_train(
-    trained: Recipe, pixels: Preprocessing, out: Path, held_out: HeldOut
-) -> tuple[RunResult, list[Agreement]]:
-    """Carry out a recipe, first without its epochs; return what was trained, and the agreement of both."""
-    calibrated = train(without_epochs(trained), out / "calibrated")
-    rows = agreements("calibrated", calibrated, pixels, out, held_out)
-    results = train(trained, out / "trained")
-    return results, rows + agreements("trained", results, pixels, out, held_out)
-
-
 def agreements(run: str, results: RunResult, pixels: Preprocessing, out: Path, held_out: HeldOut) -> list[Agreement]:
     """Return how often the frozen networks of a run agree with the float one on the held-out pictures."""
     expected = _logits(_model(out / "float.safetensors"), held_out.images, pixels).softmax(1)
@@ -272,6 +262,14 @@ def _logits(model: nn.Module, images: NDArray[np.uint8], pixels: Preprocessing) 
     return torch.cat([model(torch.from_numpy(pixels.normalize(batch)).to(device)).cpu() for batch in batches])
 
 
+def print_agreements(rows: Sequence[Agreement]) -> None:
+    """Print a line for each width."""
+    for row in rows:
+        named = "" if row.named_right is None else f", {100 * row.named_right:.1f} %"
+        right = "" if row.right is None else f"; right {100 * row.right:.1f} %"
+        print(f"{row.bits} {row.run}: {100 * row.all_pictures:.1f} %, {100 * row.sure_pictures:.1f} %{named}{right}")
+
+
 def main() -> None:
     """Read the command line, calibrate, train, and print what came of it."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
@@ -279,6 +277,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, required=True, metavar="OTHER_PHOTOS")
     parser.add_argument("--out", type=Path, default=Path("runs/photographs"))
     parser.add_argument("--crops", type=int, default=12, help="of each photograph in PHOTOS [12]")
+    parser.add_argument("--calibrate-only", action="store_true", help="train nothing")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `train`")
     parser.add_argument("--verify", type=int, default=16, metavar="IMAGES", help="0: export nothing [16]")
     given = parser.parse_args()
@@ -286,12 +285,13 @@ def main() -> None:
     pixels = preprocessing_of(model)
     held_out = whole_pictures(given.held_out, model)
     write_inputs(model, crops(given.photos, pixels, given.crops), held_out.images, pixels, given.out)
-    results, rows = calibrate_and_train(recipe(given.out, *given.set), pixels, given.out, held_out)
+    chosen = recipe(given.out, *given.set)
     print(f"Of {len(held_out.images)} held-out pictures, of those where float is sure, and of those it names right:")
-    for row in rows:
-        named = "" if row.named_right is None else f", {100 * row.named_right:.1f} %"
-        right = "" if row.right is None else f"; right {100 * row.right:.1f} %"
-        print(f"{row.bits} {row.run}: {100 * row.all_pictures:.1f} %, {100 * row.sure_pictures:.1f} %{named}{right}")
+    results = train(without_epochs(chosen), given.out / "calibrated")
+    print_agreements(agreements("calibrated", results, pixels, given.out, held_out))
+    if not given.calibrate_only:
+        results = train(chosen, given.out / "trained")
+        print_agreements(agreements("trained", results, pixels, given.out, held_out))
     for stage in results.stages if given.verify else ():
         report = export_and_verify(stage.frozen or stage.checkpoint, pixels, given.out, given.verify)
         for backend in report.backends:

@@ -139,16 +139,23 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
 def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
     """Make quantizers, output scales and shifts the only trained parameters; return what trains them.
 
+    At an `interval_learning_rate` of 0 quantizers stay, too, and scales and shifts learn at the default rate.
+
     Raises:
         ConfigError: there are none.
     """
-    learned = interval_parameters(model) + output_parameters(model)
+    intervals = interval_parameters(model) if section.interval_learning_rate > 0 else []
+    learned = intervals + output_parameters(model)
     if not learned:
-        raise ConfigError("there is nothing to train: the model has no quantizer whose interval could be learned.")
+        raise ConfigError(
+            "there is nothing to train: the model has no output scale, and no quantizer whose interval could be "
+            "learned (at an interval_learning_rate above 0)."
+        )
     model.requires_grad_(False)
     for parameter in learned:
         parameter.requires_grad_(True)
-    return [_of_intervals([{"params": learned, "lr": section.interval_learning_rate}], section.interval_optimizer)]
+    rate = section.interval_learning_rate or INTERVAL_LEARNING_RATE
+    return [_of_intervals([{"params": learned, "lr": rate}], section.interval_optimizer)]
 
 
 def rate_factor(step: int, steps: int, section: OptimizerSection) -> float:

@@ -118,7 +118,11 @@ def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest
     out = tmp_path / "out"
     example.write_inputs(network, chosen, held_out.images, pixels, out)
     stages = "[{weight_bits=7,activation_bits=8,from_float=true,epochs=1,batch_size=4,frozen_epochs=1}]"
-    results, rows = example.calibrate_and_train(example.recipe(out, f"stages={stages}"), pixels, out, held_out)
+    recipe = example.recipe(out, f"stages={stages}")
+    calibrated = example.train(example.without_epochs(recipe), out / "calibrated")
+    results = example.train(recipe, out / "trained")
+    rows = example.agreements("calibrated", calibrated, pixels, out, held_out)
+    rows += example.agreements("trained", results, pixels, out, held_out)
     assert results.float_result.accuracy == 100
     assert [(row.bits, row.run) for row in rows] == [("w7a8", "calibrated"), ("w7a8", "trained")]
     assert all(0 <= row.right <= 1 for row in rows)

@@ -165,5 +165,15 @@ def test_a_model_of_which_nothing_would_be_trained_is_refused(kind: str) -> None
 
 def test_quantizers_alone_are_trained_where_there_are_any() -> None:
     section = StageSection(epochs=1, weight_bits=4, activation_bits=4)
-    with pytest.raises(ConfigError, match="the model has no quantizer whose interval could be learned"):
+    with pytest.raises(ConfigError, match="no output scale, and no quantizer whose interval"):
         quantizer_optimizers(network(), section)
+
+
+def test_output_scales_alone_are_trained_where_intervals_are_kept() -> None:
+    section = StageSection(epochs=1, weight_bits=4, activation_bits=4, interval_learning_rate=0.0)
+    model = prepared(network())
+    (adam,) = quantizer_optimizers(model, section)
+    (group,) = adam.param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in output_parameters(model)}
+    assert group["lr"] == INTERVAL_LEARNING_RATE
+    assert not any(parameter.requires_grad for parameter in interval_parameters(model))
