@@ -11,11 +11,9 @@ Every variant of a seed starts from the same float network, sees the same images
     continued      the float network trained on in float, for the epochs and at the rate of the stages down to 4 bits:
                    what more epochs alone would bring
 
-All learn from labels alone, at the recipe's rates but for 2 bits, whose rate was 0.1 before it had a teacher;
-`equal_epochs` compares what a teacher brings. `progressive` runs for every seed, the others for the first seeds only
-(`--variant-seeds`). `--budget` says for how many epochs: `recipe` to see what each bit width reaches, `short`, on half
-the images, to see who gets there first. What is finished is not trained again; what was interrupted goes on. Written
-are the runs, `OUT/table.json` and `OUT/table.md`.
+`progressive` runs for every seed, the others for the first seeds only (`--variant-seeds`). `--budget` says for how many
+epochs: `recipe` to see what each bit width reaches, `short`, on half the images, to see who gets there first. What is
+finished is not trained again; what was interrupted goes on. Written are the runs, `OUT/table.json` and `OUT/table.md`.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ VARIANTS = ("progressive", "direct", "gamma", "lsq", "continued")
 CONTINUED_STAGES = 2  # of the recipe: 5 and 4 bits
 # What a budget changes in the recipe. In the short one accuracy is still rising fast at the end of 3 and of 2 bits.
 BUDGETS = {
-    "recipe": ("stages.3.learning_rate=0.1",),
+    "recipe": (),
     "short": (
         *("train_images=30000", "float_training.epochs=5"),
         *("stages.1.epochs=1", "stages.2.epochs=1", "stages.3.epochs=2"),
@@ -124,15 +122,14 @@ def numbers(text: str) -> list[int]:
 
 
 def recipe_of(variant: str, seed: int, budget: str) -> Recipe:
-    """Return the recipe of a variant: the shipped one by a budget, without its teacher and its frozen epochs."""
+    """Return the recipe of a variant: the shipped one, with the epochs of a budget and without its frozen epochs."""
     recipe = load_recipe(Path(RECIPE), (f"seed={seed}", *BUDGETS[budget]))
     stages = [stage.model_copy(update={"frozen_epochs": 0}) for stage in recipe.stages]
     if variant in ("direct", "lsq"):
         epochs = sum(stage.epochs for stage in stages)
         stages = [stages[-1].model_copy(update={"epochs": epochs, "from_float": True})]
     method = "lsq" if variant == "lsq" else recipe.method
-    changes = {"train_gamma": variant == "gamma", "method": method, "distillation": None}
-    return recipe.model_copy(update={"stages": tuple(stages), **changes})
+    return recipe.model_copy(update={"stages": tuple(stages), "train_gamma": variant == "gamma", "method": method})
 
 
 def continued(recipe: Recipe, weights: Path) -> Recipe:
