@@ -19,6 +19,7 @@ synset (`n01440764`), as those of ImageNet do. In OUT (runs/photographs):
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,10 +32,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
-from torchvision.transforms.functional import center_crop, resize
 
 from qil_deploy import CheckpointInfo, Preprocessing, freeze, load_model, save_checkpoint
-from qil_deploy.datasets import ImageSet, load_images
+from qil_deploy.datasets import ImageSet, load_images, resized_and_cut
 from qil_deploy.export import export_onnx
 from qil_deploy.runtime_tests import VerifyReport, verify
 from qil_deploy.training.models import model_builder
@@ -108,11 +108,9 @@ class HeldOut:
 def whole_pictures(folder: Path, model: nn.Module, size: int | None = None) -> HeldOut:
     """Return every photograph below a folder as the network's package says: resized, then the middle cut out."""
     seen = Preprocessing.from_timm(model, size)
-    shorter, filter_ = seen.resize or seen.height, Image.Resampling[(seen.interpolation or "bicubic").upper()]
     images, classes = [], []
     for path, photograph in _photographs(folder):
-        resized = resize(photograph, [shorter], filter_)
-        images.append(np.asarray(center_crop(resized, [seen.height, seen.width])))
+        images.append(np.asarray(resized_and_cut(photograph, seen)))
         classes.append(class_of(path))
     _refuse_none(images, folder)
     return HeldOut(images=_channels_first(images), classes=np.array(classes, np.int64))
@@ -121,8 +119,13 @@ def whole_pictures(folder: Path, model: nn.Module, size: int | None = None) -> H
 def class_of(path: Path) -> int:
     """Return the class whose synset a path names, for example `val/n01440764/1.jpg`; -1 if it names none."""
     found = re.search(r"n\d{8}", str(path))
-    names: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call] # timm has no types
-    return names.index(found[0]) if found is not None and found[0] in names else -1
+    return -1 if found is None else _classes().get(found[0], -1)
+
+
+@functools.cache
+def _classes() -> dict[str, int]:
+    names = ImageNetInfo().label_names()  # type: ignore[no-untyped-call] # timm has no types
+    return {name: index for index, name in enumerate(names)}
 
 
 def crops(folder: Path, pixels: Preprocessing, each: int, seed: int = 0) -> NDArray[np.uint8]:

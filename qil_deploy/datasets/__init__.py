@@ -26,7 +26,7 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .cifar import load_cifar
 from .fashion_mnist import load_fashion_mnist
-from .image_folder import ImageFolder, open_image_folder, to_array
+from .image_folder import ImageFolder, open_image_folder, resized_and_cut, to_array
 from .image_set import ImageBatches, ImageSet, Split
 from .resize import resize_images
 from .roots import imagenet_root
@@ -41,6 +41,7 @@ __all__ = [
     "load_images",
     "preprocessing_for",
     "resize_images",
+    "resized_and_cut",
     "to_array",
 ]
 

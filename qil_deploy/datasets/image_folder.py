@@ -79,7 +79,7 @@ class ImageFolder:
         """Bring a decoded image to the height and width of `shape`, as `preprocessing` or `fit` says."""
         _, height, width = shape
         if self.preprocessing is not None and self.preprocessing.resize is not None:
-            return _resized_and_cut(image, self.preprocessing)
+            return resized_and_cut(image, self.preprocessing)
         return image.resize((width, height)) if self.fit == "stretch" else _centre_crop(image, height, width)
 
     def images(self, start: int, stop: int, shape: tuple[int, int, int]) -> ImageSet:
@@ -159,7 +159,7 @@ def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     return _middle(_resize(image, size, "bilinear"), height, width)
 
 
-def _resized_and_cut(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def resized_and_cut(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize to what a preprocessing says, by its filter, and cut out the middle."""
     wanted = preprocessing.resize or 0
     size = _in_proportion(image, wanted) if isinstance(wanted, int) else (wanted[1], wanted[0])

@@ -10,8 +10,7 @@ What comes out of it and its BatchNorm (or output scale and bias) is
     otherwise:    gain = scale                         shift = bias
     behind which a `ChannelAffine` multiplies both by its own gain, and adds its own shift. Where moves between layer
     and BatchNorm make one channel of several (`network.behind_moves`), each of these has that one's gain and shift, and
-    may have a bias of its own, which adds `norm_gain * bias` to its shift;
-
+    may have a bias of its own, which adds `norm_gain * bias` to its shift,
 
 and becomes the code `rint((z - y_offset) / y_scale) + y_zero_point`. The runtime computes
 
