@@ -96,6 +96,7 @@ class QuantConfig(BaseModel):
             `allow_float` did before they had an integer form; so do checkpoints of then.
         float_scales: the same of scales and shifts of channels, PReLU of several slopes, means along one direction,
             BatchNorm of rows, and flipped, rolled or repeated tensors.
+        float_rows: the same of poolings, transposed convolutions, upsampling and padding of rows [N, C, L].
         norms_apart: keep BatchNorm and activations apart from a layer whose values are moved in between (a transposed
             convolution's), and an activation apart from a BatchNorm that no layer takes in, as all were before; so do
             checkpoints of then.
@@ -121,6 +122,7 @@ class QuantConfig(BaseModel):
     allow_float: bool = False
     float_gates: bool = False
     float_scales: bool = False
+    float_rows: bool = False
     norms_apart: bool = False
     output_scales: OutputScales = "without_batchnorm"
     outputs: Outputs = "float"
@@ -155,7 +157,7 @@ class QuantConfig(BaseModel):
             raise ValueError(
                 f"allow_float is for placement 'integer'; in {self.placement!r} the network is refused as it was"
             )
-        for name in ("float_gates", "float_scales"):
+        for name in ("float_gates", "float_scales", "float_rows"):
             if getattr(self, name) and not self.allow_float:
                 raise ValueError(f"{name} keeps {name.removeprefix('float_')} in float, which needs allow_float")
         return self

@@ -198,6 +198,7 @@ class Probe:
             allow_float=self.config.allow_float,
             float_gates=self.config.float_gates,
             float_scales=self.config.float_scales,
+            float_rows=self.config.float_rows,
         )
         isolate(captured, self.config)
         return {str(node.target) for node in edge_layers(captured)}

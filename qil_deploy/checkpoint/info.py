@@ -154,6 +154,8 @@ def _of_older_versions(config: dict[str, Any], contents: Contents) -> dict[str, 
     added: dict[str, Any] = {}
     if config.get("allow_float") is True and "float_scales" not in config:
         added |= {"float_gates": True, "float_scales": True}
+    if config.get("allow_float") is True and "float_rows" not in config:
+        added["float_rows"] = True
     lone_norms = config.get("placement") == "paper" or any(_OF_LONE_NORMS in name for name in contents.tensors)
     if "norms_apart" not in config and lone_norms:
         added["norms_apart"] = True

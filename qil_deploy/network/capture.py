@@ -25,6 +25,7 @@ def capture_network(
     allow_float: bool = False,
     float_gates: bool = False,
     float_scales: bool = False,
+    float_rows: bool = False,
 ) -> fx.GraphModule:
     """Return the graph of plain modules that computes what a network does; its tensors are the network's.
 
@@ -32,7 +33,7 @@ def capture_network(
         network: float32, with one input, in whatever mode.
         example: float32 [N, C, H, W]; only its shape matters.
         allow_float: whether what cannot be lowered becomes a `FloatIsland`.
-        float_gates, float_scales: whether gates, or what else `QuantConfig` says, become some, too.
+        float_gates, float_scales, float_rows: whether gates, or what else `QuantConfig` says, become some, too.
 
     Raises:
         UnsupportedModelError: the network cannot be captured, or holds a module or operation that cannot be lowered,
@@ -43,7 +44,14 @@ def capture_network(
         captured = capture_graph(network, example)
     shapes = [captured.shape(output) for output in captured.outputs]
     require_maps_of_images(list(zip(captured.returned.names, shapes, strict=True)), example[:1].shape)
-    graph = rebuild(captured, modes, allow_float=allow_float, float_gates=float_gates, float_scales=float_scales)
+    graph = rebuild(
+        captured,
+        modes,
+        allow_float=allow_float,
+        float_gates=float_gates,
+        float_scales=float_scales,
+        float_rows=float_rows,
+    )
     _require_own_tensors(graph)
     return graph
 

@@ -74,6 +74,7 @@ from .rebuild_moves import (
     upsample,
 )
 from .rebuild_pools import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool, mean
+from .rebuild_rows import of_rows
 from .rebuild_transposed import transposed_convolution
 
 aten = torch.ops.aten
@@ -86,10 +87,11 @@ OPERATORS = (
         captured={
             aten.conv2d.default: convolution,
             aten.conv2d.padding: convolution,
-            aten.convolution.default: convolution,
-            aten.conv1d.default: convolution,
-            aten.conv1d.padding: convolution,
+            aten.convolution.default: of_rows(convolution),
+            aten.conv1d.default: of_rows(convolution),
+            aten.conv1d.padding: of_rows(convolution),
             aten.conv_transpose2d.input: transposed_convolution,
+            aten.conv_transpose1d.default: of_rows(transposed_convolution),
         },
     ),
     Operator(title="Linear", kind="linear", modules=(nn.Linear,), captured={aten.linear.default: linear}),
@@ -165,13 +167,17 @@ OPERATORS = (
         title="average and maximum pooling",
         kind="pool",
         modules=(GlobalAveragePool,),
-        captured={aten.mean.dim: mean, aten.adaptive_avg_pool2d.default: adaptive_average_pool},
+        captured={
+            aten.mean.dim: mean,
+            aten.adaptive_avg_pool2d.default: adaptive_average_pool,
+            aten.adaptive_avg_pool1d.default: of_rows(adaptive_average_pool),
+        },
     ),
     Operator(
         title="average and maximum pooling",
         kind="average",
         modules=(nn.AvgPool2d,),
-        captured={aten.avg_pool2d.default: average_pool},
+        captured={aten.avg_pool2d.default: average_pool, aten.avg_pool1d.default: of_rows(average_pool)},
     ),
     Operator(
         title="average and maximum pooling",
@@ -181,6 +187,8 @@ OPERATORS = (
             aten.max_pool2d.default: max_pool,
             aten.max_pool2d_with_indices.default: max_pool,
             aten.adaptive_max_pool2d.default: adaptive_max_pool,
+            aten.max_pool1d.default: of_rows(max_pool),
+            aten.adaptive_max_pool1d.default: of_rows(adaptive_max_pool),
         },
         onnx=write_max_pool,
         chooses=True,
@@ -191,7 +199,9 @@ OPERATORS = (
         modules=(nn.Upsample,),
         captured={aten.expand.default: expand, aten.expand_as.default: expand}
         | dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default), upsample)
-        | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate),
+        | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate)
+        | dict.fromkeys((aten.upsample_nearest1d.vec, aten.upsample_nearest1d.default), of_rows(upsample))
+        | dict.fromkeys((aten.upsample_linear1d.vec, aten.upsample_linear1d.default), of_rows(interpolate)),
         onnx=write_upsample,
         chooses=True,
     ),
@@ -209,7 +219,8 @@ OPERATORS = (
         title="padding by repeated pixels",
         kind="pass",
         modules=(EdgePad,),
-        captured=dict.fromkeys((aten.reflection_pad2d.default, aten.replication_pad2d.default), edge_pad),
+        captured=dict.fromkeys((aten.reflection_pad2d.default, aten.replication_pad2d.default), edge_pad)
+        | dict.fromkeys((aten.reflection_pad1d.default, aten.replication_pad1d.default), of_rows(edge_pad)),
         onnx=write_edge_pad,
         chooses=True,
         rearranges=True,
@@ -218,7 +229,7 @@ OPERATORS = (
         title="padding with a constant",
         kind="pass",
         modules=(ConstantPad,),
-        captured={aten.constant_pad_nd.default: pad, aten.pad.default: pad},
+        captured=dict.fromkeys((aten.constant_pad_nd.default, aten.pad.default), of_rows(pad)),
         onnx=write_constant_pad,
         chooses=True,
         rearranges=True,
@@ -317,7 +328,7 @@ OPERATORS = (
     Operator(
         title="Dropout",
         kind="pass",
-        modules=(nn.Dropout, nn.Dropout2d, DropPath),
+        modules=(nn.Dropout, nn.Dropout1d, nn.Dropout2d, DropPath),
         captured={
             aten.dropout.default: dropout,
             aten.feature_dropout.default: feature_dropout,
@@ -382,6 +393,29 @@ def rebuilt_by(target: object, result: int = 0) -> Callable[[Call], Modules] | N
 def makes_gate(target: object, _modules: Modules) -> bool:
     """Tell whether an ATen operator is captured as a product, a table or a hard sigmoid (`float_gates`)."""
     return any(target in row.captured for row in OPERATORS if row.kind in ("product", "table", "hard sigmoid"))
+
+
+def makes_rows(target: object, modules: Modules) -> bool:
+    """Tell whether a call is one on rows of those that `float_rows` keeps in float."""
+    if target in (aten.constant_pad_nd.default, aten.pad.default):
+        return isinstance(modules[0], Reshape) if modules else False
+    return target in _OF_ROWS
+
+
+_OF_ROWS = (
+    aten.conv_transpose1d.default,
+    aten.max_pool1d.default,
+    aten.avg_pool1d.default,
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_max_pool1d.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest1d.default,
+    aten.upsample_linear1d.vec,
+    aten.upsample_linear1d.default,
+    aten.reflection_pad1d.default,
+    aten.replication_pad1d.default,
+)
+"""What was captured for images alone before."""
 
 
 def makes_scale(target: object, modules: Modules) -> bool:

@@ -148,6 +148,7 @@ def _prepared(
         allow_float=config.allow_float,
         float_gates=config.float_gates,
         float_scales=config.float_scales,
+        float_rows=config.float_rows,
     )
     if compared:
         require_same_function(network, graph_module, example)

@@ -23,13 +23,14 @@ from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
-from .layers import ChannelAffine, Pads, Product
-from .moves import Branches, ConstantPad
-from .operators import SUPPORTED, makes_gate, makes_scale, operator_of, rebuilt_by
+from .layers import ChannelAffine, Product
+from .moves import Branches, ConstantPad, Reshape
+from .operators import SUPPORTED, makes_gate, makes_rows, makes_scale, operator_of, rebuilt_by
 from .outputs import RETURNED
 from .rebuild_affine import joined
-from .rebuild_layers import with_more_pads
+from .rebuild_layers import padded_convolution
 from .rebuild_pools import padded_pool
+from .rebuild_rows import in_one_row
 
 _VIEWS = (
     torch.ops.aten.view.default,
@@ -48,6 +49,7 @@ def rebuild(
     allow_float: bool,
     float_gates: bool = False,
     float_scales: bool = False,
+    float_rows: bool = False,
 ) -> fx.GraphModule:
     """Return the graph of plain modules that computes what a captured network does; tensors are shared.
 
@@ -55,12 +57,12 @@ def rebuild(
         captured: of the network.
         modes: whether each of the network's modules is in training mode, by name.
         allow_float: whether what cannot be lowered becomes a `FloatIsland`.
-        float_gates, float_scales: whether gates, or what else `QuantConfig` says, become some, too.
+        float_gates, float_scales, float_rows: whether gates, or what else `QuantConfig` says, become some, too.
 
     Raises:
         UnsupportedModelError: what cannot be lowered, nor kept in float if that is allowed.
     """
-    keeps = [makes_gate] * float_gates + [makes_scale] * float_scales
+    keeps = [makes_gate] * float_gates + [makes_scale] * float_scales + [makes_rows] * float_rows
     return _Rebuilder(captured, modes, keeps, allow_float=allow_float).run()
 
 
@@ -76,7 +78,6 @@ class _Rebuilder:
         self.captured, self.modes, self.keeps, self.allow_float = captured, modes, keeps, allow_float
         self.root, self.graph = nn.Module(), fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
-        self.pads: dict[fx.Node, Pads] = {}
         self.results = [node for node in captured.calls() if node in captured.data and _is_tensor(node)]
         self.attempts: dict[fx.Node, Modules | CallError] = {node: self._attempt(node) for node in self.results}
         self._take_in_pads()
@@ -166,22 +167,41 @@ class _Rebuilder:
     def _take_in_pads(self) -> None:
         """Let convolutions and poolings take in the padding in front of them; where others read it, it stays."""
         for node, modules in list(self.attempts.items()):
-            padding = modules[0] if isinstance(modules, list) and modules else None
-            readers = [self.attempts.get(user) for user in node.users]
-            firsts = [m[0] if isinstance(m, list) and len(m) == 1 else None for m in readers]
-            if isinstance(padding, nn.ZeroPad2d) and not all(isinstance(first, nn.Conv2d) for first in firsts):
-                left, right, top, bottom = padding.padding
-                self.attempts[node] = [ConstantPad((left, right, top, bottom), 0.0)]
+            padding = _only(modules)
+            readers = [_only(self.attempts.get(user)) for user in node.users]
+            if isinstance(padding, nn.ZeroPad2d):
+                layers = [padded_convolution(reader, padding.padding) for reader in readers]
+                if not self._take_in(node, layers):
+                    left, right, top, bottom = padding.padding
+                    whole = ConstantPad((left, right, top, bottom), 0.0)
+                    self.attempts[node] = self._with_shapes_of_rows(node, node, whole)
             elif isinstance(padding, ConstantPad) and padding.value == -math.inf:
-                pools = [padded_pool(first, padding.pads) for first in firsts]
-                if all(pool is not None for pool in pools):
-                    self.attempts[node] = []
-                    for user, pool in zip(node.users, pools, strict=True):
-                        self.attempts[user] = [pool] if pool is not None else []
-                else:
+                if not self._take_in(node, [padded_pool(reader, padding.pads) for reader in readers]):
                     self.attempts[node] = CallError("pads with -inf what is read by something else than a pooling")
             elif isinstance(padding, ConstantPad) and not math.isfinite(padding.value):
                 self.attempts[node] = CallError(f"pads with {padding.value}")
+
+    def _take_in(self, padding: fx.Node, padded: Sequence[nn.Module | None]) -> bool:
+        """Put modules that pad by themselves in the place of those behind a padding, unless there is none for some."""
+        ready = [module for module in padded if module is not None]
+        if len(ready) < len(padded):
+            return False
+        for user, module in zip(padding.users, ready, strict=True):
+            self.attempts[user] = self._with_shapes_of_rows(user, padding, module)
+        self.attempts[padding] = []
+        return True
+
+    def _with_shapes_of_rows(self, node: fx.Node, reads: fx.Node, module: nn.Module) -> Modules:
+        """Return a module of images for a node, between other shapes if it is one of rows.
+
+        Args:
+            node: that the module stands for.
+            reads: the first node that it stands for, whose input it reads.
+            module: of images.
+        """
+        source = next(each for each in reads.all_input_nodes if each in self.captured.data)
+        shape = self.captured.shape(source)
+        return in_one_row(shape, [module], self.captured.shape(node)) if len(shape) == 3 else [module]
 
     def _join_affines(self) -> None:
         """Let one module do what scales and shifts one after the other do."""
@@ -234,12 +254,6 @@ class _Rebuilder:
         row = operator_of(modules[0]) if modules else None
         if row is not None and row.kind == "pass":  # of another tensor it may have read the shape
             data = data[:1]
-        if modules and isinstance(modules[0], nn.ZeroPad2d):
-            left, right, top, bottom = modules[0].padding
-            self.pads[node], self.values[node] = (top, left, bottom, right), self.values[data[0]]
-            return
-        if modules and isinstance(modules[0], nn.Conv2d) and data[0] in self.pads:
-            modules = [with_more_pads(modules[0], self.pads[data[0]])]
         end, inputs = self.values[data[0]], tuple(self.values[source] for source in data)
         lead = next((index for index, module in enumerate(modules) if _has_tensors(module)), 0)
         read = inputs
@@ -344,6 +358,15 @@ class _Rebuilder:
     def _operation(self, node: fx.Node) -> str:
         name = operation_name(_call_of(node)[0])
         return _NAMES.get(name, name)
+
+
+def _only(modules: Modules | CallError | None) -> nn.Module | None:
+    """Return the only module of a call; of one on rows, the one between other shapes."""
+    if not isinstance(modules, list):
+        return None
+    if len(modules) == 3 and isinstance(modules[0], Reshape) and isinstance(modules[2], Reshape):
+        return modules[1]
+    return modules[0] if len(modules) == 1 else None
 
 
 def _has_tensors(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ Parameters and buffers are the network's own, not copies.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -13,50 +14,40 @@ from .captured_call import Call, CallError, Data, Modules
 from .layers import PaddedConv2d, Pads, pads_of, pair
 from .moves import Permute, Reshape
 from .rebuild_affine import shift, weighted_sum
+from .rebuild_rows import in_one_row, viewed
 
 
 def convolution(call: Call) -> Modules:
-    """Conv2d; padding 'same' may need more zeros on one side. A one-dimensional one is that of a single row."""
+    """Conv2d; padding 'same' may need more zeros on one side."""
     weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
-    if weight is None or weight.ndim not in (3, 4):
+    if weight is None or weight.ndim != 4:
         raise CallError("is no convolution of images [N, C, H, W] or rows [N, C, L]")
     if call.arguments.get("transposed") or any(call.arguments.get("output_padding", ())):
         raise CallError("is a transposed convolution")
-    of_rows = weight.ndim == 3
-    if of_rows:
-        weight = _viewed(weight, (*weight.shape[:2], 1, weight.shape[2]))
-    kernel, stride, dilation = weight.shape[2:], _window(call, "stride", 1), _window(call, "dilation", 1)
+    kernel, stride, dilation = weight.shape[2:], call.pair("stride"), call.pair("dilation")
     padding = call.arguments["padding"]
     if padding == "same":
         reach = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
         pads = (reach[0] // 2, reach[1] // 2, reach[0] - reach[0] // 2, reach[1] - reach[1] // 2)
     else:
-        top, left = (0, 0) if padding == "valid" else _window(call, "padding", 0)
+        top, left = (0, 0) if padding == "valid" else call.pair("padding")
         pads = (top, left, top, left)
-    layer = _convolution(weight, bias, pads, stride, dilation, int(call.arguments["groups"]))
-    if not of_rows:
-        return [layer]
-    _, channels, length = call.inputs[0]
-    return [Reshape((channels, 1, length)), layer, Reshape(call.shape[1:])]
+    return [_convolution(weight, bias, pads, stride, dilation, int(call.arguments["groups"]))]
 
 
-def _window(call: Call, name: str, across: int) -> tuple[int, int]:
-    """Return a size for both directions; of a convolution of rows, `across` is that for the other direction."""
-    given = call.arguments[name]
-    of_rows = len(call.inputs[0]) == 3
-    return (across, int(given[0])) if of_rows else call.pair(name)
+def padded_convolution(layer: nn.Module | None, pads: Sequence[int]) -> nn.Conv2d | None:
+    """Return a rebuilt convolution with more zeros around the image; None for any other module.
 
-
-def _viewed(weight: nn.Parameter, shape: tuple[int, ...]) -> nn.Parameter:
-    """Return a weight in another shape; both have one memory."""
-    return nn.Parameter(weight.detach().view(shape), requires_grad=weight.requires_grad)
-
-
-def with_more_pads(layer: nn.Conv2d, more: Pads) -> nn.Conv2d:
-    """Return a rebuilt convolution with more zeros around the image."""
-    top, left, bottom, right = (a + b for a, b in zip(pads_of(layer), more, strict=True))
-    pads = (top, left, bottom, right)
-    return _convolution(layer.weight, layer.bias, pads, pair(layer.stride), pair(layer.dilation), layer.groups)  # type: ignore[arg-type] # parameters
+    Args:
+        layer: the convolution, or any other module.
+        pads: columns on the left and right, rows at the top and bottom.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        return None
+    left, right, top, bottom = pads
+    above, before, below, behind = pads_of(layer)
+    more = (above + top, before + left, below + bottom, behind + right)
+    return _convolution(layer.weight, layer.bias, more, pair(layer.stride), pair(layer.dilation), layer.groups)  # type: ignore[arg-type] # parameters
 
 
 def plain_convolution(weight: nn.Parameter, bias: nn.Parameter | None, pads: Pads, groups: int) -> nn.Conv2d:
@@ -99,7 +90,7 @@ def linear(call: Call) -> Modules:
 def _linear_everywhere(call: Call, source: tuple[int, ...], weight: nn.Parameter, bias: nn.Parameter | None) -> Modules:
     """Return a convolution of [N, ..., C] with the channels in front, and what brings them there and back."""
     rank, (outputs, inputs) = len(source), weight.shape
-    layer = plain_convolution(_viewed(weight, (outputs, inputs, 1, 1)), bias, (0, 0, 0, 0), 1)
+    layer = plain_convolution(viewed(weight, (outputs, inputs, 1, 1)), bias, (0, 0, 0, 0), 1)
     front, back = Permute((0, rank - 1, *range(1, rank - 1))), Permute((0, *range(2, rank), 1))
     if rank == 4:
         return [front, layer, back]
@@ -130,10 +121,7 @@ def batch_norm(call: Call) -> Modules:
     norm.running_mean, norm.running_var = mean, variance
     count = getattr(own, "num_batches_tracked", None)
     norm.num_batches_tracked = count if isinstance(count, Tensor) else mean.new_zeros((), dtype=int)  # type: ignore[call-overload] # the stubs know no Python types
-    if rank != 3:
-        return [norm]
-    _, channels, length = call.shape
-    return [Reshape((channels, 1, length)), norm, Reshape((channels, length))]
+    return [norm] if rank != 3 else in_one_row(call.shape, [norm], call.shape)
 
 
 def relu(call: Call) -> Modules:

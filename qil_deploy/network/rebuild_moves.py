@@ -241,7 +241,8 @@ def dropout(call: Call) -> Modules:
 
 def feature_dropout(call: Call) -> Modules:
     """Dropout of whole channels."""
-    return [nn.Dropout2d(call.arguments["p"])]
+    cls = nn.Dropout1d if len(call.shape) == 3 else nn.Dropout2d
+    return [cls(call.arguments["p"])]
 
 
 def upsample(call: Call) -> Modules:

@@ -11,6 +11,7 @@ from .captured_call import Call, CallError, Modules
 from .layers import GlobalAveragePool, pair
 from .moves import PaddedMaxPool2d, Reshape
 from .rebuild_regions import adaptive_extents, pool_regions, strided_extents
+from .rebuild_rows import in_one_row
 
 
 def adaptive_average_pool(call: Call) -> Modules:
@@ -66,8 +67,7 @@ def mean(call: Call) -> Modules:
     dimensions = call.arguments["dim"]
     rank = len(call.inputs[0])
     if rank == 3 and dimensions and {value % 3 for value in dimensions} == {2}:
-        _, channels, length = call.inputs[0]
-        return [Reshape((channels, 1, length)), GlobalAveragePool(length), Reshape(call.shape[1:])]
+        return in_one_row(call.inputs[0], [GlobalAveragePool(call.inputs[0][2])], call.shape)
     over = {value % 4 for value in dimensions} if rank == 4 and dimensions else set()
     if over == {2, 3}:
         flatten: Modules = [] if call.arguments["keepdim"] else [nn.Flatten(1)]
@@ -87,11 +87,11 @@ def max_pool(call: Call) -> Modules:
     each gets a pooling of its own.
     """
     kernel, padding, dilation = (call.pair(name) for name in ("kernel_size", "padding", "dilation"))
-    stride = call.pair("stride") if call.arguments["stride"] else kernel
+    stride, size = call.pair("stride") if call.arguments["stride"] else kernel, _map(call)
     if not call.arguments["ceil_mode"]:
         return [nn.MaxPool2d(kernel, stride, padding, dilation)]
     reaches = [(window - 1) * step + 1 for window, step in zip(kernel, dilation, strict=True)]
-    rooms = [size + 2 * pad - reach for size, pad, reach in zip(_map(call), padding, reaches, strict=True)]
+    rooms = [length + 2 * pad - reach for length, pad, reach in zip(size, padding, reaches, strict=True)]
     rounded_up = [result > down for result, down in zip(call.shape[2:], _rounded_down(rooms, stride), strict=True)]
     if all(up or room % step == 0 for up, room, step in zip(rounded_up, rooms, stride, strict=True)):
         return [nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=True)]

@@ -29,7 +29,7 @@ def transposed_convolution(call: Call) -> Modules:
     """Conv2d of blocks, moves that take them apart, and slices."""
     weight, bias = call.parameter("weight"), call.parameter("bias")
     if weight is None or weight.ndim != 4:
-        raise CallError("is no transposed convolution of images [N, C, H, W]")
+        raise CallError("is no transposed convolution of images [N, C, H, W] or rows [N, C, L]")
     if call.pair("dilation") != (1, 1):
         raise CallError(f"is a transposed convolution with dilation {list(call.pair('dilation'))}")
     stride, groups = call.pair("stride"), int(call.arguments["groups"])

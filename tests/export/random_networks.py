@@ -37,6 +37,8 @@ Operation = Literal[
     "scale",
     "turn round",
     "rows",
+    "pooled rows",
+    "longer rows",
 ]
 Head = Literal[
     "pooled",
@@ -79,6 +81,8 @@ OPERATIONS: tuple[Operation, ...] = (
     "scale",
     "turn round",
     "rows",
+    "pooled rows",
+    "longer rows",
 )
 HEADS: tuple[Head, ...] = (
     "pooled",
@@ -253,6 +257,49 @@ class Rows(nn.Module):
         return result.view(x.shape)
 
 
+class RowsWindowed(nn.Module):
+    """The pixels of an image pooled or padded as one row, in rows as long as before as far as that goes."""
+
+    def __init__(self, channels: int, step: Step) -> None:
+        super().__init__()
+        kernel = 2 + step.padding
+        padding = min(step.padding, kernel // 2)
+        self.before = nn.Identity() if step.norm else nn.ConstantPad1d((step.padding, 1), 0.3 * (step.act % 2))
+        self.window: nn.Module = (
+            nn.MaxPool1d(kernel, step.stride, padding, step.dilation, ceil_mode=step.bias),
+            nn.AvgPool1d(kernel, step.stride, padding, step.bias, count_include_pad=step.act > 3),
+            (nn.AdaptiveMaxPool1d if step.bias else nn.AdaptiveAvgPool1d)(step.channels),
+            nn.Sequential(nn.ReplicationPad1d((1, kernel)), nn.Conv1d(channels, channels, kernel, step.stride)),
+        )[step.window]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return an image."""
+        return _folded(self.window(self.before(x.flatten(2))), x.shape[3])
+
+
+class RowsEnlarged(nn.Module):
+    """The pixels of an image enlarged as one row."""
+
+    def __init__(self, channels: int, step: Step) -> None:
+        super().__init__()
+        kernel = 2 + step.padding
+        up = nn.ConvTranspose1d(channels, channels, kernel, 2, kernel // 2, step.dilation - 1, bias=step.bias)
+        self.up = (up, up, nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="linear"))[step.window]
+        self.norm = nn.BatchNorm1d(channels) if step.norm else nn.Identity()
+        self.act = ACTIVATIONS[step.act - 1](channels) if step.act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return an image."""
+        return _folded(self.act(self.norm(self.up(x.flatten(2)))), x.shape[3])
+
+
+def _folded(rows: Tensor, width: int) -> Tensor:
+    """Return rows [N, C, L] as images of a width, or of one row where they are shorter; leave out what is too much."""
+    width = min(width, rows.shape[2])
+    height = rows.shape[2] // width
+    return rows[:, :, : height * width].reshape(rows.shape[0], rows.shape[1], height, width)
+
+
 def _slopes(channels: int, steepest: float) -> nn.PReLU:
     act = nn.PReLU(channels)
     nn.init.uniform_(act.weight, -0.5, steepest)
@@ -301,8 +348,9 @@ class RandomNetwork(nn.Module):
                 needed.update(sources)
                 if isinstance(function, nn.Conv2d | nn.Linear | nn.ConvTranspose2d):
                     names.append(name)
-                elif isinstance(function, Rows):
-                    names.append(f"{name}.conv")
+                elif isinstance(function, Rows | RowsWindowed | RowsEnlarged):
+                    inside = (nn.Conv1d, nn.ConvTranspose1d)
+                    names += [f"{name}.{key}" for key, layer in function.named_modules() if isinstance(layer, inside)]
         return names[::-1]
 
     def _newest(self) -> int:
@@ -367,8 +415,9 @@ class RandomNetwork(nn.Module):
             self._act(step.act)
         elif step.operation == "turn round":
             self._turn(step, source)
-        elif step.operation == "rows":
-            self._call("rows", Rows(channels, step), source)
+        elif step.operation in ("rows", "pooled rows"):
+            rows = Rows if step.operation == "rows" or size <= 2 else RowsWindowed
+            self._call("rows", rows(channels, step), source)
         else:
             self._enlarge(step, source)
 
@@ -390,6 +439,8 @@ class RandomNetwork(nn.Module):
             if step.norm:
                 self._call("norm", nn.BatchNorm2d(4), self._newest())
             self._act(step.act)
+        elif step.operation == "longer rows" and min(sizes) > 1:
+            self._call("rows", RowsEnlarged(channels, step), source)
 
     def _conv(self, step: Step, groups: int, source: int = 0) -> None:
         channels, size = self.tensors[source].shape[1], self._size(source)

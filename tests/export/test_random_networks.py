@@ -98,7 +98,7 @@ OUTPUT_SCALES: tuple[OutputScales, ...] = ("without_batchnorm", "all", "channels
 def awkward(network: nn.Module, rng: np.random.Generator) -> None:
     """Draw all weights anew, in each layer one channel that is dead, tiny or large."""
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
             with torch.no_grad():
                 layer.weight.normal_()
                 layer.weight[int(rng.integers(len(layer.weight)))] *= float(rng.choice((0.0, 1e-9, 5.0)))
@@ -201,6 +201,8 @@ def test_every_code_and_logit_is_equal(exports: Exports, folder: Path, spec: Spe
     case = case_of(exports, spec)
     event(f"head: {spec.head}")
     event(f"format: {form['format']}")
+    for operation in sorted({step.operation for step in spec.plan}):
+        event(f"operation: {operation}")
     event(f"bits: {spec.weight_bits}/{spec.activation_bits}")
     form = form | {"kernels": form["format"] == "qlinear" and spec.seed % 2 == 0}
     if spec.head in MAPS:
