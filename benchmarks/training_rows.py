@@ -49,6 +49,7 @@ class Variant:
         decay: weight decay.
         temperature: of distillation from the float network of the seed; None without.
         scaling: of the gradient of the rounding (`QuantConfig.gradient_scaling`).
+        returning: whether weights outside of their interval have a gradient (`QuantConfig.returning_weights`).
         oscillation: what is done about weights that oscillate; None leaves them alone.
         gamma: whether the exponent of weight transformers is learned.
         learned: whether intervals are.
@@ -62,6 +63,7 @@ class Variant:
     decay: float = 1e-4
     temperature: float | None = None
     scaling: float = 0.0
+    returning: bool = False
     oscillation: Control | None = None
     gamma: bool = False
     learned: bool = True
@@ -220,6 +222,7 @@ class Job:
             method=variant.method,
             train_gamma=variant.gamma,
             gradient_scaling=variant.scaling,
+            returning_weights=variant.returning,
         )
 
     def _stages(self) -> Iterator[Learner]:

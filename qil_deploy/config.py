@@ -90,6 +90,8 @@ class QuantConfig(BaseModel):
             straight-through) to 2. It counts in steps between codes, so 0.2 scales by 0.9 to 1.1 at every bit width;
             the paper's factor counts in [0, 1] over the interval (`quantizers/kernels.py`). Of weights and activations,
             not of 8-bit ranges; training only.
+        returning_weights: pass the gradient on to weights outside of their interval, too (`quantizers/returning.py`);
+            in the papers of both methods they have none, and never learn again. Training only.
         allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where otherwise the
             network would be refused; only in `integer` placement.
         float_gates: keep gates and smooth activations (products, sigmoids, SiLU and their like) in float, too, as
@@ -119,6 +121,7 @@ class QuantConfig(BaseModel):
     method: MethodName = DEFAULT_METHOD
     train_gamma: bool = False
     gradient_scaling: GradientScaling = 0.0
+    returning_weights: bool = False
     allow_float: bool = False
     float_gates: bool = False
     float_scales: bool = False

@@ -166,6 +166,7 @@ def recipe_text(probe: Probe, bits: dict[str, LayerBits], checkpoint: Path, name
         "method": probe.config.method,
         "train_gamma": probe.config.train_gamma,
         "gradient_scaling": probe.config.gradient_scaling,
+        "returning_weights": probe.config.returning_weights,
         "allow_float": probe.config.allow_float,
         "model": model,
         "float_training": {"epochs": FLOAT_EPOCHS if start is None else 0},

@@ -263,6 +263,7 @@ class Recipe(_Section):
         method: how quantizers learn (`QuantConfig`).
         train_gamma: learn the exponent of each weight transformer.
         gradient_scaling: how much the gradient of a rounding depends on the distance to the code (`QuantConfig`).
+        returning_weights: pass the gradient on to weights outside of their interval, too (`QuantConfig`).
         allow_float: keep operations without an integer form in float.
         overrides: bits by layer-name pattern.
         float_training: needed unless there is `quantizer_only`.
@@ -281,6 +282,7 @@ class Recipe(_Section):
     method: MethodName = DEFAULT_METHOD
     train_gamma: Switch = False
     gradient_scaling: GradientScaling = 0.0
+    returning_weights: Switch = False
     allow_float: Switch = False
     overrides: Overrides = Field(default_factory=dict)
     model: ModelSection
@@ -375,6 +377,7 @@ class Recipe(_Section):
             method=self.method,
             train_gamma=self.train_gamma,
             gradient_scaling=self.gradient_scaling,
+            returning_weights=self.returning_weights,
             allow_float=self.allow_float,
             output_scales="without_batchnorm" if self.quantizer_only is None else self.quantizer_only.output_scales,
             overrides=self.overrides | stage.overrides,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .returning import let_weights_return
 from .thresholds import best_threshold, strided_sample
 
 if TYPE_CHECKING:
@@ -85,10 +86,17 @@ class IntervalQuantizer(nn.Module, ABC):
 
 
 class WeightQuantizer(IntervalQuantizer):
-    """Quantizer of weights: values `W / q` with codes `W` in `-q..q`, `q = 2**(bits-1) - 1`; 2 bits are ternary."""
+    """Quantizer of weights: values `W / q` with codes `W` in `-q..q`, `q = 2**(bits-1) - 1`; 2 bits are ternary.
 
-    def __init__(self, bits: int, *, gradient_scaling: float = 0.0) -> None:
+    Args:
+        bits: 2 to 8.
+        gradient_scaling: of the rounding, in steps between codes (`kernels`).
+        returning: whether weights outside of the interval have a gradient (`returning`).
+    """
+
+    def __init__(self, bits: int, *, gradient_scaling: float = 0.0, returning: bool = False) -> None:
         super().__init__(bits, 2 ** (bits - 1) - 1, gradient_scaling)
+        self.returning = returning
 
     @property
     def gamma(self) -> Tensor | None:
@@ -102,6 +110,15 @@ class WeightQuantizer(IntervalQuantizer):
     @abstractmethod
     def codes_real(self, weight: Tensor) -> Tensor:
         """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
+
+    def let_return(self, values: Tensor, weight: Tensor, largest: int = 1) -> Tensor:
+        """Return what a method made of weights, with a gradient outside of the interval where that is asked for.
+
+        `largest` is the value at the end of the interval.
+        """
+        if not self.returning:
+            return values
+        return let_weights_return(values, weight, self.center.detach(), self.distance.detach(), largest)
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:

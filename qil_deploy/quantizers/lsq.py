@@ -179,14 +179,16 @@ class LsqWeightQuantizer(_LsqInterval, WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
         q, factor = self.largest_code, _step_factor(weight.numel(), self.largest_code)
-        return quantize_by_steps(
+        values = quantize_by_steps(
             weight, self.step, -q, q, offset=0, q=q, step_factor=factor, gradient_scaling=self.gradient_scaling
         )
+        return self.let_return(values, weight)
 
     def codes_real(self, weight: Tensor) -> Tensor:
         """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
         q = self.largest_code
-        return codes_by_steps(weight, self.step, -q, q, step_factor=_step_factor(weight.numel(), q))
+        codes = codes_by_steps(weight, self.step, -q, q, step_factor=_step_factor(weight.numel(), q))
+        return self.let_return(codes, weight, q)
 
 
 class LsqActivationQuantizer(_LsqInterval, ActivationQuantizer):
@@ -217,7 +219,7 @@ def _step_factor(count: int, high: int) -> float:
 
 
 def _weights(bits: int, config: QuantConfig) -> WeightQuantizer:
-    return LsqWeightQuantizer(bits, gradient_scaling=config.gradient_scaling)
+    return LsqWeightQuantizer(bits, gradient_scaling=config.gradient_scaling, returning=config.returning_weights)
 
 
 def _activations(bits: int, signed: bool, config: QuantConfig) -> ActivationQuantizer:

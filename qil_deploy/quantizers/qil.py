@@ -253,10 +253,13 @@ class QilWeightQuantizer(_QilInterval, WeightQuantizer):
         bits: 2 to 8.
         train_gamma: whether the exponent of the transformer is a parameter; it is 1 otherwise.
         gradient_scaling: of the rounding, in steps between codes (`kernels`).
+        returning: whether weights outside of the interval have a gradient (`returning`).
     """
 
-    def __init__(self, bits: int, *, train_gamma: bool = False, gradient_scaling: float = 0.0) -> None:
-        super().__init__(bits, gradient_scaling=gradient_scaling)
+    def __init__(
+        self, bits: int, *, train_gamma: bool = False, gradient_scaling: float = 0.0, returning: bool = False
+    ) -> None:
+        super().__init__(bits, gradient_scaling=gradient_scaling, returning=returning)
         self.gamma_raw = nn.Parameter(torch.zeros((), dtype=torch.float32)) if train_gamma else None
 
     @property
@@ -269,11 +272,13 @@ class QilWeightQuantizer(_QilInterval, WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
         scaling, q = self.gradient_scaling, self.largest_code
-        return quantize_weight(weight, self.center, self.distance, self.gamma, q, gradient_scaling=scaling)
+        values = quantize_weight(weight, self.center, self.distance, self.gamma, q, gradient_scaling=scaling)
+        return self.let_return(values, weight)
 
     def codes_real(self, weight: Tensor) -> Tensor:
         """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
-        return weight_codes_real(weight, self.center, self.distance, self.gamma, self.largest_code)
+        codes = weight_codes_real(weight, self.center, self.distance, self.gamma, self.largest_code)
+        return self.let_return(codes, weight, self.largest_code)
 
     def set_largest(self, largest: float) -> None:
         """Set the interval to `[0, largest]`."""
@@ -300,7 +305,12 @@ class QilActivationQuantizer(_QilInterval, ActivationQuantizer):
 
 
 def _weights(bits: int, config: QuantConfig) -> WeightQuantizer:
-    return QilWeightQuantizer(bits, train_gamma=config.train_gamma, gradient_scaling=config.gradient_scaling)
+    return QilWeightQuantizer(
+        bits,
+        train_gamma=config.train_gamma,
+        gradient_scaling=config.gradient_scaling,
+        returning=config.returning_weights,
+    )
 
 
 def _activations(bits: int, signed: bool, config: QuantConfig) -> ActivationQuantizer:

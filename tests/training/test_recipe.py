@@ -141,11 +141,12 @@ def test_defaults_and_stage_names(path: Path) -> None:
 
 def test_overrides_gamma_and_gradient_reach_the_quantization() -> None:
     values = {"overrides": {"layer1.*": {"weight_bits": 6}}, "train_gamma": True, "placement": "paper"}
-    recipe = recipe_from_dict(content() | values | {"gradient_scaling": 0.2}, "here")
+    recipe = recipe_from_dict(content() | values | {"gradient_scaling": 0.2, "returning_weights": True}, "here")
     config = recipe.quant_config(recipe.stages[0])
     assert config.overrides == {"layer1.*": LayerOverride(weight_bits=6)}
     assert config.train_gamma
     assert config.gradient_scaling == 0.2
+    assert config.returning_weights
     assert config.placement == "paper"
 
 

@@ -1,0 +1,58 @@
+"""A gradient for weights outside of their interval, so that they can return.
+
+A weight outside of its interval has the same code wherever it is. By the methods' own gradients it therefore never
+learns again, however much the loss would gain by another code, and nothing but weight decay and a moving interval
+brings it back. Each step takes some weights out, those of noise included: of convolutions of 2 bits, whose interval is
+little more than its two ends, hardly a weight is left inside after two epochs with a teacher (decision 0050).
+
+With `t = (|w| - l) / (2d)`, `l` the pruning threshold and `2d` the width of the interval (`contract`), and `g` the
+gradient of the loss by the value of a weight, that by the weight is
+
+    0 <= t < 1              what the method says
+    t < 0, pruned           g / (2d)
+    t >= 1, clipped         g / (2d)
+
+and `1 / (2d)` is the mean slope of values over the interval: the gradient passes its ends straight through, as it
+passes roundings. Clipped weights may go on outwards as well. Where only steps inwards are allowed, weights shrink, the
+interval shrinks with them, and every step counts for more. Values, and the gradients of the interval's own parameters,
+are those of the method.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .kernels import full_precision
+
+
+class _LetReturn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, w: Tensor, c: Tensor, d: Tensor, largest: int) -> Tensor:
+        ctx.save_for_backward(w, c, d)
+        ctx.largest = largest
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        w, c, d = ctx.saved_tensors
+        t = w.abs().sub_(c - d).mul_(0.5 / d)
+        outside = (t < 0).logical_or_(t >= 1)
+        return grads[0], torch.where(outside, grads[0] * (0.5 * ctx.largest / d), 0.0), None, None, None
+
+
+def let_weights_return(values: Tensor, w: Tensor, c: Tensor, d: Tensor, largest: int = 1) -> Tensor:
+    """Return `values`, through which weights outside of the interval have a gradient, too (module docstring).
+
+    Args:
+        values: what a method made of the weights, with the method's gradient.
+        w: the weights, of the same shape.
+        c, d: centre and distance of the interval of `|w|`, scalars in the unit of `w`; `d > 0`. They get no gradient.
+        largest: the value at the end of the interval.
+    """
+    result: Tensor = _LetReturn.apply(values, full_precision(w), c, d, largest)
+    return result
