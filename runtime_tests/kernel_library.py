@@ -3,10 +3,6 @@
 It is a distribution of its own, qil-deploy-kernels, and nothing here needs it: without the library ONNX Runtime runs
 the function that the file brings along. When it is registered, the library chooses for each operator (`TernaryConv`,
 say) a set of kernels for the processor, or none; the environment variable `QIL_DEPLOY_KERNELS` forces one.
-
-Kernels pack constant weights when the session is created. Those that a file stores in 4 or 2 bits become constants when
-ONNX Runtime folds what unpacks them: at every level but "disabled", where such a file needs ONNX Runtime's own kernels
-(`levels_with_kernels`).
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ import ctypes
 import importlib
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +20,7 @@ from typing import Final
 import onnxruntime
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.onnx_io import KERNEL_CONVOLUTIONS, KERNEL_OPERATORS, LOW_BIT_MATMUL, OnnxFile
+from qil_deploy.onnx_io import KERNEL_OPERATORS, OnnxFile
 from qil_deploy.untrusted_text import excerpt
 
 INSTALLED: Final = "installed"
@@ -33,7 +29,6 @@ _PACKAGE = "qil_deploy_kernels"
 _CHOSEN = "chosen"
 _USELESS = ("the processor lacks ", "has no kernels")
 _FOR_TESTS = "scalar"
-_WEIGHTS = dict.fromkeys(KERNEL_CONVOLUTIONS, 3) | {LOW_BIT_MATMUL: 1}  # which input they are
 _registering = threading.Lock()  # the library reads the variable while it is registered
 
 
@@ -143,16 +138,6 @@ def find_kernel_library(where: str) -> KernelLibrary:
 def operators_in(graph: OnnxFile) -> set[str]:
     """Return which operators of the library a file has."""
     return {node.op_type for node in graph.nodes if node.op_type in KERNEL_OPERATORS}
-
-
-def levels_with_kernels(graph: OnnxFile, levels: Sequence[str]) -> tuple[str, ...]:
-    """Return the optimization levels at which kernels can compute a file."""
-    packed = any(
-        node.inputs[_WEIGHTS[node.op_type]] not in graph.initializers
-        for node in graph.nodes
-        if node.op_type in _WEIGHTS and len(node.inputs) > _WEIGHTS[node.op_type]
-    )
-    return tuple(level for level in levels if level != "disabled" or not packed)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
     layers = []
     for name, node in nodes.items():
         weights, multipliers = _count_weights(node, constants), _multipliers(node, constants)
-        stored = file.bytes_behind(node.inputs[1 if node.op_type in PACKED_MATMULS else 3])
+        stored = file.bytes_behind(_weights_input(node))
         layers.append(_describe(node, listed[name], weights, shapes[node.outputs[0]], stored, multipliers))
     return tuple(layers)
 
@@ -91,6 +91,16 @@ def _disagreement(model: ExportedModel, layer: str) -> ModelFileError:
     return ModelFileError(
         f"metadata and graph of {model.path} disagree about layer {excerpt(repr(layer))}; export it again."
     )
+
+
+def _weights_input(node: Node) -> str:
+    """Return the name of the weights of a layer."""
+    index = operator_of(node).weights
+    if index is None or index >= len(node.inputs):
+        raise ModelFileError(
+            f"{excerpt(node.op_type)} {excerpt(repr(node.name))} has no weights; export the file again."
+        )
+    return node.inputs[index]
 
 
 class _Constants:

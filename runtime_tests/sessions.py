@@ -26,6 +26,7 @@ OPTIMIZATION_LEVELS: Mapping[str, onnxruntime.GraphOptimizationLevel] = MappingP
 )
 _FATAL = 4
 _OLDEST = (1, 24)  # the first that loads 2-bit tensors
+_UNPACKED = "w must be a constant"  # said by libraries that took no packed weights where nothing is optimized
 
 
 def create_session(
@@ -78,8 +79,8 @@ def create_session(
         )
     except Exception as error:  # ONNX Runtime's errors share no base class below Exception
         remedy = "Export the model again, or check that the file is complete."
-        if kernels is not None and level == "disabled":
-            remedy = "Kernels need weights that are stored as int8 there: leave the library out, or take another level."
+        if kernels is not None and _UNPACKED in str(error):
+            remedy = "The kernel library is of an earlier version: build it anew, leave it out, or optimize the graph."
         raise ModelFileError(
             f"ONNX Runtime {onnxruntime.__version__}{_too_old()} cannot load {path} at optimization level {level!r}: "
             f"{_one_line(error)}. {remedy}"

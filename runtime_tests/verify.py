@@ -37,7 +37,7 @@ from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reade
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import FLOAT, ExportedModel, Outputs, Predictor, read_exported_model
-from .kernel_library import SET_VARIABLE, KernelLibrary, levels_with_kernels, operators_in
+from .kernel_library import SET_VARIABLE, KernelLibrary, operators_in
 from .logit_counts import BackendResult, DifferingImages, LogitCounts
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
@@ -271,13 +271,13 @@ def _onnx_predictors(
 ) -> dict[str, Predictor]:
     if model.format == FLOAT:
         return {}
-    own = [(level, None) for level in levels]
-    beside = [] if kernels is None else [(level, kernels) for level in levels_with_kernels(model.graph, levels)]
+    libraries = (None,) if kernels is None else (None, kernels)
     return {
         onnx_backend_name(level, kernels=library is not None): model.onnx_runner(
             threads=threads, level=level, at_once=at_once, kernels=library
         )
-        for level, library in (*own, *beside)
+        for library in libraries
+        for level in levels
     }
 
 
@@ -295,16 +295,10 @@ def _kernel_warnings(model: ExportedModel, kernels: KernelLibrary | None) -> lis
         return [
             f"{model.path} has no convolutions for kernels, so none of the library was used; export it with --kernels."
         ]
-    warnings = [
+    return [
         f"The library used none of its kernels for {operator}, chosen: {choice}; {SET_VARIABLE} can force one."
         for operator, choice in kernels.unused_for(operators).items()
     ]
-    if UNOPTIMIZED not in levels_with_kernels(model.graph, [UNOPTIMIZED]):
-        warnings.append(
-            f"At level {UNOPTIMIZED!r} the library cannot take weights that are stored in 4 or 2 bits; it was compared "
-            "at the others."
-        )
-    return warnings
 
 
 def _check_others(others: Mapping[str, Predictor], levels: Sequence[str]) -> dict[str, Predictor]:

@@ -1,4 +1,5 @@
 // A node TernaryConv or LowBitConv: reads it, picks its kernel, runs it.
+#include <algorithm>
 #include <atomic>
 #include <list>
 #include <memory>
@@ -25,8 +26,46 @@ constexpr const char* input_names[input_count] = {"x", "x_scale", "x_zero_point"
 
 InputName named(Index index) { return {index, input_names[index]}; }
 
-// Reads shapes and attributes.
-void read_convolution(const abi::KernelInfo* info, const std::vector<int64_t>& shape, Layer& layer) {
+// Everything that a node says but its weights.
+struct NodeConstants {
+  int64_t groups;
+  std::vector<int> kernel_shape, strides, dilations, pads;  // kernel_shape: {0, 0} where the node does not say it
+  std::vector<float> weight_scales;
+  std::vector<int32_t> bias;
+  float x_scale, y_scale;
+  int output_zero_point, low, high, input_high;
+};
+
+template <typename T>
+std::vector<T> values(const abi::KernelInfo* info, Index index) {
+  const Tensor<T> tensor = constant<T>(info, named(index));
+  return {tensor.data, tensor.data + tensor.count()};
+}
+
+NodeConstants read_constants(const abi::KernelInfo* info) {
+  NodeConstants node;
+  node.groups = integer(info, "group", 1);
+  node.kernel_shape = integers(info, "kernel_shape", {0, 0}, 1);
+  node.strides = integers(info, "strides", {1, 1}, 1);
+  node.dilations = integers(info, "dilations", {1, 1}, 1);
+  node.pads = integers(info, "pads", {0, 0, 0, 0}, 0);
+  if (scalar<uint8_t>(info, named(x_zero_point_input)) != 0) refuse("x_zero_point must be 0");
+  for (int8_t zero_point : values<int8_t>(info, w_zero_point_input)) {
+    if (zero_point != 0) refuse("w_zero_point must be 0");
+  }
+  node.weight_scales = values<float>(info, w_scale_input);
+  node.bias = values<int32_t>(info, bias_input);
+  node.x_scale = scalar<float>(info, named(x_scale_input));
+  node.y_scale = scalar<float>(info, named(y_scale_input));
+  node.output_zero_point = scalar<uint8_t>(info, named(y_zero_point_input));
+  node.low = scalar<uint8_t>(info, named(low_input));
+  node.high = scalar<uint8_t>(info, named(high_input));
+  node.input_high = scalar<uint8_t>(info, named(x_high_input));
+  return node;
+}
+
+Layer make_layer(const NodeConstants& node, const Tensor<int8_t>& weights) {
+  const std::vector<int64_t>& shape = weights.shape;
   if (shape.size() != 4) refuse("w must have four dimensions, and has " + std::to_string(shape.size()));
   int64_t taps = 1;
   for (int64_t size : shape) {
@@ -36,55 +75,41 @@ void read_convolution(const abi::KernelInfo* info, const std::vector<int64_t>& s
     taps *= shape[i];
     if (taps > (1 << 24)) refuse("w has more than 2**24 weights for one output channel");
   }
-  const int64_t groups = integer(info, "group", 1);
-  if (groups < 1 || shape[0] % groups != 0) {
-    refuse("group must divide the " + std::to_string(shape[0]) + " output channels, and is " + std::to_string(groups));
+  if (node.groups < 1 || shape[0] % node.groups != 0) {
+    refuse("group must divide the " + std::to_string(shape[0]) + " output channels, and is " +
+           std::to_string(node.groups));
   }
-  if (shape[1] * groups > (1 << 24)) refuse("more than 2**24 input channels");
+  if (shape[1] * node.groups > (1 << 24)) refuse("more than 2**24 input channels");
+  Layer layer;
   layer.out_channels = int(shape[0]);
-  layer.in_channels = int(shape[1] * groups);
-  layer.groups = int(groups);
+  layer.in_channels = int(shape[1] * node.groups);
+  layer.groups = int(node.groups);
   layer.kernel_h = int(shape[2]);
   layer.kernel_w = int(shape[3]);
-  if (integers(info, "kernel_shape", {layer.kernel_h, layer.kernel_w}, 1) !=
-      std::vector<int>{layer.kernel_h, layer.kernel_w}) {
+  if (node.kernel_shape[0] != 0 && node.kernel_shape != std::vector<int>{layer.kernel_h, layer.kernel_w}) {
     refuse("kernel_shape is not that of w");
   }
-  const std::vector<int> strides = integers(info, "strides", {1, 1}, 1);
-  const std::vector<int> dilations = integers(info, "dilations", {1, 1}, 1);
-  const std::vector<int> pads = integers(info, "pads", {0, 0, 0, 0}, 0);
-  std::tie(layer.stride_h, layer.stride_w) = std::pair(strides[0], strides[1]);
-  std::tie(layer.dilation_h, layer.dilation_w) = std::pair(dilations[0], dilations[1]);
-  std::tie(layer.pad_top, layer.pad_left) = std::pair(pads[0], pads[1]);
-  std::tie(layer.pad_bottom, layer.pad_right) = std::pair(pads[2], pads[3]);
-}
-
-void read_layer(const abi::KernelInfo* info, Layer& layer) {
-  const Constant<int8_t> weights = constant<int8_t>(info, named(w_input));
-  read_convolution(info, weights.shape, layer);
-  if (scalar<uint8_t>(info, named(x_zero_point_input)) != 0) refuse("x_zero_point must be 0");
-  const Constant<int8_t> zero_points = constant<int8_t>(info, named(w_zero_point_input));
-  for (size_t i = 0; i < zero_points.count(); i++) {
-    if (zero_points.data[i] != 0) refuse("w_zero_point must be 0");
-  }
-  const Constant<float> scales = constant<float>(info, named(w_scale_input));
-  if (scales.count() != 1 && scales.count() != size_t(layer.out_channels)) {
+  std::tie(layer.stride_h, layer.stride_w) = std::pair(node.strides[0], node.strides[1]);
+  std::tie(layer.dilation_h, layer.dilation_w) = std::pair(node.dilations[0], node.dilations[1]);
+  std::tie(layer.pad_top, layer.pad_left) = std::pair(node.pads[0], node.pads[1]);
+  std::tie(layer.pad_bottom, layer.pad_right) = std::pair(node.pads[2], node.pads[3]);
+  if (node.weight_scales.size() != 1 && node.weight_scales.size() != size_t(layer.out_channels)) {
     refuse("w_scale must hold one value or one for each output channel");
   }
-  const Constant<int32_t> bias = constant<int32_t>(info, named(bias_input));
-  if (bias.count() != size_t(layer.out_channels)) refuse("bias must hold one value for each output channel");
-  layer.output_zero_point = scalar<uint8_t>(info, named(y_zero_point_input));
-  layer.low = scalar<uint8_t>(info, named(low_input));
-  layer.high = scalar<uint8_t>(info, named(high_input));
-  layer.input_high = scalar<uint8_t>(info, named(x_high_input));
-  fill_layer(layer, {weights.data, scales.data, scales.count(), scalar<float>(info, named(x_scale_input)),
-                     scalar<float>(info, named(y_scale_input)), bias.data});
+  if (node.bias.size() != size_t(layer.out_channels)) refuse("bias must hold one value for each output channel");
+  layer.output_zero_point = node.output_zero_point;
+  layer.low = node.low;
+  layer.high = node.high;
+  layer.input_high = node.input_high;
+  fill_layer(layer, {weights.data, node.weight_scales.data(), node.weight_scales.size(), node.x_scale, node.y_scale,
+                     node.bias.data()});
+  return layer;
 }
 
-class ConvolutionNode final : public Node {
+// A layer and its kernel. Many threads run it at once.
+class Convolution {
  public:
-  ConvolutionNode(const abi::KernelInfo* info, const KernelSet& set, OperatorType type) {
-    read_layer(info, layer_);
+  Convolution(Layer layer, const KernelSet& set, OperatorType type) : layer_(std::move(layer)) {
     const Kernel* chosen = &scalar_kernel;
     for (const Kernel* kernel : set.operators[type].kernels) {
       const std::string reason = kernel->why_not(layer_);
@@ -101,11 +126,12 @@ class ConvolutionNode final : public Node {
   }
 
   // Counts weights as far as they are packed.
-  std::string describe() const override {
+  std::string describe() const {
     return choice_ + ", " + std::to_string(packed_->weight_bytes()) + " bytes of weights" + why_not_others_;
   }
 
-  void compute(abi::KernelContext* context) override {
+  // weights: those that the layer was made of.
+  void compute(abi::KernelContext* context, const int8_t* weights) {
     const abi::Value* input = input_of(context, x_input);
     const std::vector<int64_t> shape = shape_of(input);
     if (shape.size() != 4) refuse("x must have four dimensions, and has " + std::to_string(shape.size()));
@@ -120,7 +146,6 @@ class ConvolutionNode final : public Node {
     }
     uint8_t* y = make_output<uint8_t>(context, {shape[0], layer_.out_channels, out_height, out_width});
     if (shape[0] == 0) return;
-    const int8_t* weights = data_of<const int8_t>(input_of(context, w_input));
     const std::shared_ptr<const Plan> plan = plan_for(int(height), int(width), weights);
     const Scratch scratch(plan->scratch_bytes());
     const uint8_t* x = data_of<const uint8_t>(input);
@@ -180,6 +205,58 @@ class ConvolutionNode final : public Node {
   std::mutex mutex_;  // of what follows, and of the layer's codes
   std::list<std::pair<std::pair<int, int>, std::shared_ptr<const Plan>>> plans_;
   std::string choice_, why_not_others_;
+};
+
+// Weights are packed once: when the session is created, or, where they are no constant then, in the first run. That is so
+// where a file stores them in 4 or 2 bits and ONNX Runtime's optimizer is off: nodes of the file unpack them in each run.
+// Should they be others in a later run, they are packed anew.
+class ConvolutionNode final : public Node {
+ public:
+  ConvolutionNode(const abi::KernelInfo* info, const KernelSet& set, OperatorType type)
+      : node_(read_constants(info)), set_(set), type_(type) {
+    const abi::Value* weights = constant_or_null(info, w_input);
+    constant_ = weights != nullptr;
+    if (constant_) convolution_ = make(tensor_of<int8_t>(weights));
+  }
+
+  std::string describe() const override {
+    std::lock_guard lock(mutex_);
+    if (convolution_ != nullptr) return convolution_->describe();
+    return std::string(operator_names[type_]) + ": chosen in the first run, for its weights are no constant";
+  }
+
+  void compute(abi::KernelContext* context) override {
+    const Tensor<int8_t> weights = tensor_of<int8_t>(input_of(context, w_input));
+    convolution_of(weights)->compute(context, weights.data);
+  }
+
+ private:
+  std::shared_ptr<Convolution> make(const Tensor<int8_t>& weights) const {
+    return std::make_shared<Convolution>(make_layer(node_, weights), set_, type_);
+  }
+
+  std::shared_ptr<Convolution> convolution_of(const Tensor<int8_t>& weights) {
+    if (constant_) return convolution_;
+    std::lock_guard lock(mutex_);
+    const bool same = convolution_ != nullptr && weights.shape == shape_ &&
+                      std::equal(made_of_.begin(), made_of_.end(), weights.data);
+    if (!same) {
+      std::vector<int8_t> copy(weights.data, weights.data + weights.count());
+      convolution_ = make(weights);
+      shape_ = weights.shape;
+      made_of_ = std::move(copy);
+    }
+    return convolution_;
+  }
+
+  const NodeConstants node_;
+  const KernelSet& set_;
+  const OperatorType type_;
+  bool constant_;
+  mutable std::mutex mutex_;  // of what follows, where weights are no constant
+  std::shared_ptr<Convolution> convolution_;
+  std::vector<int64_t> shape_;
+  std::vector<int8_t> made_of_;
 };
 
 }  // namespace

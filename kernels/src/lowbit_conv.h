@@ -10,7 +10,8 @@
 // rint rounds half to even. ONNX Runtime computes the same, so results must be equal to the bit.
 //
 // How one node runs:
-//   1. When a session is created, the first kernel of the chosen set that takes the layer packs its weights (`pack`).
+//   1. When a session is created, the first kernel of the chosen set that takes the layer packs its weights (`pack`); where
+//      they are no constant, in the first run.
 //   2. When a size of input is first met, the packed layer lays out its work for it (`plan`). Codes of weights are there
 //      while it packs and plans; they are dropped afterwards, for ONNX Runtime keeps its own.
 //   3. Each image is computed in stages, one after the other; the items of a stage run in any order on any threads.

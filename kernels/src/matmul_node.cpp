@@ -11,7 +11,7 @@ namespace qil_deploy {
 
 namespace {
 
-constexpr InputName weights_input = {1, "B"}, scales_input = {2, "scales"}, zero_points_input = {3, "zero_points"};
+enum Index { a_input, weights_input, scales_input, zero_points_input, input_count };
 constexpr int64_t exact_level = 4;             // accuracy_level of blocks in int8
 constexpr int64_t sum_limit = int64_t{1} << 24;  // float32 holds all integers up to it
 constexpr int64_t largest_size = 1 << 24;
@@ -35,27 +35,44 @@ MatMul read_matmul(const abi::KernelInfo* info) {
   if (matmul.columns % matmul.block != 0 || matmul.block % 16 != 0) {
     refuse("block_size must divide K and be a multiple of 16, and is " + std::to_string(matmul.block));
   }
-  const int64_t blocks = matmul.columns / matmul.block;
-  const Constant<uint8_t> weights = constant<uint8_t>(info, weights_input);
-  if (weights.shape != std::vector<int64_t>{matmul.outputs, blocks, matmul.block * bits / 8}) {
-    refuse("B must have the shape that N, K, bits and block_size say");
-  }
-  const Constant<float> scales = constant<float>(info, scales_input);
-  bool good = scales.count() == size_t(matmul.outputs) * blocks;
-  for (size_t i = 0; good && i < scales.count(); i++) good = scales.data[i] == 1;
-  if (!good) refuse("scales must be 1 for each output and block");
-  const Constant<uint8_t> zero_points = constant<uint8_t>(info, zero_points_input);
-  const uint8_t filled = bits == 2 ? 0xaa : 0x88;
-  good = zero_points.count() == size_t(matmul.outputs) * ((blocks * bits + 7) / 8);
-  for (size_t i = 0; good && i < zero_points.count(); i++) good = zero_points.data[i] == filled;
-  if (!good) refuse("zero_points must be 2**(bits - 1) for each output and block");
   return matmul;
 }
 
+void check_weights(const MatMul& matmul, const Tensor<uint8_t>& weights) {
+  if (weights.shape != std::vector<int64_t>{matmul.outputs, matmul.columns / matmul.block, matmul.block * matmul.bits / 8}) {
+    refuse("B must have the shape that N, K, bits and block_size say");
+  }
+}
+
+void check_scales(const MatMul& matmul, const Tensor<float>& scales) {
+  bool good = scales.count() == size_t(matmul.outputs) * (matmul.columns / matmul.block);
+  for (size_t i = 0; good && i < scales.count(); i++) good = scales.data[i] == 1;
+  if (!good) refuse("scales must be 1 for each output and block");
+}
+
+void check_zero_points(const MatMul& matmul, const Tensor<uint8_t>& zero_points) {
+  const uint8_t filled = matmul.bits == 2 ? 0xaa : 0x88;
+  const int64_t row_bytes = (int64_t{matmul.columns / matmul.block} * matmul.bits + 7) / 8;
+  bool good = zero_points.count() == size_t(matmul.outputs * row_bytes);
+  for (size_t i = 0; good && i < zero_points.count(); i++) good = zero_points.data[i] == filled;
+  if (!good) refuse("zero_points must be 2**(bits - 1) for each output and block");
+}
+
+// What is a constant is checked when the session is created, the rest in each run: where the file has nodes that make it, and
+// ONNX Runtime's optimizer is off.
 class MatMulNode final : public Node {
  public:
   MatMulNode(const abi::KernelInfo* info, const KernelSet& set, OperatorType type)
-      : matmul_(read_matmul(info)), kernel_(*set.operators[type].matmul) {}
+      : matmul_(read_matmul(info)), kernel_(*set.operators[type].matmul) {
+    for (int index = weights_input; index < input_count; index++) {
+      const abi::Value* value = constant_or_null(info, size_t(index));
+      if (value == nullptr) {
+        made_in_runs_.push_back(Index(index));
+      } else {
+        check_input(Index(index), value);
+      }
+    }
+  }
 
   std::string describe() const override {
     return std::string(operator_names[low_bit_matmul]) + " " + std::to_string(matmul_.columns) + "->" +
@@ -64,7 +81,8 @@ class MatMulNode final : public Node {
   }
 
   void compute(abi::KernelContext* context) override {
-    const abi::Value* input = input_of(context, 0);
+    for (Index index : made_in_runs_) check_input(index, input_of(context, index));
+    const abi::Value* input = input_of(context, a_input);
     std::vector<int64_t> shape = shape_of(input);
     if (shape.empty() || shape.back() != matmul_.columns) {
       refuse("A must have " + std::to_string(matmul_.columns) + " columns");
@@ -75,7 +93,7 @@ class MatMulNode final : public Node {
     float* y = make_output<float>(context, shape);
     if (rows == 0) return;
     const float* a = data_of<const float>(input);
-    const uint8_t* weights = data_of<const uint8_t>(input_of(context, weights_input.index));
+    const uint8_t* weights = data_of<const uint8_t>(input_of(context, weights_input));
     const size_t row_bytes = kernel_.row_bytes(matmul_);
     const Scratch scratch(rows * row_bytes);
     int8_t* arranged = reinterpret_cast<int8_t*>(scratch.data());
@@ -94,8 +112,15 @@ class MatMulNode final : public Node {
   }
 
  private:
+  void check_input(Index index, const abi::Value* value) const {
+    if (index == weights_input) check_weights(matmul_, tensor_of<uint8_t>(value));
+    if (index == scales_input) check_scales(matmul_, tensor_of<float>(value));
+    if (index == zero_points_input) check_zero_points(matmul_, tensor_of<uint8_t>(value));
+  }
+
   const MatMul matmul_;
   const MatMulKernel& kernel_;
+  std::vector<Index> made_in_runs_;
 };
 
 }  // namespace

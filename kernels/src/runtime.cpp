@@ -20,12 +20,11 @@ const abi::Value* input_of(const abi::KernelContext* context, size_t index) {
   return input;
 }
 
-const abi::Value* constant_value(const abi::KernelInfo* info, InputName input) {
+const abi::Value* constant_or_null(const abi::KernelInfo* info, size_t index) {
   int is_constant = 0;
   const abi::Value* value = nullptr;
-  check(abi::KernelInfoGetConstantInput::of(api)(info, input.index, &is_constant, &value));
-  if (!is_constant || value == nullptr) refuse(std::string(input.name) + " must be a constant");
-  return value;
+  check(abi::KernelInfoGetConstantInput::of(api)(info, index, &is_constant, &value));
+  return is_constant ? value : nullptr;
 }
 
 std::vector<int> integers(const abi::KernelInfo* info, const char* name, std::vector<int> value, int least) {

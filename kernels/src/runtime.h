@@ -57,6 +57,22 @@ T* data_of(const abi::Value* value) {
   return static_cast<T*>(data);
 }
 
+template <typename T>
+struct Tensor {
+  std::vector<int64_t> shape;
+  const T* data;
+  size_t count() const {
+    size_t product = 1;
+    for (int64_t size : shape) product *= size_t(size);
+    return product;
+  }
+};
+
+template <typename T>
+Tensor<T> tensor_of(const abi::Value* value) {
+  return {shape_of(value), data_of<T>(value)};
+}
+
 const abi::Value* input_of(const abi::KernelContext* context, size_t index);
 
 // The first output, made in this shape.
@@ -74,28 +90,19 @@ struct InputName {
   const char* name;
 };
 
-template <typename T>
-struct Constant {
-  std::vector<int64_t> shape;
-  const T* data;
-  size_t count() const {
-    size_t product = 1;
-    for (int64_t size : shape) product *= size_t(size);
-    return product;
-  }
-};
-
-const abi::Value* constant_value(const abi::KernelInfo* info, InputName input);
+// Null where the input is no constant.
+const abi::Value* constant_or_null(const abi::KernelInfo* info, size_t index);
 
 template <typename T>
-Constant<T> constant(const abi::KernelInfo* info, InputName input) {
-  const abi::Value* value = constant_value(info, input);
-  return {shape_of(value), data_of<T>(value)};
+Tensor<T> constant(const abi::KernelInfo* info, InputName input) {
+  const abi::Value* value = constant_or_null(info, input.index);
+  if (value == nullptr) refuse(std::string(input.name) + " must be a constant");
+  return tensor_of<T>(value);
 }
 
 template <typename T>
 T scalar(const abi::KernelInfo* info, InputName input) {
-  const Constant<T> tensor = constant<T>(info, input);
+  const Tensor<T> tensor = constant<T>(info, input);
   if (tensor.count() != 1) refuse(std::string(input.name) + " must hold one value");
   return tensor.data[0];
 }

@@ -219,7 +219,6 @@ def _verify_golden(
     from qil_deploy.runtime_tests.differences import describe_difference
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import check_golden
-    from qil_deploy.runtime_tests.kernel_library import levels_with_kernels
     from qil_deploy.terminal import Console
 
     _check_codes(model)
@@ -227,10 +226,8 @@ def _verify_golden(
         raise ConfigError("--golden says what one of the two in --between is; name it there as golden.")
     if pair is None:
         levels = exact_levels(read_exported_model(model).format)
-        backends = [onnx_backend_name(level) for level in levels]
-        if library is not None:
-            with_kernels = levels_with_kernels(read_exported_model(model).graph, levels)
-            backends += [onnx_backend_name(level, kernels=True) for level in with_kernels]
+        with_kernels = (False,) if library is None else (False, True)
+        backends = [onnx_backend_name(level, kernels=kernels) for kernels in with_kernels for level in levels]
     else:
         backends = [pair[1] if pair[0] == GOLDEN else pair[0]]
     console = Console()

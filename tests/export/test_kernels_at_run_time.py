@@ -21,7 +21,6 @@ from qil_deploy.runtime_tests.kernel_library import (
     SET_VARIABLE,
     KernelLibrary,
     find_kernel_library,
-    levels_with_kernels,
     operators_in,
 )
 from qil_deploy.runtime_tests.report.extract_times import of_bench
@@ -59,18 +58,17 @@ def test_every_set_of_kernels_makes_every_code(
 ) -> None:
     case = exports.resnet(weight_bits=bits[0], activation_bits=bits[1])
     path = case.export(tmp_path / "model.onnx", weights=weights, kernels=True)
-    levels = [level for level in OPTIMIZATION_LEVELS if weights == "int8" or level != "disabled"]
     for kernel_set in ("scalar", *library.runnable_sets(operators_in(read_model(path)))):
         report = verified(case, path, replace(library, kernel_set=kernel_set))
         assert report.exact, kernel_set
         names = [backend.name for backend in report.backends if backend.must_equal]
         assert names == [
             *map(onnx_backend_name, OPTIMIZATION_LEVELS),
-            *(onnx_backend_name(level, kernels=True) for level in levels),
+            *(onnx_backend_name(level, kernels=True) for level in OPTIMIZATION_LEVELS),
         ]
         assert [each.between[1] for each in report.comparisons] == names[len(OPTIMIZATION_LEVELS) :]
         assert all(each.difference is None and each.tensors > 15 for each in report.comparisons)
-        assert [warning for warning in report.warnings if "stored in 4 or 2 bits" not in warning] == []
+        assert report.warnings == ()
 
 
 def test_golden_vectors_hold_with_kernels(exports: Exports, library: KernelLibrary, tmp_path: Path) -> None:
@@ -117,21 +115,35 @@ def test_an_unknown_set_is_refused(exports: Exports, library: KernelLibrary, tmp
     assert SET_VARIABLE not in os.environ
 
 
-def test_packed_weights_without_optimizer_are_refused_with_what_to_do(
+def test_weights_that_are_unpacked_in_each_run_are_packed_once(
     exports: Exports, library: KernelLibrary, tmp_path: Path
 ) -> None:
-    path = exports.resnet(weight_bits=2, activation_bits=2).export(tmp_path / "model.onnx", kernels=True)
-    with pytest.raises(ModelFileError, match=r"w must be a constant\. Kernels need weights that are stored as int8"):
-        create_session(path, level="disabled", kernels=replace(library, kernel_set="scalar"))
-
-
-def test_packed_weights_are_constants_where_the_graph_is_optimized(exports: Exports, tmp_path: Path) -> None:
     case = exports.resnet(weight_bits=2, activation_bits=2)
-    packed = read_model(case.export(tmp_path / "packed.onnx", kernels=True))
-    int8 = read_model(case.export(tmp_path / "int8.onnx", kernels=True, weights="int8"))
-    levels = tuple(OPTIMIZATION_LEVELS)
-    assert levels_with_kernels(packed, levels) == levels[1:]
-    assert levels_with_kernels(int8, levels) == levels
+    path = case.export(tmp_path / "model.onnx", kernels=True)
+    before = len(library.layers())
+    session = create_session(path, level="disabled", kernels=replace(library, kernel_set="scalar"))
+    assert {line.partition(": ")[2] for line in library.layers()[before:]} == {
+        "chosen in the first run, for its weights are no constant"
+    }
+    plain = create_session(path, level="disabled")
+    for images in (case.images[:1], case.images[:3]):
+        x = {"image": images}
+        np.testing.assert_array_equal(session.run(None, x)[0], plain.run(None, x)[0])
+        assert all("weights -1..1, input 0..3: scalar" in line for line in library.layers()[before:])
+
+
+def test_a_library_that_takes_no_packed_weights_is_named(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exports.resnet(weight_bits=2, activation_bits=2).export(tmp_path / "model.onnx", kernels=True)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("qil.deploy: w must be a constant")
+
+    monkeypatch.setattr(KernelLibrary, "register", lambda *_: None)
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(ModelFileError, match="The kernel library is of an earlier version: build it anew"):
+        create_session(path, level="disabled", kernels=KernelLibrary(path=tmp_path / "old.so"))
 
 
 # ---- Without a library

@@ -84,6 +84,15 @@ def function(operator: str) -> FunctionProto:
     return helper.make_function("qil.deploy", operator, INPUTS, ["y"], [convolution, clip], opset, ATTRIBUTES)
 
 
+def without_constant(model: ModelProto, name: str) -> None:
+    """Make an input of what is a constant of a file."""
+    (constant,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    model.graph.initializer.remove(constant)
+    value = model.graph.input.add()
+    value.name = name
+    value.type.tensor_type.elem_type = constant.data_type
+
+
 def session(model: ModelProto | bytes, library: Path | None, threads: int = 1) -> onnxruntime.InferenceSession:
     """Return a session of the file, with the library or (None) without."""
     options = onnxruntime.SessionOptions()

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 from .kernel_sets import for_each_set, force
-from .models import Convolution, random_convolution, run, session
+from .models import Convolution, random_convolution, run, session, without_constant
 
 
 def convolution(**changes: object) -> Convolution:
@@ -85,14 +85,6 @@ def test_unusual_layers_are_computed(
     np.testing.assert_array_equal(run(layer.model(), x, library), run(layer.model(), x))
 
 
-def without_constant(model: ModelProto, name: str) -> None:
-    (constant,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
-    model.graph.initializer.remove(constant)
-    value = model.graph.input.add()
-    value.name = name
-    value.type.tensor_type.elem_type = constant.data_type
-
-
 def with_constant(name: str, value: object) -> Callable[[ModelProto], None]:
     def change(model: ModelProto) -> None:
         (constant,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
@@ -112,7 +104,6 @@ def with_attribute(name: str, values: list[int]) -> Callable[[ModelProto], None]
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda model: without_constant(model, "w"), "w must be a constant"),
         (lambda model: without_constant(model, "x_high"), "x_high must be a constant"),
         (with_constant("x_zero_point", np.uint8(3)), "x_zero_point must be 0"),
         (with_constant("w_zero_point", np.full(20, 1, np.int8)), "w_zero_point must be 0"),
@@ -147,6 +138,40 @@ def test_a_group_that_divides_nothing_is_refused(library: Path, monkeypatch: pyt
     force("scalar", monkeypatch)
     with pytest.raises(Exception, match="group must divide the 20 output channels, and is 3"):
         session(convolution(group=3).model(), library)
+
+
+@for_each_set
+def test_weights_may_change_from_run_to_run(
+    kernel_set: str, operator: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    force(kernel_set, monkeypatch)
+    layer = convolution(operator=operator)
+    model = layer.model()
+    without_constant(model, "w")
+    living, plain, x = session(model, library), session(model, None), image(rng)
+    for w in (layer.w, -layer.w, -layer.w, layer.w[:, ::-1], layer.w[:, :, ::-1]):
+        inputs = {"x": x, "w": np.ascontiguousarray(w)}
+        np.testing.assert_array_equal(living.run(None, inputs)[0], plain.run(None, inputs)[0])
+
+
+def test_weights_that_no_kernel_takes_are_refused_in_the_run_that_brings_them(
+    library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    force("scalar", monkeypatch)
+    layer = convolution()
+    model = layer.model()
+    without_constant(model, "w")
+    living, x = session(model, library), image(rng)
+    expected = living.run(None, {"x": x, "w": layer.w})[0]
+    for w, sentence in (
+        (layer.w[:, :, 0], "w must have four dimensions, and has 3"),
+        (layer.w[:7], "w_scale must hold one value or one for each output channel"),
+        (layer.w[:, :, :2], "kernel_shape is not that of w"),
+        (layer.w[:, :8], "x must have 8 channels, and has 9"),
+    ):
+        with pytest.raises(Exception, match=sentence):
+            living.run(None, {"x": x, "w": np.ascontiguousarray(w)})
+    np.testing.assert_array_equal(living.run(None, {"x": x, "w": layer.w})[0], expected)
 
 
 @for_each_set

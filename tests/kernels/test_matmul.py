@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from .kernel_sets import force
 from .matmul_and_pool_models import PackedProduct, random_product
-from .models import session
+from .models import session, without_constant
 
 SETS = ["scalar", "avx512vbmi"]
 for_each_set = pytest.mark.parametrize("kernel_set", SETS)
@@ -134,17 +135,29 @@ def test_malformed_nodes_are_refused(
         session(product.model(), library)
 
 
-@pytest.mark.parametrize("name", ["B", "scales", "zero_points"])
-def test_weights_that_are_no_constants_are_refused(name: str, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    force("scalar", monkeypatch)
-    model = product_of(0).model()
-    (constant,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
-    model.graph.initializer.remove(constant)
-    value = model.graph.input.add()
-    value.name = name
-    value.type.tensor_type.elem_type = constant.data_type
-    with pytest.raises(Exception, match=f"{name} must be a constant"):
-        session(model, library)
+@for_each_set
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("B", "B must have the shape that N, K, bits and block_size say"),
+        ("scales", "scales must be 1 for each output and block"),
+        ("zero_points", r"zero_points must be 2\*\*\(bits - 1\) for each output and block"),
+    ],
+)
+def test_what_is_no_constant_is_checked_in_each_run(
+    kernel_set: str, name: str, sentence: str, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    force(kernel_set, monkeypatch)
+    product = random_product(rng, 2)
+    model = product.model()
+    (good,) = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == name]
+    without_constant(model, name)
+    living, a = session(model, library), product.rows(rng, 2, 3)
+    bad = good[:, :-1] if name == "B" else good + good.dtype.type(1)
+    for _ in range(2):
+        np.testing.assert_array_equal(living.run(None, {"A": a, name: good})[0], run(product, a))
+        with pytest.raises(Exception, match=sentence):
+            living.run(None, {"A": a, name: bad})
 
 
 @for_each_set
