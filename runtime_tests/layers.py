@@ -82,7 +82,7 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
     layers = []
     for name, node in nodes.items():
         weights, multipliers = _count_weights(node, constants), _multipliers(node, constants)
-        stored = file.bytes_behind(_weights_input(node))
+        stored = file.bytes_behind(node.inputs[_weights_at(node)])
         layers.append(_describe(node, listed[name], weights, shapes[node.outputs[0]], stored, multipliers))
     return tuple(layers)
 
@@ -93,14 +93,12 @@ def _disagreement(model: ExportedModel, layer: str) -> ModelFileError:
     )
 
 
-def _weights_input(node: Node) -> str:
-    """Return the name of the weights of a layer."""
+def _weights_at(node: Node) -> int:
+    """Return which input of a layer holds its weights."""
     index = operator_of(node).weights
-    if index is None or index >= len(node.inputs):
-        raise ModelFileError(
-            f"{excerpt(node.op_type)} {excerpt(repr(node.name))} has no weights; export the file again."
-        )
-    return node.inputs[index]
+    if index is None:
+        raise TypeError(f"{node.op_type} has no weights")
+    return index
 
 
 class _Constants:
@@ -204,14 +202,14 @@ def _count_weights(node: Node, constants: _Constants) -> _Weights:
     if node.op_type in PACKED_MATMULS:
         outputs, columns = integer(node, "N", 0), integer(node, "K", 0)
         bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
-        packed = constants.of(node, 1)
+        packed = constants.of(node, _weights_at(node))
         check_blocks(packed, (outputs, columns), bits, block)
         shape: tuple[int, ...] = (outputs, columns // block, block)
         rows = (
             unpack_blocks(packed[some], (len(packed[some]), columns), bits, block) for some in blocks(outputs, columns)
         )
     else:
-        weights = constants.of(node, 3)
+        weights = constants.of(node, _weights_at(node))
         if node.op_type == "QGemm" and not node.attributes.get("transB", 0):
             weights = weights.T
         shape = weights.shape

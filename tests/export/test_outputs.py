@@ -35,6 +35,7 @@ from qil_deploy.runtime_tests.backends import FROZEN, REFERENCE, onnx_backend_na
 from qil_deploy.runtime_tests.device_runner import main
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden import check_golden, golden_path, write_golden
+from qil_deploy.runtime_tests.layers import describe_layers
 from qil_deploy.runtime_tests.tables import verify_table
 
 SIZE = 12
@@ -99,6 +100,18 @@ def frozen(function: Callable[..., Any], seed: int = 0, **config: Any) -> Frozen
 def export(model: FrozenModel, path: Path, names: tuple[str, ...] = (), **options: Any) -> Path:  # noqa: ANN401 - ExportOptions'
     export_onnx(model, path, preprocessing=GRID, class_names=names, options=ExportOptions(**options))
     return path
+
+
+def test_layers_of_exact_sums_are_described_by_their_weights(tmp_path: Path) -> None:
+    """ConvInteger has its weights where other layers have a scale, and a zero point where others have them."""
+    path = export(frozen(CASES["one map of windows"]), tmp_path / "model.onnx")
+    layers = describe_layers(read_exported_model(path))
+    (layer,) = [layer for layer in layers if layer.operator == "ConvInteger"]
+    assert (layer.name, layer.weight_shape) == ("window", (4, 8, 3, 3))
+    assert layer.bytes == 4 * 8 * 3 * 3
+    assert layer.zero_share < 0.5
+    assert layer.macs == 4 * 8 * 3 * 3 * SIZE * SIZE
+    assert layer.smallest_multiplier is None
 
 
 def verified(path: Path, model: QuantizedModel, labels: Any = None, **options: Any) -> VerifyReport:  # noqa: ANN401 - arrays, verify's
