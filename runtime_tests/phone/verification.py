@@ -18,6 +18,7 @@ from qil_deploy.runtime_tests.targets.check_report import check_report, largest_
 from qil_deploy.runtime_tests.targets.options import RunOptions
 from qil_deploy.runtime_tests.targets.report import DeviceReport
 
+from .pictures import pictures_in_job
 from .read_result import read_result
 from .server import Service, page_resources
 
@@ -104,6 +105,7 @@ def prepare_verification(
         ],
         "outputs": exported.output_names,
         "has_classes": exported.has_classes,  # the first output is a row of logits
+        "pictures": pictures_in_job(exported),  # what is drawn on the first images, or None
         "every_tensor": bool(golden.inner),  # more than the outputs
         "autostart": autostart,  # the page begins by itself
     }

@@ -18,6 +18,7 @@ from qil_deploy.checkpoint import load_model, read_checkpoint
 from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.export import export_onnx
+from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.integers.frozen_modules import FrozenLayer
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
@@ -126,6 +127,28 @@ def test_intervals_exponents_and_scales_are_learned(weights: Path, finished: Pat
     _, frozen = read_checkpoint(finished / "w3a3_frozen.safetensors")
     _, unfrozen = read_checkpoint(finished / "w3a3.safetensors")
     assert not torch.equal(frozen["conv1.layer.log_output_scale"], unfrozen["conv1.log_output_scale"])
+
+
+@pytest.mark.parametrize("output_scales", ["all", "channels"])
+def test_frozen_epochs_without_an_interval_rate_learn_scales_and_shifts_alone(
+    weights: Path, tmp_path: Path, output_scales: str
+) -> None:
+    """Weights stay with `quantizer_only`, intervals and ranges at an `interval_learning_rate` of 0."""
+    noise = {"weights": str(weights), "images": "noise", "noise_images": 64, "output_scales": output_scales}
+    rates = {"epochs": 1, "frozen_epochs": 1, "interval_learning_rate": 0.0}
+    stages = [STAGE | rates | {"weight_bits": 3, "activation_bits": 3}]
+    train(recipe(weights, quantizer_only=noise, stages=stages), tmp_path / "run")
+    _, quantized = load_model(tmp_path / "run" / "w3a3.safetensors", build_model)
+    assert isinstance(quantized, fx.GraphModule)
+    trained = frozen_model(tmp_path / "run")
+    before, after = freeze(quantized).state_dict(), trained.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key for key, value in before.items() if not torch.equal(after[key], value)}
+    learned = {key for key, _ in trained.named_parameters() if key.endswith(("log_output_scale", "output_shift"))}
+    assert learned <= changed
+    # What integers follow from scales and shifts is the rest.
+    assert {key.rpartition(".")[2] for key in changed - learned} <= {"bias", "w_scale"}
+    assert not changed.difference(learned).intersection(key for key, _ in trained.named_parameters())
 
 
 @pytest.mark.parametrize("loss", ["squared_error", "divergence"])

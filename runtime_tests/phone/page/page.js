@@ -1,5 +1,6 @@
 // The page that a person sees: it starts the runner and shows what comes of it.
 
+import { figure } from "./pictures.js";
 import { getJson } from "./server.js";
 
 const element = (id) => document.getElementById(id);
@@ -21,6 +22,7 @@ function start(job) {
   element("start").textContent = "Running";
   element("progress").hidden = false;
   element("results").hidden = true;
+  element("found").hidden = true;
   element("bar").max = job.levels.length;
   element("bar").value = 0;
   element("doing").textContent = "Loading the runtime and the model";
@@ -39,6 +41,10 @@ function start(job) {
     },
     level: ({ done }) => {
       element("bar").value = done;
+    },
+    pictures: ({ seen }) => {
+      element("pictures").replaceChildren(...seen.map((finding) => figure(job.pictures, job.shape, finding)));
+      element("found").hidden = seen.length === 0;
     },
     report: ({ report }) => {
       showReport(report, job);

@@ -4,6 +4,7 @@
 // as it is, and once more with every golden tensor as an output. Images and golden tensors come in chunks, so that data
 // sets of any length take a bounded amount of memory.
 
+import { findings } from "./findings.js";
 import { Tensor, createSession, describeEnvironment, oneLine, useThreads } from "./runtime.js";
 import { Progress, getBytes, getJson, post } from "./server.js";
 import { sha256 } from "./sha256.js";
@@ -99,7 +100,7 @@ async function runPass(job, chunks, content, level, names, what, progress, eachB
   const session = await createSession(content, level);
   try {
     for await (const { images, count, start, golden } of chunks.batches(job.batch)) {
-      eachBatch(await run(job, session, images, count, names), golden);
+      eachBatch(await run(job, session, images, count, names), golden, { images, count });
       await progress.tell(what, start + count, job.images);
     }
   } finally {
@@ -110,8 +111,11 @@ async function runPass(job, chunks, content, level, names, what, progress, eachB
 async function runLevel(job, chunks, models, level, progress) {
   const outputs = job.outputs.map((name) => new TensorTally(name));
   const predictions = [];
-  await runPass(job, chunks, models.plain, level, job.outputs, level, progress, (found, golden) => {
+  const seen = [];
+  await runPass(job, chunks, models.plain, level, job.outputs, level, progress, (found, golden, { images, count }) => {
     outputs.forEach((tally, i) => tally.add(found.get(job.outputs[i]), golden.get(job.outputs[i]) ?? null));
+    const wanted = Math.min(count, (job.pictures?.count ?? 0) - seen.length);
+    seen.push(...findings(job.pictures, found, images, wanted, job.shape));
     if (job.has_classes) predictions.push(...classes(found.get(job.outputs[0])));
   });
   const names = job.tensors.map((tensor) => tensor.name);
@@ -123,7 +127,7 @@ async function runLevel(job, chunks, models, level, progress) {
     });
   }
   const [logits, ...others] = outputs.map((tally) => tally.result());
-  return { level, predictions, logits, tensors: tallies.map((tally) => tally.result()), others };
+  return { entry: { level, predictions, logits, tensors: tallies.map((tally) => tally.result()), others }, seen };
 }
 
 /** Time single runs at the default level, as the file is. */
@@ -185,7 +189,9 @@ async function main() {
   const chunks = new Chunks(job);
   const levels = [];
   for (const level of job.levels) {
-    levels.push(await runLevel(job, chunks, models, level, progress));
+    const { entry, seen } = await runLevel(job, chunks, models, level, progress);
+    levels.push(entry);
+    if (levels.length === job.levels.length) postMessage({ kind: "pictures", seen });
     postMessage({ kind: "level", done: levels.length, total: job.levels.length });
   }
   const report = {
