@@ -212,6 +212,7 @@ class QuantizerOnlySection(_Section):
         noise_images: how many images of noise.
         noise_blur: standard deviation, in pixels, of the Gaussian that noise is smoothed with; 0 for white noise.
         output_scales: one for each layer, or scale and shift for each channel (`QuantConfig`).
+        rounding: of weights at calibration: to the nearest code, or `compensated`, so that errors cancel (`calibrate`).
         loss: `squared_error` of the logits, or `divergence` of the softened predictions, at `temperature`.
     """
 
@@ -221,6 +222,7 @@ class QuantizerOnlySection(_Section):
     noise_images: Images = 1536
     noise_blur: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, strict=True)] = 0.0
     output_scales: Literal["all", "channels"] = "all"
+    rounding: Literal["nearest", "compensated"] = "nearest"
     loss: Literal["squared_error", "divergence"] = "squared_error"
     temperature: Temperature = 2.0
 
@@ -351,6 +353,12 @@ class Recipe(_Section):
             raise ValueError(
                 f"{excerpt(', '.join(useless))} with quantizer_only, which keeps the weights, BatchNorm and "
                 "preprocessing of quantizer_only.weights as they are; leave it out"
+            )
+        going_on = [stage.name for stage in self.stages[1:] if not stage.from_float]
+        if self.quantizer_only.rounding == "compensated" and going_on:
+            raise ValueError(
+                f"stage {going_on[0]} goes on with weights that quantizer_only.rounding 'compensated' has rounded for "
+                "the stage before; give each stage from_float = true"
             )
         return self
 

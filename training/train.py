@@ -163,7 +163,13 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
         load_tensors(network, tensors, str(previous.checkpoint))
         batches = run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, CALIBRATION + index)
         model = run.prepare(network.to(run.accelerator.device), stage, batches[0])
-        calibrate(model, batches, float_model=None if run.data.teacher is None else network)
+        section = run.recipe.quantizer_only
+        calibrate(
+            model,
+            batches,
+            float_model=None if run.data.teacher is None else network,
+            rounding="nearest" if section is None else section.rounding,
+        )
         return model
     model = run.prepare(run.build(), stage, example_input(run.preprocessing))
     if model.state_dict().keys() == tensors.keys():

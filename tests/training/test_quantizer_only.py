@@ -114,6 +114,28 @@ def test_every_channel_may_have_a_scale_and_a_shift(weights: Path, tmp_path: Pat
         assert isinstance(model, fx.GraphModule)
 
 
+def test_weights_may_be_rounded_so_that_errors_cancel(weights: Path, tmp_path: Path) -> None:
+    noise = {"weights": str(weights), "images": "noise", "noise_images": 64, "rounding": "compensated"}
+    stages = [STAGE | {"weight_bits": bits, "activation_bits": 4, "epochs": 0} for bits in (4, 3)]
+    train(recipe(weights, quantizer_only=noise, stages=stages), tmp_path / "run")
+    _, before = read_checkpoint(weights)
+    after = {bits: read_checkpoint(tmp_path / "run" / f"w{bits}a4.safetensors")[1] for bits in (4, 3)}
+    for key, value in before.items():
+        rounded = key.endswith("weight") and value.ndim > 1
+        for bits in (4, 3):
+            assert torch.equal(after[bits][key], value) != rounded, key
+        if key.startswith("layer") and rounded:
+            codes = len(after[3][key].unique())
+            assert codes <= 7, key
+
+
+def test_compensated_rounding_goes_with_stages_from_the_float_network(weights: Path) -> None:
+    section = {"weights": str(weights), "images": "noise", "rounding": "compensated"}
+    stages = [STAGE | {"weight_bits": bits, "activation_bits": 4, "from_float": bits == 4} for bits in (4, 3)]
+    with pytest.raises(ConfigError, match=r"stage w3a4 goes on with weights .* give each stage from_float = true"):
+        recipe(weights, quantizer_only=section, stages=stages)
+
+
 def test_intervals_exponents_and_scales_are_learned(weights: Path, finished: Path, tmp_path: Path) -> None:
     stages = [STAGE | {"weight_bits": 4, "activation_bits": 4, "epochs": 0}]
     train(recipe(weights, stages=stages), tmp_path / "run")

@@ -1,0 +1,249 @@
+"""Compensated rounding: codes against a plain form of the algorithm, what it sees of layers, and what it brings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qil_deploy.config import OutputScales, QuantConfig
+from qil_deploy.errors import ConfigError, UnsupportedModelError
+from qil_deploy.integers.freeze_model import freeze
+from qil_deploy.network.calibration import Rounding, calibrate, estimate_batchnorm
+from qil_deploy.network.compensated_rounding import LARGEST_ROW, compensated_codes, inputs_of_weights
+from qil_deploy.network.layers import QuantConv2d, QuantLinear, weight_to_quantize
+from qil_deploy.network.preparation import prepare
+from qil_deploy.network.quantized_model import PreparedModel
+from qil_deploy.preprocessing import Preprocessing
+
+GRID = Preprocessing(channels=3, height=10, width=8, scale=1 / 64, zero_point=128)
+
+
+class Network(nn.Module):
+    """Convolutions with strides, padding, dilation and groups, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.depthwise_norm = nn.Conv2d(8, 8, 3, padding=(2, 1), groups=8), nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 12, (3, 2), stride=(2, 1), dilation=(1, 2), groups=2)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first_norm(self.first(x)).relu()
+        y = self.depthwise_norm(self.depthwise(y)).relu()
+        return self.head(self.grouped(y).relu().mean((2, 3)))  # type: ignore[no-any-return] # a tensor
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(5)
+    result = Network()
+    estimate_batchnorm(result, [images(64, 1), images(64, 2)])
+    return result.eval()
+
+
+def images(count: int, seed: int) -> Tensor:
+    """Smooth images: neighbouring pixels have much in common, as those of photographs do."""
+    rough = torch.randn((count, 3, 5, 4), generator=torch.Generator().manual_seed(seed))
+    smooth = F.interpolate(rough, (10, 8), mode="bilinear")
+    return smooth.mul(64).round().clamp(-128, 127).div(64)
+
+
+def quantized(
+    network: nn.Module,
+    rounding: Rounding,
+    *,
+    scales: OutputScales = "channels",
+    bits: int = 3,
+    method: str = "qil",
+) -> PreparedModel:
+    config = QuantConfig(
+        weight_bits=bits,
+        activation_bits=8,
+        output_scales=scales,
+        method=method,
+        overrides={"*": {"weight_bits": bits}},
+    )
+    model = prepare(network, config, images(2, 0), input_grid=GRID)
+    calibrate(model, [images(64, 1), images(64, 2)], float_model=network, rounding=rounding)
+    return model.eval()
+
+
+def difference(model: nn.Module, network: nn.Module) -> float:
+    """Mean squared difference of the logits on images that nothing was calibrated by."""
+    with torch.no_grad():
+        return float((model(images(256, 3)) - network(images(256, 3))).square().mean())
+
+
+def plain_codes(real: NDArray[np.float64], matrix: NDArray[np.float64], largest: int) -> NDArray[np.float64]:
+    """Optimal brain surgery, weight by weight, with the inverse of what is left computed anew each time."""
+    left, codes = real.copy(), np.zeros_like(real)
+    order = np.argsort(-np.diag(matrix), kind="stable")
+    for position, i in enumerate(order):
+        others = order[position:]
+        inverse = np.linalg.inv(matrix[np.ix_(others, others)])
+        codes[:, i] = np.rint(left[:, i]).clip(-largest, largest)
+        left[:, others] -= np.outer((left[:, i] - codes[:, i]) / inverse[0, 0], inverse[0])
+    return codes
+
+
+def correlated(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    inputs = rng.normal(size=(3 * size, size)).cumsum(1) * rng.uniform(0.1, 1.0, size)
+    return inputs.T @ inputs / len(inputs) + 1e-3 * np.eye(size)
+
+
+@given(
+    size=st.integers(1, 12), channels=st.integers(1, 4), largest=st.sampled_from([1, 3, 7]), seed=st.integers(0, 999)
+)
+def test_codes_are_those_of_the_plain_algorithm(size: int, channels: int, largest: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    real = rng.uniform(-1.5 * largest, 1.5 * largest, (2, channels, size))
+    matrices = np.stack([correlated(size, rng), correlated(size, rng)])
+    found = compensated_codes(torch.from_numpy(real), torch.from_numpy(matrices), largest).numpy()
+    expected = [plain_codes(real[group], matrices[group], largest) for group in range(2)]
+    np.testing.assert_array_equal(found, np.stack(expected))
+
+
+def test_they_are_so_beyond_one_block_of_columns() -> None:
+    rng = np.random.default_rng(7)
+    real, matrix = rng.uniform(-8, 8, (3, 300)), correlated(300, rng)
+    found = compensated_codes(torch.from_numpy(real[None]), torch.from_numpy(matrix[None]), 7)[0].numpy()
+    np.testing.assert_array_equal(found, plain_codes(real, matrix, 7))
+    nearest = np.rint(real).clip(-7, 7)
+    errors = [float(np.einsum("ok,kl,ol->", e, matrix, e)) for e in (found - real, nearest - real)]
+    assert errors[0] < 0.3 * errors[1]
+
+
+@given(seed=st.integers(0, 999), largest=st.sampled_from([1, 7]))
+def test_inputs_without_correlation_leave_each_weight_its_nearest_code(seed: int, largest: int) -> None:
+    rng = np.random.default_rng(seed)
+    real = torch.from_numpy(rng.uniform(-10, 10, (1, 3, 5)))
+    matrix = torch.diag(torch.from_numpy(rng.uniform(0.1, 3.0, 5)))[None]
+    assert torch.equal(compensated_codes(real, matrix, largest), real.round().clamp(-largest, largest))
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 1)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from([1, 2, 4]),
+    pads=st.sampled_from([None, (1, 0, 2, 3)]),
+)
+def test_inputs_of_weights_times_weights_are_the_convolution(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    pads: tuple[int, int, int, int] | None,
+) -> None:
+    layer = QuantConv2d(4, 8, kernel, stride, (0, 0) if pads else padding, dilation, groups, bias=False)
+    layer.pads = pads
+    x = torch.randint(-8, 8, (2, 4, 5, 5)).float()  # at most 64 positions: all are taken
+    weight = torch.randint(-4, 4, layer.weight.shape).float()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        expected = nn.Conv2d.forward(layer, F.pad(x, (pads[1], pads[3], pads[0], pads[2])) if pads else x)
+    found = inputs_of_weights(layer, x, torch.Generator().manual_seed(0))
+    by_weight = weight.reshape(groups, 8 // groups, -1) @ found.transpose(1, 2)  # [G, C_out / G, N * P]
+    sums = by_weight.reshape(8, 2, -1).transpose(0, 1)  # whole numbers, so that every order of adding is exact
+    assert torch.equal(sums.sort(2).values, expected.flatten(2).sort(2).values)
+
+
+@pytest.mark.parametrize("method", ["qil", "lsq"])
+@pytest.mark.parametrize("scales", ["without_batchnorm", "all", "channels"])
+def test_logits_come_closer_to_those_of_the_float_network(network: Network, scales: OutputScales, method: str) -> None:
+    nearest, compensated = (
+        difference(quantized(network, rounding, scales=scales, method=method), network)
+        for rounding in ("nearest", "compensated")
+    )
+    assert compensated < 0.8 * nearest
+
+
+def test_weights_are_in_the_middle_of_their_codes(network: Network) -> None:
+    model = quantized(network, "compensated")
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantConv2d | QuantLinear)}
+    seen = 0
+    for name, layer in layers.items():
+        if not name.startswith(("first", "depthwise", "grouped", "head")):
+            continue  # the average pooling's
+        seen += 1
+        codes = layer.weight_quantizer.codes_real(weight_to_quantize(layer)).detach()
+        assert float((codes - codes.round()).abs().max()) < 1e-3, name
+        assert not torch.equal(layer.weight, network.get_parameter(f"{name}.weight")), name
+    assert seen == 4
+
+
+def test_the_same_data_give_the_same_weights_and_leave_modes_and_batches_alone(network: Network) -> None:
+    model = prepare(network, QuantConfig(output_scales="channels"), images(2, 0), input_grid=GRID)
+    model.train()
+    batch = images(16, 1)
+    kept = batch.clone()
+    calibrate(model, [batch], float_model=network, rounding="compensated")
+    assert model.training
+    assert torch.equal(batch, kept)
+    again = prepare(network, QuantConfig(output_scales="channels"), images(2, 0), input_grid=GRID)
+    calibrate(again, [batch], float_model=network, rounding="compensated")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_only_the_named_layers_change(network: Network) -> None:
+    model = prepare(network, QuantConfig(output_scales="channels"), images(2, 0), input_grid=GRID)
+    calibrate(model, [images(16, 1)], float_model=network)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrate(model, [images(16, 1)], float_model=network, rounding="compensated", only=["grouped"])
+    after = model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert "grouped.weight" in changed
+    assert changed <= {f"grouped.{name}" for name in ("weight", "channel_sizes", "log_output_scale", "output_shift")}
+
+
+def test_the_frozen_network_has_the_same_codes(network: Network) -> None:
+    model = quantized(network, "compensated", bits=4)
+    frozen = freeze(model)
+    nearest = freeze(quantized(network, "nearest", bits=4))
+    assert difference(frozen, network) < difference(nearest, network)
+
+
+def test_a_row_that_is_too_long_is_rounded_to_nearest(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LARGEST_ROW > 25088 // 2
+    monkeypatch.setattr("qil_deploy.network.compensated_rounding.LARGEST_ROW", 20)
+    model = quantized(network, "compensated")
+    assert torch.equal(model.get_parameter("first.weight"), network.first.weight)  # rows of 27
+    assert not torch.equal(model.get_parameter("depthwise.weight"), network.depthwise.weight)
+
+
+def test_layers_are_seen_to_in_portions(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = quantized(network, "compensated").state_dict()
+    monkeypatch.setattr("qil_deploy.network.compensated_rounding._BYTES_AT_ONCE", 1)
+    for name, value in quantized(network, "compensated").state_dict().items():
+        assert value.shape == at_once[name].shape, name
+    assert difference(quantized(network, "compensated"), network) < difference(quantized(network, "nearest"), network)
+
+
+def test_another_rounding_is_refused(network: Network) -> None:
+    model = prepare(network, QuantConfig(), images(2, 0), input_grid=GRID)
+    with pytest.raises(ConfigError, match=r"rounding='up'; choose 'nearest' or 'compensated'"):
+        calibrate(model, [images(8, 1)], rounding="up")  # type: ignore[arg-type] # that is the point
+
+
+def test_intervals_that_have_learned_are_refused(network: Network) -> None:
+    model = quantized(network, "nearest")
+    layer = model.get_submodule("grouped")
+    assert isinstance(layer, QuantConv2d)
+    with torch.no_grad():
+        layer.weight_quantizer.get_parameter("center_ratio").add_(0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        UnsupportedModelError, match=r"layer 'grouped': the interval of its weights is \[0\.0.*training"
+    ):
+        calibrate(model, [images(8, 1)], float_model=network, rounding="compensated")
+    assert torch.equal(model.state_dict()["first.weight"], before["first.weight"])
