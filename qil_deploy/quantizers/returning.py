@@ -26,7 +26,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernels import full_precision
+from .kernels import full_precision, run_backward
+
+
+def _gradient_outside(out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor, largest: int) -> Tensor:
+    """Write the gradient of `w` that the method leaves out; there is nothing to sum up."""
+    t = w.abs().sub_(c - d).mul_(0.5 / d)
+    outside = (t < 0).logical_or_(t >= 1)
+    torch.mul(torch.where(outside, grad, 0.0), 0.5 * largest / d, out=out)
+    return torch.zeros_like(d)
 
 
 class _LetReturn(torch.autograd.Function):
@@ -39,10 +47,8 @@ class _LetReturn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        w, c, d = ctx.saved_tensors
-        t = w.abs().sub_(c - d).mul_(0.5 / d)
-        outside = (t < 0).logical_or_(t >= 1)
-        return grads[0], torch.where(outside, grads[0] * (0.5 * ctx.largest / d), 0.0), None, None, None
+        added, _ = run_backward(_gradient_outside, grads[0], *ctx.saved_tensors, ctx.largest)
+        return grads[0], added, None, None, None
 
 
 def let_weights_return(values: Tensor, w: Tensor, c: Tensor, d: Tensor, largest: int = 1) -> Tensor:

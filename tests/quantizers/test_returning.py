@@ -10,7 +10,13 @@ from torch import Tensor
 from qil_deploy.config import QuantConfig
 from qil_deploy.integers import freeze
 from qil_deploy.network import calibrate, prepare
-from qil_deploy.quantizers import METHODS, QilWeightQuantizer, WeightQuantizer, weight_quantizer
+from qil_deploy.quantizers import (
+    METHODS,
+    QilWeightQuantizer,
+    WeightQuantizer,
+    compile_quantizers,
+    weight_quantizer,
+)
 from tests.trained_digits import Digits
 
 CASES = [(method, gamma) for method in METHODS for gamma in (False, True) if method == "qil" or not gamma]
@@ -104,3 +110,25 @@ def test_a_prepared_model_has_it_and_freezes_to_the_same(digits: Digits, method:
 
 def test_a_config_of_before_has_it_not() -> None:
     assert not QuantConfig.model_validate_json('{"weight_bits": 3}').returning_weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_and_block_by_block_it_is_the_same(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    w, upstream = (torch.tensor(rng.normal(size=(40, 5, 3, 3))) for _ in range(2))
+    quantizer = quantizer_of(method, 2, gamma=False, returning=True)
+    expected = gradients(quantizer, w, upstream)
+    monkeypatch.setattr("qil_deploy.quantizers.kernels._BLOCK", 256)
+    found = [gradients(quantizer, w, upstream)]
+    last = torch.channels_last
+    found.append(gradients(quantizer, w.contiguous(memory_format=last), upstream.contiguous(memory_format=last)))
+    compile_quantizers()
+    try:
+        found.append(gradients(quantizer, w, upstream))
+    finally:
+        compile_quantizers(False)
+    for others in found:
+        for own, other in zip(others, expected, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
