@@ -135,7 +135,7 @@ def ways(bits: int, method: str) -> list[Variant]:
         replace(plain, name="oscillation dampened", oscillation="dampen"),
     ]
     if method == "qil":
-        rows += [replace(plain, name="gamma", gamma=True), replace(plain, name="fixed intervals", learned=False)]
+        rows += [replace(plain, name="gamma", gamma=True), replace(plain, name="fixed intervals", interval_rate=0.0)]
     if bits == 2:
         rows.append(replace(plain, name="progressive", bits=(5, 4, 3, 2), shares=(0.1, 0.15, 0.25, 0.5)))
     return rows

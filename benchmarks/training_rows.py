@@ -52,7 +52,7 @@ class Variant:
         returning: whether weights outside of their interval have a gradient (`QuantConfig.returning_weights`).
         oscillation: what is done about weights that oscillate; None leaves them alone.
         gamma: whether the exponent of weight transformers is learned.
-        learned: whether intervals are.
+        interval_rate: learning rate of intervals; at 0 they stay as calibrated.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Variant:
     returning: bool = False
     oscillation: Control | None = None
     gamma: bool = False
-    learned: bool = True
+    interval_rate: float = INTERVAL_LEARNING_RATE
 
     @property
     def width(self) -> str:
@@ -244,7 +244,7 @@ class Job:
                 activation_bits=bits,
                 learning_rate=variant.rate,
                 weight_decay=variant.decay,
-                interval_learning_rate=INTERVAL_LEARNING_RATE if variant.learned else 0.0,
+                interval_learning_rate=variant.interval_rate,
             )
             learner = self._learner(self._prepared(bits, index, state), section, 200 + index)
             yield learner
