@@ -116,6 +116,7 @@ class DeviceReport:
         levels: one entry per optimization level.
         latency: None if it was not measured.
         environment: versions and processor.
+        kernels: what the library of kernels that was registered chose there, "OPERATOR: set (why)"; none without one.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.device/2"
@@ -130,6 +131,7 @@ class DeviceReport:
     levels: tuple[LevelResult, ...]
     latency: DeviceLatency | None
     environment: DeviceEnvironment
+    kernels: tuple[str, ...] = ()
 
     @property
     def differing(self) -> int:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from qil_deploy.accuracy import predicted_classes
 from qil_deploy.errors import ModelFileError, QilDeployError
-from qil_deploy.onnx_io import with_outputs
+from qil_deploy.onnx_io import KERNEL_OPERATORS, with_outputs
 from qil_deploy.reports import report_text
 from qil_deploy.untrusted_text import one_line
 
@@ -41,6 +41,7 @@ from .device_report import DeviceLatency, DeviceReport, LevelResult, TensorResul
 from .environment import describe_device
 from .exported_model import ExportedModel, inspect_exported_model
 from .golden_file import GoldenVectors, read_vectors
+from .kernel_library import KernelLibrary, find_kernel_library
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS, create_session
 
@@ -100,10 +101,11 @@ def run_device(options: argparse.Namespace) -> DeviceReport:
     """
     model = inspect_exported_model(options.model)
     batch = model.batch or options.batch
+    library = None if options.kernels is None else find_kernel_library(options.kernels)
     with tempfile.TemporaryDirectory() as folder:
         golden = read_vectors(options.data, model, Path(folder), images_alone=True)
-        levels = tuple(_run_level(model, level, golden, batch, options.threads) for level in options.levels)
-        latency = _measure(model, np.array(golden.images[:1]), options.repeats, options.threads)
+        levels = tuple(_run_level(model, level, golden, batch, options.threads, library) for level in options.levels)
+        latency = _measure(model, np.array(golden.images[:1]), options.repeats, options.threads, library)
     return DeviceReport(
         schema=DeviceReport.SCHEMA,
         model=model.path.name,
@@ -115,14 +117,21 @@ def run_device(options: argparse.Namespace) -> DeviceReport:
         levels=levels,
         latency=latency,
         environment=describe_device(options.cpu),
+        kernels=() if library is None else _choices(library),
     )
 
 
-def _run_level(model: ExportedModel, level: str, golden: GoldenVectors, batch: int, threads: int) -> LevelResult:
+def _choices(library: KernelLibrary) -> tuple[str, ...]:
+    return tuple(f"{operator}: {choice}" for operator, choice in library.choices_for(KERNEL_OPERATORS).items())
+
+
+def _run_level(
+    model: ExportedModel, level: str, golden: GoldenVectors, batch: int, threads: int, kernels: KernelLibrary | None
+) -> LevelResult:
     """Run all images at one optimization level, as the file is and with every golden tensor as an output."""
     outputs = [TensorCount(name, golden.tensors.get(name)) for name in model.output_names]
     predictions: list[int] = []
-    session = create_session(model.path, threads=threads, level=level)
+    session = create_session(model.path, threads=threads, level=level, kernels=kernels)
     for tensors in _run_batches(model, session, golden.images, batch, level):
         for output in outputs:
             output.add(tensors[output.name])
@@ -132,7 +141,7 @@ def _run_level(model: ExportedModel, level: str, golden: GoldenVectors, batch: i
     counts = [TensorCount(name, expected) for name, expected in golden.tensors.items()] if inner else []
     if inner:
         content = with_outputs(model.path.read_bytes(), inner)
-        session = create_session(model.path, threads=threads, level=level, content=content)
+        session = create_session(model.path, threads=threads, level=level, content=content, kernels=kernels)
         for tensors in _run_batches(model, session, golden.images, batch, f"{level}, every tensor"):
             for count in counts:
                 count.add(tensors[count.name])
@@ -165,11 +174,13 @@ def _run_batches(
         sys.stderr.flush()
 
 
-def _measure(model: ExportedModel, image: NDArray[np.uint8], repeats: int, threads: int) -> DeviceLatency | None:
+def _measure(
+    model: ExportedModel, image: NDArray[np.uint8], repeats: int, threads: int, kernels: KernelLibrary | None
+) -> DeviceLatency | None:
     """Time single runs at the default level, as the file is."""
     if repeats == 0:
         return None
-    predict = model.onnx_predictor(threads=threads)
+    predict = model.onnx_runner(threads=threads, kernels=kernels)
     times = []
     for _ in range(_WARMUP + repeats):
         start = time.perf_counter()
@@ -189,6 +200,7 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="images per run [1]")
     parser.add_argument("--repeats", type=int, default=20, help="runs to time; 0 for none [20]")
     parser.add_argument("--cpu", help="name of the processor, where the system names another one, as in an emulator")
+    parser.add_argument("--kernels", metavar="FILE", help="a library of kernels that every session registers")
     options = parser.parse_args(arguments)
     options.levels = options.levels.split(",")
     unknown = [level for level in options.levels if level not in OPTIMIZATION_LEVELS]

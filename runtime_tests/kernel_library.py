@@ -11,7 +11,7 @@ import ctypes
 import importlib
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ SET_VARIABLE: Final = "QIL_DEPLOY_KERNELS"
 _PACKAGE = "qil_deploy_kernels"
 _CHOSEN = "chosen"
 _USELESS = ("the processor lacks ", "has no kernels")
+_NONE = "none "  # what a choice of no set begins with
 _FOR_TESTS = "scalar"
 _registering = threading.Lock()  # the library reads the variable while it is registered
 
@@ -83,10 +84,14 @@ class KernelLibrary:
         found = [name for name, reason in said if not reason.startswith(_USELESS)]
         return tuple(name for name in dict.fromkeys(found) if name not in (_CHOSEN, _FOR_TESTS))
 
+    def choices_for(self, operators: Collection[str]) -> dict[str, str]:
+        """Return which set is chosen for each of these operators on this processor, and why; or 'none', and why."""
+        said = {operator: choice for name, operator, choice in self._explained() if name == _CHOSEN}
+        return {each: said[each] for each in sorted(operators) if each in said}
+
     def unused_for(self, operators: Collection[str]) -> dict[str, str]:
         """Return of these operators those that no kernel is registered for on this processor, and why."""
-        said = {operator: choice for name, operator, choice in self._explained() if name == _CHOSEN}
-        return {each: said[each] for each in sorted(operators) if said.get(each, "").startswith("none ")}
+        return {each: choice for each, choice in self.choices_for(operators).items() if choice.startswith(_NONE)}
 
     def _explained(self) -> list[tuple[str, str, str]]:
         """Return what `explain` says as (set or 'chosen', operator, reason or choice)."""
@@ -138,6 +143,25 @@ def find_kernel_library(where: str) -> KernelLibrary:
 def operators_in(graph: OnnxFile) -> set[str]:
     """Return which operators of the library a file has."""
     return {node.op_type for node in graph.nodes if node.op_type in KERNEL_OPERATORS}
+
+
+def why_unused(graph: OnnxFile, choices: Mapping[str, str]) -> list[str]:
+    """Say where kernels have nothing to compute of a file, in a sentence each.
+
+    Args:
+        graph: the file.
+        choices: of the library, by operator (`choices_for`), on the processor in question.
+    """
+    operators = operators_in(graph)
+    if not operators:
+        return [
+            f"{graph.path} has no convolutions for kernels, so none of the library was used; export it with --kernels."
+        ]
+    return [
+        f"The library used none of its kernels for {operator}, chosen: {choice}; {SET_VARIABLE} can force one."
+        for operator, choice in choices.items()
+        if operator in operators and choice.startswith(_NONE)
+    ]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reade
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import FLOAT, ExportedModel, Outputs, Predictor, read_exported_model
-from .kernel_library import SET_VARIABLE, KernelLibrary, operators_in
+from .kernel_library import KernelLibrary, operators_in, why_unused
 from .logit_counts import BackendResult, DifferingImages, LogitCounts
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
@@ -288,17 +288,7 @@ def _with_and_without(level: str) -> tuple[str, str]:
 
 def _kernel_warnings(model: ExportedModel, kernels: KernelLibrary | None) -> list[str]:
     """Say where kernels had nothing to compute."""
-    if kernels is None:
-        return []
-    operators = operators_in(model.graph)
-    if not operators:
-        return [
-            f"{model.path} has no convolutions for kernels, so none of the library was used; export it with --kernels."
-        ]
-    return [
-        f"The library used none of its kernels for {operator}, chosen: {choice}; {SET_VARIABLE} can force one."
-        for operator, choice in kernels.unused_for(operators).items()
-    ]
+    return [] if kernels is None else why_unused(model.graph, kernels.choices_for(operators_in(model.graph)))
 
 
 def _check_others(others: Mapping[str, Predictor], levels: Sequence[str]) -> dict[str, Predictor]:

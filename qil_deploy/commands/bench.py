@@ -11,7 +11,7 @@ import typer
 
 from qil_deploy.errors import ConfigError
 
-from .kernel_option import KernelOption, named_library
+from .kernel_option import NO_KERNELS_IN_BROWSERS, KernelOption, named_library
 from .show_reports import measure_and_show
 
 if TYPE_CHECKING:
@@ -80,10 +80,8 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         _explain(models or (), library)
         return
     models = models or []
-    if library is not None and target != "native" and not target.startswith(_EMULATED):
-        raise ConfigError(
-            f"--kernels is measured on this machine and emulated ones; on {target} the file runs without: leave it out."
-        )
+    if library is not None and target == "wasm":
+        raise ConfigError(NO_KERNELS_IN_BROWSERS)
     if target.startswith(_EMULATED):
         from qil_deploy.runtime_tests.instructions import CountOptions
 
@@ -120,7 +118,7 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
 def _explain(models: Sequence[Path], library: KernelLibrary | None) -> None:
     """Print what a kernel library chooses on this processor, and for each layer of some files."""
-    from qil_deploy.runtime_tests.sessions import create_session
+    from qil_deploy.runtime_tests.explain_kernels import layer_kernels
     from qil_deploy.terminal import Console
 
     if library is None:
@@ -129,12 +127,10 @@ def _explain(models: Sequence[Path], library: KernelLibrary | None) -> None:
     for line in library.explain():
         console.print(line, soft_wrap=True)
     for path in models:
-        session = create_session(path, kernels=library)  # while it lives, the library knows its layers
-        lines = library.layers()
+        lines = layer_kernels(path, library)
         console.print(f"{path}: {len(lines)} layers in kernels of the library", soft_wrap=True)
         for line in lines:
             console.print(f"  {line}", soft_wrap=True)
-        del session
 
 
 def _count_instructions(models: Sequence[Path], target: str, options: CountOptions, json: Path | None) -> None:

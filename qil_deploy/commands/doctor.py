@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .kernel_option import KernelOption, named_library
+
 
 def doctor_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file, whoever wrote it.")],
@@ -18,11 +20,14 @@ def doctor_command(
         int | None,
         typer.Option(metavar="MIB", help="How much memory it may take; default: 1,024 and eight times the model."),
     ] = None,
+    kernels: KernelOption = None,
 ) -> None:
     """Say what makes a quantized model slow, inexact or wrong in ONNX Runtime on CPUs, and what to do.
 
     ONNX Runtime loads and runs the model once, in a process of its own. Exit code 1 means that something does not run,
     is wrong, slow or inexact, or could not be looked into; notes alone end with 0.
+
+    With --kernels it runs once more, with the library: in which kernels, and whether results are equal, is said.
     """
     from qil_deploy.files import ensure_writable
     from qil_deploy.runtime_tests import write_report
@@ -30,10 +35,11 @@ def doctor_command(
     from qil_deploy.runtime_tests.doctor.text import diagnosis_lines
     from qil_deploy.terminal import Console
 
+    library = named_library(kernels)
     limits = Limits(seconds=timeout, memory=None if memory is None else memory * 2**20)
     if json_file is not None:
         ensure_writable(json_file)
-    diagnosis = diagnose(model, limits)
+    diagnosis = diagnose(model, limits, library)
     if json_file is not None:
         write_report(json_file, diagnosis)
     console = Console()

@@ -12,8 +12,11 @@ import typer
 
 from qil_deploy.errors import ModelFileError
 
+from .kernel_option import KernelOption, named_library
+
 if TYPE_CHECKING:
     from qil_deploy.preprocessing import Preprocessing
+    from qil_deploy.runtime_tests.explain_kernels import ExplainedKernels
     from qil_deploy.runtime_tests.exported_model import ExportedModel
 
 SCHEMA = "qil_deploy.inspect/1"
@@ -22,18 +25,24 @@ SCHEMA = "qil_deploy.inspect/1"
 def inspect_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The exported model.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
+    kernels: KernelOption = None,
 ) -> None:
-    """Print what an exported model is made of, what rewrites left alone and why, and the kernels ONNX Runtime runs."""
+    """Print what an exported model is made of, what rewrites left alone and why, and the kernels ONNX Runtime runs.
+
+    With --kernels, also which kernel of the library each layer gets on this processor.
+    """
     from qil_deploy.files import ensure_writable, write_text
     from qil_deploy.onnx_io import executed_operators, read_metadata
     from qil_deploy.reference import float_kernels
     from qil_deploy.runtime_tests.affordable import require_affordable
+    from qil_deploy.runtime_tests.explain_kernels import explain_kernels
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.layers import describe_layers
     from qil_deploy.terminal import Console
 
     from .tables import certificate_table, kernel_table, layer_table, rewrite_table
 
+    library = named_library(kernels)
     if json_file is not None:
         ensure_writable(json_file)
     exported = read_exported_model(model)
@@ -48,6 +57,7 @@ def inspect_command(
     layers = describe_layers(exported) if quantized else ()
     executed = executed_operators(model)
     in_float = float_kernels(model) if quantized else []
+    explained = None if library is None else explain_kernels(model, library)
     console = Console()
     for line in _heading(exported, metadata):
         console.print(line)
@@ -57,6 +67,8 @@ def inspect_command(
             console.print(rewrite_table(metadata["left_alone"]))
         console.print(certificate_table(metadata["certificate"]))
     console.print(kernel_table(Counter(operator for operator, _ in executed), in_float))
+    for line in () if explained is None else _kernel_lines(explained):
+        console.print(line, soft_wrap=True)
     if json_file is not None:
         content = {
             "schema": SCHEMA,
@@ -69,6 +81,8 @@ def inspect_command(
             "kernels": [{"operator": operator, "name": name} for operator, name in executed],
             "float_kernels": [{"operator": operator, "name": name} for operator, name in in_float],
         }
+        if explained is not None:
+            content["kernel_library"] = asdict(explained)
         write_text(json_file, json.dumps(content, indent=2) + "\n")
 
 
@@ -86,6 +100,19 @@ def _rewrites(metadata: dict[str, Any]) -> list[dict[str, str | bool]]:
         for node in nodes
     ]
     return [*rewritten, *left]
+
+
+def _kernel_lines(explained: ExplainedKernels) -> list[str]:
+    """Return what is said of a kernel library behind the tables."""
+    choices = [f"  {operator}: {choice}" for operator, choice in explained.choices.items()]
+    layers = [f"  {line}" for line in explained.layers]
+    return [
+        f"Kernel library {explained.library}, on this processor:",
+        *choices,
+        f"{len(layers)} layers in kernels of the library",
+        *layers,
+        *explained.unused,
+    ]
 
 
 def _per_channel(mean: tuple[float, ...], std: tuple[float, ...]) -> str:

@@ -12,6 +12,7 @@ import typer
 from qil_deploy.errors import ConfigError, TargetError
 from qil_deploy.interrupts import noticing_interrupts
 
+from .kernel_option import RefusedKernelOption
 from .verify import open_test_images
 from .verify_targets import GOLDEN_IMAGES, first_images
 
@@ -47,6 +48,7 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     repeats: Annotated[int, typer.Option(help="Runs to time; 0 for none.")] = 50,
     json: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds without a sign of the phone after which it ends.")] = 600.0,
+    kernels: RefusedKernelOption = None,  # noqa: ARG001 - refused as soon as it is read
 ) -> None:
     """Serve a page that runs the model in a phone's browser, compares every code, and sends the result back.
 

@@ -99,10 +99,15 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             device_python=device_python,
             golden=golden,
             limit=limit,
-            options=RunOptions(threads=threads, repeats=repeats, timeout=timeout),
+            options=RunOptions(
+                threads=threads,
+                repeats=repeats,
+                timeout=timeout,
+                kernels=None if library is None else library.path,
+            ),
             json=json,
         )
-        beside = any(option is not None for option in (checkpoint, between, library))
+        beside = any(option is not None for option in (checkpoint, between))
         _verify_targets(request, data, others=beside or first_difference)
         return
     pair = None if between is None else (_backend(between[0]), _backend(between[1]))
@@ -173,7 +178,7 @@ def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -
     from qil_deploy.runtime_tests.golden import read_golden
 
     if others:
-        raise ConfigError("--target takes no --checkpoint, --between, --first-difference or --kernels; leave them out.")
+        raise ConfigError("--target takes no --checkpoint, --between or --first-difference; leave them out.")
     _check_codes(request.model)
     exported = read_exported_model(request.model)
     if request.golden is not None:

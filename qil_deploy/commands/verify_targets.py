@@ -34,7 +34,7 @@ class TargetRequest:
         device_python: the interpreter on the devices among them.
         golden: golden vectors; None for the codes of the first images of the test set.
         limit: how many images' logits are compared besides; None for none.
-        options: threads of ONNX Runtime, how many runs are timed, and how long a target may be silent.
+        options: threads of ONNX Runtime, how many runs are timed, how long a target may be silent, and kernels.
         json: where the report goes.
     """
 
@@ -58,7 +58,7 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
         images_from: its name.
     """
     from qil_deploy.files import ensure_writable
-    from qil_deploy.runtime_tests.targets import find_target, target_names
+    from qil_deploy.runtime_tests.targets import find_target, require_runnable, target_names
     from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
 
     # By order of mention, each once.
@@ -73,6 +73,8 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
         )
     if request.json is not None:
         ensure_writable(request.json)
+    if "all" not in request.targets:
+        require_runnable(targets, options)
     report = _run(request, targets, images, images_from)
     write_and_show(report, request.json, [targets_table(report)], targets_remarks(report))
     if any(result.failed is not None for result in report.targets):

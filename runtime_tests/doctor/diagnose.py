@@ -14,6 +14,7 @@ from qil_deploy.errors import ModelFileError
 from qil_deploy.onnx_io import Node
 from qil_deploy.reference import operator_of
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
+from qil_deploy.runtime_tests.kernel_library import KernelLibrary, operators_in
 from qil_deploy.runtime_tests.reports import ModelFile
 from qil_deploy.untrusted_text import excerpt
 
@@ -22,11 +23,13 @@ from .check_fake_quantization import fake_quantization
 from .check_float_parts import float_findings
 from .check_fused_scales import fused_scales
 from .check_fusion import unfused_findings
+from .check_kernels import kernel_findings
 from .check_runtime import runtime_findings
 from .check_scale_shapes import scale_shapes
 from .check_scales import bad_scales, rounding_by_machine
 from .check_sums import sum_findings
 from .check_weights import dequantized_by_hand, float_weights, one_scale, packed_weights
+from .compare_levels import TensorDifference
 from .diagnosis import ComparedOutput, Diagnosis, KernelCount
 from .findings import SEVERITIES, Finding, found
 from .graphs import Graph
@@ -44,25 +47,30 @@ _LARGEST_OPTIMIZED: Final = 2**27
 _LARGEST_GROWTH: Final = 8
 
 
-def diagnose(path: Path, limits: Limits | None = None) -> Diagnosis:
+def diagnose(path: Path, limits: Limits | None = None, kernels: KernelLibrary | None = None) -> Diagnosis:
     """Find what holds the ONNX file at `path` back in ONNX Runtime on CPUs.
 
     Args:
         path: the file.
         limits: what ONNX Runtime may take for it; by default those of `Limits`.
+        kernels: a library of kernels that it is run with, too.
 
     Raises:
+        ConfigError: what is named as a library of kernels is none.
         ModelFileError: there is no such file, or it is damaged, truncated or no ONNX file.
     """
     unread = Unread()
     written = read_graphs(path, unread)
+    choices = {} if kernels is None else kernels.choices_for(operators_in(written[0].file))
     environment = describe_environment()
     with tempfile.TemporaryDirectory() as folder:
         trial = RuntimeTrial()
         if not unread.outside:  # ONNX Runtime might open it
-            trial = _tried(path, Path(folder), written, limits or Limits())
+            trial = _tried(path, Path(folder), written, limits or Limits(), kernels)
         executed = _executed(path, trial, unread)
         findings = list(_findings(written, executed, trial, unread, environment))
+        if kernels is not None:
+            findings += kernel_findings(written[0].file, choices, trial)
         kernels = Counter(excerpt(node.op_type) for graph in executed for node in graph.file.nodes)
     return Diagnosis(
         schema=Diagnosis.SCHEMA,
@@ -72,17 +80,22 @@ def diagnose(path: Path, limits: Limits | None = None) -> Diagnosis:
         quantized=not any(finding.kind == "not-quantized" for finding in findings),
         kernels=tuple(KernelCount(operator=operator, nodes=nodes) for operator, nodes in kernels.most_common()),
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
-        compared=_compared(trial),
+        compared=_compared(trial.outputs),
+        with_kernels=_compared(trial.with_kernels),
+        kernel_choices=tuple(f"{operator}: {choice}" for operator, choice in choices.items()),
     )
 
 
-def _tried(path: Path, folder: Path, written: Sequence[Graph], limits: Limits) -> RuntimeTrial:
+def _tried(
+    path: Path, folder: Path, written: Sequence[Graph], limits: Limits, kernels: KernelLibrary | None
+) -> RuntimeTrial:
     values = {id(value): value for graph in written for value in graph.file.initializers.values()}
     beside = sum(value.nbytes for value in values.values() if isinstance(value, np.memmap))
     hints = Hints(
         bytes=path.stat().st_size + beside,
         ranges=_input_ranges(written[0]),
         output_steps=_output_steps(written[0]),
+        kernels=None if kernels is None else kernels.path,
     )
     try:
         trial = try_runtime(path, folder, hints, limits)
@@ -207,7 +220,7 @@ def _unread(unread: Unread) -> Iterator[Finding]:
     )
 
 
-def _compared(trial: RuntimeTrial) -> tuple[ComparedOutput, ...]:
+def _compared(outputs: Sequence[TensorDifference] | None) -> tuple[ComparedOutput, ...]:
     return tuple(
         ComparedOutput(
             output=excerpt(each.tensor),
@@ -216,5 +229,5 @@ def _compared(trial: RuntimeTrial) -> tuple[ComparedOutput, ...]:
             largest=each.largest,
             rounding=each.is_rounding,
         )
-        for each in trial.outputs or ()
+        for each in outputs or ()
     )

@@ -70,11 +70,15 @@ class Diagnosis(FirstDiagnosis):
     Attributes:
         compared: results with and without the optimizer, for one input; empty where they could not be compared. All
             others are those of the first version.
+        with_kernels: results with a library of kernels and the optimizer, and without both; empty without a library.
+        kernel_choices: which sets of kernels the library chose, "OPERATOR: set (why)".
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.doctor/2"
 
     compared: tuple[ComparedOutput, ...]
+    with_kernels: tuple[ComparedOutput, ...] = ()
+    kernel_choices: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:

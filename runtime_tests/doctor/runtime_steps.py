@@ -10,6 +10,7 @@ so whoever started it knows which one it did not survive.
     load_plain  load the model without optimizations
     run_plain   run it once without optimizations
     run         run it once with them, and compare
+    run_kernels run it once with them and with a library of kernels, and compare
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from qil_deploy.onnx_io import read_model, with_outputs, write_optimized_model
+from qil_deploy.runtime_tests.kernel_library import KernelLibrary
 from qil_deploy.runtime_tests.memory_limit import is_out_of_memory, limit_memory
 from qil_deploy.runtime_tests.sessions import create_session
 
@@ -51,6 +53,7 @@ class Request:
         seed: of the inputs.
         ranges: of float inputs.
         output_steps: between two codes, of float outputs that are made of codes.
+        kernels: path of a library of kernels; empty for none.
     """
 
     model: str
@@ -60,6 +63,7 @@ class Request:
     seed: int
     ranges: dict[str, tuple[float, float]]
     output_steps: dict[str, float]
+    kernels: str = ""
 
 
 @dataclass
@@ -153,6 +157,15 @@ def _run(session: _Session) -> Answer:
     return answer
 
 
+def _run_kernels(session: _Session) -> Answer:
+    runtime = create_session(session.model, kernels=KernelLibrary(path=Path(session.request.kernels)))
+    if session.inputs is None:
+        _first_that_runs(session, runtime)
+        return {}
+    found = differences(session.plain, run(runtime, session.inputs), session.request.output_steps)
+    return {"with_kernels": [asdict(each) for each in found]}
+
+
 def _first_that_runs(
     session: _Session, runtime: onnxruntime.InferenceSession
 ) -> tuple[Inputs, dict[str, NDArray[Any]]]:
@@ -188,6 +201,7 @@ _STEPS: Final[dict[str, Callable[[_Session], Answer]]] = {
     "load_plain": _load_plain,
     "run_plain": _run_plain,
     "run": _run,
+    "run_kernels": _run_kernels,
 }
 
 

@@ -31,6 +31,10 @@ def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[Text | Padding]:
         yield line("Executes " + ", ".join(f"{count.nodes} {count.operator}" for count in diagnosis.kernels))
     if diagnosis.compared:
         yield line(f"With and without optimizer: {', '.join(map(_compared, diagnosis.compared))}")
+    if diagnosis.kernel_choices:
+        yield line(f"Kernel library: {'; '.join(diagnosis.kernel_choices)}")
+    if diagnosis.with_kernels:
+        yield line(f"With kernels, and without them and optimizer: {', '.join(map(_compared, diagnosis.with_kernels))}")
     for finding in diagnosis.findings:
         yield Text()
         yield line((finding.severity, _STYLES[finding.severity]), f" {finding.kind}: {finding.what}")

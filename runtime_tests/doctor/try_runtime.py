@@ -61,11 +61,13 @@ class Hints:
         bytes: its size, with the data beside it.
         ranges: of float inputs, by name.
         output_steps: between two codes, of float outputs that are made of codes, by name.
+        kernels: a library of kernels that it is run with, too; None for none.
     """
 
     bytes: int
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     output_steps: Mapping[str, float] = field(default_factory=dict)
+    kernels: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,8 @@ class RuntimeTrial:
         types, shapes: of the tensors of that graph, as far as ONNX Runtime tells them.
         inputs: what the model was run on, in words.
         outputs: how much its results differ from those without the optimizer; None where that was not compared.
+        with_kernels: how much its results with a library of kernels differ from those without library and optimizer;
+            None where that was not compared.
         first: where outputs differ by more than rounding, the first tensor inside that differs.
         random: whether it gives other results for the same input anyway.
     """
@@ -108,6 +112,7 @@ class RuntimeTrial:
     shapes: dict[str, Sequence[int | str | None]] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     outputs: tuple[TensorDifference, ...] | None = None
+    with_kernels: tuple[TensorDifference, ...] | None = None
     first: TensorDifference | None = None
     random: bool = False
 
@@ -132,11 +137,12 @@ def try_runtime(path: Path, folder: Path, hints: Hints, limits: Limits) -> Runti
     request = Request(
         model=str(path),
         folder=str(folder),
-        steps=["optimize", "types", "run_plain", "run"],
+        steps=["optimize", "types", "run_plain", "run", *([] if hints.kernels is None else ["run_kernels"])],
         memory=limits.memory or _LEAST_MEMORY + _MEMORY_PER_BYTE * hints.bytes,
         seed=_SEED,
         ranges=dict(hints.ranges),
         output_steps=dict(hints.output_steps),
+        kernels="" if hints.kernels is None else str(hints.kernels.absolute()),
     )
     trial = RuntimeTrial()
     _do(request, trial, limits.seconds)
@@ -217,8 +223,10 @@ def _note(trial: RuntimeTrial, step: str, answer: dict[str, Any], memory: int) -
     trial.types.update(answer.get("types", {}))
     trial.shapes.update({name: tuple(shape) for name, shape in answer.get("shapes", {}).items()})
     trial.inputs = tuple(answer.get("inputs", trial.inputs))
-    trial.random = answer.get("random", False)
+    trial.random |= answer.get("random", False)
     if "outputs" in answer:
         trial.outputs = tuple(TensorDifference(**each) for each in answer["outputs"])
+    if "with_kernels" in answer:
+        trial.with_kernels = tuple(TensorDifference(**each) for each in answer["with_kernels"])
     if answer.get("first") is not None:
         trial.first = TensorDifference(**answer["first"])

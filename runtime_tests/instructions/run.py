@@ -26,6 +26,7 @@ from qil_deploy.runtime_tests.bench.trial import TrialOptions, try_model
 from qil_deploy.runtime_tests.device_report import DeviceEnvironment, GuestReport
 from qil_deploy.runtime_tests.sessions import create_session
 from qil_deploy.runtime_tests.targets.catalogue import Emulator, Target, emulator_python, target_state
+from qil_deploy.runtime_tests.targets.kernels import why_no_kernels
 from qil_deploy.runtime_tests.targets.worker_process import Command, quoted, run_worker
 
 from .counter import counted_python, counter_folder, counter_state
@@ -95,10 +96,13 @@ def count_instructions(
     Raises:
         ConfigError: no model is given, or one twice.
         ModelFileError: a file is missing.
-        TargetError: the target is not emulated, or it or what counts is not set up.
+        TargetError: the target is not emulated, or it or what counts is not set up, or the library is not built for it.
     """
     check_models(paths)
     emulator = check_target(target)
+    unloadable = None if options.kernels is None else why_no_kernels(target, options.kernels)
+    if unloadable is not None:
+        raise TargetError(f"target {target.name} cannot run: {unloadable}")
     findings = _Findings()
     with tempfile.TemporaryDirectory() as folder:
         try:

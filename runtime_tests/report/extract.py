@@ -125,7 +125,7 @@ def _of_device(file: Model, target: str, report: DeviceReport) -> Run:
     latencies = [
         Latency(
             model=file.sha256,
-            by="while verifying",
+            by="while verifying, with kernels" if report.kernels else "while verifying",
             target=target,
             threads=report.threads,
             batch=latency.images,

@@ -12,7 +12,7 @@ from .remote import DEVICE_FORMS
 from .report import DeviceReport, TargetResult, TargetsReport
 from .run import run_on_target
 from .setup import set_up_target
-from .verify_targets import verify_targets
+from .verify_targets import require_runnable, verify_targets
 
 __all__ = [
     "DEVICE_FORMS",
@@ -23,6 +23,7 @@ __all__ = [
     "TargetResult",
     "TargetsReport",
     "find_target",
+    "require_runnable",
     "run_on_target",
     "set_up_target",
     "target_names",

@@ -14,6 +14,7 @@ import re
 import numpy as np
 
 from qil_deploy.errors import DataError
+from qil_deploy.onnx_io import KERNEL_OPERATORS
 from qil_deploy.runtime_tests.exported_model import ExportedModel
 from qil_deploy.runtime_tests.golden_chunks import GoldenChunks
 from qil_deploy.runtime_tests.reports import ModelFile
@@ -59,6 +60,7 @@ def check_report(
     expect("levels", tuple(level.level for level in report.levels), options.levels)
     within("threads", report.threads, 1, options.threads)
     check_environment(report.environment, browser=browser)
+    _check_choices(report, options)
     expect("latency", report.latency is not None, options.repeats > 0)
     if report.latency is not None:
         expect("latency, runs", report.latency.runs, options.repeats)
@@ -66,6 +68,13 @@ def check_report(
     _check_form(report)
     for level in report.levels:
         _check_level(level, golden, model)
+
+
+def _check_choices(report: DeviceReport, options: RunOptions) -> None:
+    """Check what a report says of a library of kernels."""
+    within("kernels", len(report.kernels), 0, 0 if options.kernels is None else len(KERNEL_OPERATORS))
+    for choice in report.kernels:
+        check_word("kernels", choice)
 
 
 def check_consistency(report: DeviceReport) -> None:

@@ -80,6 +80,7 @@ def run_on_device(
     most: int,
     output: Path,
     progress: Progress | None = None,
+    beside: Mapping[str, Path] | None = None,
 ) -> tuple[int | None, list[str]]:
     """Send files to a device and run the first one there with the others as arguments.
 
@@ -91,6 +92,7 @@ def run_on_device(
         most: bytes that the program may write.
         output: where what it wrote goes.
         progress: called with each sign of progress.
+        beside: more files, which options name.
 
     Returns:
         The program's exit code (None if it was given up), and the last lines that are not progress.
@@ -99,7 +101,7 @@ def run_on_device(
         WorkerError: the device cannot be reached, has not what it needs, or brings back nothing.
     """
     agent = Path(remote_agent.__file__).read_bytes()
-    line = Lifeline(chunks=_parcel(agent, files, options))
+    line = Lifeline(chunks=_parcel(agent, {**files, **(beside or {})}, [*files, *options]))
     device = Device(progress)
     command = Command(arguments=remote.command(_script(remote, len(agent))), environment=dict(environ))
     try:
@@ -126,10 +128,10 @@ def _script(remote: Remote, size: int) -> str:
     return f'echo "progress: {_PROCESS}$$" >&2; exec {remote.python_word} -c {shlex.quote(program)}'
 
 
-def _parcel(agent: bytes, files: Mapping[str, Path], options: Sequence[str]) -> Iterator[bytes]:
+def _parcel(agent: bytes, files: Mapping[str, Path], arguments: Sequence[str]) -> Iterator[bytes]:
     """Yield what the device reads."""
     sizes = [(name, path.stat().st_size) for name, path in files.items()]
-    order = {"modules": MODULES, "files": sizes, "arguments": [*files, *options]}
+    order = {"modules": MODULES, "files": sizes, "arguments": arguments}
     yield agent + json.dumps(order).encode() + b"\n"
     for path in files.values():
         with path.open("rb") as stream:

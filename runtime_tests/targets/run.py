@@ -19,12 +19,15 @@ from qil_deploy.runtime_tests.bench.options import check_timeout
 from qil_deploy.runtime_tests.device_report import DeviceReport
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.golden_chunks import open_golden
+from qil_deploy.runtime_tests.kernel_library import SET_VARIABLE
 
 from .catalogue import Emulator, Target, emulator_python, target_state
 from .check_report import check_report, largest_report
 from .options import RunOptions
 from .remote_run import run_on_device
 from .worker_process import Command, Progress, WorkerError, quoted, run_worker
+
+_LIBRARY = "kernels.so"  # on a device
 
 
 def run_on_target(
@@ -85,8 +88,14 @@ def _run(
     if target.remote is not None:
         # Under names of our own, so that none of the user's can trouble the device.
         files = {program.name: program, "model.onnx": model, "golden vectors": data}
-        code, last_words = run_on_device(target.remote, files, arguments, options.timeout, most, output, progress)
+        beside = {} if options.kernels is None else {_LIBRARY: options.kernels}
+        arguments += [argument for name in beside for argument in ("--kernels", name)]
+        code, last_words = run_on_device(
+            target.remote, files, arguments, options.timeout, most, output, progress, beside
+        )
     else:
+        if options.kernels is not None:
+            arguments += ["--kernels", str(options.kernels.absolute())]
         if target.cpu is not None:
             arguments += ["--cpu", f"{target.cpu} (qemu)"]
         command = python_command(target).and_then(program, model.absolute(), data.absolute(), *arguments)
@@ -118,6 +127,8 @@ def emulated_python(emulator: Emulator, cpu: str, folder: Path, python: Path) ->
     arguments = [str(folder / emulator.qemu), "-cpu", cpu]
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTHONPATH"] = str(folder / "packages")
+    if SET_VARIABLE in os.environ:
+        environment[SET_VARIABLE] = os.environ[SET_VARIABLE]
     if emulator.system is not None:
         arguments += ["-L", str(folder / "system")]
         environment["PYTHONHOME"] = str(folder / "system" / "usr")

@@ -50,13 +50,15 @@ def _verdict(report: TargetsReport) -> str:
 
 
 def targets_remarks(report: TargetsReport) -> list[str]:
-    """Return what stands below the table: what was skipped, what failed, and the first tensors that differ."""
+    """Return what stands below the table: what was skipped or failed, kernels, and the first tensors that differ."""
     remarks = []
     for result in report.targets:
         if result.skipped is not None:
             remarks.append(f"{result.target} was skipped: {result.skipped}")
         if result.failed is not None:
             remarks.append(result.failed)
+        if result.codes is not None and result.codes.kernels:
+            remarks.append(f"{result.target} ran with the kernel library. {'; '.join(result.codes.kernels)}.")
         for device in result.reports:
             for level in device.levels:
                 first = level.first_difference

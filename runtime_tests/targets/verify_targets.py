@@ -13,6 +13,7 @@ from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.reports import ModelFile
 
 from .catalogue import Target, target_state
+from .kernels import why_no_kernels
 from .options import RunOptions
 from .report import TargetResult, TargetsReport
 from .run import run_on_target
@@ -37,7 +38,8 @@ def verify_targets(
         targets: where to run it.
         golden: its golden vectors, compared at every optimization level that has to be exact.
         logits: golden logits of more images (`write_golden_logits`), compared at the default level.
-        options: threads, batch, timeout, and how many runs are timed where time is real; levels are chosen here.
+        options: threads, batch, timeout, kernels, and how many runs are timed where time is real; levels are chosen
+            here.
         skip: whether a target that cannot run is skipped with its reason, instead of refused before work starts.
         progress: called with a target's name and what it is at.
 
@@ -47,14 +49,12 @@ def verify_targets(
     """
     options = RunOptions(repeats=DEFAULT_REPEATS) if options is None else options
     levels = exact_levels(read_exported_model(model).format)
-    states = {target.name: target_state(target) for target in targets}
-    for name, reason in states.items():
-        if reason is not None and not skip:
-            raise TargetError(f"target {name} cannot run: {reason}")
+    if not skip:
+        require_runnable(targets, options)
     options = replace(options, levels=levels)
     results = []
     for target in targets:
-        reason = states[target.name]
+        reason = _why_not(target, options)
         if reason is not None:
             results.append(TargetResult(target=target.name, skipped=reason, failed=None, codes=None, logits=None))
             continue
@@ -68,6 +68,24 @@ def verify_targets(
         exact=None if not reports and not failed else not failed and all(report.differing == 0 for report in reports),
         targets=tuple(results),
     )
+
+
+def require_runnable(targets: Sequence[Target], options: RunOptions) -> None:
+    """Raise unless all targets can run.
+
+    Raises:
+        TargetError: one cannot, or cannot load the library of kernels.
+    """
+    for target in targets:
+        reason = _why_not(target, options)
+        if reason is not None:
+            raise TargetError(f"target {target.name} cannot run: {reason}")
+
+
+def _why_not(target: Target, options: RunOptions) -> str | None:
+    """Return None if a target can run so, else the reason why not, as a sentence."""
+    unloadable = None if options.kernels is None else why_no_kernels(target, options.kernels)
+    return unloadable or target_state(target)
 
 
 def _verify_target(
