@@ -71,14 +71,14 @@ def diagnose(path: Path, limits: Limits | None = None, kernels: KernelLibrary | 
         findings = list(_findings(written, executed, trial, unread, environment))
         if kernels is not None:
             findings += kernel_findings(written[0].file, choices, trial)
-        kernels = Counter(excerpt(node.op_type) for graph in executed for node in graph.file.nodes)
+        counts = Counter(excerpt(node.op_type) for graph in executed for node in graph.file.nodes)
     return Diagnosis(
         schema=Diagnosis.SCHEMA,
         model=ModelFile.of(path),
         environment=environment,
         loads=trial.optimized is not None,
         quantized=not any(finding.kind == "not-quantized" for finding in findings),
-        kernels=tuple(KernelCount(operator=operator, nodes=nodes) for operator, nodes in kernels.most_common()),
+        kernels=tuple(KernelCount(operator=operator, nodes=nodes) for operator, nodes in counts.most_common()),
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
         compared=_compared(trial.outputs),
         with_kernels=_compared(trial.with_kernels),
