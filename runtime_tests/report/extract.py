@@ -154,8 +154,8 @@ def _of_level(file: Model, target: str, report: DeviceReport, level: LevelResult
     return Exactness(
         model=file.sha256,
         target=target,
-        backend=RUNTIME,
-        level=level.level,
+        backend=onnx_backend_name(level.level, kernels=True) if report.kernels else RUNTIME,
+        level=None if report.kernels else level.level,
         what="codes" if level.tensors else "logits",
         reference=_REFERENCE,
         images=report.images,

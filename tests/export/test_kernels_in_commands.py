@@ -13,12 +13,15 @@ import pytest
 from qil_deploy.errors import TargetError
 from qil_deploy.onnx_io import read_model
 from qil_deploy.reports import read_report
+from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.doctor import Diagnosis
 from qil_deploy.runtime_tests.doctor.check_kernels import kernel_findings
 from qil_deploy.runtime_tests.doctor.compare_levels import difference
 from qil_deploy.runtime_tests.doctor.try_runtime import Failure, RuntimeTrial
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.kernel_library import SET_VARIABLE, KernelLibrary, find_kernel_library
+from qil_deploy.runtime_tests.report.extract import of_targets
+from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 from qil_deploy.runtime_tests.targets import TARGETS, RunOptions, TargetsReport, require_runnable
 from qil_deploy.runtime_tests.targets.kernels import why_no_kernels
 from tests.command_line import call_command, refuse_command
@@ -134,11 +137,17 @@ def test_a_target_runs_with_the_library_and_says_which_kernels(
     outcome = call_command("verify", model, "--target", "native", *options)
     assert outcome.code == 0, outcome
     assert "native ran with the kernel library. " in outcome.out
-    (result,) = read_report(written, TargetsReport).targets
+    report = read_report(written, TargetsReport)
+    (result,) = report.targets
     assert result.codes is not None
     assert len(result.codes.levels) == 4
     assert result.codes.differing == 0
     assert "TernaryConv: scalar (QIL_DEPLOY_KERNELS asks for it)" in result.codes.kernels
+    page = of_targets(report)
+    assert {row.backend for row in page.exactness} == {
+        onnx_backend_name(each, kernels=True) for each in OPTIMIZATION_LEVELS
+    }
+    assert [latency.by for latency in page.latencies] == ["while verifying, with kernels"]
 
 
 def test_a_target_that_cannot_use_the_library_says_so(model: Path, tmp_path: Path) -> None:
