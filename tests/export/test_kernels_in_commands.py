@@ -7,7 +7,6 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from qil_deploy.errors import TargetError
@@ -15,9 +14,6 @@ from qil_deploy.onnx_io import read_model
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.doctor import Diagnosis
-from qil_deploy.runtime_tests.doctor.check_kernels import kernel_findings
-from qil_deploy.runtime_tests.doctor.compare_levels import difference
-from qil_deploy.runtime_tests.doctor.try_runtime import Failure, RuntimeTrial
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.kernel_library import SET_VARIABLE, KernelLibrary, find_kernel_library
 from qil_deploy.runtime_tests.report.extract import of_targets
@@ -109,21 +105,6 @@ def test_doctor_without_the_option_says_nothing_of_kernels(model: Path, tmp_path
     assert call_command("doctor", model, "--json", tmp_path / "doctor.json").code == 0
     diagnosis = read_report(tmp_path / "doctor.json", Diagnosis)
     assert (diagnosis.with_kernels, diagnosis.kernel_choices) == ((), ())
-
-
-def test_what_kernels_change_is_wrong_and_what_they_cannot_do_blocks(model: Path) -> None:
-    file, choices = read_model(model), {"TernaryConv": "scalar (QIL_DEPLOY_KERNELS asks for it)"}
-    logits = np.arange(40, dtype=np.float32)
-    changed = RuntimeTrial(with_kernels=(difference("logits", logits, logits[::-1]),))
-    (finding,) = kernel_findings(file, choices, changed)
-    assert (finding.kind, finding.severity) == ("kernels-change-result", "wrong")
-    assert finding.where == ("output 'logits': 40 of 40 differ, by up to 39",)
-    same = RuntimeTrial(with_kernels=(difference("logits", logits, logits),))
-    assert list(kernel_findings(file, choices, same)) == []
-    for how, severity in (("failed", "blocks"), ("crashed", "blocks"), ("hung", "unknown")):
-        failed = RuntimeTrial(failures={"run_kernels": Failure(how=how, reason="qil.deploy: w is odd")})
-        (finding,) = kernel_findings(file, choices, failed)
-        assert (finding.kind, finding.severity, finding.where) == ("kernels-fail", severity, ("qil.deploy: w is odd",))
 
 
 # ---- Targets
