@@ -12,11 +12,12 @@ import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from qil_deploy.errors import UnsupportedModelError
@@ -27,6 +28,7 @@ from .outputs import tensors_of
 
 RELATIVE_TOLERANCE: Final = 1e-5
 TRAINING_TOLERANCE: Final = 1e-2  # BatchNorm over two images may enlarge what float sums differ by
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
 _RANDOM = (
     "alpha_dropout",
@@ -52,7 +54,8 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
 
     In the graph nothing is written in place. The two may differ by `RELATIVE_TOLERANCE` of the network's largest
     output: float sums need not have one order. Where a network multiplies up what float32 rounds, and they differ by
-    more, copies of both are compared in float64.
+    more, copies of both are compared in float64; where it multiplies up even what float64 rounds, from one layer to the
+    next (`_same_between_layers`).
 
     Args:
         network: the user's.
@@ -70,8 +73,16 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
     try:
         _compare_on(network, graph, inputs)
     except _DifferentValuesError:
-        precise = copy.deepcopy(nn.ModuleList([network, graph])).double()  # what they share they share there, too
-        _compare_on(precise[0], precise[1], {name: x.double() for name, x in inputs.items()})
+        # What they share they share there, too.
+        network, graph = copy.deepcopy(nn.ModuleList([network, graph])).double()
+        doubles = {name: x.double() for name, x in inputs.items()}
+        try:
+            _compare_on(network, graph, doubles)
+        except _DifferentValuesError:
+            if not isinstance(graph, fx.GraphModule):
+                raise
+            if not all(_same_between_layers(network, graph, x) for x in doubles.values()):
+                raise
 
 
 class _DifferentValuesError(UnsupportedModelError):
@@ -84,6 +95,50 @@ def _compare_on(network: nn.Module, graph: nn.Module, inputs: Mapping[str, Tenso
         with _nothing_written_in_place(graph):
             for name, x in inputs.items():
                 _compare(expected[name], tensors_of(graph(x.clone())), name)
+
+
+def _same_between_layers(network: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
+    """Tell whether every part of a graph makes of what the network's layers in front of it made what the next ones did.
+
+    Parts that compute the same are a network that computes the same, however much each of them multiplies up what those
+    in front of it have rounded. A part ends at a layer that the graph has as the network has it, and with an output.
+    """
+    made: dict[str, list[Tensor]] = {}
+    in_graph = {name: type(module) for name, module in graph.named_modules()}
+    with evaluation_mode(network, graph):
+        for name, module in network.named_modules():
+            kind = type(module)
+            if kind in _LAYERS and in_graph.get(name) is kind:
+                module.register_forward_hook(partial(_keep, made.setdefault(name, [])))
+        expected = tensors_of(network(x.clone()))
+        walk = _Walk(graph, {name: results[0] for name, results in made.items() if len(results) == 1})
+        with _nothing_written_in_place(graph):
+            found = tensors_of(walk.run(x.clone()))
+    return walk.same and all(_is_close(*pair, RELATIVE_TOLERANCE) for pair in zip(expected, found, strict=True))
+
+
+def _keep(made: list[Tensor], _module: nn.Module, _inputs: object, result: Tensor) -> None:
+    made.append(result.clone())  # what follows may write over it
+
+
+class _Walk(fx.Interpreter):
+    """Runs a graph, and goes on behind each layer with what the network made there.
+
+    Attributes:
+        same: whether it was the same each time.
+    """
+
+    def __init__(self, graph: fx.GraphModule, made: Mapping[str, Tensor]) -> None:
+        super().__init__(graph)
+        self.made, self.same = made, True
+
+    def run_node(self, node: fx.Node) -> Any:  # noqa: ANN401 - as in the base class
+        result = super().run_node(node)
+        if node.op != "call_module" or str(node.target) not in self.made:
+            return result
+        expected = self.made[str(node.target)]
+        self.same = self.same and _is_close(expected, result, RELATIVE_TOLERANCE)
+        return expected
 
 
 @contextmanager

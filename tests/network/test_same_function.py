@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import DataError, UnsupportedModelError
+from qil_deploy.network.capture import capture_network
 from qil_deploy.network.preparation import prepare
 from qil_deploy.network.same_function import require_same_function
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer, WeightQuantizer
@@ -208,3 +209,41 @@ def test_rounding_that_is_multiplied_up_is_no_other_network() -> None:
     require_same_function(Unmoved(3.0), Moved(3.0), example)
     with pytest.raises(UnsupportedModelError, match="what was captured is not the network"):
         require_same_function(Unmoved(3.0), Moved(3.001), example)
+
+
+class Chaotic(nn.Module):
+    """The logistic map, again and again: it doubles what a sum is rounded by, until nothing else is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+        self.turns = nn.ModuleList(nn.Conv2d(4, 4, 1, groups=4) for _ in range(120))
+        for turn in self.turns.children():
+            assert isinstance(turn, nn.Conv2d)
+            assert turn.bias is not None
+            nn.init.constant_(turn.weight, 3.99)
+            nn.init.zeros_(turn.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid((self.stem(x) + 1000) - 1000)  # captured as one shift, of nothing
+        for turn in self.turns:
+            x = turn(x * (1 - x))
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+def test_a_network_that_multiplies_up_every_rounding_is_compared_from_layer_to_layer() -> None:
+    network, x = Chaotic().eval(), torch.rand(1, *GRID.shape)
+    graph = capture_network(network, x)
+    with torch.no_grad():
+        precise = copy.deepcopy(nn.ModuleList([network, graph])).double()
+        assert float((precise[0](x.double()) - precise[1](x.double())).abs().max()) > 1e-2
+    require_same_function(network, graph, x)
+    for key, change in (("turns.33", 1e-3), ("fc", 1e-2), ("stem", 1e-3)):
+        other = copy.deepcopy(graph)
+        with torch.no_grad():
+            bias = other.get_submodule(key).bias
+            assert isinstance(bias, Tensor)
+            bias[1] += change
+        with pytest.raises(UnsupportedModelError, match="what was captured is not the network: on"):
+            require_same_function(network, other, x)
