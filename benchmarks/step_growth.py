@@ -10,11 +10,10 @@ docs/benchmarks.md. Measure on a machine that does nothing else.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 import typer
@@ -22,13 +21,27 @@ from torch import nn
 
 from exporters import goal_rows
 from goals import Verdict
-from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.terminal import Console, Progress
 from step_time import COMPILED_GOAL, GAMMA_GOAL, StepTime, measure, summarize
 from tables import Rows, console_table
-from training_steps import Step, Variant, float_model, images_of, machine_line, model_of, step_of
+from training_steps import (
+    Folder,
+    Repeats,
+    Seed,
+    Size,
+    Step,
+    Threads,
+    Variant,
+    Warmup,
+    begin,
+    float_model,
+    images_of,
+    machine_line,
+    model_of,
+    step_of,
+)
 
 QUANTIZED = Variant(placement="integer", compiled=True)
 MODELS = {
@@ -80,18 +93,16 @@ class StepGrowthReport:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/benchmarks"),
-    size: Annotated[int, typer.Option(help="Height and width of the images.", min=8)] = 32,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
-    repeats: Annotated[int, typer.Option(help="Measured steps of each model.", min=2)] = 30,
-    warmup: Annotated[int, typer.Option(help="Steps before them that are not counted.", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="Of the weights, the images and the order of the models.")] = 0,
+    out: Folder = Path("runs/benchmarks"),
+    size: Size = 32,
+    threads: Threads = 2,
+    repeats: Repeats = 30,
+    warmup: Warmup = 3,
+    seed: Seed = 0,
 ) -> None:
     """Time steps of networks of several depths, and of one on batches of several sizes."""
     console = Console()
-    ensure_writable(out / "step_growth.json")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    torch.set_num_threads(threads)
+    load = begin(out / "step_growth.json", threads)
     cases = []
     with Progress(console=console, transient=True) as progress:
         for network, batch in CASES:

@@ -11,7 +11,6 @@ docs/benchmarks.md. Brevitas is listed with the reason where it is not installed
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,13 +27,27 @@ from goals import Verdict
 from peers import use_brevitas_layers
 from qil_deploy.config import Placement
 from qil_deploy.errors import ConfigError
-from qil_deploy.files import ensure_writable
 from qil_deploy.runtime_tests import write_report
 from qil_deploy.runtime_tests.bench import Clock
 from qil_deploy.runtime_tests.environment import Environment, describe_environment
 from qil_deploy.terminal import Console, Progress
 from tables import Rows, console_table
-from training_steps import Step, Variant, float_model, images_of, machine_line, model_of, step_of
+from training_steps import (
+    Folder,
+    Repeats,
+    Seed,
+    Size,
+    Step,
+    Threads,
+    Variant,
+    Warmup,
+    begin,
+    float_model,
+    images_of,
+    machine_line,
+    model_of,
+    step_of,
+)
 
 _RESAMPLES = 2000
 _MILLISECOND = 1e6
@@ -114,20 +127,18 @@ class StepTimeReport:
 
 def main(
     network: Annotated[str, typer.Option(help="Name in training.models.MODELS.")] = "resnet18",
-    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/benchmarks"),
+    out: Folder = Path("runs/benchmarks"),
     batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 32,
-    size: Annotated[int, typer.Option(help="Height and width of the images.", min=8)] = 64,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
-    repeats: Annotated[int, typer.Option(help="Measured steps of each model.", min=2)] = 30,
-    warmup: Annotated[int, typer.Option(help="Steps before them that are not counted.", min=1)] = 3,
-    seed: Annotated[int, typer.Option(help="Of the weights, the images and the order of the models.")] = 0,
+    size: Size = 64,
+    threads: Threads = 2,
+    repeats: Repeats = 30,
+    warmup: Warmup = 3,
+    seed: Seed = 0,
 ) -> None:
     """Time one optimizer step of a network, float, quantized in each way, and with Brevitas."""
     console = Console()
     path = out / "step_time.json"
-    ensure_writable(path)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    torch.set_num_threads(threads)
+    load = begin(path, threads)
     steps, skipped = make_steps(network, batch=batch, size=size, seed=seed)
     with Progress(console=console, transient=True) as progress:
         samples = measure(steps, repeats=repeats, warmup=warmup, seed=seed, progress=progress)

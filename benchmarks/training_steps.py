@@ -1,15 +1,23 @@
-"""One optimizer step of a network on a batch of noise, float or quantized, as `step_time` and `step_growth` time it."""
+"""One optimizer step of a network on a batch of noise, float or quantized, and what its two benchmarks share.
+
+These are `step_time` and `step_growth`: their options, and what they do before they measure.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qil_deploy.config import Placement, QuantConfig
+from qil_deploy.files import ensure_writable
 from qil_deploy.integers import freeze
 from qil_deploy.network import calibrate, prepare
 from qil_deploy.preprocessing import Preprocessing
@@ -24,6 +32,13 @@ CLASSES = 10
 BITS = 4
 
 Step = Callable[[], None]
+
+Folder = Annotated[Path, typer.Option(help="Folder for the report.")]
+Size = Annotated[int, typer.Option(help="Height and width of the images.", min=8)]
+Threads = Annotated[int, typer.Option(help="Threads of torch.", min=1)]
+Repeats = Annotated[int, typer.Option(help="Measured steps of each model.", min=2)]
+Warmup = Annotated[int, typer.Option(help="Steps before them that are not counted.", min=1)]
+Seed = Annotated[int, typer.Option(help="Of the weights, the images and the order of the models.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +121,18 @@ def step_of(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool, teac
             optimizer.step()
 
     return step
+
+
+def begin(path: Path, threads: int) -> float | None:
+    """Make ready to measure, on so many threads; return the load of the machine before, where it is known.
+
+    Raises:
+        OutputError: no report can be written to `path`.
+    """
+    ensure_writable(path)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    torch.set_num_threads(threads)
+    return load
 
 
 def machine_line(environment: Environment, threads: int, torch_version: str, load: float | None) -> str:
