@@ -3,7 +3,8 @@
     weights of convolutions and linear layers         learning_rate, with weight decay
     biases, BatchNorm                                 learning_rate
     intervals, steps of 8-bit ranges, exponents       interval_learning_rate
-    output scales and shifts                          interval_learning_rate, or its default where that is 0
+    output scales and shifts                          output_scale_learning_rate; None: that of intervals, or its
+                                                      default where that is 0
 
 Parameters of quantizers, output scales and shifts are dimensionless (decision 0009), so one rate suits every layer, and
 Adam bounds each step by it, however large the sum of gradients is (decision 0011). SGD is there for the paper's own
@@ -40,6 +41,7 @@ def parameter_groups(
     *,
     learning_rate: float = STAGE_LEARNING_RATE,
     interval_learning_rate: float = INTERVAL_LEARNING_RATE,
+    output_scale_learning_rate: float | None = None,
     weight_decay: float = STAGE_WEIGHT_DECAY,
 ) -> list[dict[str, Any]]:
     """Return the parameters that are trained as groups for one optimizer; the defaults are those of recipes' stages.
@@ -50,8 +52,9 @@ def parameter_groups(
     Args:
         model: float, prepared or frozen.
         learning_rate: of weights, biases and BatchNorm.
-        interval_learning_rate: of quantizers, and of output scales and shifts; 0 leaves quantizers out, and scales and
-            shifts have the default.
+        interval_learning_rate: of quantizers; 0 leaves them out.
+        output_scale_learning_rate: of output scales and shifts; None: that of quantizers, or its default where that is
+            0.
         weight_decay: of tensors of rank 2 and more.
 
     Raises:
@@ -59,10 +62,11 @@ def parameter_groups(
     """
     weights, scales = weight_parameters(model), output_parameters(model)
     intervals = interval_parameters(model) if interval_learning_rate > 0 else []
+    of_scales = _scale_rate(interval_learning_rate, output_scale_learning_rate)
     groups = [
         ([p for p in weights if p.ndim >= 2], learning_rate, weight_decay),
         ([p for p in weights if p.ndim < 2], learning_rate, 0.0),
-        (intervals + scales, interval_learning_rate or INTERVAL_LEARNING_RATE, 0.0),
+        *((tensors, rate, 0.0) for tensors, rate in _by_rate(intervals, interval_learning_rate, scales, of_scales)),
     ]
     found = [{"params": tensors, "lr": rate, "weight_decay": decay} for tensors, rate, decay in groups if tensors]
     if not found:
@@ -73,11 +77,25 @@ def parameter_groups(
     return found
 
 
+def _scale_rate(of_intervals: float, of_scales: float | None) -> float:
+    return of_scales or of_intervals or INTERVAL_LEARNING_RATE
+
+
+def _by_rate(
+    intervals: list[nn.Parameter], of_intervals: float, scales: list[nn.Parameter], of_scales: float
+) -> list[tuple[list[nn.Parameter], float]]:
+    """Return intervals and output scales with their rates: in one group where that is the same, or one is missing."""
+    if of_scales == of_intervals or not intervals:
+        return [(intervals + scales, of_scales)]
+    return [(intervals, of_intervals), (scales, of_scales)]
+
+
 def recipe_optimizers(
     model: nn.Module,
     *,
     learning_rate: float = STAGE_LEARNING_RATE,
     interval_learning_rate: float = INTERVAL_LEARNING_RATE,
+    output_scale_learning_rate: float | None = None,
     weight_decay: float = STAGE_WEIGHT_DECAY,
     interval_optimizer: IntervalOptimizer = "adam",
 ) -> list[torch.optim.Optimizer]:
@@ -87,7 +105,11 @@ def recipe_optimizers(
     `interval_optimizer="sgd"` quantizers and scales, too, learn by SGD with Nesterov momentum, at their own rate.
     """
     groups = parameter_groups(
-        model, learning_rate=learning_rate, interval_learning_rate=interval_learning_rate, weight_decay=weight_decay
+        model,
+        learning_rate=learning_rate,
+        interval_learning_rate=interval_learning_rate,
+        output_scale_learning_rate=output_scale_learning_rate,
+        weight_decay=weight_decay,
     )
     weights = {id(parameter) for parameter in weight_parameters(model)}
     of_intervals = [group for group in groups if id(group["params"][0]) not in weights]
@@ -131,6 +153,7 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
         model,
         learning_rate=section.learning_rate,
         interval_learning_rate=section.interval_learning_rate,
+        output_scale_learning_rate=section.output_scale_learning_rate,
         weight_decay=section.weight_decay,
         interval_optimizer=section.interval_optimizer,
     )
@@ -139,13 +162,14 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
 def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
     """Make quantizers, output scales and shifts the only trained parameters; return what trains them.
 
-    At an `interval_learning_rate` of 0 quantizers stay, too, and scales and shifts learn at the default rate.
+    At an `interval_learning_rate` of 0 quantizers stay, too.
 
     Raises:
         ConfigError: there are none.
     """
     intervals = interval_parameters(model) if section.interval_learning_rate > 0 else []
-    learned = intervals + output_parameters(model)
+    scales = output_parameters(model)
+    learned = intervals + scales
     if not learned:
         raise ConfigError(
             "there is nothing to train: the model has no output scale, and no quantizer whose interval could be "
@@ -154,8 +178,9 @@ def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[to
     model.requires_grad_(False)
     for parameter in learned:
         parameter.requires_grad_(True)
-    rate = section.interval_learning_rate or INTERVAL_LEARNING_RATE
-    return [_of_intervals([{"params": learned, "lr": rate}], section.interval_optimizer)]
+    rate = section.interval_learning_rate
+    groups = _by_rate(intervals, rate, scales, _scale_rate(rate, section.output_scale_learning_rate))
+    return [_of_intervals([{"params": p, "lr": lr} for p, lr in groups if p], section.interval_optimizer)]
 
 
 def rate_factor(step: int, steps: int, section: OptimizerSection) -> float:

@@ -101,6 +101,8 @@ class OptimizerSection(_Section):
 
     Attributes:
         batch_size: over all processes.
+        output_scale_learning_rate: of output scales and shifts; None: `interval_learning_rate`, or its default where
+            that is 0.
         interval_optimizer: of interval parameters; `sgd` is the paper's, and needs rates far below those of weights.
         schedule: `cosine` to zero, or `step`: times `decay` at each of `milestones`, shares of the phase.
         label_smoothing: of the cross-entropy.
@@ -116,6 +118,7 @@ class OptimizerSection(_Section):
     learning_rate: Positive = 0.1
     weight_decay: NotNegative = 5e-4
     interval_learning_rate: NotNegative = INTERVAL_LEARNING_RATE
+    output_scale_learning_rate: Positive | None = None
     interval_optimizer: IntervalOptimizer = "adam"
     warmup: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.05
     schedule: Literal["cosine", "step"] = "cosine"
@@ -174,17 +177,26 @@ class StageSection(OptimizerSection):
 
     @model_validator(mode="after")
     def _check_frozen_rate(self) -> Self:
-        if self.frozen_epochs and self.frozen_interval_learning_rate > LARGEST_RATE:
-            raise ValueError(
-                f"frozen epochs would have the interval_learning_rate {self.frozen_interval_learning_rate:g}: "
-                "interval_learning_rate times frozen_learning_rate by learning_rate"
-            )
+        rates = {
+            "interval_learning_rate": self.frozen_interval_learning_rate,
+            "output_scale_learning_rate": self._frozen_scale_rate or 0.0,
+        }
+        for key, rate in rates.items():
+            if self.frozen_epochs and rate > LARGEST_RATE:
+                raise ValueError(
+                    f"frozen epochs would have the {key} {rate:g}: {key} times frozen_learning_rate by learning_rate"
+                )
         return self
 
     @property
     def frozen_interval_learning_rate(self) -> float:
         """Rate of interval parameters in frozen epochs: as far below that of the stage as the rate of weights is."""
         return self.interval_learning_rate * self.frozen_learning_rate / self.learning_rate
+
+    @property
+    def _frozen_scale_rate(self) -> float | None:
+        rate = self.output_scale_learning_rate
+        return None if rate is None else rate * self.frozen_learning_rate / self.learning_rate or None
 
     def frozen_section(self) -> OptimizerSection:
         """Return how the frozen epochs are optimized."""
@@ -194,6 +206,7 @@ class StageSection(OptimizerSection):
             learning_rate=self.frozen_learning_rate,
             weight_decay=self.weight_decay,
             interval_learning_rate=self.frozen_interval_learning_rate,
+            output_scale_learning_rate=self._frozen_scale_rate,
             interval_optimizer=self.interval_optimizer,
             label_smoothing=self.label_smoothing,
             gradient_norm=self.frozen_gradient_norm,

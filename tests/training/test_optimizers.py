@@ -123,6 +123,24 @@ def test_output_scales_learn_where_intervals_are_kept() -> None:
     assert (group["lr"], group["weight_decay"]) == (INTERVAL_LEARNING_RATE, 0.0)
 
 
+@pytest.mark.parametrize("interval_rate", [0.0, 0.02])
+def test_output_scales_may_have_a_rate_of_their_own(interval_rate: float) -> None:
+    model = prepared(network())
+    intervals = {id(p) for p in interval_parameters(model)} if interval_rate else set()
+    scales = {id(p) for p in output_parameters(model)}
+    section = StageSection(
+        epochs=1,
+        weight_bits=4,
+        activation_bits=4,
+        interval_learning_rate=interval_rate,
+        output_scale_learning_rate=3e-4,
+    )
+    (_, adam), (alone,) = make_optimizers(model, section), quantizer_optimizers(model, section)
+    for optimizer in (adam, alone):
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert rates == dict.fromkeys(intervals, interval_rate) | dict.fromkeys(scales, 3e-4)
+
+
 def test_no_rate_of_weights_makes_the_output_scale_of_the_last_layer_run_away() -> None:
     # The softened loss curves by 6.7 along the logarithm of the scale of these logits. Nesterov momentum of 0.9 is
     # stable up to a curvature of 3.8 / 2.8 over the rate, 2.7 here; the logits of trained networks, whose curvature is

@@ -261,6 +261,22 @@ def test_a_recipe_without_data(tmp_path: Path) -> None:
             },
             "frozen epochs would have the interval_learning_rate inf",
         ),
+        (
+            {
+                "stages": [
+                    {
+                        "weight_bits": 2,
+                        "activation_bits": 2,
+                        "epochs": 1,
+                        "learning_rate": 1e-20,
+                        "interval_learning_rate": 0.0,
+                        "output_scale_learning_rate": 1e20,
+                        "frozen_epochs": 1,
+                    }
+                ]
+            },
+            r"frozen epochs would have the output_scale_learning_rate 2e\+37",
+        ),
         ({f"key{number}": number for number in range(1000)}, "key3: there is no such key .*; and 996 more"),
         ({"\x1b[31m" + "x" * 10**5: 1}, r"\\x1b\[31mx+\.\.\. "),
     ],
@@ -317,6 +333,10 @@ def test_frozen_epochs_have_rates_of_their_own() -> None:
     assert (section.epochs, section.batch_size, section.weight_decay) == (2, 32, 0.5)
     assert (section.learning_rate, section.gradient_norm, section.warmup) == (0.002, 1.0, 0.05)
     assert section.interval_learning_rate == 0.003 * 0.002 / 0.02
+    assert section.output_scale_learning_rate is None
+    rates["output_scale_learning_rate"] = 0.001
+    recipe = recipe_from_dict(content() | {"stages": [stage | rates]}, "here")
+    assert recipe.stages[0].frozen_section().output_scale_learning_rate == 0.001 * 0.002 / 0.02
 
 
 @pytest.mark.parametrize(
