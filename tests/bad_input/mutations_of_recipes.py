@@ -64,7 +64,8 @@ def _new_number(text: str, _content: dict[str, Any], rng: np.random.Generator) -
     top = ("seed", "image_size", "train_images")
     stage = (
         "batch_size", "learning_rate", "weight_decay", "interval_learning_rate", "output_scale_learning_rate", "warmup",
-        "milestones", "decay", "label_smoothing", "gradient_norm", "average", "batchnorm_batches", "frozen_epochs", "frozen_learning_rate",
+        "milestones", "decay", "label_smoothing",
+        "gradient_norm", "average", "batchnorm_batches", "frozen_epochs", "frozen_learning_rate",
         "frozen_gradient_norm", "weight_bits", "activation_bits", "from_float",
     )  # fmt: skip
     number = pick(_NUMBERS, rng)
