@@ -196,6 +196,8 @@ class StageSection(OptimizerSection):
     @property
     def _frozen_scale_rate(self) -> float | None:
         rate = self.output_scale_learning_rate
+        if rate is None and self.interval_learning_rate == 0:
+            rate = INTERVAL_LEARNING_RATE
         return None if rate is None else rate * self.frozen_learning_rate / self.learning_rate or None
 
     def frozen_section(self) -> OptimizerSection:

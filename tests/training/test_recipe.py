@@ -16,7 +16,7 @@ from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import MODELS, build_model
 from qil_deploy.training.optimizers import rate_factor
-from qil_deploy.training.recipe import recipe_from_dict
+from qil_deploy.training.recipe import INTERVAL_LEARNING_RATE, recipe_from_dict
 from qil_deploy.training.recipe_file import load_recipe
 
 SHIPPED = sorted(path.stem for path in (Path(qil_deploy.training.__file__).parent / "recipes").glob("*.toml"))
@@ -337,6 +337,9 @@ def test_frozen_epochs_have_rates_of_their_own() -> None:
     rates["output_scale_learning_rate"] = 0.001
     recipe = recipe_from_dict(content() | {"stages": [stage | rates]}, "here")
     assert recipe.stages[0].frozen_section().output_scale_learning_rate == 0.001 * 0.002 / 0.02
+    kept = {"learning_rate": 0.02, "interval_learning_rate": 0.0, "frozen_learning_rate": 0.002}
+    recipe = recipe_from_dict(content() | {"stages": [stage | kept]}, "here")
+    assert recipe.stages[0].frozen_section().output_scale_learning_rate == INTERVAL_LEARNING_RATE * 0.002 / 0.02
 
 
 @pytest.mark.parametrize(
