@@ -122,12 +122,13 @@ def ways(bits: int, method: str) -> list[Variant]:
     """Return the rows of one width: plain, each ingredient alone, together."""
     plain = Variant(name="plain", bits=(bits,), method=method, rate={4: 0.05, 3: 0.05, 2: 0.1}[bits])
     # Gradients of a teacher's part of the loss are several times those of a cross-entropy: a lower rate for 2 bits.
-    taught = replace(plain, name="distillation", temperature=4.0, rate={4: 0.05, 3: 0.05, 2: 0.02}[bits])
+    taught = replace(plain, name="distillation", temperature=4.0, rate={4: 0.05, 3: 0.05, 2: 0.01}[bits])
     little = {4: 1e-4, 3: 5e-5, 2: 2.5e-5}[bits]
+    together = replace(taught, name="together", scaling=0.2, decay=little)
     rows = [
         plain,
         taught,
-        replace(taught, name="together", scaling=0.2, decay=little, returning=bits == 2),
+        together if bits > 2 else replace(together, returning=True, interval_rate=2e-4),  # decision 0050
         replace(plain, name="scaled gradient", scaling=0.2),
         replace(plain, name="gradient outside of intervals", returning=True),
         replace(plain, name="less weight decay", decay=little),
