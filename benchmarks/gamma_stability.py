@@ -36,7 +36,7 @@ from qil_deploy.runtime_tests.environment import Environment, describe_environme
 from qil_deploy.terminal import Console
 from qil_deploy.training.models import build_model
 from qil_deploy.training.optimizers import make_optimizers
-from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.recipe_sections import OptimizerSection
 from tables import Rows, console_table
 
 BITS = 3

@@ -22,7 +22,7 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.data import ArrayBatches, to_input
 from qil_deploy.training.models import in_memory_format, memory_format_for
 from qil_deploy.training.optimizers import rate_factor
-from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.recipe_sections import OptimizerSection
 
 WARM_UP_STEPS = 3  # before a step is recorded: libraries choose their kernels in the first
 

@@ -25,7 +25,7 @@ from qil_deploy.training.data import ArrayBatches
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.oscillation import Control, Oscillation
-from qil_deploy.training.recipe import INTERVAL_LEARNING_RATE, OptimizerSection, StageSection
+from qil_deploy.training.recipe_sections import INTERVAL_LEARNING_RATE, OptimizerSection, StageSection
 from side_by_side import Images, Learner, Loss, Order, run_epoch
 
 DATA = "fashion-mnist"

@@ -26,7 +26,7 @@ from qil_deploy.runtime_tests.environment import Environment
 from qil_deploy.training import distillation_loss
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
-from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.recipe_sections import OptimizerSection
 
 CLASSES = 10
 BITS = 4

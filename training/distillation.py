@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from qil_deploy.errors import ConfigError, DataError
 
-from .recipe import DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT
+from .recipe_sections import DISTILLATION_TEMPERATURE, DISTILLATION_WEIGHT
 
 
 def distillation_loss(

@@ -26,7 +26,7 @@ from qil_deploy.untrusted_text import excerpt
 from .data import ArrayBatches, Batches, to_input
 from .distillation import distillation_loss
 from .models import in_memory_format, memory_format_for, model_builder
-from .recipe import OWN_FLOAT, DistillationSection
+from .recipe_sections import OWN_FLOAT, DistillationSection
 from .run_state import Position
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from .models import in_memory_format, memory_format_for
 from .optimizers import make_optimizers, quantizer_optimizers, rate_factor, weight_parameters
 from .oscillation import Oscillation, oscillation_of
 from .phase_record import PhaseRecord
-from .recipe import OptimizerSection
+from .recipe_sections import OptimizerSection
 from .run import Run
 from .run_state import Extent, Learner, Position, load_state
 from .sync_batchnorm import synchronize_batchnorm

@@ -25,12 +25,7 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.network import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.quantizers import interval_parameters
 
-from .recipe import (
-    INTERVAL_LEARNING_RATE,
-    STAGE_LEARNING_RATE,
-    STAGE_WEIGHT_DECAY,
-    OptimizerSection,
-)
+from .recipe_sections import INTERVAL_LEARNING_RATE, STAGE_LEARNING_RATE, STAGE_WEIGHT_DECAY, OptimizerSection
 from .recipe_values import IntervalOptimizer
 
 MOMENTUM = 0.9

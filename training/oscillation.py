@@ -35,7 +35,7 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.network import AveragingConv2d, QuantConv2d, QuantLayer, QuantLinear, weight_to_quantize
 from qil_deploy.quantizers import WeightQuantizer
 
-from .recipe import (
+from .recipe_sections import (
     OSCILLATION_DAMPENING,
     OSCILLATION_MOMENTUM,
     OSCILLATION_THRESHOLD,

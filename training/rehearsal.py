@@ -28,7 +28,7 @@ from .fit import loss_of, optimizers_of, training_mode
 from .memory import require_memory
 from .models import describe_error, memory_format_for
 from .oscillation import oscillation_of
-from .recipe import OptimizerSection, StageSection
+from .recipe_sections import OptimizerSection, StageSection
 from .run import Run
 from .run_state import Position
 

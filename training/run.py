@@ -17,7 +17,8 @@ from qil_deploy.terminal import Progress
 from .data import Batches, RunData, Share, load_run_data
 from .distillation_teacher import DistillationTeacher
 from .models import load_initial_weights, memory_format_for, model_builder
-from .recipe import Recipe, StageSection
+from .recipe import Recipe
+from .recipe_sections import StageSection
 from .run_folder import check_finished
 from .run_state import remove_state
 

@@ -25,7 +25,8 @@ from qil_deploy.errors import CheckpointError
 
 from .distillation import divergence
 from .models import model_builder
-from .recipe import QuantizerOnlySection, Recipe
+from .recipe import Recipe
+from .recipe_sections import QuantizerOnlySection
 from .run_state import Position
 
 

@@ -32,7 +32,8 @@ from qil_deploy.terminal import Progress
 
 from .fit import fit
 from .pictures import interval_starts
-from .recipe import Recipe, StageSection
+from .recipe import Recipe
+from .recipe_sections import StageSection
 from .rehearsal import rehearse
 from .run import Run, Settings
 from .run_folder import check_folder, claimed_folder

@@ -14,7 +14,7 @@ from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.quantizers import QilWeightQuantizer, interval_parameters
 from qil_deploy.training.optimizers import make_optimizers
-from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.recipe_sections import OptimizerSection
 
 if TYPE_CHECKING:
     from tests.trained_digits import Digits

@@ -24,7 +24,7 @@ from qil_deploy.training.data.memory_batches import ArrayBatches
 from qil_deploy.training.fit import EpochMetrics, Phase, train_epochs
 from qil_deploy.training.models.build import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers, output_parameters, rate_factor
-from qil_deploy.training.recipe import OptimizerSection
+from qil_deploy.training.recipe_sections import OptimizerSection
 from qil_deploy.training.run_state import Learner, Position
 
 from .conftest import MemoryRecord, accuracy

@@ -19,7 +19,7 @@ from qil_deploy.quantizers import interval_parameters
 from qil_deploy.training import distillation_loss, parameter_groups, recipe_optimizers, weight_parameters
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.optimizers import make_optimizers, output_parameters, quantizer_optimizers
-from qil_deploy.training.recipe import INTERVAL_LEARNING_RATE, StageSection
+from qil_deploy.training.recipe_sections import INTERVAL_LEARNING_RATE, StageSection
 
 PIXELS = Preprocessing(channels=1, height=8, width=8, scale=0.0123, zero_point=77)
 

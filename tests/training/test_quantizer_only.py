@@ -26,7 +26,8 @@ from qil_deploy.reference import IntegerReference
 from qil_deploy.training.data import unlabelled as unlabelled_module
 from qil_deploy.training.data.unlabelled import noise_images
 from qil_deploy.training.models.build import build_model
-from qil_deploy.training.recipe import QuantizerOnlySection, Recipe, recipe_from_dict
+from qil_deploy.training.recipe import Recipe, recipe_from_dict
+from qil_deploy.training.recipe_sections import QuantizerOnlySection
 from qil_deploy.training.run_state import Position
 from qil_deploy.training.teacher import Teacher, TeacherLoss
 from qil_deploy.training.train import train

@@ -16,8 +16,9 @@ from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import MODELS, build_model
 from qil_deploy.training.optimizers import rate_factor
-from qil_deploy.training.recipe import INTERVAL_LEARNING_RATE, recipe_from_dict
+from qil_deploy.training.recipe import recipe_from_dict
 from qil_deploy.training.recipe_file import load_recipe
+from qil_deploy.training.recipe_sections import INTERVAL_LEARNING_RATE
 
 SHIPPED = sorted(path.stem for path in (Path(qil_deploy.training.__file__).parent / "recipes").glob("*.toml"))
 

@@ -24,7 +24,8 @@ from qil_deploy.training import run_state, weight_parameters
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.optimizers import make_optimizers, output_parameters
 from qil_deploy.training.phase_record import PhaseRecord
-from qil_deploy.training.recipe import OptimizerSection, Recipe, recipe_from_dict
+from qil_deploy.training.recipe import Recipe, recipe_from_dict
+from qil_deploy.training.recipe_sections import OptimizerSection
 from qil_deploy.training.run import Settings
 from qil_deploy.training.run_state import Learner, Position, load_state, save_state
 from qil_deploy.training.train import train

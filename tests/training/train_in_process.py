@@ -31,7 +31,8 @@ from qil_deploy.training.distillation_teacher import DistillationLoss
 from qil_deploy.training.fit import EpochMetrics, Loss, Phase, StepMetrics, cross_entropy, loss_of, train_epochs
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.optimizers import make_optimizers
-from qil_deploy.training.recipe import OptimizerSection, recipe_from_dict
+from qil_deploy.training.recipe import recipe_from_dict
+from qil_deploy.training.recipe_sections import OptimizerSection
 from qil_deploy.training.run import Run, Settings
 from qil_deploy.training.run_state import Learner, Position
 

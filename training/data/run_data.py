@@ -26,7 +26,8 @@ from qil_deploy.integers import predictions
 from qil_deploy.network import evaluation_mode
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.memory import require_memory
-from qil_deploy.training.recipe import QuantizerOnlySection, Recipe
+from qil_deploy.training.recipe import Recipe
+from qil_deploy.training.recipe_sections import QuantizerOnlySection
 from qil_deploy.training.teacher import Teacher, load_teacher
 
 from .folder_batches import FolderBatches

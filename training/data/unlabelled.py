@@ -11,7 +11,7 @@ from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.integers import predictions
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.memory import require_memory
-from qil_deploy.training.recipe import NOISE, QuantizerOnlySection
+from qil_deploy.training.recipe_sections import NOISE, QuantizerOnlySection
 from qil_deploy.training.teacher import Teacher
 
 _NOISE_BYTES = 12  # per value, while noise is drawn and smoothed
