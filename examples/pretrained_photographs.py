@@ -3,12 +3,13 @@
     pip install 'qil-deploy[train,export,examples]'
     python examples/pretrained_photographs.py PHOTOS --held-out OTHER_PHOTOS
 
-Weights and BatchNorm stay bit for bit. Intervals, and a scale and a shift for every channel, are fitted to what the
-float network does on crops of the photographs in PHOTOS, and then trained to give its logits
-(`pretrained_photographs.toml`; on a GPU where there is one). Printed is how often the frozen network gives pictures of
-OTHER_PHOTOS the class that the float network gives them, after calibration alone and after training: of all pictures,
-of those where the float network is sure, and of those that it names right, where paths say what is to be seen by a
-synset (`n01440764`), as those of ImageNet do. In OUT (runs/photographs):
+BatchNorm stays bit for bit. On crops of the photographs in PHOTOS, intervals, and a scale and a shift for every
+channel, are fitted to what the float network does, weights are rounded so that their errors cancel, and scales and
+shifts are then trained to give the float network's logits (`pretrained_photographs.toml`; on a GPU where there is one).
+Printed is how often the frozen network gives pictures of OTHER_PHOTOS the class that the float network gives them,
+after calibration alone and after training: of all pictures, of those where the float network is sure, and of those that
+it names right, where paths say what is to be seen by a synset (`n01440764`), as those of ImageNet do. In OUT
+(runs/photographs):
 
     data/train/photographs, data/test/CLASS    the pictures; those of OTHER_PHOTOS by the class that float gives them
     float.safetensors                          the float network
