@@ -226,8 +226,13 @@ class ConvolutionNode final : public Node {
   }
 
   void compute(abi::KernelContext* context) override {
-    const Tensor<int8_t> weights = tensor_of<int8_t>(input_of(context, w_input));
-    convolution_of(weights)->compute(context, weights.data);
+    const abi::Value* weights = input_of(context, w_input);
+    if (constant_) {
+      convolution_->compute(context, data_of<const int8_t>(weights));
+    } else {
+      const Tensor<int8_t> read = tensor_of<int8_t>(weights);
+      convolution_of(read)->compute(context, read.data);
+    }
   }
 
  private:
@@ -236,7 +241,6 @@ class ConvolutionNode final : public Node {
   }
 
   std::shared_ptr<Convolution> convolution_of(const Tensor<int8_t>& weights) {
-    if (constant_) return convolution_;
     std::lock_guard lock(mutex_);
     const bool same = convolution_ != nullptr && weights.shape == shape_ &&
                       std::equal(made_of_.begin(), made_of_.end(), weights.data);
