@@ -121,14 +121,15 @@ def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
 def ways(bits: int, method: str) -> list[Variant]:
     """Return the rows of one width: plain, each ingredient alone, together."""
     plain = Variant(name="plain", bits=(bits,), method=method, rate={4: 0.05, 3: 0.05, 2: 0.1}[bits])
-    # Gradients of a teacher's part of the loss are several times those of a cross-entropy: a lower rate for 2 bits.
-    taught = replace(plain, name="distillation", temperature=4.0, rate={4: 0.05, 3: 0.05, 2: 0.01}[bits])
+    # Gradients of a teacher's part of the loss are several times those of a cross-entropy: a lower rate for few bits.
+    taught = replace(plain, name="distillation", temperature=4.0, rate={4: 0.05, 3: 0.02, 2: 0.01}[bits])
     little = {4: 1e-4, 3: 5e-5, 2: 2.5e-5}[bits]
     together = replace(taught, name="together", scaling=0.2, decay=little)
     rows = [
         plain,
         taught,
-        together if bits > 2 else replace(together, returning=True, interval_rate=2e-4),  # decision 0050
+        # Weights that left their interval return, and at low rates few leave it (decision 0050).
+        together if bits > 3 else replace(together, returning=True, interval_rate={3: 5e-4, 2: 2e-4}[bits]),
         replace(plain, name="scaled gradient", scaling=0.2),
         replace(plain, name="gradient outside of intervals", returning=True),
         replace(plain, name="less weight decay", decay=little),
