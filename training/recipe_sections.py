@@ -178,14 +178,17 @@ class StageSection(OptimizerSection):
     @property
     def frozen_interval_learning_rate(self) -> float:
         """Rate of interval parameters in frozen epochs: as far below that of the stage as the rate of weights is."""
-        return self.interval_learning_rate * self.frozen_learning_rate / self.learning_rate
+        return self._in_frozen_epochs(self.interval_learning_rate)
 
     @property
     def _frozen_scale_rate(self) -> float | None:
         rate = self.output_scale_learning_rate
         if rate is None and self.interval_learning_rate == 0:
             rate = INTERVAL_LEARNING_RATE
-        return None if rate is None else rate * self.frozen_learning_rate / self.learning_rate or None
+        return None if rate is None else self._in_frozen_epochs(rate) or None
+
+    def _in_frozen_epochs(self, rate: float) -> float:
+        return rate * self.frozen_learning_rate / self.learning_rate
 
     def frozen_section(self) -> OptimizerSection:
         """Return how the frozen epochs are optimized."""

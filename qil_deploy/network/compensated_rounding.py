@@ -19,8 +19,7 @@ Afterwards the weights are in the middle of what is rounded to their codes. Inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,9 +29,10 @@ from torch.nn import functional as F
 
 from qil_deploy.errors import UnsupportedModelError
 
+from .bit_widths import quantized_layers
 from .calibrator import NORMS_STAY
 from .callers_state import evaluation_mode
-from .layers import AveragingConv2d, QuantConv2d, QuantLayer, QuantLinear, pad_image, pair, weight_to_quantize
+from .layers import QuantConv2d, QuantLayer, QuantLinear, pad_image, pair, weight_to_quantize
 
 LARGEST_ROW: Final = 16384
 """Weights per output channel beyond which a layer is rounded to nearest: `M` would take over 2 GB."""
@@ -87,8 +87,7 @@ def compensate_rounding(model: fx.GraphModule, batches: Sequence[Tensor], only: 
     """
     layers = {
         name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, QuantConv2d | QuantLinear) and not isinstance(layer, AveragingConv2d)
+        for name, layer in quantized_layers(model).items()
         if (only is None or name in only) and layer.weight[0].numel() <= LARGEST_ROW
     }
     for name, layer in layers.items():
@@ -142,25 +141,20 @@ def _collect(layers: dict[str, QuantLayer], model: nn.Module, batches: Sequence[
         zeros = layer.weight.new_zeros((groups, row, row), dtype=torch.float64)
         found[name] = _Moments(products=zeros, values=zeros[:, 0].clone(), count=0)
 
-    def record(name: str, layer: QuantLayer) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        return lambda _, inputs: found[name].add(inputs_of_weights(layer, inputs[0], generator))
-
-    with evaluation_mode(model), _hooked(layers, record):
-        for batch in batches:
-            model(batch.clone())
-    return {name: moments for name, moments in found.items() if moments.count}
-
-
-@contextmanager
-def _hooked(
-    layers: dict[str, QuantLayer], record: Callable[[str, QuantLayer], Callable[[nn.Module, tuple[Tensor]], None]]
-) -> Iterator[None]:
-    handles = [layer.register_forward_pre_hook(record(name, layer)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda layer, inputs, moments=found[name]: moments.add(inputs_of_weights(layer, inputs[0], generator))
+        )
+        for name, layer in layers.items()
+    ]
     try:
-        yield
+        with evaluation_mode(model):
+            for batch in batches:
+                model(batch.clone())
     finally:
         for handle in handles:
             handle.remove()
+    return found
 
 
 def inputs_of_weights(layer: QuantLayer, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -172,17 +166,17 @@ def inputs_of_weights(layer: QuantLayer, x: Tensor, generator: torch.Generator) 
     if isinstance(layer, QuantLinear):
         return x.reshape(1, -1, x.shape[-1])
     top, left = pair(layer.padding)
-    x = F.pad(pad_image(x, layer), (left, left, top, top))
-    (rows, columns), strides, dilations = layer.kernel_size, pair(layer.stride), pair(layer.dilation)
-    height, width = (
-        (x.shape[dim] - dilations[dim - 2] * (layer.kernel_size[dim - 2] - 1) - 1) // strides[dim - 2] + 1
-        for dim in (2, 3)
-    )
+    windows = F.pad(pad_image(x, layer), (left, left, top, top))
+    for dim, size, stride, dilation in zip(
+        (2, 3), layer.kernel_size, pair(layer.stride), pair(layer.dilation), strict=True
+    ):
+        windows = windows.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]  # a view
+    height, width = windows.shape[2:4]
     chosen = torch.randperm(height * width, generator=generator)[:_POSITIONS].to(x.device)
-    row = (chosen // width * strides[0])[:, None, None] + torch.arange(rows, device=x.device)[:, None] * dilations[0]
-    column = (chosen % width * strides[1])[:, None, None] + torch.arange(columns, device=x.device) * dilations[1]
-    seen: Tensor = x[:, :, row, column].unflatten(1, (layer.groups, -1))  # [N, G, C/G, P, rows, columns]
-    return seen.permute(1, 0, 3, 2, 4, 5).reshape(layer.groups, len(x) * len(chosen), -1)
+    seen = windows[:, :, chosen // width, chosen % width]  # [N, C, P, rows, columns]
+    seen = seen.unflatten(1, (layer.groups, -1))
+    inputs: Tensor = seen.permute(1, 0, 3, 2, 4, 5).reshape(layer.groups, len(x) * len(chosen), -1)
+    return inputs
 
 
 def _compensate(layer: QuantLayer, matrix: Tensor) -> None:
