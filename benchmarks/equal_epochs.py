@@ -42,7 +42,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results and checkpoints.")] = Path("runs/equal_epochs"),
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; the first for the ingredients.")] = "0,1,2",
     epochs: Annotated[int, typer.Option(help="Epochs of the float network, and of every row after that.")] = 12,
-    only: Annotated[str, typer.Option(help="Rows, `plain` or `w2a2 plain`, separated by commas; all if empty.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Rows: `plain`, `w2a2 plain`, `w2a2 qil plain`; commas between; all if empty.")
+    ] = "",
     width: Annotated[int, typer.Option(help="Networks at a time.")] = 12,
     minutes: Annotated[float, typer.Option(help="Start nothing that would take longer.")] = 1e6,
     page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
@@ -72,8 +74,7 @@ def main(
     rows = [
         (variant, seed)
         for variant, seed in table(numbers)
-        if (not names or names & {variant.name, f"{variant.width} {variant.name}"})
-        and variant.key(seed) not in finished
+        if (not names or names & names_of(variant)) and variant.key(seed) not in finished
     ]
     teachers = train_float(bench, numbers, out, console.print) if rows else {}
 
@@ -103,6 +104,12 @@ def main(
     if page is not None:
         write_text(page, with_tables(page.read_text(), {"equal_epochs": f"\n{markdown_table(shown)}\n\n"}))
     console.print(console_table("Accuracy on Fashion-MNIST, in percent", shown))
+
+
+def names_of(variant: Variant) -> set[str]:
+    """Return the names by which `--only` can choose a row."""
+    name, width = variant.name, variant.width
+    return {name, f"{width} {name}", f"{width} {variant.method} {name}"}
 
 
 def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:

@@ -92,7 +92,9 @@ def measure_here(model: Path, library: str) -> SessionMemory:
         session.run(None, {image.name: np.zeros(shape, types[image.type])})
     peak = _status("VmHWM")
     ctypes.CDLL(None).malloc_trim(0)
-    return SessionMemory(resident=_status("VmRSS") - before, peak=peak - before)
+    resident = _status("VmRSS")
+    # The kernel brings both up to date by some pages at a time, so that the peak can lag behind what is resident.
+    return SessionMemory(resident=resident - before, peak=max(peak, resident) - before)
 
 
 def _status(name: str) -> int:

@@ -69,3 +69,12 @@ def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
         ["w2a2", "qil", "progressive", "1"],
         ["w3a3", "lsq", "oscillating weights frozen", "1"],
     ]
+
+
+@pytest.mark.parametrize("chosen", ["together", "w3a3 together", "w3a3 lsq together"])
+def test_a_row_is_chosen_by_its_way_its_width_or_its_method(chosen: str) -> None:
+    rows = [variant for bits in (2, 3) for method in ("qil", "lsq") for variant in equal_epochs.ways(bits, method)]
+    found = {(row.width, row.method) for row in rows if chosen in equal_epochs.names_of(row)}
+    widths = {"w2a2", "w3a3"} if chosen == "together" else {"w3a3"}
+    methods = {"lsq"} if "lsq" in chosen else {"qil", "lsq"}
+    assert found == {(width, method) for width in widths for method in methods}
