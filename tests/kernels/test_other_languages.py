@@ -1,7 +1,8 @@
-"""The library in programs that are not Python: by ONNX Runtime's C interface, and by its C++ one as the pages say."""
+"""The library in programs that are not Python: through the interfaces of C, and of C++ and Java as the pages say."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CXX_HEADER = "onnxruntime_cxx_api.h"
 CXX_LINE = 'options.RegisterCustomOpsLibrary(ORT_TSTR("libqil_deploy_kernels.so"))'
+JAVA_CLASS = "ai.onnxruntime.OrtSession"
+JAVA_LINE = 'options.registerCustomOpLibrary("libqil_deploy_kernels.so")'
 
 
 @pytest.fixture
@@ -93,6 +96,49 @@ def has_header() -> bool:
     return subprocess.run(command, input=source, capture_output=True, text=True, check=False).returncode == 0
 
 
-def test_the_pages_say_what_the_program_does() -> None:
-    assert CXX_LINE in (HERE / "cpp" / "run_by_cpp.cpp").read_text()
-    assert CXX_LINE in (ROOT / "docs" / "kernels.md").read_text()
+@pytest.mark.parametrize("kernel_set", ["scalar", "avx512vbmi", "avx2", "off"])
+def test_a_java_program_gets_the_same_codes(
+    kernel_set: str, library: Path, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No wheel brings the jar: CLASSPATH says where it is, with the runtime inside as in the published one."""
+    if kernel_set == "off":
+        monkeypatch.setenv("QIL_DEPLOY_KERNELS", "off")
+    else:
+        force(kernel_set, monkeypatch)
+    if shutil.which("javac") is None or not has_java_class():
+        pytest.skip(f"needs a JDK and {JAVA_CLASS}, which CLASSPATH can name")
+    command = ["javac", "-Xlint:all", "-Werror", "-d", tmp_path, HERE / "java" / "RunByJava.java"]
+    subprocess.run([str(part) for part in command], check=True)
+    classes = os.pathsep.join((str(tmp_path), os.environ["CLASSPATH"]))
+    program = ["java", "RunByJava", tmp_path / "model.onnx"]
+    compare(program, tmp_path, rng, CLASSPATH=classes, LD_LIBRARY_PATH=str(library.parent))
+    assert ("TernaryConv" in operators_that_ran(tmp_path)) == (kernel_set != "off")
+
+
+def has_java_class() -> bool:
+    """Whether Java finds ONNX Runtime's classes."""
+    command = ["javap", JAVA_CLASS]
+    return "CLASSPATH" in os.environ and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def operators_that_ran(folder: Path) -> set[str]:
+    """Return the operators in the one profile of a folder."""
+    (profile,) = folder.glob("profile_*.json")
+    return {event["args"]["op_name"] for event in json.loads(profile.read_text()) if "op_name" in event.get("args", {})}
+
+
+def test_the_library_stays_loaded(library: Path) -> None:
+    """Java closes the library with the session's options, while the session may still run its kernels."""
+    if shutil.which("readelf") is None:
+        pytest.skip("needs readelf")
+    read = subprocess.run(["readelf", "-d", str(library)], check=True, capture_output=True, text=True)
+    assert "NODELETE" in read.stdout, f"{library} is older than its source: `make kernels`"
+
+
+@pytest.mark.parametrize(
+    ("line", "program"), [(CXX_LINE, "cpp/run_by_cpp.cpp"), (JAVA_LINE, "java/RunByJava.java")], ids=["C++", "Java"]
+)
+def test_the_pages_say_what_the_program_does(line: str, program: str) -> None:
+    assert line in (HERE / program).read_text()
+    for page in ("README.md", "docs/kernels.md", "kernels/README.md"):
+        assert line in (ROOT / page).read_text(), page
