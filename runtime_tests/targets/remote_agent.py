@@ -1,9 +1,10 @@
 """The agent on a remote device: takes in a model and what belongs to it, runs it, and leaves nothing behind.
 
 Sent as text, ahead of everything else, to the device's Python (3.10 or newer); needs nothing but that. On its standard
-input follow a line of JSON, `{"modules": [NAME], "files": [[NAME, BYTES]], "arguments": [ARGUMENT]}`, and the files one
-after the other. They go to a new folder; `python ARGUMENTS` runs there; then a line `REPORT BYTES` and what that wrote
-go to the standard output. When the standard input ends, whoever asked is gone: the run is ended, the folder removed.
+input follow a line of JSON, `{"modules": [NAME], "files": [[NAME, BYTES]], "arguments": [ARGUMENT], "environment":
+{NAME: VALUE}}`, and the files one after the other. They go to a new folder; `python ARGUMENTS` runs there; then a line
+`REPORT BYTES` and what that wrote go to the standard output. When the standard input ends, whoever asked is gone: the
+run is ended, the folder removed.
 
 Exit codes: those of what was run; 3 with a line `refused: SENTENCE` where it could not be.
 """
@@ -76,7 +77,7 @@ def receive(stream: BinaryIO, folder: Path, files: list[tuple[str, int]]) -> Non
             ) from error
 
 
-def run(folder: Path, arguments: list[str]) -> int:
+def run(folder: Path, arguments: list[str], environment: dict[str, str]) -> int:
     """Run Python in a folder until it ends or nobody waits for it; pass on what it writes."""
     output = folder / "output"
     with output.open("wb") as stream:
@@ -85,7 +86,8 @@ def run(folder: Path, arguments: list[str]) -> int:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             cwd=folder,
-            env={**os.environ, "TMPDIR": str(folder)},  # onnxruntime leaves a file of its own among temporary ones
+            # onnxruntime leaves a file of its own among temporary ones
+            env={**os.environ, **environment, "TMPDIR": str(folder)},
         )
     threading.Thread(target=end_with_input, args=(process,), daemon=True).start()
     try:
@@ -131,7 +133,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent_folder()) as folder:
             say(f"{FOLDER}{folder}")
             receive(stream, Path(folder), order["files"])
-            return run(Path(folder), order["arguments"])
+            return run(Path(folder), order["arguments"], order["environment"])
     except RefusedError as error:
         sentence = str(error)
     except OSError as error:

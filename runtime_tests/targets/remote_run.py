@@ -75,24 +75,24 @@ class Device:
 def run_on_device(
     remote: Remote,
     files: Mapping[str, Path],
-    options: Sequence[str],
+    arguments: Sequence[str],
     timeout: float,
     most: int,
     output: Path,
     progress: Progress | None = None,
-    beside: Mapping[str, Path] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[int | None, list[str]]:
-    """Send files to a device and run the first one there with the others as arguments.
+    """Send files to a device and run its Python there.
 
     Args:
         remote: the device.
-        files: the program, the model and the data, by the names that they have there.
-        options: more arguments of the program.
+        files: what is sent, by the names that they have there.
+        arguments: of that Python: the program, and what the program is told.
         timeout: seconds without a sign of progress after which it is given up.
         most: bytes that the program may write.
         output: where what it wrote goes.
         progress: called with each sign of progress.
-        beside: more files, which options name.
+        environment: variables that the program sees there, whatever the device's own are.
 
     Returns:
         The program's exit code (None if it was given up), and the last lines that are not progress.
@@ -101,7 +101,7 @@ def run_on_device(
         WorkerError: the device cannot be reached, has not what it needs, or brings back nothing.
     """
     agent = Path(remote_agent.__file__).read_bytes()
-    line = Lifeline(chunks=_parcel(agent, {**files, **(beside or {})}, [*files, *options]))
+    line = Lifeline(chunks=_parcel(agent, files, arguments, environment or {}))
     device = Device(progress)
     command = Command(arguments=remote.command(_script(remote, len(agent))), environment=dict(environ))
     try:
@@ -128,10 +128,12 @@ def _script(remote: Remote, size: int) -> str:
     return f'echo "progress: {_PROCESS}$$" >&2; exec {remote.python_word} -c {shlex.quote(program)}'
 
 
-def _parcel(agent: bytes, files: Mapping[str, Path], arguments: Sequence[str]) -> Iterator[bytes]:
+def _parcel(
+    agent: bytes, files: Mapping[str, Path], arguments: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[bytes]:
     """Yield what the device reads."""
     sizes = [(name, path.stat().st_size) for name, path in files.items()]
-    order = {"modules": MODULES, "files": sizes, "arguments": arguments}
+    order = {"modules": MODULES, "files": sizes, "arguments": arguments, "environment": environment}
     yield agent + json.dumps(order).encode() + b"\n"
     for path in files.values():
         with path.open("rb") as stream:

@@ -88,10 +88,12 @@ def _run(
     if target.remote is not None:
         # Under names of our own, so that none of the user's can trouble the device.
         files = {program.name: program, "model.onnx": model, "golden vectors": data}
-        beside = {} if options.kernels is None else {_LIBRARY: options.kernels}
-        arguments += [argument for name in beside for argument in ("--kernels", name)]
+        arguments = [*files, *arguments]
+        if options.kernels is not None:
+            files[_LIBRARY] = options.kernels
+            arguments += ["--kernels", _LIBRARY]
         code, last_words = run_on_device(
-            target.remote, files, arguments, options.timeout, most, output, progress, beside
+            target.remote, files, arguments, options.timeout, most, output, progress, _forced_set()
         )
     else:
         if options.kernels is not None:
@@ -127,9 +129,13 @@ def emulated_python(emulator: Emulator, cpu: str, folder: Path, python: Path) ->
     arguments = [str(folder / emulator.qemu), "-cpu", cpu]
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTHONPATH"] = str(folder / "packages")
-    if SET_VARIABLE in os.environ:
-        environment[SET_VARIABLE] = os.environ[SET_VARIABLE]
+    environment |= _forced_set()
     if emulator.system is not None:
         arguments += ["-L", str(folder / "system")]
         environment["PYTHONHOME"] = str(folder / "system" / "usr")
     return Command(arguments=(*arguments, str(python), "-S", "-P"), environment=environment)
+
+
+def _forced_set() -> dict[str, str]:
+    """Return the variable that forces a set of kernels, if it is set here: it holds on every target."""
+    return {SET_VARIABLE: os.environ[SET_VARIABLE]} if SET_VARIABLE in os.environ else {}

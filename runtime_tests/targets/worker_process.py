@@ -24,7 +24,7 @@ _GRACE = 5.0
 _LOOK = 0.5
 _LONGEST_LINE = 4096
 _MOST_WAITING = 10_000
-_QUOTED = 200
+_QUOTED = 500  # characters of a line: errors of the program itself come through whole
 
 Progress = Callable[[str], None]
 

@@ -180,7 +180,8 @@ def run(name: str, golden: tuple[Path, Path], interpreter: str = sys.executable,
     return sentence.removeprefix(f"target {name} ")
 
 
-# A stand-in for adb: the device is this machine, in a folder of temporary files of its own. No phone was asked.
+# A stand-in for adb: the device is this machine, with an environment and a folder of temporary files of its own. No phone
+# was asked.
 ADB = """
 serial=
 if [ "$1" = -s ]; then serial=$2; shift 2; fi
@@ -192,7 +193,7 @@ case "$serial" in
 esac
 [ "$#" = 3 ] && [ "$1 $2" = "shell -T" ] || { echo "adb: usage" >&2; exit 1; }
 cd /
-TMPDIR={temporary} exec setsid --wait sh -c "$3"
+exec env -i PATH="$PATH" HOME="$HOME" TMPDIR={temporary} setsid --wait sh -c "$3"
 """
 
 
