@@ -6,14 +6,13 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qil_deploy.runtime_tests.child_process import run_apart
+from tests.runtime_tests.patience import wait_for
 
 MEGABYTE = 10**6
 
@@ -55,9 +54,9 @@ def test_a_command_does_not_outlive_whoever_asked_for_it(tmp_path: Path, ending:
         f"run_apart([sys.executable, '-c', {code!r}], timeout=300)\n"
     )
     with subprocess.Popen([sys.executable, "-P", "-c", asking], stderr=subprocess.DEVNULL) as process:
-        assert until(sign.exists)
+        wait_for(sign.exists)
         process.send_signal(ending)
-    assert until(lambda: not processes_of(sign))
+    wait_for(lambda: not processes_of(sign))
 
 
 def processes_of(path: Path) -> list[Path]:
@@ -68,11 +67,3 @@ def processes_of(path: Path) -> list[Path]:
             if str(path).encode() in line.read_bytes():
                 found.append(line)
     return found
-
-
-def until(condition: Callable[[], bool]) -> bool:
-    """Wait for a minute at most."""
-    end = time.monotonic() + 60
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()

@@ -37,11 +37,12 @@ from qil_deploy.runtime_tests.instructions import run as run_module
 from qil_deploy.runtime_tests.instructions.counter import counter_folder, counting_qemu
 from qil_deploy.runtime_tests.instructions.report import differences, spread, summarize, unsteady
 from qil_deploy.runtime_tests.instructions.table import instructions_table
-from qil_deploy.runtime_tests.targets import find_target, install_folder, set_up_target, target_state
+from qil_deploy.runtime_tests.targets import find_target, install_folder, set_up_target, target_state, worker_process
 from qil_deploy.runtime_tests.targets.catalogue import ARM64, HASWELL
 from qil_deploy.runtime_tests.targets.install_folder import ABOUT, FOLDER_VARIABLE
 from qil_deploy.runtime_tests.targets.worker_process import Command, run_worker
 from qil_deploy.terminal.console import Console
+from tests.runtime_tests.patience import Clock, lives
 
 WriteModel = Callable[..., Path]
 
@@ -58,7 +59,7 @@ ENVIRONMENT = {
 }
 # In place of the emulator: writes marks where the plugin would, does what its model's name says, and reports.
 FAKE = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 marks, environment, guest, program, model, inputs, warmup, repeats, cpu, *kernels = sys.argv[1:]
 name = pathlib.Path(model).stem
 counted = (400 if name == "large" else 100) - (30 if kernels else 0)
@@ -69,7 +70,8 @@ pathlib.Path(marks).write_text("\\n".join(lines[:3] if name in ("hangs", "crashe
 sys.stderr.write("progress: counting: 1 of 3 runs\\n")
 sys.stderr.flush()
 if name == "hangs":
-    time.sleep(60)
+    pathlib.Path(model).with_suffix(".process").write_text(str(os.getpid()))
+    time.sleep(600)
 if name in ("crashes", "refused"):
     pathlib.Path(marks).unlink() if name == "refused" else None
     sys.stderr.write("ONNX Runtime 1.24.1: it is odd\\n")
@@ -170,7 +172,7 @@ def test_models_are_counted_in_two_processes_and_the_report_returns(write_model:
 @pytest.mark.parametrize(
     ("name", "reason", "kept"),
     [
-        ("hangs", "shown no progress for 8 seconds in the emulator and was stopped; give it longer with --tim", True),
+        ("hangs", "shown no progress for 2 seconds in the emulator and was stopped; give it longer with --tim", True),
         ("crashes", "cannot be run in the emulator, exit code 2. Its last words: ONNX Runtime 1.24.1: it is odd", True),
         (
             "refused",
@@ -181,12 +183,12 @@ def test_models_are_counted_in_two_processes_and_the_report_returns(write_model:
     ],
 )
 def test_what_was_counted_before_a_failure_is_kept(
-    write_model: WriteModel, tmp_path: Path, name: str, reason: str, *, kept: bool
+    write_model: WriteModel, tmp_path: Path, name: str, reason: str, monkeypatch: pytest.MonkeyPatch, *, kept: bool
 ) -> None:
     wrong, right = write_model(f"{name}.onnx"), write_model("large.onnx")
-    timeout = 8 if name == "hangs" else 30
+    monkeypatch.setattr(worker_process, "time", Clock(lambda: lives(wrong.with_suffix(".process"))))
 
-    result = bench(wrong, right, "--target", A53.name, "--timeout", timeout, "--json", tmp_path / "report.json")
+    result = bench(wrong, right, "--target", A53.name, "--timeout", 2, "--json", tmp_path / "report.json")
 
     assert result.exit_code == 2
     report = read_report(tmp_path / "report.json", InstructionsReport)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from qil_deploy.runtime_tests.targets import (
     target_names,
     target_state,
     verify_targets,
+    worker_process,
     write_golden_logits,
 )
 from qil_deploy.runtime_tests.targets.table import targets_remarks, targets_table
@@ -142,16 +144,21 @@ def test_bad_workers_end_with_a_sentence(golden: tuple[Path, Path], case: str, m
     script, message = BAD_WORKERS[case]
     monkeypatch.setattr(device_program, "write_device_program", lambda path: path.write_text(script))
     with pytest.raises(TargetError, match=message):
-        run_on_target(NATIVE, *golden, RunOptions(timeout=2))
+        run_on_target(NATIVE, *golden, RunOptions(timeout=2 if "answered" in message else 300))
 
 
-def test_a_worker_that_shows_progress_may_take_longer_than_the_timeout(tmp_path: Path) -> None:
+def test_a_worker_that_shows_progress_may_take_longer_than_the_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sign of progress takes 250 seconds of a clock of our own, and long enough to be waited for."""
     script = (
-        "import sys, time\nfor i in range(8): time.sleep(0.5); print(f'progress: {i}', file=sys.stderr, flush=True)"
+        "import sys, time\nfor i in range(8): time.sleep(0.1); print(f'progress: {i}', file=sys.stderr, flush=True)"
     )
     seen: list[str] = []
+    monkeypatch.setattr(worker_process, "_LOOK", 0.02)
+    monkeypatch.setattr(worker_process, "time", SimpleNamespace(monotonic=lambda: 250.0 * len(seen)))
     command = Command(arguments=(sys.executable, "-c", script), environment=os.environ)
-    assert run_worker(command, tmp_path / "out", 3, seen.append) == (0, [])
+    assert run_worker(command, tmp_path / "out", 300, seen.append) == (0, [])
     assert seen == [str(index) for index in range(8)]
 
 

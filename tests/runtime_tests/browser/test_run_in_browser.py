@@ -10,11 +10,10 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,6 +29,7 @@ from qil_deploy.runtime_tests.browser.chromium import VARIABLE, browser_at, find
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.phone.server import PAGE
 from qil_deploy.runtime_tests.targets import RunOptions, find_target, run_on_target, verify_targets, write_golden_logits
+from tests.runtime_tests.patience import wait_for
 
 from .processes import browser_processes
 
@@ -162,7 +162,7 @@ def test_no_process_of_the_browser_is_left(golden: tuple[Path, Path]) -> None:
     own: set[psutil.Process] = set()
     run_in_browser(*golden, OPTIONS, lambda _: own.update(browser_processes(os.getpid())))
     assert own
-    assert not psutil.wait_procs(own, timeout=10)[1]
+    assert not psutil.wait_procs(own, timeout=120)[1]
 
 
 @pytest.mark.usefixtures("browser")
@@ -174,20 +174,7 @@ def test_a_browser_whose_command_was_ended_ends_by_itself(
     with subprocess.Popen([*arguments, "--target", "wasm", "--repeats", "100000"]) as process:
         own = wait_for(lambda: browser_processes(process.pid))
         process.send_signal(signal_number)
-    assert not psutil.wait_procs(own, timeout=60)[1]
-
-
-T = TypeVar("T")
-
-
-def wait_for(find: Callable[[], T | None]) -> T:
-    """Return what `find` finds, as soon as it does."""
-    for _ in range(600):
-        found = find()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it has not happened in a minute")
+    assert not psutil.wait_procs(own, timeout=120)[1]
 
 
 def write_program(path: Path, text: str) -> Path:
@@ -225,7 +212,7 @@ def test_bad_browsers_end_with_a_sentence(
     script, message = BAD_BROWSERS[case]
     monkeypatch.setenv(VARIABLE, str(write_program(tmp_path / "browser", script)))
     with pytest.raises(TargetError, match=message):
-        run_in_browser(*golden, replace(OPTIONS, timeout=2))
+        run_in_browser(*golden, replace(OPTIONS, timeout=2 if "answered" in message else 300))
 
 
 @pytest.mark.usefixtures("runtime")

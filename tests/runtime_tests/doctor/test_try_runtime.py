@@ -19,6 +19,7 @@ import pytest
 from qil_deploy.errors import ConfigError, ModelFileError
 from qil_deploy.runtime_tests.child_process import Ended, run_apart
 from qil_deploy.runtime_tests.doctor import Diagnosis, Finding, Limits, diagnose
+from tests.runtime_tests.patience import wait_for
 
 from .graph_files import CONVOLUTION, constants, write_graph
 
@@ -106,7 +107,17 @@ def test_a_run_that_takes_too_much_memory_is_not_known(tmp_path: Path) -> None:
     assert not diagnosis.healthy
 
 
-def test_a_run_that_does_not_end_is_not_known(tmp_path: Path) -> None:
+def test_a_run_that_does_not_end_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: Sequence[str], *, timeout: float) -> Ended:
+        """Let the time pass from when the file is loaded."""
+        with subprocess.Popen(command) as process:
+            wait_for((Path(command[-1]).parent / "types.json").exists)
+            time.sleep(timeout)
+            assert process.poll() is None
+            process.kill()
+        raise TimeoutError
+
+    monkeypatch.setattr(RUN_APART, run)
     found = finding(diagnose(endless_loop(tmp_path / "endless.onnx"), Limits(seconds=3)), "not-compared")
     assert (found.severity, found.where) == ("unknown", ("running it once: it was stopped after 3 seconds",))
 
@@ -185,15 +196,6 @@ def processes_of(folder: Path) -> list[str]:
     return lines
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed on Linux alone")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_outlives_the_command(tmp_path: Path, ending: signal.Signals) -> None:
@@ -205,10 +207,10 @@ def test_nothing_outlives_the_command(tmp_path: Path, ending: signal.Signals) ->
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert until(lambda: any("runtime_steps" in line for line in processes_of(temporary)))
+        wait_for(lambda: any("runtime_steps" in line for line in processes_of(temporary)))
         process.send_signal(ending)
-        out, error = process.communicate(timeout=60)
-    assert until(lambda: not processes_of(temporary))
+        out, error = process.communicate(timeout=120)
+    wait_for(lambda: not processes_of(temporary))
     if ending == signal.SIGINT:
         assert (process.returncode, out) == (130, "")
         assert "Traceback" not in error

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from getpass import getuser
@@ -20,10 +19,12 @@ from numpy.typing import NDArray
 
 from qil_deploy.errors import TargetError
 from qil_deploy.runtime_tests.golden import write_golden
-from qil_deploy.runtime_tests.targets import RunOptions, find_target, run_on_target
+from qil_deploy.runtime_tests.targets import RunOptions, find_target, run_on_target, worker_process
+from tests.runtime_tests.patience import Clock, lives, wait_for
 
 WriteModel = Callable[..., Path]
-FAST = RunOptions(timeout=60)
+PATIENT = 300.0  # seconds, for what is never silent
+FAST = RunOptions(timeout=PATIENT)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def listens(port: int) -> bool:
+    """Tell whether somebody listens on a port."""
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +84,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process = subprocess.Popen([str(sshd), "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
     try:
         trial = ["ssh", "-F", str(folder / "ssh_config"), "-o", "BatchMode=yes", "device", "true"]
-        for _ in range(50):
-            if process.poll() is not None or subprocess.run(trial, capture_output=True, check=False).returncode == 0:
-                break
-            time.sleep(0.1)
-        else:
-            pytest.skip(f"sshd lets nobody in: {(folder / 'log').read_text()}")
+        wait_for(lambda: process.poll() is not None or listens(found.port))
         if process.poll() is not None:
             pytest.skip(f"sshd does not run here: {(folder / 'log').read_text()}")
+        if subprocess.run(trial, capture_output=True, check=False).returncode != 0:
+            pytest.skip(f"sshd lets nobody in: {(folder / 'log').read_text()}")
         yield found
     finally:
         process.terminate()
@@ -117,8 +121,9 @@ def write_script(path: Path, content: str) -> Path:
 
 
 def use_config(bin_folder: Path, config: Path) -> None:
-    """Let `ssh` read a configuration."""
-    write_script(bin_folder / "ssh", f'exec {shutil.which("ssh", path=os.defpath)} -F {config} "$@"')
+    """Let `ssh` read a configuration, and wait for a busy machine to answer."""
+    program = shutil.which("ssh", path=os.defpath)
+    write_script(bin_folder / "ssh", f'exec {program} -F {config} -o ConnectTimeout={PATIENT:.0f} "$@"')
 
 
 @pytest.fixture
@@ -126,7 +131,7 @@ def ssh(server: Server, bin_folder: Path) -> Iterator[str]:
     """The name of the target; nothing may be left on the device afterwards."""
     use_config(bin_folder, server.folder / "ssh_config")
     yield f"ssh:{getuser()}@127.0.0.1:{server.port}"
-    wait_until(lambda: not list(server.temporary.iterdir()))
+    wait_for(lambda: not list(server.temporary.iterdir()))
 
 
 @pytest.fixture
@@ -137,21 +142,9 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
     return model, tmp_path / "golden.npz"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait until something holds; fail if it does not."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def is_gone(process: int) -> bool:
-    """Tell whether a process has ended."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    return False
+def silence_begins(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the seconds after which a silent device is given up pass from when a process there has left its number."""
+    monkeypatch.setattr(worker_process, "time", Clock(lambda: lives(note)))
 
 
 def python(path: Path, before: str = "", options: str = "") -> str:
@@ -170,7 +163,7 @@ def sleeping_python(folder: Path) -> tuple[str, Path]:
     return python(folder / "python", f"export PYTHONPATH={shlex.quote(str(folder / 'packages'))}"), note
 
 
-def run(name: str, golden: tuple[Path, Path], interpreter: str = sys.executable, timeout: float = 60) -> str:
+def run(name: str, golden: tuple[Path, Path], interpreter: str = sys.executable, timeout: float = PATIENT) -> str:
     """Run a model on a device that cannot do it; return what is said of it, without the target's name."""
     with pytest.raises(TargetError) as caught:
         run_on_target(find_target(name, interpreter), *golden, RunOptions(timeout=timeout))
@@ -180,8 +173,8 @@ def run(name: str, golden: tuple[Path, Path], interpreter: str = sys.executable,
     return sentence.removeprefix(f"target {name} ")
 
 
-# A stand-in for adb: the device is this machine, with an environment and a folder of temporary files of its own. No phone
-# was asked.
+# A stand-in for adb: the device is this machine, with an environment and a folder of temporary files of its own. No
+# phone was asked.
 ADB = """
 serial=
 if [ "$1" = -s ]; then serial=$2; shift 2; fi

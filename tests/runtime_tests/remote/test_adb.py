@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from qil_deploy.runtime_tests.targets import find_target, verify_targets, worker_process
+from tests.runtime_tests.patience import lives, wait_for
 
-from .conftest import is_gone, run, sleeping_python, wait_until
+from .conftest import run, silence_begins, sleeping_python
 
 
 def test_a_device_behind_adb_computes_every_code(adb: Path, golden: tuple[Path, Path]) -> None:
@@ -25,8 +26,9 @@ def test_a_device_behind_adb_that_stops_answering(
 ) -> None:
     monkeypatch.setattr(worker_process, "_GRACE", 1)
     interpreter, note = sleeping_python(tmp_path)
-    assert run("adb:x1", golden, interpreter, timeout=3).startswith("has not answered for 3 seconds and was stopped")
-    wait_until(lambda: is_gone(int(note.read_text())) and not list(adb.iterdir()))
+    silence_begins(note, monkeypatch)
+    assert run("adb:x1", golden, interpreter, timeout=2).startswith("has not answered for 2 seconds and was stopped")
+    wait_for(lambda: not lives(note) and not list(adb.iterdir()))
 
 
 @pytest.mark.parametrize(

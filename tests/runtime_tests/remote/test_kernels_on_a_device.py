@@ -13,6 +13,8 @@ from qil_deploy.runtime_tests.kernel_library import INSTALLED, SET_VARIABLE, fin
 from qil_deploy.runtime_tests.targets import RunOptions, find_target, run_on_target
 from tests.export.conftest import Exports
 
+from .conftest import PATIENT
+
 
 @pytest.fixture(scope="module")
 def kernel_golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -28,7 +30,7 @@ def kernel_golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 def options() -> RunOptions:
     """Runs with the installed library."""
     pytest.importorskip("qil_deploy_kernels", reason="qil-deploy-kernels is not installed: `make kernels`")
-    return RunOptions(levels=("disabled", "all"), timeout=60, kernels=find_kernel_library(INSTALLED).path)
+    return RunOptions(levels=("disabled", "all"), timeout=PATIENT, kernels=find_kernel_library(INSTALLED).path)
 
 
 @pytest.fixture(params=["ssh", "adb"])
@@ -63,7 +65,7 @@ def test_a_set_that_nobody_knows_is_refused_by_the_device(
     device: str, kernel_golden: tuple[Path, Path], options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SET_VARIABLE, "narrow; touch pwned")
-    with pytest.raises(TargetError, match="failed with exit code 2.*QIL_DEPLOY_KERNELS is none of"):
+    with pytest.raises(TargetError, match=r"failed with exit code 2.*QIL_DEPLOY_KERNELS is none of"):
         run_on_target(find_target(device, sys.executable), *kernel_golden, options)
 
 

@@ -18,7 +18,7 @@ from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.golden import write_golden
 from qil_deploy.runtime_tests.targets import RunOptions, TargetsReport, find_target, run_on_target, verify_targets
 
-from .conftest import FAST, python
+from .conftest import FAST, PATIENT, python
 
 WriteModel = Callable[..., Path]
 ZOO = Path(__file__).parents[3] / "zoo" / "fashion_mnist"
@@ -43,7 +43,7 @@ def test_an_alias_of_the_configuration_computes_every_code_of_the_zoo(ssh: str, 
     model = ZOO / f"{name}.onnx"
     write_golden(model, noise, "noise", tmp_path / "golden.npz")
     seen: list[str] = []
-    options = RunOptions(levels=("disabled", "all"), timeout=60)
+    options = RunOptions(levels=("disabled", "all"), timeout=PATIENT)
     report = run_on_target(
         find_target("ssh:device", sys.executable), model, tmp_path / "golden.npz", options, seen.append
     )
