@@ -5,7 +5,7 @@
 Steps, rounds and ratios are those of `step_time`: quantizers fused, 4 bits, `integer` placement, CIFAR-style ResNets.
 Beside them stands a step with a teacher as large as the network, which computes its logits in each step; what it adds
 is its forward pass. Written is the report `OUT/step_growth.json`, from which `write_tables.py` makes the table of
-docs/benchmarks.md. Measure on a machine that does nothing else.
+docs/benchmarks.md and its plot (`step_growth_plot.py`). Measure on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ MODELS = {
 TAUGHT = "taught"
 GOALS = {"quantized": COMPILED_GOAL, "gamma": GAMMA_GOAL}
 BATCHES = (16, 32, 64, 128, 256)
-DEPTHS = (8, 14, 20, 32, 56)
-USUAL_DEPTH, USUAL_BATCH = 20, 64
-CASES = tuple((f"resnet{USUAL_DEPTH}", batch) for batch in BATCHES) + tuple(
-    (f"resnet{depth}", USUAL_BATCH) for depth in DEPTHS if depth != USUAL_DEPTH
+NETWORKS = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet56")
+USUAL_NETWORK, USUAL_BATCH = "resnet20", 64
+CASES = tuple((USUAL_NETWORK, batch) for batch in BATCHES) + tuple(
+    (network, USUAL_BATCH) for network in NETWORKS if network != USUAL_NETWORK
 )
 
 

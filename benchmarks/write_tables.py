@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md from the reports that the other commands left.
+"""Write the tables of docs/benchmarks.md, and its plot beside it, from the reports that the other commands left.
 
     python benchmarks/write_tables.py runs/benchmarks
 
@@ -17,14 +17,16 @@ import export_cost
 import exporters
 import openvino_agreement
 import step_growth
+import step_growth_plot
 import step_time
 from qil_deploy.errors import DataError
-from qil_deploy.files import write_text
+from qil_deploy.files import write_bytes, write_text
 from qil_deploy.runtime_tests import BenchReport, read_report
 from qil_deploy.terminal import Console
 from tables import describe, markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+GROWTH_PLOT = "step_growth.svg"  # beside the page
 _TABLE = re.compile(r"(?P<begin><!-- (?P<name>(?!end)\w+) -->\n)(?P<table>.*?)(?P<end><!-- end -->)", re.DOTALL)
 
 
@@ -32,9 +34,13 @@ def main(
     reports: Annotated[Path, typer.Argument(help="Folder with the reports: --out of the other commands.")],
     page: Annotated[Path, typer.Option(help="The page to rewrite.")] = PAGE,
 ) -> None:
-    """Replace the tables of a page by what was measured last."""
+    """Replace the tables of a page, and the plot beside it, by what was measured last."""
     replaced = [name for name in table_names(page.read_text()) if (reports / f"{name}.json").is_file()]
-    write_text(page, with_tables(page.read_text(), {name: table_of(name, reports) for name in replaced}))
+    tables = {name: table_of(name, reports) for name in replaced}
+    if "step_growth" in replaced:
+        growth = read_report(reports / "step_growth.json", step_growth.StepGrowthReport)
+        write_bytes(page.parent / GROWTH_PLOT, step_growth_plot.growth_svg(growth))
+    write_text(page, with_tables(page.read_text(), tables))
     Console().print(f"Wrote {', '.join(replaced) or 'no table'} into {page}.")
 
 
@@ -86,6 +92,7 @@ def table_of(name: str, reports: Path) -> str:
     elif name == "step_growth":
         growth = read_report(path, step_growth.StepGrowthReport)
         parts = [
+            f"![Time of a quantized step in float steps, by batch and by layers]({GROWTH_PLOT})",
             markdown_table(step_growth.growth_rows(growth)),
             markdown_table(exporters.goal_rows(step_growth.judge(growth.cases))),
             f"{step_growth.where(growth)}.",

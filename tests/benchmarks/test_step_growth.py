@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import step_growth
+import step_growth_plot
 import training_steps
 import write_tables
 from qil_deploy.quantizers import compile_quantizers
@@ -22,10 +23,10 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_steps, "compile_quantizers", lambda _: compile_quantizers(False))
 
 
-def case(batch: int, quantized: int) -> Case:
+def case(batch: int, quantized: int, network: str = "resnet20", layers: int = 22) -> Case:
     samples = {"float": [10_000_000] * 3, "quantized": [quantized] * 3, "gamma": [13_000_000] * 3}
     times = summarize(samples | {"taught": [quantized + 3_000_000] * 3}, seed=0)
-    return Case(network="resnet20", layers=22, batch=batch, steps=tuple(times))
+    return Case(network=network, layers=layers, batch=batch, steps=tuple(times))
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def report() -> StepGrowthReport:
         threads=2,
         seed=0,
         load=None,
-        cases=(case(16, 12_500_000), case(32, 11_000_000)),
+        cases=(case(32, 11_000_000), case(16, 12_500_000), case(64, 10_500_000, "resnet8", 10), case(64, 10_900_000)),
         torch="2.8.0",
         environment=describe_environment(),
     )
@@ -72,3 +73,21 @@ def test_a_taught_step_reads_the_teacher_and_moves_the_pupil() -> None:
     training_steps.step_of(model, images.x, images.labels, compiled=False, teacher=teacher.eval())()
     assert not torch.equal(model.state_dict()["conv1.weight"], before[0]["conv1.weight"])
     assert all(torch.equal(tensor, before[1][name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_the_plot_has_a_panel_for_batches_and_one_for_layers_and_is_always_the_same(
+    report: StepGrowthReport, tmp_path: Path
+) -> None:
+    by_batch = step_growth_plot.cases_by_batch(report.cases)
+    assert [(each.network, each.batch) for each in by_batch] == [("resnet20", 16), ("resnet20", 32), ("resnet20", 64)]
+    by_layers = step_growth_plot.cases_by_layers(report.cases)
+    assert [(each.network, each.layers) for each in by_layers] == [("resnet8", 10), ("resnet20", 22)]
+    write_report(tmp_path / "step_growth.json", report)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- step_growth -->\nNot measured yet.\n<!-- end -->\n")
+    write_tables.main(tmp_path, page)
+    assert f"]({write_tables.GROWTH_PLOT})" in page.read_text()
+    drawn = (tmp_path / write_tables.GROWTH_PLOT).read_bytes()
+    assert drawn == step_growth_plot.growth_svg(report)
+    for words in ("images per step (resnet20)", "layers (64 images per step)", "quantized, with a teacher", ">128<"):
+        assert (words in drawn.decode()) == (words != ">128<"), words
