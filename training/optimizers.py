@@ -25,7 +25,13 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.network import AveragingConv2d, QuantConv2d, QuantLinear
 from qil_deploy.quantizers import interval_parameters
 
-from .recipe_sections import INTERVAL_LEARNING_RATE, STAGE_LEARNING_RATE, STAGE_WEIGHT_DECAY, OptimizerSection
+from .recipe_sections import (
+    INTERVAL_LEARNING_RATE,
+    STAGE_LEARNING_RATE,
+    STAGE_WEIGHT_DECAY,
+    OptimizerSection,
+    output_scale_rate,
+)
 from .recipe_values import IntervalOptimizer
 
 MOMENTUM = 0.9
@@ -57,7 +63,7 @@ def parameter_groups(
     """
     weights, scales = weight_parameters(model), output_parameters(model)
     intervals = interval_parameters(model) if interval_learning_rate > 0 else []
-    of_scales = _scale_rate(interval_learning_rate, output_scale_learning_rate)
+    of_scales = output_scale_rate(interval_learning_rate, output_scale_learning_rate)
     groups = [
         ([p for p in weights if p.ndim >= 2], learning_rate, weight_decay),
         ([p for p in weights if p.ndim < 2], learning_rate, 0.0),
@@ -70,10 +76,6 @@ def parameter_groups(
             "interval_learning_rate is above 0); call requires_grad_(True) on what should learn."
         )
     return found
-
-
-def _scale_rate(of_intervals: float, of_scales: float | None) -> float:
-    return of_scales or of_intervals or INTERVAL_LEARNING_RATE
 
 
 def _by_rate(
@@ -174,7 +176,7 @@ def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[to
     for parameter in learned:
         parameter.requires_grad_(True)
     rate = section.interval_learning_rate
-    groups = _by_rate(intervals, rate, scales, _scale_rate(rate, section.output_scale_learning_rate))
+    groups = _by_rate(intervals, rate, scales, output_scale_rate(rate, section.output_scale_learning_rate))
     return [_of_intervals([{"params": p, "lr": lr} for p, lr in groups if p], section.interval_optimizer)]
 
 

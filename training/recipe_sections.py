@@ -128,6 +128,11 @@ class OptimizerSection(Section):
         return self
 
 
+def output_scale_rate(of_intervals: float, of_scales: float | None) -> float:
+    """Return the learning rate of output scales: their own, else that of intervals, else the default of that."""
+    return of_scales or of_intervals or INTERVAL_LEARNING_RATE
+
+
 class StageSection(OptimizerSection):
     """One quantized stage: its bits, its optimization, and the frozen epochs at its end.
 
@@ -166,7 +171,7 @@ class StageSection(OptimizerSection):
     def _check_frozen_rate(self) -> Self:
         rates = {
             "interval_learning_rate": self.frozen_interval_learning_rate,
-            "output_scale_learning_rate": self._frozen_scale_rate or 0.0,
+            "output_scale_learning_rate": self._frozen_scale_rate,
         }
         for key, rate in rates.items():
             if self.frozen_epochs and rate > LARGEST_RATE:
@@ -181,11 +186,8 @@ class StageSection(OptimizerSection):
         return self._in_frozen_epochs(self.interval_learning_rate)
 
     @property
-    def _frozen_scale_rate(self) -> float | None:
-        rate = self.output_scale_learning_rate
-        if rate is None and self.interval_learning_rate == 0:
-            rate = INTERVAL_LEARNING_RATE
-        return None if rate is None else self._in_frozen_epochs(rate) or None
+    def _frozen_scale_rate(self) -> float:
+        return self._in_frozen_epochs(output_scale_rate(self.interval_learning_rate, self.output_scale_learning_rate))
 
     def _in_frozen_epochs(self, rate: float) -> float:
         return rate * self.frozen_learning_rate / self.learning_rate
@@ -198,7 +200,7 @@ class StageSection(OptimizerSection):
             learning_rate=self.frozen_learning_rate,
             weight_decay=self.weight_decay,
             interval_learning_rate=self.frozen_interval_learning_rate,
-            output_scale_learning_rate=self._frozen_scale_rate,
+            output_scale_learning_rate=self._frozen_scale_rate or None,  # of rates that vanish the default is left
             interval_optimizer=self.interval_optimizer,
             label_smoothing=self.label_smoothing,
             gradient_norm=self.frozen_gradient_norm,

@@ -334,7 +334,7 @@ def test_frozen_epochs_have_rates_of_their_own() -> None:
     assert (section.epochs, section.batch_size, section.weight_decay) == (2, 32, 0.5)
     assert (section.learning_rate, section.gradient_norm, section.warmup) == (0.002, 1.0, 0.05)
     assert section.interval_learning_rate == 0.003 * 0.002 / 0.02
-    assert section.output_scale_learning_rate is None
+    assert section.output_scale_learning_rate == 0.003 * 0.002 / 0.02
     rates["output_scale_learning_rate"] = 0.001
     recipe = recipe_from_dict(content() | {"stages": [stage | rates]}, "here")
     assert recipe.stages[0].frozen_section().output_scale_learning_rate == 0.001 * 0.002 / 0.02
