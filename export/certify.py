@@ -51,6 +51,7 @@ from qil_deploy.integers import (
 )
 from qil_deploy.onnx_io import (
     PACKED_MATMULS,
+    QUANTIZED_ADDITIONS,
     Node,
     OnnxFile,
     dequantized_codes,
@@ -234,7 +235,7 @@ def _partial_sums(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
 def _tie_risks(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
     """Yield, for every addition, product, table and pooling, float32's largest error over the distance from a tie."""
     for node in graph.nodes:
-        if node.op_type == "QLinearAdd":
+        if node.op_type in QUANTIZED_ADDITIONS:
             yield _addition_risk(graph.constants, node), node.name
         elif node.op_type == "QLinearGlobalAveragePool":
             yield _pool_risk(graph, node), node.name

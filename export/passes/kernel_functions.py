@@ -20,6 +20,8 @@ from qil_deploy.onnx_io import (
     LOW_BIT_CONV,
     LOW_BIT_MATMUL,
     LOW_BIT_MAX_POOL,
+    LOW_BIT_RESCALE,
+    RESIDUAL_ADD,
     TERNARY_CONV,
 )
 
@@ -58,11 +60,28 @@ def _low_bit_max_pool(  # type: ignore[no-untyped-def]  # noqa: ANN202 - as abov
     return opset13.MaxPool(X, kernel_shape=kernel_shape, strides=strides, pads=pads)
 
 
+@script(_operators, default_opset=opset13)
+def _residual_add(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR0917 - as above
+    A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point,  # noqa: ANN001
+):  # fmt: skip
+    return _microsoft.QLinearAdd(A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point)
+
+
+@script(_operators, default_opset=opset13)
+def _low_bit_rescale(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR0917 - as above
+    A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point, low, high,  # noqa: ANN001
+):  # fmt: skip
+    codes = _microsoft.QLinearAdd(A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point)
+    return opset13.Clip(codes, low, high)
+
+
 _FUNCTIONS: dict[str, values.OnnxFunction[Any, Any]] = {
     TERNARY_CONV: _low_bit_conv,
     LOW_BIT_CONV: _low_bit_conv,
     LOW_BIT_MATMUL: _low_bit_matmul,
     LOW_BIT_MAX_POOL: _low_bit_max_pool,
+    RESIDUAL_ADD: _residual_add,
+    LOW_BIT_RESCALE: _low_bit_rescale,
 }
 
 

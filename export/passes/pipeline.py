@@ -34,6 +34,7 @@ from qil_deploy.preprocessing import Preprocessing
 from .channels_last import ChannelsLast
 from .clip_behind_pools import ClipBehindPools
 from .keep_roundings import KeepRoundings
+from .kernel_additions import LowBitRescale, ResidualAdd
 from .kernel_calls import LowBitMatMul, LowBitMaxPool
 from .low_bit_conv import LowBitConv
 from .lower_to_qdq import qdq_rules
@@ -99,7 +100,14 @@ def steps(options: ExportOptions, float_opset: int | None = None) -> list[Step]:
             [RulePass(MatMulNBits())],
             options.matmul_nbits and is_qlinear and options.weights == "packed",
         ),
-        "kernels": ([RulePass(LowBitConv()), RulePass(LowBitMatMul(), LowBitMaxPool())], options.kernels),
+        "kernels": (
+            [
+                RulePass(LowBitConv()),
+                RulePass(LowBitMatMul(), LowBitMaxPool()),
+                RulePass(ResidualAdd(), LowBitRescale()),
+            ],
+            options.kernels,
+        ),
     }
     chosen = [
         Step(run, captured, captured, name) for name, (runs, wanted) in optional.items() if wanted for run in runs

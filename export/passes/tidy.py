@@ -2,12 +2,16 @@
 
 A node's weights stand in front of its scales and zero points.
 
-Types and shapes of the tensors in between follow from the operators, and would take a tenth of a small file.
+Types and shapes of the tensors in between follow from the operators, and would take a tenth of a small file. ONNX does
+not know the additions of `com.microsoft`, and its checker wants types in front of functions: where an addition is a
+function itself, the type of its result stays.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
+
+from qil_deploy.onnx_io import KERNEL_DOMAIN, QUANTIZED_ADDITIONS
 
 from .replacement import inputs_of
 
@@ -31,13 +35,18 @@ class Tidy(ir.passes.InPlacePass):
         for node in graph:
             for value in node.outputs:
                 if not value.is_graph_output():
-                    value.shape = value.type = None
+                    value.shape, value.type = None, _type_to_keep(node)
         if self._batch is not None:
             for value in (*graph.inputs, *graph.outputs):
                 if value.shape is None:
                     raise ValueError(f"{value.name!r} has no shape")
                 value.shape = ir.Shape([self._batch, *value.shape[1:]])
         return ir.passes.PassResult(model, modified=True)
+
+
+def _type_to_keep(node: ir.Node) -> ir.TensorType | None:
+    is_addition = node.domain == KERNEL_DOMAIN and node.op_type in QUANTIZED_ADDITIONS
+    return ir.TensorType(ir.DataType.UINT8) if is_addition else None
 
 
 def _is_small(value: ir.Value) -> bool:

@@ -47,8 +47,18 @@ struct Operator : abi::CustomOp {
 const Operator& operator_at(const abi::CustomOp* op) { return *static_cast<const Operator*>(op); }
 
 Signature signature_of(OperatorType type) {
-  if (type == low_bit_matmul) return matmul_signature();
-  return type == low_bit_max_pool ? max_pool_signature() : convolution_signature();
+  switch (type) {
+    case low_bit_matmul:
+      return matmul_signature();
+    case low_bit_max_pool:
+      return max_pool_signature();
+    case residual_add:
+      return residual_add_signature();
+    case low_bit_rescale:
+      return low_bit_rescale_signature();
+    default:
+      return convolution_signature();
+  }
 }
 
 Operator make_operator(const KernelSet& set, OperatorType type) {

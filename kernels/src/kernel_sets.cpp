@@ -49,14 +49,14 @@ std::string why_neon_is_not_faster() {
 }
 #endif
 
-std::string why_no_matmul() { return "none is written for its instructions, ONNX Runtime's own run"; }
+std::string why_none_is_written() { return "none is written for its instructions, ONNX Runtime's own run"; }
 
 std::string why_scalar_is_not_faster() { return "it is there for tests"; }
 
 }  // namespace
 
-// Pools are registered where the set's TernaryConv is: behind ONNX Runtime's own convolutions, which hand on channels last,
-// its own pools are as fast.
+// Pools and rescalings are registered where the set's TernaryConv is: behind ONNX Runtime's own convolutions, which hand on
+// channels last, its own pools are as fast. Its additions are fast wherever no longer vectors can be had than its own.
 const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
 #if defined(__x86_64__)
@@ -66,7 +66,9 @@ const std::vector<KernelSet>& kernel_sets() {
        {{{&lookup_avx512_kernel}, always_faster},
         {{}, why_dot_products_win},
         {{}, always_faster, &matmul_avx512_kernel},
-        {{}, always_faster, nullptr, true}}},
+        {{}, always_faster, nullptr, true},
+        {{}, always_faster, nullptr, false, &add_avx512_kernel},
+        {{}, always_faster, nullptr, false, nullptr, &rescale_avx512_kernel}}},
       {"avx2",
        "AVX2",
        has_avx2,
@@ -74,16 +76,20 @@ const std::vector<KernelSet>& kernel_sets() {
         {{&winograd_avx2_kernel, &depthwise_by_channels_avx2_kernel, &direct_avx2_kernel, &depthwise_avx2_kernel,
           &narrow_avx2_kernel},
          why_avx2_is_not_faster},
-        {{}, why_no_matmul},
-        {{}, why_avx2_is_not_faster, nullptr, true}}},
+        {{}, why_none_is_written},
+        {{}, why_avx2_is_not_faster, nullptr, true},
+        {{}, why_none_is_written},
+        {{}, why_avx2_is_not_faster, nullptr, false, nullptr, &portable_rescale_kernel}}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",
        [] { return true; },
        {{{&neon::lookup_kernel}, why_neon_is_not_faster},
         {{&neon::depthwise_kernel, &neon::lookup_kernel, &neon::narrow_kernel}, why_neon_is_not_faster},
-        {{}, why_no_matmul},
-        {{}, why_neon_is_not_faster, nullptr, true}}},
+        {{}, why_none_is_written},
+        {{}, why_neon_is_not_faster, nullptr, true},
+        {{}, why_none_is_written},
+        {{}, why_neon_is_not_faster, nullptr, false, nullptr, &portable_rescale_kernel}}},
 #endif
       {"scalar",
        "nothing special",
@@ -91,7 +97,9 @@ const std::vector<KernelSet>& kernel_sets() {
        {{{&scalar_kernel}, why_scalar_is_not_faster},
         {{&scalar_kernel}, why_scalar_is_not_faster},
         {{}, why_scalar_is_not_faster, &scalar_matmul_kernel},
-        {{}, why_scalar_is_not_faster, nullptr, true}}},
+        {{}, why_scalar_is_not_faster, nullptr, true},
+        {{}, why_scalar_is_not_faster, nullptr, false, &scalar_add_kernel},
+        {{}, why_scalar_is_not_faster, nullptr, false, nullptr, &portable_rescale_kernel}}},
   };
   return sets;
 }

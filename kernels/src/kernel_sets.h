@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "addition.h"
 #include "lowbit_conv.h"
 #include "lowbit_matmul.h"
 
@@ -11,9 +12,18 @@ namespace qil_deploy {
 
 // The operators of the domain qil.deploy. The first two compute what lowbit_conv.h defines: a kernel cannot decline a node
 // once its operator is registered, so layers whose sums can be looked up have an operator of their own, and each is
-// registered by itself, where it wins. lowbit_matmul.h and max_pool_node.cpp say what the others compute.
-enum OperatorType { ternary_conv, low_bit_conv, low_bit_matmul, low_bit_max_pool, operator_count };
-constexpr const char* operator_names[operator_count] = {"TernaryConv", "LowBitConv", "LowBitMatMul", "LowBitMaxPool"};
+// registered by itself, where it wins. lowbit_matmul.h, max_pool_node.cpp and addition.h say what the others compute.
+enum OperatorType {
+  ternary_conv,
+  low_bit_conv,
+  low_bit_matmul,
+  low_bit_max_pool,
+  residual_add,
+  low_bit_rescale,
+  operator_count
+};
+constexpr const char* operator_names[operator_count] = {"TernaryConv",   "LowBitConv",  "LowBitMatMul",
+                                                        "LowBitMaxPool", "ResidualAdd", "LowBitRescale"};
 
 // What a set has for one of the operators.
 struct OperatorKernels {
@@ -23,8 +33,12 @@ struct OperatorKernels {
   std::string (*why_not_faster)();
   const MatMulKernel* matmul = nullptr;  // of LowBitMatMul
   bool pools = false;                    // whether LowBitMaxPool is registered, whose one kernel is for all processors
+  const AddKernel* add = nullptr;          // of ResidualAdd
+  const RescaleKernel* rescale = nullptr;  // of LowBitRescale
 
-  bool empty() const { return kernels.empty() && matmul == nullptr && !pools; }  // then it is never registered
+  bool empty() const {  // then it is never registered
+    return kernels.empty() && matmul == nullptr && !pools && add == nullptr && rescale == nullptr;
+  }
 };
 
 struct KernelSet {

@@ -34,5 +34,7 @@ struct Signature {
 Signature convolution_signature();
 Signature matmul_signature();
 Signature max_pool_signature();
+Signature residual_add_signature();
+Signature low_bit_rescale_signature();
 
 }  // namespace qil_deploy

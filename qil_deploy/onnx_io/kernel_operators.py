@@ -6,6 +6,9 @@ A file with such nodes is whole by itself: a runtime that has no kernel for them
                             x_high)                         Clip(QLinearConv(x, ..., bias), low, high)
     LowBitMatMul(A, B, scales, zero_points)                 com.microsoft.MatMulNBits(A, B, scales, zero_points)
     LowBitMaxPool(X)                                        MaxPool(X)
+    ResidualAdd(A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point)
+                                                            com.microsoft.QLinearAdd(A, ..., C_zero_point)
+    LowBitRescale(A, ..., C_zero_point, low, high)          Clip(com.microsoft.QLinearAdd(A, ...), low, high)
 
 and hands on its attributes. `x_high`, the largest code that `x` can hold, is for kernels alone, as are the names: sums
 of `TernaryConv` can be looked up. Whatever reads such files here computes the nodes as these functions, so a file with
@@ -29,10 +32,13 @@ TERNARY_CONV: Final = "TernaryConv"
 LOW_BIT_CONV: Final = "LowBitConv"
 LOW_BIT_MATMUL: Final = "LowBitMatMul"
 LOW_BIT_MAX_POOL: Final = "LowBitMaxPool"
+RESIDUAL_ADD: Final = "ResidualAdd"
+LOW_BIT_RESCALE: Final = "LowBitRescale"
 
 KERNEL_CONVOLUTIONS: Final = (TERNARY_CONV, LOW_BIT_CONV)
-KERNEL_OPERATORS: Final = (*KERNEL_CONVOLUTIONS, LOW_BIT_MATMUL, LOW_BIT_MAX_POOL)
+KERNEL_OPERATORS: Final = (*KERNEL_CONVOLUTIONS, LOW_BIT_MATMUL, LOW_BIT_MAX_POOL, RESIDUAL_ADD, LOW_BIT_RESCALE)
 PACKED_MATMULS: Final = ("MatMulNBits", LOW_BIT_MATMUL)  # which compute the same
+QUANTIZED_ADDITIONS: Final = ("QLinearAdd", RESIDUAL_ADD, LOW_BIT_RESCALE)  # which round sums in the same way
 
 KERNEL_INPUTS: Final = (  # of the convolutions
     *("x", "x_scale", "x_zero_point", "w", "w_scale", "w_zero_point", "y_scale", "y_zero_point", "bias"),
@@ -84,6 +90,11 @@ def _convolution() -> KernelFunction:
     return KernelFunction("QLinearConv and Clip", len(KERNEL_INPUTS), attributes, steps)
 
 
+def _rescale() -> KernelFunction:
+    steps = (_Step(_MICROSOFT, "QLinearAdd", tuple(range(8)), 10), _Step("", "Clip", (10, 8, 9), 11))
+    return KernelFunction("QLinearAdd and Clip", 10, frozenset(), steps)
+
+
 def _call(domain: str, op_type: str, inputs: int, attributes: frozenset[str]) -> KernelFunction:
     step = _Step(domain, op_type, tuple(range(inputs)), inputs, attributes)
     return KernelFunction(op_type, inputs, attributes, (step,))
@@ -94,6 +105,8 @@ KERNEL_FUNCTIONS: Final = {
     LOW_BIT_CONV: _convolution(),
     LOW_BIT_MATMUL: _call(_MICROSOFT, "MatMulNBits", 4, frozenset({"N", "K", "bits", "block_size", "accuracy_level"})),
     LOW_BIT_MAX_POOL: _call("", "MaxPool", 1, frozenset({"kernel_shape", "strides", "pads"})),
+    RESIDUAL_ADD: _call(_MICROSOFT, "QLinearAdd", 8, frozenset()),
+    LOW_BIT_RESCALE: _rescale(),
 }
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from qil_deploy.onnx_io import KERNEL_CONVOLUTIONS, Array, Node
+from qil_deploy.onnx_io import KERNEL_CONVOLUTIONS, LOW_BIT_RESCALE, Array, Node
 
 from .operator_row import Effect
 from .operators import effect_of
 
 Range = tuple[int, int]
 
+# Where the lower limit of a Clip within an operator stands among its inputs; the upper one stands behind it.
+_LIMITS = {**dict.fromkeys(KERNEL_CONVOLUTIONS, 9), LOW_BIT_RESCALE: 8}
 _KEEPING = frozenset({Effect.MOVES, Effect.LAYOUT, Effect.CHOOSES, Effect.JOINS, Effect.BOUNDS})
 
 
@@ -50,8 +52,8 @@ def range_of_result(
         whole: of its result's type.
         constant: returns an input of the node that is one number; None where it is left out, or not known.
     """
-    if node.op_type in KERNEL_CONVOLUTIONS:  # it ends with a Clip of its own
-        bounds = constant(9), constant(10)
+    if node.op_type in _LIMITS:  # it ends with a Clip of its own
+        bounds = constant(_LIMITS[node.op_type]), constant(_LIMITS[node.op_type] + 1)
         return whole[0] if bounds[0] is None else int(bounds[0]), whole[1] if bounds[1] is None else int(bounds[1])
     if effect_of(node) not in _KEEPING or not inputs or _overshoots(node):
         return whole

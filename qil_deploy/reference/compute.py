@@ -92,6 +92,14 @@ def qlinear_add(_node: Node, inputs: Inputs) -> Array:
     return kernels.qlinear_add(a, grids[0], b, grids[1], grids[2])
 
 
+def low_bit_rescale(node: Node, inputs: Inputs) -> Array:
+    """Sum of two tensors of codes, clipped: what the function of that operator computes."""
+    low, high = required(inputs, 8), required(inputs, 9)
+    if low.size != 1 or high.size != 1:
+        raise ValueError("inputs 8 and 9 (limits) must each be one code")
+    return clip(node, [qlinear_add(node, inputs[:8]), low, high])
+
+
 def qlinear_mul(_node: Node, inputs: Inputs) -> Array:
     """Product of two tensors of codes."""
     a, b = required(inputs, 0), required(inputs, 3)

@@ -16,8 +16,10 @@ from qil_deploy.onnx_io import (
     KERNEL_INPUTS,
     LOW_BIT_MATMUL,
     LOW_BIT_MAX_POOL,
+    LOW_BIT_RESCALE,
     PART_DOMAIN,
     PART_OPERATOR,
+    RESIDUAL_ADD,
     Node,
 )
 from qil_deploy.untrusted_text import excerpt
@@ -162,12 +164,23 @@ def _executed() -> Iterable[Operator]:
             weights=1,
             arithmetic=INT8,
         )
+    for name, domain in (("QLinearAdd", MICROSOFT), (RESIDUAL_ADD, KERNEL_DOMAIN)):
+        yield Operator(
+            name=name,
+            domain=domain,
+            effect=Effect.QUANTIZES,
+            compute=compute.qlinear_add,
+            cost=costs.quantized_sum,
+            exact=True,
+            grids=_BINARY,
+        )
     yield Operator(
-        name="QLinearAdd",
-        domain=MICROSOFT,
+        name=LOW_BIT_RESCALE,
+        domain=KERNEL_DOMAIN,
         effect=Effect.QUANTIZES,
-        compute=compute.qlinear_add,
+        compute=compute.low_bit_rescale,
         cost=costs.quantized_sum,
+        least_inputs=10,
         exact=True,
         grids=_BINARY,
     )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qil_deploy.integers import INT16_MAX, INT32_LIMIT, Operand, added, largest_pair, largest_sums, pooled
-from qil_deploy.onnx_io import Array, Node
+from qil_deploy.onnx_io import QUANTIZED_ADDITIONS, Array, Node
 from qil_deploy.reference import Range, operator_of, range_of_result
 
 from .findings import Finding, found
@@ -133,7 +133,7 @@ def _ties(graphs: Sequence[Graph]) -> list[Finding]:
     additions, pools = [], []
     for graph in graphs:
         for node in graph.file.nodes:
-            if node.op_type == "QLinearAdd" and (close := _close_additions(graph, node)):
+            if node.op_type in QUANTIZED_ADDITIONS and (close := _close_additions(graph, node)):
                 additions.append(f"{graph.label(node)}: {close:,} pairs of codes")
             elif node.op_type in _POOLS and (close := _close_pools(graph, node)):
                 pools.append(f"{graph.label(node)}: {close:,} sums")

@@ -1,6 +1,7 @@
 // The kernels for x86-64.
 #pragma once
 
+#include "../addition.h"
 #include "../lowbit_conv.h"
 #include "../lowbit_matmul.h"
 
@@ -16,5 +17,8 @@ extern const Kernel strided_avx2_kernel;
 extern const Kernel winograd_avx2_kernel;
 
 extern const MatMulKernel matmul_avx512_kernel;
+
+extern const AddKernel add_avx512_kernel;
+extern const RescaleKernel rescale_avx512_kernel;
 
 }  // namespace qil_deploy

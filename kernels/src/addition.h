@@ -1,0 +1,66 @@
+// Sums of two codes, and codes on another grid: what the operators ResidualAdd and LowBitRescale compute, and what their
+// kernels provide.
+//
+// ResidualAdd is com.microsoft::QLinearAdd of two tensors of one shape, LowBitRescale is QLinearAdd of a tensor and one
+// constant code, then Clip. QLinearAdd makes of codes A and B, with the scales and zero points of A, B and the result,
+//
+//   y = rint((A - a_zero) * a_ratio + (B - b_zero) * b_ratio) + y_zero,  a_ratio = a_scale / y_scale,  in 0..255
+//
+// in float32. Exports prove that no result is near a tie, so that every order of operations gives the same code. The order
+// here is that of ONNX Runtime on x86 with AVX2, so that there even other files give the same codes as without the library:
+//
+//   fixed = y_zero - fma(a_ratio, a_zero, b_ratio * b_zero)
+//   y     = rint(fma(A, a_ratio, fma(B, b_ratio, fixed)))
+//
+// A code on another grid is one of 256, so those are computed when the session is created. They only ever rise with the
+// code that is read: ratios are positive.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace qil_deploy {
+
+// A scale and a zero point.
+struct Grid {
+  float scale;
+  uint8_t zero_point;
+};
+
+struct Addition {
+  float a_ratio, b_ratio, fixed;
+};
+
+// Throws std::invalid_argument for scales of which not every result is a number that fits 32 bits.
+Addition addition_of(const Grid& a, const Grid& b, const Grid& y);
+
+uint8_t sum_of(const Addition& addition, uint8_t a, uint8_t b);
+
+// The code that each code becomes.
+struct CodeTable {
+  // Where the table rises, and by how much.
+  struct Step {
+    uint8_t from, rise;
+  };
+  alignas(64) uint8_t codes[256];
+  std::vector<Step> steps;  // beyond codes[0]
+};
+
+// Of sums with one constant code, between two limits.
+CodeTable rescaling_table(const Addition& addition, uint8_t b, uint8_t low, uint8_t high);
+
+struct AddKernel {
+  const char* name;
+  void (*add)(const Addition& addition, const uint8_t* a, const uint8_t* b, size_t count, uint8_t* y);
+};
+
+struct RescaleKernel {
+  const char* name;
+  void (*look_up)(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y);
+};
+
+extern const AddKernel scalar_add_kernel;
+extern const RescaleKernel portable_rescale_kernel;
+
+}  // namespace qil_deploy
