@@ -20,7 +20,7 @@ from typing import Final
 import onnxruntime
 
 from qil_deploy.errors import ConfigError
-from qil_deploy.onnx_io import KERNEL_OPERATORS, OnnxFile
+from qil_deploy.onnx_io import KERNEL_OPERATORS, RESIDUAL_ADD, OnnxFile
 from qil_deploy.untrusted_text import excerpt
 
 INSTALLED: Final = "installed"
@@ -152,7 +152,8 @@ def why_unused(graph: OnnxFile, choices: Mapping[str, str]) -> list[str]:
         graph: the file.
         choices: of the library, by operator (`choices_for`), on the processor in question.
     """
-    operators = operators_in(graph)
+    # Sums are as fast without kernels on some processors that have them for TernaryConv, which every such file has, too.
+    operators = operators_in(graph) - {RESIDUAL_ADD}
     if not operators:
         return [
             f"{graph.path} has no convolutions for kernels, so none of the library was used; export it with --kernels."

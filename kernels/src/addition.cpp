@@ -64,7 +64,7 @@ uint8_t sum_of(const Addition& addition, uint8_t a, uint8_t b) {
 CodeTable rescaling_table(const Addition& addition, uint8_t b, uint8_t low, uint8_t high) {
   CodeTable table;
   for (int x = 0; x < 256; x++) {
-    // As Clip: the upper limit wins.
+    // As in Clip, the upper limit wins.
     table.codes[x] = std::min(std::max(sum_of(addition, uint8_t(x), b), low), high);
     const int rise = x == 0 ? 0 : table.codes[x] - table.codes[x - 1];
     if (rise != 0) table.steps.push_back({uint8_t(x), uint8_t(rise)});

@@ -47,6 +47,8 @@ std::string why_neon_is_not_faster() {
   if (!neon::has_dot_product()) return "";
   return "it has dot-product instructions, with which ONNX Runtime's own kernels are as fast";
 }
+
+std::string why_additions_are_fast() { return "ONNX Runtime's own additions take as few instructions"; }
 #endif
 
 std::string why_none_is_written() { return "none is written for its instructions, ONNX Runtime's own run"; }
@@ -55,8 +57,8 @@ std::string why_scalar_is_not_faster() { return "it is there for tests"; }
 
 }  // namespace
 
-// Pools and rescalings are registered where the set's TernaryConv is: behind ONNX Runtime's own convolutions, which hand on
-// channels last, its own pools are as fast. Its additions are fast wherever no longer vectors can be had than its own.
+// Pools, additions and rescalings are registered where the set's TernaryConv is: behind ONNX Runtime's own convolutions,
+// which hand on channels last, its own pools are as fast.
 const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
 #if defined(__x86_64__)
@@ -78,7 +80,7 @@ const std::vector<KernelSet>& kernel_sets() {
          why_avx2_is_not_faster},
         {{}, why_none_is_written},
         {{}, why_avx2_is_not_faster, nullptr, true},
-        {{}, why_none_is_written},
+        {{}, why_avx2_is_not_faster, nullptr, false, &add_avx2_kernel},
         {{}, why_avx2_is_not_faster, nullptr, false, nullptr, &portable_rescale_kernel}}},
 #elif defined(__aarch64__)
       {"neon",
@@ -88,7 +90,7 @@ const std::vector<KernelSet>& kernel_sets() {
         {{&neon::depthwise_kernel, &neon::lookup_kernel, &neon::narrow_kernel}, why_neon_is_not_faster},
         {{}, why_none_is_written},
         {{}, why_neon_is_not_faster, nullptr, true},
-        {{}, why_none_is_written},
+        {{}, why_additions_are_fast},
         {{}, why_neon_is_not_faster, nullptr, false, nullptr, &portable_rescale_kernel}}},
 #endif
       {"scalar",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qil_deploy.errors import TargetError
-from qil_deploy.onnx_io import read_model
+from qil_deploy.onnx_io import KERNEL_OPERATORS, read_model
 from qil_deploy.reports import read_report
 from qil_deploy.runtime_tests.backends import onnx_backend_name
 from qil_deploy.runtime_tests.doctor import Diagnosis
@@ -58,13 +58,14 @@ def library_for(architecture: str, folder: Path) -> Path:
 def test_inspect_says_which_kernel_each_layer_gets(model: Path, library: KernelLibrary, tmp_path: Path) -> None:
     outcome = call_command("inspect", model, "--kernels", library.path, "--json", tmp_path / "inspect.json")
     assert outcome.code == 0
-    layers = sum(node.op_type == "TernaryConv" for node in read_model(model).nodes)
+    layers = sum(node.op_type in KERNEL_OPERATORS for node in read_model(model).nodes)
     assert f"{layers} layers in kernels of the library" in outcome.out
     assert "TernaryConv: scalar (QIL_DEPLOY_KERNELS asks for it)" in outcome.out
     written = json.loads((tmp_path / "inspect.json").read_text())["kernel_library"]
     assert written["library"] == str(library.path.resolve())
     assert len(written["layers"]) == layers
-    assert all("weights -1..1, input 0..3: scalar" in line for line in written["layers"])
+    assert {line.rpartition(": ")[2].split(",")[0] for line in written["layers"]} == {"scalar", "counted steps"}
+    assert "LowBitRescale to 0..3: counted steps" in written["layers"]
     assert written["unused"] == []
 
 
@@ -87,7 +88,8 @@ def test_doctor_compares_results_with_the_library(model: Path, library: KernelLi
     assert "With kernels, and without them and optimizer: 'logits' equal" in outcome.out
     diagnosis = read_report(tmp_path / "doctor.json", Diagnosis)
     assert [(each.output, each.differing) for each in diagnosis.with_kernels] == [("logits", 0)]
-    assert diagnosis.kernel_choices == ("TernaryConv: scalar (QIL_DEPLOY_KERNELS asks for it)",)
+    operators = ("LowBitRescale", "ResidualAdd", "TernaryConv")
+    assert diagnosis.kernel_choices == tuple(f"{each}: scalar (QIL_DEPLOY_KERNELS asks for it)" for each in operators)
     assert "kernels-unused" not in {finding.kind for finding in diagnosis.findings}
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from qil_deploy.runtime_tests.targets import find_target, target_state
 from qil_deploy.runtime_tests.targets.run import python_command
 
+from .addition_models import random_sum
 from .matmul_and_pool_models import random_pool
 from .models import Convolution, random_convolution, random_depthwise
 
@@ -69,6 +70,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for convolution, x in (made[0], made[1]):
         made.append((convolution, np.where(rng.random(x.shape) < 0.01, 200, x).astype(np.uint8)))
     files = [(convolution.model(), x) for convolution, x in made] + [random_pool(rng) for _ in range(8)]
+    files += [random_sum(rng, clipped=True) for _ in range(8)]
     for number, (model, x) in enumerate(files):
         (folder / f"{number}.onnx").write_bytes(model.SerializeToString())
         np.save(folder / f"{number}.npy", x)
@@ -115,7 +117,7 @@ def test_every_byte_is_equal(target: str, kernel_set: str | None, package: Path,
     assert report["differing"] == [0] * len(report["differing"])
     assert len(report["differing"]) > CASES
     kernels = {line.split(": ")[1].split(",")[0] for (line,) in report["layers"]}
-    assert {"depthwise", "lookup", "narrow sums", "rows"} <= kernels
+    assert {"depthwise", "lookup", "narrow sums", "rows", "counted steps"} <= kernels
 
 
 def test_nothing_is_registered_where_there_is_a_dot_product(package: Path, tmp_path: Path) -> None:
@@ -125,6 +127,6 @@ def test_nothing_is_registered_where_there_is_a_dot_product(package: Path, tmp_p
     report = compare("arm64:cortex-a76", package, tmp_path, None)
     assert report["layers"] == [[]]
     assert report["differing"] == [0]
-    for operator in ("TernaryConv", "LowBitConv", "LowBitMaxPool"):
+    for operator in ("TernaryConv", "LowBitConv", "LowBitMaxPool", "LowBitRescale"):
         assert f"neon for {operator}: runs, but it has dot-product instructions" in report["explain"]
         assert f"chosen for {operator}: none" in report["explain"]

@@ -12,7 +12,7 @@ from onnx import ModelProto, compose
 from .kernel_sets import force
 from .models import Convolution, random_convolution, run, session
 
-OPERATORS = ("TernaryConv", "LowBitConv", "LowBitMatMul", "LowBitMaxPool")
+OPERATORS = ("TernaryConv", "LowBitConv", "LowBitMatMul", "LowBitMaxPool", "ResidualAdd", "LowBitRescale")
 
 
 def test_the_node_runs_in_the_library(library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTED = ["test_random_layers.py", "test_hostile_files.py", "test_threads.py", "test_package.py", "test_winograd.py"]
-TESTED += ["test_sums_in_words.py", "test_matmul.py", "test_max_pool.py"]
+TESTED += ["test_sums_in_words.py", "test_matmul.py", "test_max_pool.py", "test_additions.py"]
 
 
 @pytest.mark.slow

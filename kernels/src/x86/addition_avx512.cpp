@@ -7,7 +7,7 @@
 //   s[k]       = fma(A[k], a_ratio, fma(B[k], b_ratio, fixed))                2 fused multiply-adds
 //   y          = pack(pack(rint s[0], rint s[1]), pack(rint s[2], rint s[3]))
 //
-// ONNX Runtime does the same in vectors of half the length.
+// ONNX Runtime has vectors of half the length.
 //
 // A table of 256 codes is four registers: `vpermi2b` looks up in two of them by the lower 7 bits of a code, and the upper
 // bit says which of two results it is.

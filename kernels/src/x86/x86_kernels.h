@@ -19,6 +19,7 @@ extern const Kernel winograd_avx2_kernel;
 extern const MatMulKernel matmul_avx512_kernel;
 
 extern const AddKernel add_avx512_kernel;
+extern const AddKernel add_avx2_kernel;
 extern const RescaleKernel rescale_avx512_kernel;
 
 }  // namespace qil_deploy
