@@ -152,7 +152,7 @@ def why_unused(graph: OnnxFile, choices: Mapping[str, str]) -> list[str]:
         graph: the file.
         choices: of the library, by operator (`choices_for`), on the processor in question.
     """
-    # Sums are as fast without kernels on some processors that have them for TernaryConv, which every such file has, too.
+    # On some processors only sums are as fast without kernels; every file that has them has a TernaryConv, too.
     operators = operators_in(graph) - {RESIDUAL_ADD}
     if not operators:
         return [

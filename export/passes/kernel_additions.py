@@ -6,10 +6,10 @@
 The operands are those of the QLinearAdd and Clip that `lower_to_qlinear` writes for the same nodes, and the file brings
 these nodes along as functions (`kernel_functions`).
 
-A `TernaryConv` reads and makes codes channel by channel, and so do these operators. ONNX Runtime's own convolutions have
-the channels last, and its optimizer moves the transpositions between the two layouts past its own additions, but not
-past these. So only what stands in the one layout is rewritten: sums of which a `TernaryConv` makes an operand, and
-rescalings behind such nodes, or in front of nothing but `TernaryConv`.
+A `TernaryConv` reads and makes codes channel by channel. ONNX Runtime's own convolutions have the channels last, and
+its optimizer moves the transpositions between the two layouts past its own additions, but not past these operators. So
+only what stands in the one layout is rewritten: sums of which a `TernaryConv` makes an operand, and rescalings behind
+such nodes, or in front of nothing but `TernaryConv`.
 """
 
 from __future__ import annotations

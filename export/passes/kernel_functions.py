@@ -61,7 +61,7 @@ def _low_bit_max_pool(  # type: ignore[no-untyped-def]  # noqa: ANN202 - as abov
 
 
 @script(_operators, default_opset=opset13)
-def _residual_add(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR0917 - as above
+def _residual_add(  # type: ignore[no-untyped-def]  # noqa: ANN202 - as above
     A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point,  # noqa: ANN001
 ):  # fmt: skip
     return _microsoft.QLinearAdd(A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point)

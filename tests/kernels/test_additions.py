@@ -124,9 +124,7 @@ def test_concurrent_runs_are_equal(
 
 
 @for_each_set
-def test_operands_of_other_shapes_are_refused(
-    kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operands_of_other_shapes_are_refused(kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     force(kernel_set, monkeypatch)
     if kernel_set == "neon":
         pytest.skip("it leaves sums to ONNX Runtime")
@@ -171,9 +169,7 @@ def test_malformed_additions_are_refused(
 
 
 @pytest.mark.parametrize("added", [np.zeros((), np.uint8), np.zeros(2, np.uint8), np.zeros((1, 1), np.uint8)])
-def test_a_rescaling_adds_one_code(
-    added: NDArray[np.uint8], library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rescaling_adds_one_code(added: NDArray[np.uint8], library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     force("scalar", monkeypatch)
     with pytest.raises(Exception, match="B must be a row of one code"):
         session(Addition(limits=(0, 3)).model(added), library)
