@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 from qil_deploy.datasets import ImageBatches
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.metrics import AveragePrecision, MeanIoU, Metric, Top1
-from qil_deploy.reference import IntegerReference
 
 from .affordable import require_affordable
-from .backends import REFERENCE, UNFROZEN, CodeReader, ExecutedGraph, code_reader, exact_levels, onnx_backend_name
+from .backends import CodeReader, ExecutedGraph, code_reader
 from .differences import Comparison, compare_codes
 from .environment import Environment, describe_environment
 from .exported_model import FLOAT, ExportedModel, Outputs, Predictor, read_exported_model
@@ -41,9 +40,15 @@ from .kernel_library import KernelLibrary, operators_in, why_unused
 from .logit_counts import BackendResult, DifferingImages, LogitCounts
 from .reports import ModelFile
 from .sessions import OPTIMIZATION_LEVELS
+from .verified_backends import (
+    check_others,
+    onnx_predictors,
+    pairs_to_compare,
+    reference_of,
+    required_backends,
+    with_and_without_kernels,
+)
 
-UNOPTIMIZED = "disabled"
-DEFAULT_LEVEL = "all"
 _MAX_BATCH: Final = 250
 _PIXELS_OF_A_BATCH: Final = 1 << 22
 
@@ -154,12 +159,12 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         )
     _check_data(model, data)
     at_once = require_affordable(model)
-    predictors = _onnx_predictors(model, levels, threads, at_once, kernels) | _check_others(others or {}, levels)
-    required = _required(model, predictors, others or {}, must_equal)
-    pivot, reference = _reference(model, threads)
+    predictors = onnx_predictors(model, levels, threads, at_once, kernels) | check_others(others or {}, levels)
+    required = required_backends(model, predictors, others or {}, must_equal)
+    pivot, reference = reference_of(model, threads)
     predictors.pop(pivot, None)
-    beside = [pair for level in levels if (pair := _with_and_without(level))[1] in predictors]
-    pairs = tuple(dict.fromkeys((*_pairs(pivot, predictors, required, between), *beside)))
+    beside = [pair for level in levels if (pair := with_and_without_kernels(level))[1] in predictors]
+    pairs = tuple(dict.fromkeys((*pairs_to_compare(pivot, predictors, required, between), *beside)))
     chosen = metric or _metric(model, data)
 
     counts = {name: LogitCounts(model, chosen) for name in (pivot, *predictors)}
@@ -215,22 +220,6 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     )
 
 
-def _pairs(
-    pivot: str, others: Collection[str], required: Collection[str], between: tuple[str, str] | None
-) -> tuple[tuple[str, str], ...]:
-    """Return which backends may have to be compared node by node."""
-    if between is None:
-        return tuple((pivot, name) for name in others if name in required)
-    unknown = [name for name in between if name not in {pivot, *others}]
-    if unknown:
-        raise ConfigError(
-            f"there is no backend {unknown[0]!r} to compare node by node; there are {', '.join((pivot, *others))}."
-        )
-    if between[0] == between[1]:
-        raise ConfigError(f"{between[0]!r} is to be compared with itself; name two backends.")
-    return (between,)
-
-
 def _compare_nodes(
     model: ExportedModel,
     differing: Mapping[tuple[str, str], DifferingImages],
@@ -256,73 +245,9 @@ def _compare_nodes(
     return tuple(comparisons)
 
 
-def _reference(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
-    """Return name and predictor of what everything is compared with."""
-    if model.format == FLOAT:
-        return onnx_backend_name(DEFAULT_LEVEL), model.onnx_runner(threads=threads, level=DEFAULT_LEVEL)
-    if model.float_parts:
-        return onnx_backend_name(UNOPTIMIZED), model.onnx_runner(threads=threads, level=UNOPTIMIZED)
-    reference = IntegerReference(model.graph)
-    return REFERENCE, lambda images: model.in_batches(reference.run_outputs, images)
-
-
-def _onnx_predictors(
-    model: ExportedModel, levels: Sequence[str], threads: int, at_once: int | None, kernels: KernelLibrary | None
-) -> dict[str, Predictor]:
-    if model.format == FLOAT:
-        return {}
-    libraries = (None,) if kernels is None else (None, kernels)
-    return {
-        onnx_backend_name(level, kernels=library is not None): model.onnx_runner(
-            threads=threads, level=level, at_once=at_once, kernels=library
-        )
-        for library in libraries
-        for level in levels
-    }
-
-
-def _with_and_without(level: str) -> tuple[str, str]:
-    """Return the names of ONNX Runtime at a level, without and with kernels."""
-    return onnx_backend_name(level), onnx_backend_name(level, kernels=True)
-
-
 def _kernel_warnings(model: ExportedModel, kernels: KernelLibrary | None) -> list[str]:
     """Say where kernels had nothing to compute."""
     return [] if kernels is None else why_unused(model.graph, kernels.choices_for(operators_in(model.graph)))
-
-
-def _check_others(others: Mapping[str, Predictor], levels: Sequence[str]) -> dict[str, Predictor]:
-    taken = {REFERENCE, *map(onnx_backend_name, levels)}.intersection(others)
-    if taken:
-        raise ConfigError(f"backend names {sorted(taken)} are taken; give the other backends other names.")
-    return dict(others)
-
-
-def _required(
-    model: ExportedModel,
-    predictors: Collection[str],
-    others: Collection[str],
-    must_equal: Collection[str] | None,
-) -> frozenset[str]:
-    if model.format == FLOAT:
-        return frozenset()
-    if must_equal is not None:
-        required = frozenset(must_equal)
-        unknown = sorted(required.difference(predictors))
-        if unknown:
-            raise ConfigError(f"must_equal names {unknown}; the backends are {', '.join(predictors)}.")
-    else:
-        if model.float_parts:
-            return frozenset()
-        exact = (name for level in exact_levels(model.format) for name in _with_and_without(level))
-        candidates = {*exact, *others} - {UNFROZEN}
-        required = frozenset(candidates.intersection(predictors))
-    if not required:
-        raise ConfigError(
-            f"nothing in this verification of a {model.format} model has to equal the integer reference; "
-            "add level 'all' or name a backend in must_equal."
-        )
-    return required
 
 
 def _check_data(model: ExportedModel, data: ImageBatches) -> None:

@@ -17,7 +17,7 @@ What a kind means to the integers:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
@@ -60,6 +60,8 @@ class Operator:
         modules: the plain modules that stand for it in a captured network.
         captured: ATen operators that it is captured from, each with the function that rebuilds a call; it returns
             plain modules, of this row or of others, and raises `CallError` for what cannot be lowered.
+        captured_rows: ATen operators on rows [N, C, L] that it is captured from, too, unless `float_rows` keeps them in
+            float, each with what rebuilds the operator of images.
         onnx: for operators that move values: how a module is written in ONNX.
         returns_input: whether the module may return the very tensor that it reads.
         only_trains: whether it does nothing outside training.
@@ -73,6 +75,7 @@ class Operator:
     kind: Kind
     modules: tuple[type[nn.Module], ...]
     captured: dict[object, Callable[[Call], Modules]]
+    captured_rows: dict[object, Callable[[Call], Modules]] = field(default_factory=dict)
     onnx: Callable[[Any], OnnxForm] | None = None
     returns_input: bool = False
     only_trains: bool = False

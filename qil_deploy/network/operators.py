@@ -19,7 +19,6 @@ from .float_island import FloatIsland
 from .layers import Add, ChannelAffine, GlobalAveragePool, PaddedConv2d, Product, Standalone
 from .moves import (
     BilinearUpsample,
-    Branches,
     Concat,
     ConstantPad,
     EdgePad,
@@ -91,8 +90,8 @@ OPERATORS = (
             aten.conv1d.default: of_rows(convolution),
             aten.conv1d.padding: of_rows(convolution),
             aten.conv_transpose2d.input: transposed_convolution,
-            aten.conv_transpose1d.default: of_rows(transposed_convolution),
         },
+        captured_rows={aten.conv_transpose1d.default: transposed_convolution},
     ),
     Operator(title="Linear", kind="linear", modules=(nn.Linear,), captured={aten.linear.default: linear}),
     Operator(
@@ -167,17 +166,15 @@ OPERATORS = (
         title="average and maximum pooling",
         kind="pool",
         modules=(GlobalAveragePool,),
-        captured={
-            aten.mean.dim: mean,
-            aten.adaptive_avg_pool2d.default: adaptive_average_pool,
-            aten.adaptive_avg_pool1d.default: of_rows(adaptive_average_pool),
-        },
+        captured={aten.mean.dim: mean, aten.adaptive_avg_pool2d.default: adaptive_average_pool},
+        captured_rows={aten.adaptive_avg_pool1d.default: adaptive_average_pool},
     ),
     Operator(
         title="average and maximum pooling",
         kind="average",
         modules=(nn.AvgPool2d,),
-        captured={aten.avg_pool2d.default: average_pool, aten.avg_pool1d.default: of_rows(average_pool)},
+        captured={aten.avg_pool2d.default: average_pool},
+        captured_rows={aten.avg_pool1d.default: average_pool},
     ),
     Operator(
         title="average and maximum pooling",
@@ -187,9 +184,8 @@ OPERATORS = (
             aten.max_pool2d.default: max_pool,
             aten.max_pool2d_with_indices.default: max_pool,
             aten.adaptive_max_pool2d.default: adaptive_max_pool,
-            aten.max_pool1d.default: of_rows(max_pool),
-            aten.adaptive_max_pool1d.default: of_rows(adaptive_max_pool),
         },
+        captured_rows={aten.max_pool1d.default: max_pool, aten.adaptive_max_pool1d.default: adaptive_max_pool},
         onnx=write_max_pool,
         chooses=True,
     ),
@@ -199,9 +195,9 @@ OPERATORS = (
         modules=(nn.Upsample,),
         captured={aten.expand.default: expand, aten.expand_as.default: expand}
         | dict.fromkeys((aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default), upsample)
-        | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate)
-        | dict.fromkeys((aten.upsample_nearest1d.vec, aten.upsample_nearest1d.default), of_rows(upsample))
-        | dict.fromkeys((aten.upsample_linear1d.vec, aten.upsample_linear1d.default), of_rows(interpolate)),
+        | dict.fromkeys((aten.upsample_bilinear2d.vec, aten.upsample_bilinear2d.default), interpolate),
+        captured_rows=dict.fromkeys((aten.upsample_nearest1d.vec, aten.upsample_nearest1d.default), upsample)
+        | dict.fromkeys((aten.upsample_linear1d.vec, aten.upsample_linear1d.default), interpolate),
         onnx=write_upsample,
         chooses=True,
     ),
@@ -219,8 +215,8 @@ OPERATORS = (
         title="padding by repeated pixels",
         kind="pass",
         modules=(EdgePad,),
-        captured=dict.fromkeys((aten.reflection_pad2d.default, aten.replication_pad2d.default), edge_pad)
-        | dict.fromkeys((aten.reflection_pad1d.default, aten.replication_pad1d.default), of_rows(edge_pad)),
+        captured=dict.fromkeys((aten.reflection_pad2d.default, aten.replication_pad2d.default), edge_pad),
+        captured_rows=dict.fromkeys((aten.reflection_pad1d.default, aten.replication_pad1d.default), edge_pad),
         onnx=write_edge_pad,
         chooses=True,
         rearranges=True,
@@ -367,6 +363,7 @@ OPERATORS = (
 )
 _BY_MODULE = {module: row for row in OPERATORS for module in row.modules}
 _BY_CALL = {call: rebuild for row in OPERATORS for call, rebuild in row.captured.items()}
+_BY_CALL |= {call: of_rows(rebuild) for row in OPERATORS for call, rebuild in row.captured_rows.items()}
 _MANY_RESULTS = {call for row in OPERATORS if row.many_results for call in row.captured}
 SUPPORTED = ", ".join(dict.fromkeys(row.title for row in OPERATORS if row.captured and row.title != "copies"))
 """What can be lowered, for messages."""
@@ -388,46 +385,3 @@ def rebuilt_by(target: object, result: int = 0) -> Callable[[Call], Modules] | N
         None for an operator that is in no row, and for results behind the first of one that is taken to have one.
     """
     return None if result > 0 and target not in _MANY_RESULTS else _BY_CALL.get(target)
-
-
-def makes_gate(target: object, _modules: Modules) -> bool:
-    """Tell whether an ATen operator is captured as a product, a table or a hard sigmoid (`float_gates`)."""
-    return any(target in row.captured for row in OPERATORS if row.kind in ("product", "table", "hard sigmoid"))
-
-
-def makes_rows(target: object, modules: Modules) -> bool:
-    """Tell whether a call is one on rows of those that `float_rows` keeps in float."""
-    if target in (aten.constant_pad_nd.default, aten.pad.default):
-        return isinstance(modules[0], Reshape) if modules else False
-    return target in _OF_ROWS
-
-
-_OF_ROWS = (
-    aten.conv_transpose1d.default,
-    aten.max_pool1d.default,
-    aten.avg_pool1d.default,
-    aten.adaptive_avg_pool1d.default,
-    aten.adaptive_max_pool1d.default,
-    aten.upsample_nearest1d.vec,
-    aten.upsample_nearest1d.default,
-    aten.upsample_linear1d.vec,
-    aten.upsample_linear1d.default,
-    aten.reflection_pad1d.default,
-    aten.replication_pad1d.default,
-)
-"""What was captured for images alone before."""
-
-
-def makes_scale(target: object, modules: Modules) -> bool:
-    """Tell whether the modules of a call are what `float_scales` keeps in float."""
-    if target in (aten.flip.default, aten.roll.default, aten.repeat.default, aten.neg.default):
-        return True
-    if target is aten.mean.dim:
-        return isinstance(modules[0], nn.AvgPool2d | Reshape)
-    if target is aten._native_batch_norm_legit_no_training.default:
-        return isinstance(modules[0], Reshape)
-    return any(isinstance(module, ChannelAffine | Branches) for module in modules) and target not in _BRANCHING
-
-
-_BRANCHING = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default)
-"""What is captured as branches, too, and was before."""

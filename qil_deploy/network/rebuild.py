@@ -9,35 +9,28 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
 
-from .captured_call import Call, CallError, Computed, Data, Modules
+from .captured_call import CallError, Modules
 from .captured_graph import CapturedGraph, operation_name
 from .cut_out_island import cut_out
 from .float_island import FloatIsland
 from .graph import free_name, shape_behind, shape_of
+from .kept_in_float import makes_gate, makes_rows, makes_scale
 from .layers import ChannelAffine, Product
 from .moves import Branches, ConstantPad, Reshape
-from .operators import SUPPORTED, makes_gate, makes_rows, makes_scale, operator_of, rebuilt_by
+from .operators import SUPPORTED, operator_of
 from .outputs import RETURNED
 from .rebuild_affine import joined
 from .rebuild_layers import padded_convolution
 from .rebuild_pools import padded_pool
 from .rebuild_rows import in_one_row
+from .rebuilt_call import call_of, modules_of_call
 
-_VIEWS = (
-    torch.ops.aten.view.default,
-    torch.ops.aten.reshape.default,
-    torch.ops.aten.unsqueeze.default,
-    torch.ops.aten.alias.default,
-)
 _RESERVED = ("calibrated", "meta")
 _NAMES = {"upsample_nearest2d": "interpolate", "native_batch_norm_legit_no_training": "batch_norm"}
 
@@ -75,11 +68,13 @@ class _Rebuilder:
         *,
         allow_float: bool,
     ) -> None:
-        self.captured, self.modes, self.keeps, self.allow_float = captured, modes, keeps, allow_float
+        self.captured, self.modes, self.allow_float = captured, modes, allow_float
         self.root, self.graph = nn.Module(), fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.results = [node for node in captured.calls() if node in captured.data and _is_tensor(node)]
-        self.attempts: dict[fx.Node, Modules | CallError] = {node: self._attempt(node) for node in self.results}
+        self.attempts: dict[fx.Node, Modules | CallError] = {
+            node: modules_of_call(captured, node, keeps) for node in self.results
+        }
         self._take_in_pads()
         self._join_affines()
         self.layers = {self._owner(node) for node in self.results if self._owner(node)}
@@ -110,59 +105,6 @@ class _Rebuilder:
         result.recompile()
         result.training = self.modes[""]
         return result
-
-    def _attempt(self, node: fx.Node) -> Modules | CallError:
-        call_node, index = _call_of(node)
-        function = rebuilt_by(call_node.target, index)
-        try:
-            modules = None if function is None else function(self._call(node, call_node, index))
-            if modules is None or any(keep(call_node.target, modules) for keep in self.keeps):
-                raise CallError("")
-            return modules
-        except CallError as error:
-            return error
-
-    def _call(self, node: fx.Node, call_node: fx.Node, index: int) -> Call:
-        target: Any = call_node.target
-        given = dict(zip((argument.name for argument in target._schema.arguments), call_node.args, strict=False))
-        defaults = {a.name: a.default_value for a in target._schema.arguments}
-        arguments = {
-            name: fx.node.map_arg(value, self._value) for name, value in (defaults | given | call_node.kwargs).items()
-        }
-        return Call(
-            arguments=arguments,
-            shape=self.captured.shape(node),
-            module=self.captured.origin(call_node).module,
-            result=index,
-        )
-
-    def _value(self, source: fx.Node) -> Any:  # noqa: ANN401 - a tensor, what stands for one, or a number
-        if source in self.captured.data:
-            return Data(self.captured.shape(source))
-        if source in self.captured.tensors:
-            return self.captured.tensors[source][1]
-        value = source.meta.get("val")
-        return Computed(self._parameters_of(source), self._view_of(source)) if isinstance(value, Tensor) else value
-
-    def _view_of(self, node: fx.Node) -> Tensor | None:
-        """Return what is nothing but a parameter, buffer or constant in another shape; a parameter as one."""
-        shape, source = self.captured.shape(node), node
-        while source.target in _VIEWS:
-            source = source.all_input_nodes[0]
-        if source not in self.captured.tensors:
-            return None
-        tensor = self.captured.tensors[source][1]
-        view = tensor.detach().reshape(shape)
-        return nn.Parameter(view, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
-
-    def _parameters_of(self, node: fx.Node) -> tuple[str, ...]:
-        pending, found = [node], dict[str, None]()
-        while pending:
-            source = pending.pop()
-            if source in self.captured.tensors:
-                found[self.captured.tensors[source][0]] = None
-            pending.extend(source.all_input_nodes)
-        return tuple(sorted(found))
 
     def _take_in_pads(self) -> None:
         """Let convolutions and poolings take in the padding in front of them; where others read it, it stays."""
@@ -229,7 +171,7 @@ class _Rebuilder:
         for node, attempt in self.attempts.items():
             if isinstance(attempt, CallError) and node not in parts:
                 origin = self.captured.origin(node)
-                call_node, _ = _call_of(node)
+                call_node, _ = call_of(node)
                 nodes = calls[origin.call] if origin.is_leaf else list(dict.fromkeys([call_node, node]))
                 if not self.allow_float:
                     reason = f": it {attempt}" if str(attempt) else ""
@@ -247,7 +189,7 @@ class _Rebuilder:
         modules = self.attempts[node]
         if isinstance(modules, CallError):
             raise modules
-        call_node, _ = _call_of(node)
+        call_node, _ = call_of(node)
         sources: list[fx.Node] = []
         fx.node.map_arg((call_node.args, call_node.kwargs), sources.append)
         data = [source for source in sources if source in self.captured.data]
@@ -305,7 +247,7 @@ class _Rebuilder:
         """
         own = self._module_name(node)
         target = own or free_name(self.captured.network, self.names[node])
-        origin = self.captured.origin(_call_of(node)[0])
+        origin = self.captured.origin(call_of(node)[0])
         module.train(self.modes.get(own or origin.path, self.modes.get(origin.path, self.modes[""])))
         target = self._placed(target if index == 0 else f"{target}_{index}", module)
         # Names as in checkpoints: a module's call is called like the module, and what took the place of an operation,
@@ -346,17 +288,17 @@ class _Rebuilder:
             return ""
         if any(isinstance(module, ChannelAffine) for module in modules):
             return ""  # what owns its parameters may hold other modules
-        call_node, _ = _call_of(node)
+        call_node, _ = call_of(node)
         names = [self.captured.tensors[s][0] for s in call_node.all_input_nodes if s in self.captured.tensors]
         return names[0].rpartition(".")[0] if names else ""
 
     def _module_name(self, node: fx.Node) -> str:
         """Return the name of the user's module that a node stands for; empty for an operation of the user's code."""
-        origin = self.captured.origin(_call_of(node)[0])
+        origin = self.captured.origin(call_of(node)[0])
         return origin.path if origin.is_leaf else self._owner(node)
 
     def _operation(self, node: fx.Node) -> str:
-        name = operation_name(_call_of(node)[0])
+        name = operation_name(call_of(node)[0])
         return _NAMES.get(name, name)
 
 
@@ -375,14 +317,6 @@ def _has_tensors(module: nn.Module) -> bool:
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
-
-
-def _call_of(node: fx.Node) -> tuple[fx.Node, int]:
-    """Return the call that makes a value, and which of its results that is."""
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        index: Any = node.args[1]
-        return node.args[0], int(index)
-    return node, 0
 
 
 def _module_at(root: nn.Module, name: str) -> nn.Module | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from qil_deploy.onnx_io import Array, Node, data_type_name
 
-from . import gates, kernels
+from . import gates, kernels, products
 from .arguments import (
     Inputs,
     grid_along_axis,
@@ -33,7 +33,7 @@ from .matmul_nbits import matmul_nbits as multiply_nbits
 def qlinear_conv(node: Node, inputs: Inputs) -> Array:
     """Convolution of codes."""
     x, w = images_of(inputs), required(inputs, 3)
-    return kernels.qlinear_conv(
+    return products.qlinear_conv(
         x,
         scalar_grid_at(inputs, 1, x.dtype),
         w,
@@ -66,7 +66,7 @@ def conv_integer(node: Node, inputs: Inputs) -> Array:
     )
     if x_zero.size != 1:
         raise ValueError("input 2 (the zero point) must be a scalar")
-    return kernels.conv_integer(
+    return products.conv_integer(
         x, x_zero.reshape(()), w, w_zero, window_of(node, w.shape[2:]), integer(node, "group", 1)
     )
 
@@ -74,7 +74,7 @@ def conv_integer(node: Node, inputs: Inputs) -> Array:
 def qgemm(node: Node, inputs: Inputs) -> Array:
     """Product of codes and weights, as codes or as floats."""
     a, b = required(inputs, 0), required(inputs, 3)
-    return kernels.qgemm(
+    return products.qgemm(
         a,
         scalar_grid_at(inputs, 1, a.dtype),
         b,

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qil_deploy.errors import ConfigError, ModelFileError
-from qil_deploy.reference import IntegerReference, kernels
+from qil_deploy.reference import IntegerReference, kernels, products
 from qil_deploy.reference.budget import LIMIT_VARIABLE, Budget, BudgetError, Cost
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def test_parts_of_any_size_make_the_same_whole(
     model = comparison.read(network.model(IMAGES))
     expected = IntegerReference(model).run_all(IMAGES)
     monkeypatch.setattr(kernels, "_PART_ELEMENTS", elements)
-    monkeypatch.setattr(kernels, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(products, "_BLOCK_ELEMENTS", elements)
     monkeypatch.setattr(kernels.parts, "__defaults__", (elements,))
     monkeypatch.setattr(kernels.blocks, "__defaults__", (elements,))
     found = IntegerReference(model).run_all(IMAGES)

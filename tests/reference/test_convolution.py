@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from qil_deploy.errors import ModelFileError
 from qil_deploy.reference import IntegerReference
-from qil_deploy.reference.kernels import exact_float
+from qil_deploy.reference.products import exact_float
 
 if TYPE_CHECKING:
     from tests.reference.conftest import Comparison, Graph
