@@ -4,7 +4,8 @@
 
 Of each seed one float network is trained for `--epochs`; every row begins with it and trains on for as many: in float,
 or quantized by a method and its ingredients. The figure of a quantized row is the accuracy of the frozen network, in
-the integers that are exported, on all test images after the last epoch; nothing is chosen by it.
+the integers that are exported, on all test images after the last epoch; nothing is chosen by it. Where Brevitas is
+installed there are rows by its layers, too, as trained: they do not freeze.
 
 On a CUDA device networks train side by side (`side_by_side`); minutes there are hours on a processor. What is finished
 is written to `OUT/results.json` and not trained again.
@@ -12,6 +13,7 @@ is written to `OUT/results.json` and not trained again.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import statistics
 import time
@@ -30,7 +32,7 @@ from qil_deploy.terminal import Console
 from side_by_side import Images
 from tables import Rows, console_table, markdown_table
 from training_queue import Queue
-from training_rows import DATA, Bench, Result, Variant, train_float
+from training_rows import BREVITAS, DATA, Bench, Result, Variant, train_float
 from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
@@ -84,7 +86,7 @@ def main(
         console.print(f"{result.width} {result.method} {result.way}, seed {result.seed}: {result.accuracy:.2f} %")
 
     def keep(variant: Variant, seed: int) -> Path | None:
-        if seed != numbers[0] or variant.name not in KEPT:
+        if seed != numbers[0] or variant.name not in KEPT or variant.method == BREVITAS:
             return None
         if not variant.bits:
             return out / "float_trained_on.safetensors"
@@ -122,6 +124,8 @@ def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
     rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in together]
     rows += [(variant, first) for variant in compared]
     rows += [(variant, first) for variant in alone if variant.bits[-1] < WIDTHS_WITHOUT_LOSS]
+    if importlib.util.find_spec(BREVITAS) is not None:
+        rows += [(ways(bits, BREVITAS)[0], first) for bits in (2, 3, 4)]
     return rows + [(variant, seed) for seed in seeds[1:] for variant in compared]
 
 

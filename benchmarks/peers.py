@@ -24,6 +24,7 @@ from qil_deploy.onnx_io import INPUT_NAME
 
 BITS = 4
 EDGE_BITS = 8
+COLOURS = 3
 OPSET = 17
 
 
@@ -104,19 +105,34 @@ def export_brevitas_post_training(model: nn.Module, path: Path, batches: list[Te
     _export_brevitas(quantized, path, batches)
 
 
-def use_brevitas_layers(module: nn.Module, *, collect_stats_steps: int = 300) -> None:
+def use_brevitas_layers(
+    module: nn.Module, *, bits: int = BITS, collect_stats_steps: int = 300, inputs_of_layers: bool = False
+) -> None:
     """Replace every convolution, ReLU and linear layer inside `module` by Brevitas's quantized one.
 
     Args:
         module: the network, changed in place.
+        bits: of weights and activations; layers that read an image and linear layers have weights of 8 bits.
         collect_stats_steps: batches that set the ranges of activations, which is slow; they are trained after that.
+        inputs_of_layers: quantize what layers read in place of what a ReLU gives, so that shortcuts stay float, and
+            train the scales of weights, too.
     """
     from brevitas import nn as quantized
     from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 
+    def options(of_weights: int, of_input: int | None) -> dict[str, Any]:
+        found = {"weight_quant": Int8WeightPerChannelFloat, "weight_bit_width": of_weights}
+        if inputs_of_layers:
+            found |= {"weight_scaling_impl_type": "parameter_from_stats"}
+        if inputs_of_layers and of_input is not None:
+            found |= {"input_quant": Uint8ActPerTensorFloat, "input_bit_width": of_input}
+            found |= {"input_collect_stats_steps": collect_stats_steps}
+        return found
+
     for name, child in module.named_children():
         new: nn.Module
         if isinstance(child, nn.Conv2d):
+            reads_image = child.in_channels <= COLOURS
             new = quantized.QuantConv2d(
                 child.in_channels,
                 child.out_channels,
@@ -125,25 +141,22 @@ def use_brevitas_layers(module: nn.Module, *, collect_stats_steps: int = 300) ->
                 child.padding,
                 groups=child.groups,
                 bias=child.bias is not None,
-                weight_quant=Int8WeightPerChannelFloat,
-                weight_bit_width=EDGE_BITS if child.in_channels == 3 else BITS,
+                **options(EDGE_BITS if reads_image else bits, None if reads_image else bits),
             )
             new.load_state_dict(child.state_dict(), strict=False)
         elif isinstance(child, nn.Linear):
             new = quantized.QuantLinear(
-                child.in_features,
-                child.out_features,
-                bias=child.bias is not None,
-                weight_quant=Int8WeightPerChannelFloat,
-                weight_bit_width=EDGE_BITS,
+                child.in_features, child.out_features, bias=child.bias is not None, **options(EDGE_BITS, EDGE_BITS)
             )
             new.load_state_dict(child.state_dict(), strict=False)
-        elif isinstance(child, nn.ReLU):
+        elif isinstance(child, nn.ReLU) and not inputs_of_layers:
             new = quantized.QuantReLU(
-                act_quant=Uint8ActPerTensorFloat, bit_width=BITS, collect_stats_steps=collect_stats_steps
+                act_quant=Uint8ActPerTensorFloat, bit_width=bits, collect_stats_steps=collect_stats_steps
             )
         else:
-            use_brevitas_layers(child, collect_stats_steps=collect_stats_steps)
+            use_brevitas_layers(
+                child, bits=bits, collect_stats_steps=collect_stats_steps, inputs_of_layers=inputs_of_layers
+            )
             continue
         setattr(module, name, new)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peers import use_brevitas_layers
 from qil_deploy.accuracy import top1_percent
 from qil_deploy.checkpoint import CheckpointInfo, load_tensors, read_checkpoint, save_checkpoint
 from qil_deploy.config import QuantConfig
@@ -29,6 +30,7 @@ from qil_deploy.training.recipe_sections import INTERVAL_LEARNING_RATE, Optimize
 from side_by_side import Images, Learner, Loss, Order, run_epoch
 
 DATA = "fashion-mnist"
+BREVITAS = "brevitas"
 NETWORK = "resnet20"
 BATCH = 128
 CALIBRATION_BATCHES = 8
@@ -44,7 +46,7 @@ class Variant:
         name: of the way to train.
         bits: widths of the stages in turn, for weights and activations alike; none: float, trained on.
         shares: of the epochs, one per stage.
-        method: `qil` or `lsq`.
+        method: `qil` or `lsq`; `brevitas`: its layers, with its own learned scales, which nothing here freezes.
         rate: learning rate of the weights.
         decay: weight decay.
         temperature: of distillation from the float network of the seed; None without.
@@ -187,6 +189,17 @@ def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[st
     return teachers
 
 
+def brevitas_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of recipes, with Brevitas's scales where intervals of ours are: Adam at their rate."""
+    scales = [parameter for name, parameter in model.named_parameters() if "scaling_impl" in name]
+    for parameter in scales:
+        parameter.requires_grad_(False)
+    optimizers = make_optimizers(model, section)
+    for parameter in scales:
+        parameter.requires_grad_(True)
+    return [*optimizers, torch.optim.Adam(scales, section.interval_learning_rate)]
+
+
 def label_loss(logits: Tensor, labels: Tensor, _numbers: Tensor) -> Tensor:
     """Cross-entropy with the labels."""
     return F.cross_entropy(logits, labels)
@@ -246,7 +259,8 @@ class Job:
                 weight_decay=variant.decay,
                 interval_learning_rate=variant.interval_rate,
             )
-            learner = self._learner(self._prepared(bits, index, state), section, 200 + index)
+            model = self._by_brevitas(bits) if variant.method == BREVITAS else self._prepared(bits, index, state)
+            learner = self._learner(model, section, 200 + index)
             yield learner
             state = learner.model.state_dict()
 
@@ -263,9 +277,21 @@ class Job:
             model.load_state_dict(state)
         return model
 
+    def _by_brevitas(self, bits: int) -> nn.Module:
+        """Return the float network with Brevitas's layers, their ranges set by the batches that set ours."""
+        model = copy.deepcopy(self.teacher.model)
+        use_brevitas_layers(model, bits=bits, collect_stats_steps=CALIBRATION_BATCHES, inputs_of_layers=True)
+        model.to(self.bench.device).train()
+        order = self.bench.order(1, self.seed * 1000 + 100)
+        with torch.no_grad():
+            for rows in order.rows[: CALIBRATION_BATCHES + 1]:  # scales become parameters in the batch behind the last
+                model(self.bench.images.inputs[rows])
+        return model
+
     def _learner(self, model: nn.Module, section: OptimizerSection, phase: int) -> Learner:
         order = self.bench.order(section.epochs, self.seed * 1000 + phase)
-        optimizers = make_optimizers(model, section)
+        learns_by_brevitas = self.variant.method == BREVITAS
+        optimizers = brevitas_optimizers(model, section) if learns_by_brevitas else make_optimizers(model, section)
         images = self.bench.images
         if self.variant.oscillation is None:
             return Learner(model, optimizers, section, images, order, self._loss())
