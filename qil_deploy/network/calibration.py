@@ -73,7 +73,7 @@ def calibrate(
             refuse_single_values(prepared, "calibration", batch, norms_learn=True)
     set_intervals(prepared, checked, only=only, output_factors=output_factors, float_model=network)
     if rounding == "compensated":
-        compensate_rounding(prepared, checked, only)
+        compensate_rounding(prepared, checked, only, network)
         set_intervals(prepared, checked, only=only, output_factors=output_factors, float_model=network)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -47,11 +48,9 @@ def set_intervals(
             "calibrate(model, batches, float_model=network)."
         )
     interpreter = _Calibrator(model, only, output_factors or {})
-    with evaluation_mode(model):
-        for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
-            norm.train(not norms_stay)
+    with calibration_modes(model):
         for batch in batches:
-            interpreter.run_batch(batch.clone(), {} if float_model is None else _layer_outputs(float_model, batch))
+            interpreter.run_batch(batch.clone(), {} if float_model is None else layer_outputs(float_model, batch))
     calibrated = model.get_buffer(CALIBRATED)
     before = bool(calibrated)
     calibrated.fill_(True)
@@ -61,6 +60,15 @@ def set_intervals(
         except BaseException:
             calibrated.fill_(before)
             raise
+
+
+@contextmanager
+def calibration_modes(model: fx.GraphModule) -> Iterator[None]:
+    """Put a prepared model into evaluation mode for a while, in which each BatchNorm that learns goes by the batch."""
+    with evaluation_mode(model):
+        for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
+            norm.train(not model.meta.get(NORMS_STAY, False))
+        yield
 
 
 @torch.no_grad()
@@ -181,11 +189,8 @@ class _Calibrator(fx.Interpreter):
         return y, self.float_outputs[str(node.target)].double().reshape(y.shape)
 
     def _reads_grid_of_pixels(self, node: fx.Node) -> bool:
-        source = input_of(node)
-        while kind_of(self.graph_module, source) in MOVING_KINDS:
-            source = source.all_input_nodes[0]
-        module = module_of(self.graph_module, source) if source.op == "call_module" else None
-        return isinstance(module, InputQuantizer) and module.shift is not None
+        quantizer = image_quantizer(self.graph_module, node)
+        return quantizer is not None and quantizer.shift is not None
 
     def _threshold(self, name: str, largest: float) -> float:
         """Geometric mean over the batches; of the tensors of one batch that share a quantizer, the largest counts."""
@@ -203,8 +208,14 @@ class _Calibrator(fx.Interpreter):
         return math.exp(sum(logs) / len(logs))
 
 
-def _layer_outputs(float_model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-    """Return what each convolution and linear layer returns for a batch, without its bias, by name."""
+def layer_outputs(float_model: nn.Module, batch: Tensor, wanted: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Return what convolutions and linear layers return for a batch, without their bias, by name.
+
+    Args:
+        float_model: any network.
+        batch: [N, C, H, W].
+        wanted: names of the layers; None: all.
+    """
     outputs: dict[str, Tensor] = {}
 
     def record(name: str, layer: nn.Conv1d | nn.Conv2d | nn.Linear, result: Tensor) -> None:
@@ -214,7 +225,7 @@ def _layer_outputs(float_model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     handles = [
         module.register_forward_hook(lambda layer, _inputs, result, name=name: record(name, layer, result))
         for name, module in float_model.named_modules()
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and (wanted is None or name in wanted)
     ]
     try:
         with evaluation_mode(float_model):
@@ -223,6 +234,15 @@ def _layer_outputs(float_model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         for handle in handles:
             handle.remove()
     return outputs
+
+
+def image_quantizer(model: fx.GraphModule, node: fx.Node) -> InputQuantizer | None:
+    """Return the quantizer of the image, for a layer of a prepared model that reads the image; else None."""
+    source = input_of(node)
+    while kind_of(model, source) in MOVING_KINDS:
+        source = source.all_input_nodes[0]
+    module = module_of(model, source) if source.op == "call_module" else None
+    return module if isinstance(module, InputQuantizer) else None
 
 
 def interval_before(model: fx.GraphModule, node: fx.Node) -> str | None:

@@ -15,8 +15,11 @@ from qil_deploy.config import OutputScales, QuantConfig
 from qil_deploy.errors import ConfigError, UnsupportedModelError
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.network.calibration import Rounding, calibrate, estimate_batchnorm
-from qil_deploy.network.compensated_rounding import LARGEST_ROW, compensated_codes, inputs_of_weights
+from qil_deploy.network.calibrator import set_intervals
+from qil_deploy.network.compensated_codes import compensated_codes, moved_codes
+from qil_deploy.network.compensated_rounding import LARGEST_ROW, compensate_rounding
 from qil_deploy.network.layers import QuantConv2d, QuantLinear, weight_to_quantize
+from qil_deploy.network.moments import inputs_of_weights, results_of_weights
 from qil_deploy.network.preparation import prepare
 from qil_deploy.network.quantized_model import PreparedModel
 from qil_deploy.preprocessing import Preprocessing
@@ -129,6 +132,35 @@ def test_inputs_without_correlation_leave_each_weight_its_nearest_code(seed: int
 
 
 @given(
+    size=st.integers(1, 12), channels=st.integers(1, 4), largest=st.sampled_from([1, 3, 7]), seed=st.integers(0, 999)
+)
+def test_moved_codes_are_in_range_and_each_is_the_best_beside_the_others(
+    size: int, channels: int, largest: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    real = rng.uniform(-1.5 * largest, 1.5 * largest, (1, channels, size))
+    matrix = correlated(size, rng)[None]
+    start = compensated_codes(torch.from_numpy(real), torch.from_numpy(matrix), largest)
+    kept = start.clone()
+    found = moved_codes(start, torch.from_numpy(real), torch.from_numpy(matrix), largest).numpy()
+    assert torch.equal(start, kept)
+    np.testing.assert_array_equal(found, np.rint(found).clip(-largest, largest))
+
+    def error(codes: NDArray[np.float64]) -> float:
+        return float(((codes - real) @ matrix * (codes - real)).sum())
+
+    assert error(found) <= error(kept.numpy()) * (1 + 1e-12)
+    again = moved_codes(torch.from_numpy(found), torch.from_numpy(real), torch.from_numpy(matrix), largest)
+    if torch.equal(again, torch.from_numpy(found)):  # it has come to rest
+        for channel in range(channels):
+            for i in range(size):
+                others = np.repeat(found[0, channel][None], 2 * largest + 1, 0)
+                others[:, i] = np.arange(-largest, largest + 1)
+                errors = np.einsum("nk,kl,nl->n", others - real[0, channel], matrix[0], others - real[0, channel])
+                assert errors.min() >= errors[int(found[0, channel, i]) + largest] - 1e-9 * errors.max()
+
+
+@given(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.tuples(st.integers(1, 2), st.integers(1, 3)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 1)),
@@ -146,14 +178,17 @@ def test_inputs_of_weights_times_weights_are_the_convolution(
 ) -> None:
     layer = QuantConv2d(4, 8, kernel, stride, (0, 0) if pads else padding, dilation, groups, bias=False)
     layer.pads = pads
-    x = torch.randint(-8, 8, (2, 4, 5, 5)).float()  # at most 64 positions: all are taken
+    x = torch.randint(-8, 8, (2, 4, 5, 5)).float()
     weight = torch.randint(-4, 4, layer.weight.shape).float()
     with torch.no_grad():
         layer.weight.copy_(weight)
         expected = nn.Conv2d.forward(layer, F.pad(x, (pads[1], pads[3], pads[0], pads[2])) if pads else x)
-    found = inputs_of_weights(layer, x, torch.Generator().manual_seed(0))
-    by_weight = weight.reshape(groups, 8 // groups, -1) @ found.transpose(1, 2)  # [G, C_out / G, N * P]
-    sums = by_weight.reshape(8, 2, -1).transpose(0, 1)  # whole numbers, so that every order of adding is exact
+    chosen = torch.randperm(expected[0, 0].numel())
+    found = inputs_of_weights(layer, x, chosen)
+    by_weight = found @ weight.reshape(groups, 8 // groups, -1).transpose(1, 2)  # [G, N * P, C_out / G]
+    # Whole numbers, so that every order of adding is exact.
+    assert torch.equal(by_weight, results_of_weights(layer, expected, chosen))
+    sums = by_weight.transpose(1, 2).reshape(8, 2, -1).transpose(0, 1)
     assert torch.equal(sums.sort(2).values, expected.flatten(2).sort(2).values)
 
 
@@ -165,6 +200,56 @@ def test_logits_come_closer_to_those_of_the_float_network(network: Network, scal
         for rounding in ("nearest", "compensated")
     )
     assert compensated < 0.8 * nearest
+
+
+@pytest.mark.parametrize("scales", ["without_batchnorm", "all", "channels"])
+def test_layers_make_up_for_what_those_before_them_got_wrong(network: Network, scales: OutputScales) -> None:
+    config = QuantConfig(
+        weight_bits=2,
+        activation_bits=3,
+        output_scales=scales,
+        overrides={"*": {"weight_bits": 2}},
+    )
+    batches = [images(64, 1), images(64, 2)]
+    errors = []
+    for reference in (None, network):  # layers are asked for what their own weights give, or for what float layers give
+        model = prepare(network, config, images(2, 0), input_grid=GRID)
+        set_intervals(model, batches, float_model=network)
+        compensate_rounding(model, batches, None, reference)
+        set_intervals(model, batches, float_model=network)
+        with torch.no_grad():
+            errors.append(float(sum((model.eval()(x) - network(x)).square().sum() for x in batches)))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_it_needs_no_float_network_where_scales_need_none(network: Network) -> None:
+    errors = []
+    for rounding in ("nearest", "compensated"):
+        model = prepare(network, QuantConfig(weight_bits=3, activation_bits=8), images(2, 0), input_grid=GRID)
+        calibrate(model, [images(64, 1), images(64, 2)], rounding=rounding)  # type: ignore[arg-type] # both are
+        errors.append(difference(model.eval(), network))
+    assert errors[1] < errors[0]
+
+
+class Tied(nn.Module):
+    """Two convolutions with one tensor of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x).relu()).relu().mean((2, 3)))  # type: ignore[no-any-return] # a tensor
+
+
+def test_weights_that_layers_share_are_rounded_to_nearest() -> None:
+    torch.manual_seed(0)
+    network = Tied().eval()
+    model = quantized(network, "compensated")
+    assert model.get_parameter("a.weight") is model.get_parameter("b.weight")
+    assert torch.equal(model.get_parameter("a.weight"), network.a.weight)
+    assert not torch.equal(model.get_parameter("head.weight"), network.head.weight)
 
 
 def test_weights_are_in_the_middle_of_their_codes(network: Network) -> None:
@@ -224,6 +309,7 @@ def test_a_row_that_is_too_long_is_rounded_to_nearest(network: Network, monkeypa
 def test_layers_are_seen_to_in_portions(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = quantized(network, "compensated").state_dict()
     monkeypatch.setattr("qil_deploy.network.compensated_rounding._BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("qil_deploy.network.layer_inputs._KEPT_BYTES", 1)
     for name, value in quantized(network, "compensated").state_dict().items():
         assert value.shape == at_once[name].shape, name
     assert difference(quantized(network, "compensated"), network) < difference(quantized(network, "nearest"), network)
