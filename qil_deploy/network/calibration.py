@@ -40,9 +40,10 @@ def calibrate(
     returns, `y` what the quantized one does, both without bias: `s = sum(f * y) / sum(y * y)`. With
     `output_scales="channels"` each channel gets the scale and shift of least squared error, `f = s * (y + t)`.
 
-    With `rounding="compensated"` weights are then replaced by rounded ones, whose errors cancel in each layer's sums on
-    the batches (`compensated_rounding`), and all is set once more. At 4 bits and below that is worth a lot where
-    nothing is trained afterwards; it takes three runs over the batches.
+    With `rounding="compensated"` weights are then replaced, layer after layer, by rounded ones whose errors cancel in
+    each layer's sums on the batches, and which give, where the float network is given, what its layers return, whatever
+    the layers before got wrong (`compensated_rounding`); and all is set once more. At 4 bits and below that is worth a
+    lot where nothing is trained afterwards; it takes several runs over the batches, and up to 2 GiB of memory.
 
     The mode of every module stays as it is, and so do the batches.
 
@@ -52,7 +53,7 @@ def calibrate(
             iterable, a generator, too. A few hundred images are plenty.
         only: names of the quantizers and layers to set (None: all); the others keep their intervals and scales.
         output_factors: by layer, the output scale in units of the product of both clipping thresholds; 1 by default.
-        float_model: the network that `model` was prepared from, to set output scales by.
+        float_model: the network that `model` was prepared from, to set output scales and compensated weights by.
         rounding: of weights: `nearest`, or `compensated`, which needs their intervals as `prepare` starts them.
 
     Raises:
