@@ -167,17 +167,14 @@ def _compensate(layer: QuantLayer, problem: Problem, unit: float) -> None:
     """
     quantizer = layer.weight_quantizer
     largest, (_, upper) = quantizer.largest_code, quantizer.thresholds
-    by_channel = layer.channel_sizes is not None
     magnitude = torch.full_like(problem.target[:, :, :1], upper * unit)  # that the largest code stands for
-    if by_channel:
+    if layer.channel_sizes is not None:
         magnitude = best_sizes(problem.target, problem.matrix.diagonal(dim1=1, dim2=2), largest)
+        layer.channel_sizes.copy_((magnitude / (upper * unit)).reshape(layer.channel_sizes.shape))
     real = problem.target * (largest / magnitude)
     codes = compensated_codes(real, problem.matrix, largest)
     values = moved_codes(codes, real, problem.matrix, largest) / largest
-    sizes: float | Tensor = 1.0
-    if layer.channel_sizes is not None:
-        layer.channel_sizes.copy_((magnitude / (upper * unit)).reshape(layer.channel_sizes.shape))
-        sizes = layer.channel_sizes.double()
+    sizes = 1.0 if layer.channel_sizes is None else layer.channel_sizes.double()
     layer.weight.copy_(values.reshape(layer.weight.shape) * upper * sizes)
     _set_scale(layer, problem, values, magnitude)
 
