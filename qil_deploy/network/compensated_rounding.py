@@ -22,18 +22,19 @@ from torch import Tensor, fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
 
-from .bit_widths import quantized_layers
+from .bit_widths import bits_read, quantized_layers
 from .calibrator import NORMS_STAY, calibration_modes, image_quantizer, input_unit, layer_outputs
 from .compensated_codes import best_sizes, compensated_codes, moved_codes
 from .graph import shape_of
 from .layer_inputs import LayerInputs
 from .layers import QuantLayer
-from .moments import Moments, Problem, groups_of, inputs_of_weights, results_of_weights
+from .moments import DAMPING, Moments, Problem, groups_of, inputs_of_weights, results_of_weights
 
 LARGEST_ROW: Final = 16384
 """Weights per output channel beyond which a layer is rounded to nearest: its moments would take over 2 GB."""
 
 _POSITIONS: Final = 64  # of an image that a convolution's inputs are taken from; neighbours tell much the same
+_PULL_OF_FEW_BITS: Final = 0.3  # towards a layer's own weights, where it reads activations of less than 8 bits
 _BYTES_AT_ONCE: Final = 2**30  # of what the float layers return there, that one run of the float network sees to
 
 
@@ -71,7 +72,7 @@ def compensate_rounding(
             for node in portion:
                 name, unit = str(node.target), input_unit(model, node)
                 moments = _moments(layers[name], inputs.of(node), chosen[name], results.get(name))
-                _compensate(layers[name], _problem(model, layers[name], moments, unit), unit)
+                _compensate(layers[name], _problem(model, node, moments, unit), unit)
 
 
 def _layers(model: fx.GraphModule, only: Collection[str] | None) -> dict[str, QuantLayer]:
@@ -150,11 +151,17 @@ def _moments(
     return moments
 
 
-def _problem(model: fx.GraphModule, layer: QuantLayer, moments: Moments, unit: float) -> Problem:
+def _problem(model: fx.GraphModule, node: fx.Node, moments: Moments, unit: float) -> Problem:
     """Return what a layer's weights should be, in units of what the float layer reads."""
+    layer = quantized_layers(model)[str(node.target)]
     weights = layer.weight.double().reshape(groups_of(layer), -1, layer.weight[0].numel()) * unit
     norm_learns = layer.bias is None and not model.meta.get(NORMS_STAY, False)
-    return moments.problem(weights, centred=layer.output_shift is not None or norm_learns)
+    few_bits = bits_read(model)[str(node.target)] < 8
+    return moments.problem(
+        weights,
+        centred=layer.output_shift is not None or norm_learns,
+        pull=_PULL_OF_FEW_BITS if few_bits else DAMPING,
+    )
 
 
 def _compensate(layer: QuantLayer, problem: Problem, unit: float) -> None:
@@ -180,12 +187,12 @@ def _compensate(layer: QuantLayer, problem: Problem, unit: float) -> None:
 
 
 def _set_scale(layer: QuantLayer, problem: Problem, values: Tensor, otherwise: Tensor) -> None:
-    """Set output scale and shift to those of least squared error; where the values are of no use, to `otherwise`."""
+    """Set output scale and shift to those nearest to the target; where the values are of no use, to `otherwise`."""
     if layer.log_output_scale is None:
         return
     over = (0, 1, 2) if layer.output_shift is None else (2,)
-    along = (values * problem.along).sum(over, keepdim=True)
-    squares = ((values @ problem.matrix) * values).sum(over, keepdim=True)
+    through = values @ problem.matrix
+    along, squares = ((through * other).sum(over, keepdim=True) for other in (problem.target, values))
     usable = (along > 0) & (squares > 0)
     scale = torch.where(usable, along / squares.where(usable, torch.ones_like(squares)), otherwise)
     if layer.output_shift is None:

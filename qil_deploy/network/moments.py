@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from .layers import QuantConv2d, QuantLayer, QuantLinear, pad_image, pair
 
-_DAMPING: Final = 0.01  # in units of the mean of the diagonal of `mean(x x')`
+DAMPING: Final = 0.01
+"""In units of the inputs' mean square: what is added to the diagonal of `M`, and the least pull."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,12 @@ class Problem:
     """The weights that a layer should have, and what it costs to have others (module docstring); all float64.
 
     Attributes:
-        matrix: `M`, [G, K, K], positive definite; G groups.
-        along: [G, C_out / G, K].
-        target: `v*`, of the same shape.
+        matrix: `M`, [G, K, K], damped, positive definite; G groups.
+        target: `v*`, [G, C_out / G, K].
         inputs, results: means of `x`, [G, K], and of `f`, [G, C_out / G].
     """
 
     matrix: Tensor
-    along: Tensor
     target: Tensor
     inputs: Tensor
     results: Tensor
@@ -72,28 +71,29 @@ class Moments:
             self._along += f.transpose(1, 2) @ x
             self._results += f.sum(1)
 
-    def problem(self, weights: Tensor, *, centred: bool) -> Problem:
+    def problem(self, weights: Tensor, *, centred: bool, pull: float = DAMPING) -> Problem:
         """Return what the sums ask for.
 
         Args:
             weights: `w`, float64 [G, C_out / G, K].
             centred: whether a constant in the results does not matter.
+            pull: towards `w`, in units of the inputs' mean square.
         """
         inputs, results = self._inputs / self._count, self._results / self._count
         matrix = self._products / self._count
         if centred:
             matrix -= inputs[:, :, None] * inputs[:, None, :]
-        diagonal = matrix.diagonal(dim1=1, dim2=2)
-        damping = _DAMPING * diagonal.mean(1, keepdim=True)
-        damping = torch.where(damping > 0, damping, torch.ones_like(damping))  # what a layer never meets is 0
-        diagonal += damping
+        square = matrix.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        square = torch.where(square > 0, square, torch.ones_like(square))  # what a layer never meets is 0
+        unit = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
         if self._along is None:
-            results = (weights @ inputs[:, :, None])[:, :, 0]
-            return Problem(matrix, weights @ matrix, weights, inputs, results)
-        along = self._along / self._count + damping[:, :, None] * weights
-        if centred:
-            along -= results[:, :, None] * inputs[:, None, :]
-        return Problem(matrix, along, torch.linalg.solve(matrix, along, left=False), inputs, results)
+            target, results = weights, (weights @ inputs[:, :, None])[:, :, 0]
+        else:
+            along = self._along / self._count + pull * square * weights
+            if centred:
+                along -= results[:, :, None] * inputs[:, None, :]
+            target = torch.linalg.solve(matrix + pull * square * unit, along, left=False)
+        return Problem(matrix + DAMPING * square * unit, target, inputs, results)
 
 
 def groups_of(layer: QuantLayer) -> int:
