@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "runtime.h"
@@ -14,7 +15,6 @@ namespace qil_deploy {
 namespace {
 
 constexpr float largest_ratio = 1 << 20;  // so that sums stay far below 2**31
-constexpr size_t most_steps = 8;          // that are faster to count than to look up
 
 float ratio_of(const Grid& grid, const Grid& y) {
   const float ratio = grid.scale / y.scale;
@@ -32,20 +32,18 @@ void add_one_by_one(const Addition& addition, const uint8_t* a, const uint8_t* b
 constexpr size_t lanes = 16;
 typedef uint8_t Codes __attribute__((vector_size(lanes)));  // which compilers have on every processor
 
-void count_steps(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y) {
-  const Codes lowest = Codes{} + table.codes[0];
-  for (size_t i = 0; i + lanes <= count; i += lanes) {
-    Codes codes, sums = lowest;
+void rescale(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y) {
+  if (!table.is_counted) return look_up_one_by_one(table, x, count, y);
+  const Codes top = Codes{} + table.top;
+  const Codes last[] = {Codes{} + table.last[0], Codes{} + table.last[1], Codes{} + table.last[2]};
+  size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    Codes codes, result = top;
     std::memcpy(&codes, x + i, lanes);
-    for (const CodeTable::Step& step : table.steps) sums += Codes(codes >= step.from) & step.rise;
-    std::memcpy(y + i, &sums, lanes);
+    for (const Codes& limit : last) result += Codes(codes <= limit);  // which is -1 where it holds
+    std::memcpy(y + i, &result, lanes);
   }
-  for (size_t i = count / lanes * lanes; i < count; i++) y[i] = table.codes[x[i]];
-}
-
-void look_up(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y) {
-  if (table.steps.size() <= most_steps) return count_steps(table, x, count, y);
-  for (size_t i = 0; i < count; i++) y[i] = table.codes[x[i]];
+  look_up_one_by_one(table, x + i, count - i, y + i);
 }
 
 }  // namespace
@@ -66,13 +64,18 @@ CodeTable rescaling_table(const Addition& addition, uint8_t b, uint8_t low, uint
   for (int x = 0; x < 256; x++) {
     // As in Clip, the upper limit wins.
     table.codes[x] = std::min(std::max(sum_of(addition, uint8_t(x), b), low), high);
-    const int rise = x == 0 ? 0 : table.codes[x] - table.codes[x - 1];
-    if (rise != 0) table.steps.push_back({uint8_t(x), uint8_t(rise)});
+  }
+  table.is_counted = table.codes[255] - table.codes[0] <= CodeTable::most_rises;
+  table.top = uint8_t(table.codes[0] + CodeTable::most_rises);  // may wrap, as sums of bytes do
+  std::fill(std::begin(table.last), std::end(table.last), uint8_t{255});
+  int rises = 0;
+  for (int x = 1; table.is_counted && x < 256; x++) {
+    for (int code = table.codes[x - 1]; code < table.codes[x]; code++) table.last[rises++] = uint8_t(x - 1);
   }
   return table;
 }
 
 const AddKernel scalar_add_kernel = {"scalar", add_one_by_one};
-const RescaleKernel portable_rescale_kernel = {"counted steps", look_up};
+const RescaleKernel portable_rescale_kernel = {"counted steps", rescale};
 
 }  // namespace qil_deploy

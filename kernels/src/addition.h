@@ -13,12 +13,12 @@
 //   y     = rint(fma(A, a_ratio, fma(B, b_ratio, fixed)))
 //
 // A code on another grid is one of 256, so those are computed when the session is created. They only ever rise with the
-// code that is read: ratios are positive.
+// code that is read: ratios are positive. A code of 2 bits is therefore how many limits a code has passed, which takes three
+// comparisons of whole vectors.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 namespace qil_deploy {
 
@@ -37,14 +37,14 @@ Addition addition_of(const Grid& a, const Grid& b, const Grid& y);
 
 uint8_t sum_of(const Addition& addition, uint8_t a, uint8_t b);
 
-// The code that each code becomes.
+// The code that each code becomes. Where they rise by `most_rises` in all at most,
+//
+//   codes[x] = top - (how many of `last` are x or above)
 struct CodeTable {
-  // Where the table rises, and by how much.
-  struct Step {
-    uint8_t from, rise;
-  };
+  static constexpr int most_rises = 3;
   alignas(64) uint8_t codes[256];
-  std::vector<Step> steps;  // beyond codes[0]
+  bool is_counted;
+  uint8_t top, last[most_rises];
 };
 
 // Of sums with one constant code, between two limits.
@@ -59,6 +59,10 @@ struct RescaleKernel {
   const char* name;
   void (*look_up)(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y);
 };
+
+inline void look_up_one_by_one(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y) {
+  for (size_t i = 0; i < count; i++) y[i] = table.codes[x[i]];
+}
 
 extern const AddKernel scalar_add_kernel;
 extern const RescaleKernel portable_rescale_kernel;

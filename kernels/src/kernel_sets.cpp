@@ -81,7 +81,7 @@ const std::vector<KernelSet>& kernel_sets() {
         {{}, why_none_is_written},
         {{}, why_avx2_is_not_faster, nullptr, true},
         {{}, why_avx2_is_not_faster, nullptr, false, &add_avx2_kernel},
-        {{}, why_avx2_is_not_faster, nullptr, false, nullptr, &portable_rescale_kernel}}},
+        {{}, why_avx2_is_not_faster, nullptr, false, nullptr, &rescale_avx2_kernel}}},
 #elif defined(__aarch64__)
       {"neon",
        "NEON",

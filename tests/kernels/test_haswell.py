@@ -50,4 +50,4 @@ def test_every_byte_is_equal(kernel_set: str, library: Path, tmp_path: Path, rng
     assert "chosen for LowBitConv: avx2 (" in report["explain"]
     kernels = {line.split(": ")[1].split(",")[0] for lines in report["layers"] for line in lines}
     assert {"Winograd (AVX2)", "lookup (AVX2)", "sums in 16 bits (AVX2)", "depthwise by channels (AVX2)"} <= kernels
-    assert {"sums in float (AVX2)", "counted steps"} <= kernels
+    assert {"sums in float (AVX2)", "counted steps (AVX2)"} <= kernels

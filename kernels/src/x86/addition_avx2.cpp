@@ -58,10 +58,29 @@ void add(const Addition& addition, const uint8_t* a, const uint8_t* b, size_t co
   std::memcpy(y + i, rest[2], count - i);
 }
 
+void rescale(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y) {
+  if (!table.is_counted) return look_up_one_by_one(table, x, count, y);
+  const __m256i top = _mm256_set1_epi8(char(table.top));
+  __m256i last[CodeTable::most_rises];
+  for (int k = 0; k < CodeTable::most_rises; k++) last[k] = _mm256_set1_epi8(char(table.last[k]));
+  size_t i = 0;
+  for (; i + vector_bytes <= count; i += vector_bytes) {
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+    __m256i result = top;
+    for (const __m256i& limit : last) {
+      // -1 where a code is the limit or below
+      result = _mm256_add_epi8(result, _mm256_cmpeq_epi8(_mm256_min_epu8(codes, limit), codes));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i), result);
+  }
+  look_up_one_by_one(table, x + i, count - i, y + i);
+}
+
 #pragma GCC pop_options
 
 }  // namespace
 
 const AddKernel add_avx2_kernel = {"sums in float (AVX2)", add};
+const RescaleKernel rescale_avx2_kernel = {"counted steps (AVX2)", rescale};
 
 }  // namespace qil_deploy

@@ -21,5 +21,6 @@ extern const MatMulKernel matmul_avx512_kernel;
 extern const AddKernel add_avx512_kernel;
 extern const AddKernel add_avx2_kernel;
 extern const RescaleKernel rescale_avx512_kernel;
+extern const RescaleKernel rescale_avx2_kernel;
 
 }  // namespace qil_deploy
