@@ -10,6 +10,7 @@ from torch import nn
 from qil_deploy.errors import ConfigError
 
 from .batches import checked_batches
+from .bit_widths import quantized_layers
 from .calibrator import NORMS_STAY, estimate_statistics, set_intervals
 from .compensated_rounding import compensate_rounding
 from .quantized_model import QuantizedModel, refuse_single_values
@@ -42,8 +43,9 @@ def calibrate(
 
     With `rounding="compensated"` weights are then replaced, layer after layer, by rounded ones whose errors cancel in
     each layer's sums on the batches, and which give, where the float network is given, what its layers return, whatever
-    the layers before got wrong (`compensated_rounding`); and all is set once more. At 4 bits and below that is worth a
-    lot where nothing is trained afterwards; it takes several runs over the batches, and up to 2 GiB of memory.
+    the layers before got wrong (`compensated_rounding`). Where BatchNorm stays, scales of layers come from that, and
+    intervals stay; else all is set once more. At 4 bits and below that is worth a lot where nothing is trained
+    afterwards; it takes several runs over the batches, and up to 2 GiB of memory.
 
     The mode of every module stays as it is, and so do the batches.
 
@@ -74,8 +76,11 @@ def calibrate(
             refuse_single_values(prepared, "calibration", batch, norms_learn=True)
     set_intervals(prepared, checked, only=only, output_factors=output_factors, float_model=network)
     if rounding == "compensated":
-        compensate_rounding(prepared, checked, only, network)
-        set_intervals(prepared, checked, only=only, output_factors=output_factors, float_model=network)
+        rounded = compensate_rounding(prepared, checked, only, network)
+        if network is None or not prepared.meta.get(NORMS_STAY, False):
+            set_intervals(prepared, checked, only=only, output_factors=output_factors, float_model=network)
+        elif left := {name for name in quantized_layers(prepared) if only is None or name in only} - rounded:
+            set_intervals(prepared, checked, only=left, output_factors=output_factors, float_model=network)
 
 
 def estimate_batchnorm(model: nn.Module, batches: Iterable[object]) -> None:

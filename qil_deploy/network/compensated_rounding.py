@@ -44,16 +44,20 @@ def compensate_rounding(
     batches: Sequence[Tensor],
     only: Collection[str] | None = None,
     float_model: nn.Module | None = None,
-) -> None:
+) -> set[str]:
     """Replace the weights of a calibrated model by rounded ones that do what the float network does on data.
 
-    Output scales, shifts and statistics of BatchNorm have to be set again afterwards.
+    Their layers get new output scales and shifts, too. Those of other layers, and statistics of BatchNorm, have to be
+    set again afterwards; without a float network all of them.
 
     Args:
         model: prepared, with weight intervals as `prepare` starts them: from 0, without a transformer's exponent.
         batches: float32 [N, C, H, W] each.
         only: names of the layers to see to (None: all).
         float_model: the network that `model` was prepared from; None: layers are asked for what their own weights give.
+
+    Returns:
+        The names of the layers whose weights were replaced.
 
     Raises:
         UnsupportedModelError: a weight interval that begins elsewhere, or has an exponent.
@@ -73,6 +77,7 @@ def compensate_rounding(
                 name, unit = str(node.target), input_unit(model, node)
                 moments = _moments(layers[name], inputs.of(node), chosen[name], results.get(name))
                 _compensate(layers[name], _problem(model, node, moments, unit), unit)
+    return set(layers)
 
 
 def _layers(model: fx.GraphModule, only: Collection[str] | None) -> dict[str, QuantLayer]:

@@ -332,6 +332,23 @@ def test_a_row_that_is_too_long_is_rounded_to_nearest(network: Network, monkeypa
     assert not torch.equal(model.get_parameter("depthwise.weight"), network.depthwise.weight)
 
 
+@pytest.mark.parametrize("scales", ["all", "channels"])
+def test_intervals_stay_where_layers_are_led_by_the_float_network(
+    network: Network, scales: OutputScales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qil_deploy.network.compensated_rounding.LARGEST_ROW", 23)  # `first` and `grouped` have more
+    nearest, compensated = (quantized(network, rounding, scales=scales).state_dict() for rounding in ROUNDINGS)
+    changed = {name for name, value in nearest.items() if not torch.equal(value, compensated[name])}
+    assert {name.rpartition(".")[2] for name in changed} <= {
+        "weight",
+        "channel_sizes",
+        "log_output_scale",
+        "output_shift",
+    }
+    assert "grouped.weight" not in changed
+    assert "grouped.log_output_scale" in changed  # it suits what the layer reads now
+
+
 def test_layers_are_seen_to_in_portions(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once = quantized(network, "compensated").state_dict()
     monkeypatch.setattr("qil_deploy.network.compensated_rounding._BYTES_AT_ONCE", 1)
