@@ -163,9 +163,9 @@ def readme_of_networks(deliveries: list[Delivery]) -> str:
 {explained_table(deliveries)}
 
 Every network is a float one of 12 epochs, trained on for 12 more: in float, or quantized to these bits at once, with
-that float network as teacher, the gradient of roundings scaled and little weight decay (seed 0;
-[docs/training.md](../../docs/training.md) sets them beside others). There were no frozen epochs: both columns of frozen
-networks are the same.
+that float network as teacher, the gradient of roundings scaled and little weight decay, at 3 and 2 bits also with
+`returning_weights` and lower rates (seed 0; [docs/training.md](../../docs/training.md#at-equal-epochs) has the settings
+and sets them beside others). There were no frozen epochs: both columns of frozen networks are the same.
 
 Made by:
 

@@ -46,7 +46,7 @@ def test_inspect(call: Call, tmp_path: Path) -> None:
     figures += [f"{layer['smallest_multiplier']:.3g}..{layer['largest_multiplier']:.3g}" for layer in layers[:-1]]
     lines = readable(outcome, [layer["name"] for layer in layers], figures)
     (ties,) = (line for line in content["metadata"]["certificate"] if line["name"] == "ties")
-    assert ["ties", f"{ties['worst']:.3f}", "1", ties["where"]] in lines
+    assert ["ties", f"{ties['worst']:.4g}", "1", ties["where"]] in lines
 
 
 def test_sensitivity(run: Run, call: Call, tmp_path: Path) -> None:
