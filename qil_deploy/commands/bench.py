@@ -128,7 +128,7 @@ def _explain(models: Sequence[Path], library: KernelLibrary | None) -> None:
         console.print(line, soft_wrap=True)
     for path in models:
         lines = layer_kernels(path, library)
-        console.print(f"{path}: {len(lines)} layers in kernels of the library", soft_wrap=True)
+        console.print(f"{path}: {len(lines)} nodes in kernels of the library", soft_wrap=True)
         for line in lines:
             console.print(f"  {line}", soft_wrap=True)
 

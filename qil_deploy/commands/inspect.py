@@ -109,7 +109,7 @@ def _kernel_lines(explained: ExplainedKernels) -> list[str]:
     return [
         f"Kernel library {explained.library}, on this processor:",
         *choices,
-        f"{len(layers)} layers in kernels of the library",
+        f"{len(layers)} nodes in kernels of the library",
         *layers,
         *explained.unused,
     ]

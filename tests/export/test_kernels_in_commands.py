@@ -59,7 +59,7 @@ def test_inspect_says_which_kernel_each_layer_gets(model: Path, library: KernelL
     outcome = call_command("inspect", model, "--kernels", library.path, "--json", tmp_path / "inspect.json")
     assert outcome.code == 0
     layers = sum(node.op_type in KERNEL_OPERATORS for node in read_model(model).nodes)
-    assert f"{layers} layers in kernels of the library" in outcome.out
+    assert f"{layers} nodes in kernels of the library" in outcome.out
     assert "TernaryConv: scalar (QIL_DEPLOY_KERNELS asks for it)" in outcome.out
     written = json.loads((tmp_path / "inspect.json").read_text())["kernel_library"]
     assert written["library"] == str(library.path.resolve())
@@ -75,7 +75,7 @@ def test_inspect_says_where_there_is_nothing_for_kernels(
     plain = exports.resnet(weight_bits=2, activation_bits=2).export(tmp_path / "plain.onnx")
     outcome = call_command("inspect", plain, "--kernels", library.path)
     assert outcome.code == 0
-    assert "0 layers in kernels of the library" in outcome.out
+    assert "0 nodes in kernels of the library" in outcome.out
     assert "has no convolutions for kernels, so none of the library was used" in outcome.out
 
 
