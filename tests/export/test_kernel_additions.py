@@ -25,6 +25,7 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.doctor import diagnose
 
+from .parts_of_models import function_of, node_of
 from .rewriting import rewritten
 
 if TYPE_CHECKING:
@@ -187,16 +188,6 @@ def test_rescalings_around_ternary_convolutions_are_rewritten(model: ir.Model, r
 @pytest.fixture(scope="module")
 def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return case.export(tmp_path_factory.mktemp("additions") / "model.onnx", kernels=True).read_bytes()
-
-
-def function_of(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
-    functions: list[onnx.FunctionProto] = [each for each in model.functions if each.name == name]
-    return functions[0]
-
-
-def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    nodes: list[onnx.NodeProto] = [each for each in model.graph.node if each.op_type == name]
-    return nodes[0]
 
 
 def set_constant(model: onnx.ModelProto, operator: str, index: int, value: np.generic) -> None:

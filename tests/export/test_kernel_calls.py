@@ -26,6 +26,7 @@ from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.kernel_library import find_kernel_library, operators_in
 from qil_deploy.runtime_tests.layers import describe_layers
 
+from .parts_of_models import function_of, node_of
 from .rewriting import rewritten
 
 if TYPE_CHECKING:
@@ -126,16 +127,6 @@ def test_pools_of_ternary_convolutions_are_rewritten(model: ir.Model, reason: st
 @pytest.fixture(scope="module")
 def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return case.export(tmp_path_factory.mktemp("calls") / "model.onnx", kernels=True).read_bytes()
-
-
-def function_of(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
-    found: list[onnx.FunctionProto] = [each for each in model.functions if each.name == name]
-    return found[0]
-
-
-def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    found: list[onnx.NodeProto] = [each for each in model.graph.node if each.op_type == name]
-    return found[0]
 
 
 def swapped_inputs(model: onnx.ModelProto) -> None:
