@@ -14,6 +14,8 @@ such nodes, or in front of nothing but `TernaryConv`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 from onnxscript.rewriter import MatchContext, MatchResult
@@ -26,7 +28,7 @@ from .replacement import Replacement, inputs_of, producer_of
 from .rule import NodeRule
 
 _WHOLE = (0, 255)  # what uint8 saturates to without a Clip
-_CHANNEL_BY_CHANNEL = frozenset({TERNARY_CONV, LOW_BIT_MAX_POOL, RESIDUAL_ADD})
+_CHANNEL_BY_CHANNEL = (TERNARY_CONV, LOW_BIT_MAX_POOL, RESIDUAL_ADD)
 
 
 class ResidualAdd(NodeRule):
@@ -38,7 +40,7 @@ class ResidualAdd(NodeRule):
         """Leave alone sums of few bits, and those of other codes."""
         del op
         node, match = producer_of(result), MatchResult()
-        if not any(_is_made_by(value, {TERNARY_CONV}) for value in inputs_of(node)):
+        if not any(_is_made_by(value, (TERNARY_CONV,)) for value in inputs_of(node)):
             return match.fail(f"no {TERNARY_CONV} makes one of the codes that it adds", node)
         if _limits(node) != _WHOLE:
             return match.fail("its sums are clipped to fewer bits", node)
@@ -87,7 +89,7 @@ def _limits(node: ir.Node) -> tuple[int, int]:
     return (integer(node, "low"), integer(node, "high")) if "high" in node.attributes else _WHOLE
 
 
-def _is_made_by(value: ir.Value, operators: frozenset[str] | set[str]) -> bool:
+def _is_made_by(value: ir.Value, operators: Collection[str]) -> bool:
     """Whether a node of one of these operators of the library makes a tensor."""
     source = value.producer()
     return source is not None and source.domain == KERNEL_DOMAIN and source.op_type in operators

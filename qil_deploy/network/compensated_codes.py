@@ -9,9 +9,9 @@ Cholesky factor for all output channels (GPTQ; Frantar et al., ICLR 2023):
 
     inv(M) = U' U,  U upper triangular        w[j] -= (w[i] - code[i]) * U[i, j] / U[i, i]   for j > i
 
-Then every code goes, in turn, to the whole number of least error, given the others, until none moves. Where channels
-have sizes of their own, a channel's largest code stands for the share of its largest weight, among `_SHARES`, that has
-the least error with each weight rounded by itself and inputs taken as independent.
+Then every code goes, in turn, to the whole number of least error, given the others, for `_ROUNDS` rounds or until none
+moves. Where channels have sizes of their own, a channel's largest code stands for the share of its largest weight,
+among `_SHARES`, that has the least error with each weight rounded by itself and inputs taken as independent.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 With `x` [K] what the weights of one output channel meet in the quantized network, `f` what the float layer returns at
 the same place of the same image, and `w` the float weights, as they act on `x`, a channel's error is in the mean
 
-    E |f - v x|² + damping |v - w|²   =   (v - v*) M (v - v*)' + what no weights change
-    M = mean(x x') + damping          v* = along M^-1          along = mean(f x') + damping w
+    E |f - v x|² + pull |v - w|²   =   (v - v*) M (v - v*)' + what no weights change
+    M = mean(x x') + pull          v* = along M^-1          along = mean(f x') + pull w
 
-with moments about the mean where a shift or a BatchNorm takes a constant out anyway. Where nobody says what the float
-layer returns, it is `w x`, and so `v* = w`. Of weights `v = s y` with a scale `s` of their own, the best is
+with moments about the mean where a shift or a BatchNorm takes a constant out anyway. Rounded weights are judged by `M`
+with the least pull, `DAMPING`. Where nobody says what the float layer returns, it is `w x`, and so `v* = w`. Of weights
+`v = s y` with a scale `s` of their own, the best is
 
     s = (y along') / (y M y')
 """

@@ -1,6 +1,9 @@
-"""Parts of exported models that tests look up, to change them or to see what they say."""
+"""Parts of exported models that tests look up, to change them or to see what they say, and files with changes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
 
 import onnx
 
@@ -15,3 +18,11 @@ def node_of(model: onnx.ModelProto, operator: str) -> onnx.NodeProto:
     """Return the first node of an operator."""
     found: list[onnx.NodeProto] = [each for each in model.graph.node if each.op_type == operator]
     return found[0]
+
+
+def changed_file(content: bytes, change: Callable[[onnx.ModelProto], None], folder: Path) -> Path:
+    """Write a model with a change into a folder; return where."""
+    model, path = onnx.load_from_string(content), folder / "model.onnx"
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path

@@ -25,7 +25,7 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests.doctor import diagnose
 
-from .parts_of_models import function_of, node_of
+from .parts_of_models import changed_file, function_of, node_of
 from .rewriting import rewritten
 
 if TYPE_CHECKING:
@@ -265,10 +265,7 @@ def gone(name: str) -> Callable[[onnx.ModelProto], None]:
 def test_other_files_are_refused(
     exported: bytes, change: Callable[[onnx.ModelProto], None], message: str, tmp_path: Path
 ) -> None:
-    model = onnx.load_from_string(exported)
-    change(model)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
+    path = changed_file(exported, change, tmp_path)
     with pytest.raises(ModelFileError, match=message):
         IntegerReference(read_model(path)).run(np.zeros((1, 3, 16, 16), np.uint8))
 

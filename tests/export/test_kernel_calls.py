@@ -26,7 +26,7 @@ from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.kernel_library import find_kernel_library, operators_in
 from qil_deploy.runtime_tests.layers import describe_layers
 
-from .parts_of_models import function_of, node_of
+from .parts_of_models import changed_file, function_of, node_of
 from .rewriting import rewritten
 
 if TYPE_CHECKING:
@@ -185,9 +185,6 @@ def other_attribute(model: onnx.ModelProto) -> None:
 def test_another_function_is_refused(
     exported: bytes, change: Callable[[onnx.ModelProto], None], message: str, tmp_path: Path
 ) -> None:
-    model = onnx.load_from_string(exported)
-    change(model)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
+    path = changed_file(exported, change, tmp_path)
     with pytest.raises(ModelFileError, match=message):
         IntegerReference(read_model(path)).run(np.zeros((1, 3, 16, 16), np.uint8))

@@ -31,6 +31,7 @@ from qil_deploy.onnx_io import (
 )
 from qil_deploy.reference import IntegerReference
 
+from .parts_of_models import changed_file
 from .rewriting import rewritten
 
 if TYPE_CHECKING:
@@ -245,10 +246,7 @@ def other_version(model: onnx.ModelProto) -> None:
 def test_another_function_is_refused(
     exported: bytes, change: Callable[[onnx.ModelProto], None], message: str, tmp_path: Path
 ) -> None:
-    model = onnx.load_from_string(exported)
-    change(model)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
+    path = changed_file(exported, change, tmp_path)
     with pytest.raises(ModelFileError, match=message):
         read_model(path)
 

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "spread.h"
 #include "x86_kernels.h"
 
 namespace qil_deploy {
@@ -14,22 +15,11 @@ namespace {
 
 constexpr size_t vector_bytes = 32;
 
-// Bytes of 32 bits that hold code 4k + 0..3 of each 16; 0x80 makes a zero.
-struct Spread {
-  alignas(32) uint8_t source[4][vector_bytes];
-  constexpr Spread() : source{} {
-    for (int k = 0; k < 4; k++) {
-      for (int i = 0; i < int(vector_bytes); i++) source[k][i] = uint8_t(i % 4 == 0 ? 4 * k + i % 16 / 4 : 0x80);
-    }
-  }
-};
-constexpr Spread spread;
-
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 
 inline __m256 floats_of(__m256i codes, int k) {
-  const __m256i source = _mm256_load_si256(reinterpret_cast<const __m256i*>(spread.source[k]));
+  const __m256i source = _mm256_load_si256(reinterpret_cast<const __m256i*>(spread[k]));
   return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(codes, source));
 }
 

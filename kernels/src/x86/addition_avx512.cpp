@@ -13,6 +13,7 @@
 // bit says which of two results it is.
 #include <immintrin.h>
 
+#include "spread.h"
 #include "x86_kernels.h"
 
 namespace qil_deploy {
@@ -21,24 +22,13 @@ namespace {
 
 constexpr size_t vector_bytes = 64;
 
-// Bytes of 32 bits that hold code 4k + 0..3 of each 16; 0x80 makes a zero.
-struct Spread {
-  alignas(64) uint8_t source[4][vector_bytes];
-  constexpr Spread() : source{} {
-    for (int k = 0; k < 4; k++) {
-      for (int i = 0; i < int(vector_bytes); i++) source[k][i] = uint8_t(i % 4 == 0 ? 4 * k + i % 16 / 4 : 0x80);
-    }
-  }
-};
-constexpr Spread spread;
-
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512vnni,bmi,bmi2,prefer-vector-width=512")
 
 inline __mmask64 first_bytes(size_t count) { return count >= vector_bytes ? ~__mmask64{0} : (__mmask64{1} << count) - 1; }
 
 inline __m512 floats_of(__m512i codes, int k) {
-  return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(codes, _mm512_load_si512(spread.source[k])));
+  return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(codes, _mm512_load_si512(spread[k])));
 }
 
 inline __m512i add_vector(__m512i a, __m512i b, __m512 a_ratio, __m512 b_ratio, __m512 fixed) {
