@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
+from .callers_state import evaluation_mode
 from .operator_row import Kind, Operator
 from .operators import operator_of
 
@@ -69,7 +70,12 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 @torch.no_grad()
 def shape_behind(module: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape of what a module makes of tensors of these shapes, without its numbers."""
+    """Return the shape of what a module makes of tensors of these shapes, without its numbers.
+
+    It is the same in training, but a BatchNorm refuses to learn from a single value per channel, as one image may give.
+    """
     tensors = {name: tensor.to("meta") for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    result = torch.func.functional_call(module, tensors, tuple(torch.empty(shape, device="meta") for shape in shapes))
+    inputs = tuple(torch.empty(shape, device="meta") for shape in shapes)
+    with evaluation_mode(module):
+        result = torch.func.functional_call(module, tensors, inputs)
     return tuple(result.shape)

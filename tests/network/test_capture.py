@@ -65,3 +65,27 @@ class Functional(nn.Module):
 
 def _pair(value: object) -> object:
     return value if isinstance(value, tuple) else (value, value)
+
+
+def test_a_norm_in_training_may_see_one_value_of_the_example_image() -> None:
+    """The example has one image, and BatchNorm cannot learn from a single value per channel; batches have more."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 8)
+            self.rows, self.norm = nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            x = self.norm(self.rows(x.flatten(2))).view(x.shape)
+            logits: Tensor = self.fc(torch.flatten(x.relu(), 1))
+            return logits
+
+    network = Network().train()
+    traced = capture_network(network, torch.zeros(1, 3, 8, 8))
+
+    assert traced(torch.rand(2, 3, 8, 8)).shape == (2, 2)
+    assert all(module.training for module in network.modules())
+    assert [module.training for module in traced.modules() if isinstance(module, nn.BatchNorm2d)] == [True]
