@@ -1,11 +1,15 @@
-"""Ways to train low-bit networks, compared at equal epochs: ResNet-20 on Fashion-MNIST, over seeds.
+"""Ways to train low-bit networks, compared at equal epochs on Fashion-MNIST, over seeds.
 
-    python benchmarks/equal_epochs.py --out runs/equal_epochs --seeds 0,1,2 --page docs/accuracy.md
+    python benchmarks/equal_epochs.py --seeds 0,1,2 --page docs/training.md            # ResNet-20, in runs/equal_epochs
+    python benchmarks/equal_epochs.py --network mobilenet_v2 --seeds 0 --epochs 5 --width 1    # in runs/depthwise
 
 Of each seed one float network is trained for `--epochs`; every row begins with it and trains on for as many: in float,
 or quantized by a method and its ingredients. The figure of a quantized row is the accuracy of the frozen network, in
 the integers that are exported, on all test images after the last epoch; nothing is chosen by it. Where Brevitas is
 installed there are rows by its layers, too, as trained: they do not freeze.
+
+The rows of MobileNetV2, most of whose layers are depthwise or beside one, ask what control of oscillating weights
+brings; in all of its quantized rows these are counted.
 
 On a CUDA device networks train side by side (`side_by_side`); minutes there are hours on a processor. What is finished
 is written to `OUT/results.json` and not trained again.
@@ -19,20 +23,20 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from qil_deploy.datasets import load_images, preprocessing_for
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console
-from side_by_side import Images
 from tables import Rows, console_table, markdown_table
+from training_bench import DEPTHWISE, RESNET20, Bench, train_float
 from training_queue import Queue
-from training_rows import BREVITAS, DATA, Bench, Result, Variant, train_float
+from training_rows import BREVITAS, Result, Variant
 from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
@@ -40,8 +44,19 @@ WIDTHS_WITHOUT_LOSS = 4  # bits: single ingredients can tell nothing there
 KEPT = (FLOAT.name, "plain", "distillation", "together")  # of these the checkpoints of the first seed are kept
 
 
+class Network(StrEnum):
+    """What can be trained."""
+
+    RESNET20 = "resnet20"
+    MOBILENET_V2 = "mobilenet_v2"
+
+
+TASKS = {Network.RESNET20: RESNET20, Network.MOBILENET_V2: DEPTHWISE}
+
+
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for results and checkpoints.")] = Path("runs/equal_epochs"),
+    out: Annotated[Path | None, typer.Option(help="Folder for results and checkpoints. [default: runs/TABLE]")] = None,
+    network: Annotated[Network, typer.Option(help="What is trained; each has its rows.")] = Network.RESNET20,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; the first for the ingredients.")] = "0,1,2",
     epochs: Annotated[int, typer.Option(help="Epochs of the float network, and of every row after that.")] = 12,
     only: Annotated[
@@ -55,27 +70,20 @@ def main(
     """Train what is missing, and write the table."""
     deadline = time.monotonic() + 60 * minutes
     console = Console()
+    task = TASKS[network]
+    out = Path("runs") / task.name if out is None else out
     ensure_writable(out / "results.json")
     compile_quantizers(compile_)
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, test = load_images(DATA, "train"), load_images(DATA, "test")
-    preprocessing = preprocessing_for(DATA, train)
-    bench = Bench(
-        device=device,
-        train=train,
-        test=test,
-        preprocessing=preprocessing,
-        images=Images.of(train, preprocessing, device),
-        epochs=epochs,
-    )
+    bench = Bench.of(task, epochs, device)
     numbers = [int(part) for part in seeds.split(",")]
     results = read_results(out / "results.json")
     names = set(only.split(",")) if only else set()
     finished = {result.key for result in results}
     rows = [
         (variant, seed)
-        for variant, seed in table(numbers)
+        for variant, seed in (table(numbers) if task.name == RESNET20.name else depthwise_table(numbers))
         if (not names or names & names_of(variant)) and variant.key(seed) not in finished
     ]
     teachers = train_float(bench, numbers, out, console.print) if rows else {}
@@ -102,9 +110,9 @@ def main(
         done=done,
         say=console.print,
     ).train()
-    shown = table_rows(results)
+    shown = table_rows(results, oscillation=task.name == DEPTHWISE.name)
     if page is not None:
-        write_text(page, with_tables(page.read_text(), {"equal_epochs": f"\n{markdown_table(shown)}\n\n"}))
+        write_text(page, with_tables(page.read_text(), {task.name: f"\n{markdown_table(shown)}\n\n"}))
     console.print(console_table("Accuracy on Fashion-MNIST, in percent", shown))
 
 
@@ -154,6 +162,30 @@ def ways(bits: int, method: str) -> list[Variant]:
     return rows
 
 
+def depthwise_table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
+    """Return the rows of a depthwise network in the order in which they are trained: what matters most first."""
+    rows = {bits: depthwise_ways(bits) for bits in (3, 4)}
+    ordered = [FLOAT, *(rows[bits][index] for first in (0, 3) for bits in rows for index in range(first, first + 3))]
+    return [(variant, seed) for seed in seeds for variant in ordered]
+
+
+def depthwise_ways(bits: int) -> list[Variant]:
+    """Return the rows of one width: plain, with oscillating weights frozen, dampened; then the same of `together`."""
+    found = {variant.name: variant for variant in ways(bits, "qil")}
+    rows = []
+    for name in ("plain", "together"):
+        # Some hundred steps: averages over the last hundred of them, and a threshold of three changes back in these.
+        counted = replace(
+            found[name], oscillation="count", oscillation_momentum=0.01, oscillation_threshold=(0.1, 0.03)
+        )
+        rows += [
+            counted,
+            replace(counted, name=f"{name}, oscillating weights frozen", oscillation="freeze"),
+            replace(counted, name=f"{name}, oscillation dampened", oscillation="dampen"),
+        ]
+    return rows
+
+
 def read_results(path: Path) -> list[Result]:
     """Return what earlier calls have finished."""
     if not path.is_file():
@@ -161,8 +193,11 @@ def read_results(path: Path) -> list[Result]:
     return [Result(**{**entry, "losses": tuple(entry["losses"])}) for entry in json.loads(path.read_text())]
 
 
-def table_rows(results: Sequence[Result]) -> Rows:
-    """One row per width, method and way: mean, spread, and the mean difference from float of the same seed."""
+def table_rows(results: Sequence[Result], *, oscillation: bool = False) -> Rows:
+    """One row per width, method and way: mean, spread, and the mean difference from float of the same seed.
+
+    With `oscillation` also the mean shares of weights that oscillate and that are frozen, where they were counted.
+    """
     floats = {result.seed: result.accuracy for result in results if result.width == "float"}
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
@@ -184,7 +219,18 @@ def table_rows(results: Sequence[Result]) -> Rows:
                 f"{statistics.fmean(differences):+.2f}" if differences and width != "float" else "",
             ]
         )
-    return Rows(headings=("bits", "method", "training", "seeds", "mean", "spread", "to float"), cells=cells)
+        if oscillation:
+            cells[-1] += [
+                mean_percent([getattr(member, name) for member in members]) for name in ("oscillating", "held")
+            ]
+    headings = ("bits", "method", "training", "seeds", "mean", "spread", "to float")
+    return Rows(headings=(*headings, "oscillating", "frozen") if oscillation else headings, cells=cells)
+
+
+def mean_percent(shares: Sequence[float | None]) -> str:
+    """Return the mean of shares in percent; nothing where none was counted."""
+    counted = [share for share in shares if share is not None]
+    return f"{100 * statistics.fmean(counted):.1f} %" if counted else ""
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.train import RunResult, StageResult, train
-from training_rows import DATA, NETWORK
+from training_bench import DATA, RESNET20
 
 RECIPE = "fashion_mnist_resnet20"
 
@@ -158,7 +158,7 @@ Made by:
 
 def readme_of_networks(deliveries: list[Delivery]) -> str:
     """Return the text of the zoo's README for networks of `equal_epochs`."""
-    return f"""# {NETWORK} on {DATA}
+    return f"""# {RESNET20.network} on {DATA}
 
 {explained_table(deliveries)}
 

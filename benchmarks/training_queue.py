@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from side_by_side import run_epoch
-from training_rows import Bench, Job, Result, Teacher, Variant
+from training_bench import Bench, Teacher
+from training_rows import Job, Result, Variant
 
 
 @dataclass(kw_only=True)

@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from peers import use_brevitas_layers
-from qil_deploy.accuracy import top1_percent
-from qil_deploy.checkpoint import CheckpointInfo, load_tensors, read_checkpoint, save_checkpoint
+from qil_deploy.checkpoint import save_checkpoint
 from qil_deploy.config import QuantConfig
-from qil_deploy.datasets import ImageSet
-from qil_deploy.integers import freeze, predictions
+from qil_deploy.integers import freeze
 from qil_deploy.network import PreparedModel, calibrate, prepare
-from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training import distillation_loss
-from qil_deploy.training.data import ArrayBatches
-from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.oscillation import Control, Oscillation
-from qil_deploy.training.recipe_sections import INTERVAL_LEARNING_RATE, OptimizerSection, StageSection
-from side_by_side import Images, Learner, Loss, Order, run_epoch
+from qil_deploy.training.recipe_sections import (
+    INTERVAL_LEARNING_RATE,
+    OSCILLATION_MOMENTUM,
+    OSCILLATION_THRESHOLD,
+    OptimizerSection,
+    StageSection,
+)
+from side_by_side import Learner, Loss
+from training_bench import Bench, Teacher, label_loss
 
-DATA = "fashion-mnist"
 BREVITAS = "brevitas"
-NETWORK = "resnet20"
-BATCH = 128
 CALIBRATION_BATCHES = 8
 COMPARED_LOGITS = 500  # images whose logits a frozen network computes on the device and on the processor
-_TEACHER_BATCH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +48,8 @@ class Variant:
         temperature: of distillation from the float network of the seed; None without.
         scaling: of the gradient of the rounding (`QuantConfig.gradient_scaling`).
         returning: whether weights outside of their interval have a gradient (`QuantConfig.returning_weights`).
-        oscillation: what is done about weights that oscillate; None leaves them alone.
+        oscillation: what is done about weights that oscillate; None leaves them alone, and does not count them.
+        oscillation_momentum, oscillation_threshold: as `Oscillation` takes them.
         gamma: whether the exponent of weight transformers is learned.
         interval_rate: learning rate of intervals; at 0 they stay as calibrated.
     """
@@ -67,6 +64,8 @@ class Variant:
     scaling: float = 0.0
     returning: bool = False
     oscillation: Control | None = None
+    oscillation_momentum: float = OSCILLATION_MOMENTUM
+    oscillation_threshold: tuple[float, float] = OSCILLATION_THRESHOLD
     gamma: bool = False
     interval_rate: float = INTERVAL_LEARNING_RATE
 
@@ -94,6 +93,8 @@ class Result:
         losses: mean loss of every epoch.
         seconds: beside how many others.
         beside: networks trained at the same time.
+        oscillating, held: shares of the weights, in [0, 1], that oscillate and that are frozen at their code after the
+            last step; None where nobody counted.
     """
 
     way: str
@@ -107,86 +108,13 @@ class Result:
     losses: tuple[float, ...]
     seconds: float
     beside: int
+    oscillating: float | None = None
+    held: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int]:
         """That of its row and seed (`Variant.key`)."""
         return (self.way, self.method, self.width, self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What all rows share: data, device, and epochs, of a float network as of each row that follows."""
-
-    device: torch.device
-    train: ImageSet
-    test: ImageSet
-    preprocessing: Preprocessing
-    images: Images
-    epochs: int
-
-    def info(self, kind: Any, config: QuantConfig | None, **metrics: float) -> CheckpointInfo:  # noqa: ANN401 - Kind
-        """Return what a checkpoint says about itself."""
-        return CheckpointInfo(
-            kind=kind,
-            model_name=NETWORK,
-            model_arguments={"in_channels": 1, "num_classes": len(self.test.class_names)},
-            config=config,
-            preprocessing=self.preprocessing,
-            data=DATA,
-            class_names=self.test.class_names,
-            metrics=metrics,
-        )
-
-    def accuracy(self, model: nn.Module) -> float:
-        """Top-1 accuracy on the test images, in percent."""
-        right = int((predictions(model, self.test.images, self.preprocessing) == self.test.labels).sum())
-        return top1_percent(right, len(self.test))
-
-    def order(self, epochs: int, seed: int) -> Order:
-        """Draw the batches of a phase."""
-        batches = ArrayBatches(self.train, self.preprocessing, batch_size=BATCH, flip=True, shift=0, seed=seed)
-        return Order.of(batches, epochs, self.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """A float network that is done, and its logits [2N, classes]: of the images, then of the mirrored ones."""
-
-    model: nn.Module
-    logits: Tensor
-
-
-def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[str], None]) -> dict[int, Teacher]:
-    """Train, or read, the float network of each seed."""
-    section = OptimizerSection(epochs=bench.epochs, learning_rate=0.1, weight_decay=5e-4)
-    learners = {}
-    teachers = {}
-    for seed in seeds:
-        torch.manual_seed(seed)
-        model = build_model(NETWORK, {"in_channels": 1, "num_classes": len(bench.test.class_names)})
-        model.to(memory_format=memory_format_for(model)).to(bench.device)
-        path = out / f"float_{seed}.safetensors"
-        if path.exists():
-            load_tensors(model, read_checkpoint(path)[1], str(path))
-            teachers[seed] = teacher_of(model, bench.images)
-            continue
-        optimizers = make_optimizers(model, section)
-        order = bench.order(section.epochs, seed * 1000)
-        learners[seed] = Learner(model, optimizers, section, bench.images, order, label_loss)
-        learners[seed].record()
-    for epoch in range(section.epochs if learners else 0):
-        began = time.perf_counter()
-        run_epoch(list(learners.values()))
-        losses = [learner.end_epoch() for learner in learners.values()]
-        say(f"float, epoch {epoch}: {[f'{loss:.3f}' for loss in losses]} in {time.perf_counter() - began:.1f} s")
-    for seed, learner in learners.items():
-        learner.model.eval()
-        teachers[seed] = teacher_of(learner.model, bench.images)
-        accuracy = bench.accuracy(learner.model)
-        save_checkpoint(out / f"float_{seed}.safetensors", bench.info("float", None, accuracy=accuracy), learner.model)
-        say(f"float, seed {seed}: {accuracy:.2f} %")
-    return teachers
 
 
 def brevitas_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
@@ -198,21 +126,6 @@ def brevitas_optimizers(model: nn.Module, section: OptimizerSection) -> list[tor
     for parameter in scales:
         parameter.requires_grad_(True)
     return [*optimizers, torch.optim.Adam(scales, section.interval_learning_rate)]
-
-
-def label_loss(logits: Tensor, labels: Tensor, _numbers: Tensor) -> Tensor:
-    """Cross-entropy with the labels."""
-    return F.cross_entropy(logits, labels)
-
-
-@torch.no_grad()
-def teacher_of(model: nn.Module, images: Images) -> Teacher:
-    """Compute a network's logits of every training image, as it is and mirrored."""
-    model.eval()
-    parts = [
-        model(x.flip(3) if mirrored else x) for mirrored in (False, True) for x in images.inputs.split(_TEACHER_BATCH)
-    ]
-    return Teacher(model=model, logits=torch.cat(parts))
 
 
 class Job:
@@ -295,7 +208,13 @@ class Job:
         images = self.bench.images
         if self.variant.oscillation is None:
             return Learner(model, optimizers, section, images, order, self._loss())
-        self.oscillation = Oscillation(model, self.variant.oscillation, max_bits=self.variant.bits[-1])
+        self.oscillation = Oscillation(
+            model,
+            self.variant.oscillation,
+            momentum=self.variant.oscillation_momentum,
+            threshold=self.variant.oscillation_threshold,
+            max_bits=self.variant.bits[-1],
+        )
         state = [*self.oscillation.state_dict().values(), self.oscillation.threshold, self.oscillation.weight]
         return Learner(model, optimizers, section, images, order, self._loss(), self.oscillation.update, state)
 
@@ -304,7 +223,7 @@ class Job:
 
         def loss(logits: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
             if temperature is None:
-                result = F.cross_entropy(logits, labels)
+                result = label_loss(logits, labels, numbers)
             else:
                 expected = logits_of.index_select(0, numbers)
                 result = distillation_loss(logits, expected, labels, temperature=temperature)
@@ -352,6 +271,7 @@ class Job:
             info = bench.info("quantized" if variant.bits else "float", config, accuracy=accuracy)
             save_checkpoint(keep, info, model)
         way, method, width, seed = variant.key(self.seed)
+        count = None if self.oscillation is None else self.oscillation.count()
         return Result(
             way=way,
             method=method,
@@ -364,6 +284,8 @@ class Job:
             losses=tuple(self.losses),
             seconds=time.perf_counter() - self.began,
             beside=self.beside,
+            oscillating=None if count is None else count.oscillating,
+            held=None if count is None else count.frozen,
         )
 
 

@@ -14,10 +14,10 @@ from qil_deploy.errors import ConfigError
 from qil_deploy.untrusted_text import excerpt
 
 from .cifar_resnets import cifar_resnet
-from .torchvision_models import alexnet_bn, torchvision_model
+from .torchvision_models import alexnet_bn, mobilenet_v2, torchvision_model
 from .user_models import build_user_model, is_user_model
 
-_UNCHANGED = (
+_ALL_BUT_GOOGLENET = (
     "resnet18",
     "resnet34",
     "resnet50",
@@ -31,11 +31,12 @@ _UNCHANGED = (
     "densenet121",
 )
 
-FROM_TORCHVISION = (*_UNCHANGED, "googlenet")  # for which torchvision has trained weights, of the same names
+FROM_TORCHVISION = (*_ALL_BUT_GOOGLENET, "googlenet")  # for which torchvision has trained weights, of the same names
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": cifar_resnet(depth) for depth in (8, 14, 20, 32, 44, 56)},
-    **{name: torchvision_model(name) for name in _UNCHANGED},
+    **{name: torchvision_model(name) for name in _ALL_BUT_GOOGLENET},
+    "mobilenet_v2": mobilenet_v2,  # which takes a width, too
     # Without the auxiliary classifiers, which only training uses.
     "googlenet": torchvision_model("googlenet", aux_logits=False, init_weights=True),
     "alexnet_bn": alexnet_bn,
@@ -93,7 +94,8 @@ def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
 
     Args:
         name: one of `MODELS`.
-        arguments: keyword arguments of the builder: `in_channels`, `num_classes`, and for CIFAR-style ResNets `width`.
+        arguments: keyword arguments of the builder: `in_channels`, `num_classes`, and for CIFAR-style ResNets and
+            MobileNetV2 `width`.
 
     Raises:
         ConfigError: unknown name, one of the user's, or arguments that the builder does not take.

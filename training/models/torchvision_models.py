@@ -9,6 +9,8 @@ from torch import nn
 from torchvision import models
 
 TORCHVISION_CHANNELS = 3
+MOBILENET_V2_WIDTH = 32
+_MOBILENET_V2_MULTIPLE = 8
 
 
 def torchvision_model(name: str, **options: Any) -> Callable[..., nn.Module]:  # noqa: ANN401 - of that network
@@ -25,6 +27,23 @@ def torchvision_model(name: str, **options: Any) -> Callable[..., nn.Module]:  #
         return model
 
     return build
+
+
+def mobilenet_v2(in_channels: int, num_classes: int, width: int = MOBILENET_V2_WIDTH) -> nn.Module:
+    """Build torchvision's MobileNetV2.
+
+    Args:
+        in_channels: of the images.
+        num_classes: number of logits.
+        width: channels of the first convolution, a multiple of 8; those of the blocks in proportion, rounded to
+            multiples of 8.
+
+    Raises:
+        ValueError: another width.
+    """
+    if width % _MOBILENET_V2_MULTIPLE:
+        raise ValueError(f"width is {width}; it must be a multiple of {_MOBILENET_V2_MULTIPLE}")
+    return torchvision_model("mobilenet_v2", width_mult=width / MOBILENET_V2_WIDTH)(in_channels, num_classes)
 
 
 def alexnet_bn(in_channels: int, num_classes: int) -> nn.Module:
