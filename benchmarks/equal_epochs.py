@@ -8,8 +8,8 @@ or quantized by a method and its ingredients. The figure of a quantized row is t
 the integers that are exported, on all test images after the last epoch; nothing is chosen by it. Where Brevitas is
 installed there are rows by its layers, too, as trained: they do not freeze.
 
-The rows of MobileNetV2, most of whose layers are depthwise or beside one, ask what control of oscillating weights
-brings; in all of its quantized rows these are counted.
+The rows of MobileNetV2, a network of depthwise convolutions, show what control of oscillating weights brings; all of
+its quantized rows count these weights. It sees the first 10,000 training images, enlarged to 64x64.
 
 On a CUDA device networks train side by side (`side_by_side`); minutes there are hours on a processor. What is finished
 is written to `OUT/results.json` and not trained again.
@@ -54,9 +54,10 @@ class Network(StrEnum):
 TASKS = {Network.RESNET20: RESNET20, Network.MOBILENET_V2: DEPTHWISE}
 
 
-def main(
+def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     out: Annotated[Path | None, typer.Option(help="Folder for results and checkpoints. [default: runs/TABLE]")] = None,
     network: Annotated[Network, typer.Option(help="What is trained; each has its rows.")] = Network.RESNET20,
+    images: Annotated[int | None, typer.Option(help="Training images, the first ones. [default: as the table]")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; the first for the ingredients.")] = "0,1,2",
     epochs: Annotated[int, typer.Option(help="Epochs of the float network, and of every row after that.")] = 12,
     only: Annotated[
@@ -70,7 +71,7 @@ def main(
     """Train what is missing, and write the table."""
     deadline = time.monotonic() + 60 * minutes
     console = Console()
-    task = TASKS[network]
+    task = TASKS[network] if images is None else replace(TASKS[network], images=images)
     out = Path("runs") / task.name if out is None else out
     ensure_writable(out / "results.json")
     compile_quantizers(compile_)
@@ -180,8 +181,8 @@ def depthwise_ways(bits: int) -> list[Variant]:
         )
         rows += [
             counted,
-            replace(counted, name=f"{name}, oscillating weights frozen", oscillation="freeze"),
-            replace(counted, name=f"{name}, oscillation dampened", oscillation="dampen"),
+            replace(counted, name=f"{name} with oscillating weights frozen", oscillation="freeze"),
+            replace(counted, name=f"{name} with oscillation dampened", oscillation="dampen"),
         ]
     return rows
 

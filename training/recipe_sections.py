@@ -54,7 +54,8 @@ class ModelSection(Section):
 
     Attributes:
         name: in `training.models.MODELS`, or `module:function` of yours.
-        width: channels of the first group, where the network has a width (None: its own).
+        width: channels of the first group of a CIFAR-style ResNet, or of the first convolution of MobileNetV2; other
+            networks have none (None: its own).
         weights: where it starts from: None (random), `torchvision`, or a file (`initial_weights`).
         reset_head: start the last layer anew where `weights` has another number of classes.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 
 import equal_epochs
+import training_bench
 import training_rows
-from qil_deploy.checkpoint import read_info
+from qil_deploy.checkpoint import load_model, read_info
 from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
+from qil_deploy.integers import freeze, predictions
 from qil_deploy.training.data import ArrayBatches
+from qil_deploy.training.models import build_model
 from side_by_side import Images, Order
 
 DATA = "fashion-mnist"
@@ -33,16 +37,23 @@ def test_batches_are_those_of_a_recipe_with_the_same_seed() -> None:
         assert torch.equal(images.labels[rows], labels)
 
 
-def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on 96 images in batches of 32, and test on 20."""
+
     def few(name: str, split: Literal["train", "test"]) -> ImageSet:
         return load_images(name, split).first(96 if split == "train" else 20)
 
-    monkeypatch.setattr(equal_epochs, "load_images", few)
-    monkeypatch.setattr(training_rows, "BATCH", 32)
+    monkeypatch.setattr(training_bench, "load_images", few)
+    monkeypatch.setattr(training_bench, "BATCH", 32)
     monkeypatch.setattr(training_rows, "CALIBRATION_BATCHES", 2)
     monkeypatch.setattr(training_rows, "COMPARED_LOGITS", 5)
+
+
+@pytest.mark.usefixtures("few_images")
+def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(equal_epochs, "table", lambda seeds: rows(seeds[0]))
 
     def rows(seed: int) -> list[tuple[training_rows.Variant, int]]:
@@ -69,6 +80,71 @@ def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
         ["w2a2", "qil", "progressive", "1"],
         ["w3a3", "lsq", "oscillating weights frozen", "1"],
     ]
+
+
+@pytest.mark.usefixtures("few_images")
+def test_a_depthwise_network_is_trained_on_enlarged_images_and_its_oscillating_weights_are_counted(
+    tmp_path: Path,
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- depthwise -->\n<!-- end -->\n")
+    equal_epochs.main(
+        out=tmp_path,
+        network=equal_epochs.Network.MOBILENET_V2,
+        images=64,
+        seeds="0",
+        epochs=2,
+        only="trained on in float,w4a4 together,w3a3 together with oscillating weights frozen",
+        page=page,
+    )
+    results = {result.way: result for result in equal_epochs.read_results(tmp_path / "results.json")}
+    trained_on, counted, frozen = (
+        results[name] for name in ("trained on in float", "together", "together with oscillating weights frozen")
+    )
+    assert (trained_on.oscillating, trained_on.held) == (None, None)
+    assert counted.oscillating is not None
+    assert counted.oscillating > 0
+    assert counted.held == 0
+    assert frozen.held is not None
+    assert len(counted.losses) == 2
+
+    heading, _rule, *rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if "|" in line]
+    assert heading[-2:] == ["oscillating", "frozen"]
+    assert [row[:3] for row in rows][1:] == [
+        ["w3a3", "qil", "together with oscillating weights frozen"],
+        ["w4a4", "qil", "together"],
+    ]
+    assert rows[2][-2:] == [f"{100 * counted.oscillating:.1f} %", "0.0 %"]
+
+    # What the checkpoint says of images is what the network was trained on.
+    info, model = load_model(tmp_path / "qil_w4a4_together.safetensors", build_model)
+    assert info.model_arguments == {"in_channels": 1, "num_classes": 10, "width": 8}
+    assert info.preprocessing.shape == (1, 64, 64)
+    test = load_images(DATA, "test", preprocessing=info.preprocessing).first(20)
+    right = predictions(freeze(model), test.images, info.preprocessing) == test.labels
+    assert 100 * right.mean() == pytest.approx(counted.frozen)
+
+
+def test_results_of_earlier_versions_have_no_shares_of_weights(tmp_path: Path) -> None:
+    result = {"way": "plain", "method": "qil", "width": "w2a2", "seed": 0, "epochs": 12, "accuracy": 90.0}
+    result |= {"frozen": 89.5, "differing_logits": 0, "losses": [0.5], "seconds": 1.0, "beside": 0}
+    (tmp_path / "results.json").write_text(json.dumps([result]))
+    found = equal_epochs.read_results(tmp_path / "results.json")
+    assert equal_epochs.table_rows(found).headings[-1] == "to float"
+    assert equal_epochs.table_rows(found, oscillation=True).cells[0][-3:] == ["", "", ""]
+
+
+def test_rows_of_a_depthwise_network_differ_in_what_is_done_about_oscillation() -> None:
+    rows = [variant for variant, _seed in equal_epochs.depthwise_table([0])]
+    assert [row.name for row in rows if not row.bits] == ["trained on in float"]
+    for bits in (3, 4):
+        of_width = [row for row in rows if row.bits == (bits,)]
+        assert [row.oscillation for row in of_width] == 2 * ["count", "freeze", "dampen"]
+        for first in (0, 3):
+            alike = {replace(row, name="", oscillation=None) for row in of_width[first : first + 3]}
+            assert len(alike) == 1
+    assert len({row.key(0) for row in rows}) == len(rows)
+    assert not any("," in row.name for row in rows), "--only takes names with commas between"
 
 
 @pytest.mark.parametrize("chosen", ["together", "w3a3 together", "w3a3 lsq together"])

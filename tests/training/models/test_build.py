@@ -89,7 +89,22 @@ def test_cifar_resnets_have_the_depth_of_their_name() -> None:
         assert len(on_the_way) == depth
 
 
-def test_networks_of_torchvision_have_no_width() -> None:
+def test_mobilenet_v2_has_the_width_that_is_asked_for() -> None:
+    with torch.device("meta"):
+        original = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.25)
+        built = build_model("mobilenet_v2", {"in_channels": 3, "num_classes": 10, "width": 8})
+    assert shapes(built) == shapes(original)
+    assert built.get_submodule("features.0.0").out_channels == 8
+
+
+def test_a_width_of_mobilenet_v2_is_a_multiple_of_8() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'mobilenet_v2' cannot be built with .*: width is 12; it must be a multiple of 8\."
+    ):
+        build_model("mobilenet_v2", {"in_channels": 3, "num_classes": 10, "width": 12})
+
+
+def test_other_networks_of_torchvision_have_no_width() -> None:
     with pytest.raises(ConfigError, match=r"model 'resnet18' cannot be built with .*'width': 8.*argument 'width'"):
         build_model("resnet18", {"in_channels": 3, "num_classes": 10, "width": 8})
 
