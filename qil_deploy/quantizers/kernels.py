@@ -83,11 +83,27 @@ def run_forward(kernel: Kernel, x: Tensor, *arguments: Any) -> Tensor:
 
 def run_backward(kernel: Kernel, grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """Return the gradient that `kernel` writes for `x`, and its sums over all of `x`."""
-    out = torch.empty_like(x, memory_format=_layout(x))
+    layout = _layout(x)
     if _Compilation.enabled:
-        kernel = _compiled(kernel)
+        flat, sums = _compiled(_into_a_new_tensor(kernel))(_flat(grad, layout), _flat(x, layout), *arguments)
+        return _shaped(flat, x, layout), sums
+    out = torch.empty_like(x, memory_format=layout)
     sums = [kernel(*blocks, *arguments) for blocks in _blocks(out, grad, x)]
     return out, sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
+
+@cache
+def _into_a_new_tensor(kernel: Kernel) -> Kernel:
+    """Return the kernel of a backward pass as a function that returns its gradient, and its sums.
+
+    The compiler makes one loop of both. Where the gradient is written into a tensor that is there, it makes two.
+    """
+
+    def returning(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        out = torch.empty_like(x)
+        return out, kernel(out, grad, x, *arguments)
+
+    return returning
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -95,13 +111,23 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last and not x.is_contiguous() else torch.contiguous_format
 
 
+def _flat(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return the values of a tensor in the order of a layout: a view, or a copy where it has another."""
+    return (tensor.permute(0, 2, 3, 1) if layout is torch.channels_last else tensor).reshape(-1)
+
+
+def _shaped(flat: Tensor, like: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return values in the order of a layout as a tensor of the shape of `like`."""
+    if layout is not torch.channels_last:
+        return flat.view(like.shape)
+    batch, channels, height, width = like.shape
+    return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
 def _blocks(out: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield `out` and tensors of its shape as flat views, block by block, in the order of `out` in memory."""
     layout = _layout(out)
-    flat = [
-        tensor.permute(0, 2, 3, 1).reshape(-1) if layout is torch.channels_last else tensor.reshape(-1)
-        for tensor in (out, *tensors)
-    ]
+    flat = [_flat(tensor, layout) for tensor in (out, *tensors)]
     whole = _Compilation.enabled or out.device.type != "cpu" or out.numel() <= _BLOCK
     return iter([tuple(flat)]) if whole else zip(*(tensor.split(_BLOCK) for tensor in flat), strict=True)
 

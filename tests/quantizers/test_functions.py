@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from qil_deploy.quantizers import compile_quantizers, kernels, round_straight_through
 from qil_deploy.quantizers.qil import quantize_activation, quantize_weight
@@ -270,6 +271,25 @@ def test_blocks_layouts_and_compilation_change_nothing_but_last_bits(
         compile_quantizers(False)
         for whole, blocks in zip(*results, strict=True):
             torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-12)
+
+
+def loops_in_compiled(function: Callable[..., object], *arguments: object) -> int:
+    """Count the loops over a tensor in what the compiler makes of the kernels that a function calls."""
+    compile_quantizers()
+    try:
+        _, programs = run_and_get_code(function, *arguments)
+    finally:
+        compile_quantizers(False)
+    return sum(line.lstrip().startswith("for(int64_t") for program in programs for line in program.splitlines())
+
+
+def test_a_compiled_backward_pass_reads_its_tensors_as_often_as_a_forward_pass() -> None:
+    """Its gradient and its sums come of one loop."""
+    x = torch.randn(4, 5, 3, 3).requires_grad_()
+    c, d = torch.tensor(0.4), torch.tensor(0.7)
+    forward = loops_in_compiled(quantize_activation, x, c, d, 15)
+    backward = loops_in_compiled(torch.autograd.grad, quantize_activation(x, c, d, 15), x, torch.randn_like(x))
+    assert backward == forward > 0
 
 
 COMPILED = """
