@@ -4,7 +4,7 @@
     python benchmarks/equal_epochs.py --network mobilenet_v2 --seeds 0 --epochs 5 --width 1    # in runs/depthwise
 
 Of each seed one float network is trained for `--epochs`; every row begins with it and trains on for as many: in float,
-or quantized by a method and its ingredients. The figure of a quantized row is the accuracy of the frozen network, in
+or quantized by a method and its ingredients; with `--short`, for fewer. The figure of a quantized row is the accuracy of the frozen network, in
 the integers that are exported, on all test images after the last epoch; nothing is chosen by it. Where Brevitas is
 installed there are rows by its layers, too, as trained: they do not freeze.
 
@@ -60,6 +60,9 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     images: Annotated[int | None, typer.Option(help="Training images, the first ones. [default: as the table]")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; the first for the ingredients.")] = "0,1,2",
     epochs: Annotated[int, typer.Option(help="Epochs of the float network, and of every row after that.")] = 12,
+    short: Annotated[
+        int | None, typer.Option(help="Epochs of every row, where they are fewer than those of the float network.")
+    ] = None,
     only: Annotated[
         str, typer.Option(help="Rows: `plain`, `w2a2 plain`, `w2a2 qil plain`; commas between; all if empty.")
     ] = "",
@@ -72,12 +75,13 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     deadline = time.monotonic() + 60 * minutes
     console = Console()
     task = TASKS[network] if images is None else replace(TASKS[network], images=images)
-    out = Path("runs") / task.name if out is None else out
+    title = task.name if short is None else f"{task.name}_short"
+    out = Path("runs") / title if out is None else out
     ensure_writable(out / "results.json")
     compile_quantizers(compile_)
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bench = Bench.of(task, epochs, device)
+    bench = Bench.of(task, float_epochs=epochs, epochs=epochs if short is None else short, device=device)
     numbers = [int(part) for part in seeds.split(",")]
     results = read_results(out / "results.json")
     names = set(only.split(",")) if only else set()
@@ -113,7 +117,7 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     ).train()
     shown = table_rows(results, oscillation=task.name == DEPTHWISE.name)
     if page is not None:
-        write_text(page, with_tables(page.read_text(), {task.name: f"\n{markdown_table(shown)}\n\n"}))
+        write_text(page, with_tables(page.read_text(), {title: f"\n{markdown_table(shown)}\n\n"}))
     console.print(console_table("Accuracy on Fashion-MNIST, in percent", shown))
 
 

@@ -75,7 +75,7 @@ DEPTHWISE = Task(name="depthwise", network="mobilenet_v2", arguments={"width": 8
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all rows share: task, data, device, and epochs, of a float network as of each row that follows."""
+    """What all rows share: task, data, device, and epochs, of a float network and of each row that follows."""
 
     task: Task
     device: torch.device
@@ -83,10 +83,11 @@ class Bench:
     test: ImageSet
     preprocessing: Preprocessing
     images: Images
+    float_epochs: int
     epochs: int
 
     @classmethod
-    def of(cls, task: Task, epochs: int, device: torch.device) -> Bench:
+    def of(cls, task: Task, *, float_epochs: int, epochs: int, device: torch.device) -> Bench:
         """Load the images of a task."""
         train, test = task.load("train"), task.load("test")
         preprocessing = preprocessing_for(DATA, train)
@@ -97,6 +98,7 @@ class Bench:
             test=test,
             preprocessing=preprocessing,
             images=Images.of(train, preprocessing, device),
+            float_epochs=float_epochs,
             epochs=epochs,
         )
 
@@ -134,7 +136,7 @@ class Teacher:
 
 def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[str], None]) -> dict[int, Teacher]:
     """Train, or read, the float network of each seed."""
-    section = OptimizerSection(epochs=bench.epochs, learning_rate=0.1, weight_decay=5e-4)
+    section = OptimizerSection(epochs=bench.float_epochs, learning_rate=0.1, weight_decay=5e-4)
     learners = {}
     teachers = {}
     for seed in seeds:
