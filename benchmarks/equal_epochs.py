@@ -4,9 +4,9 @@
     python benchmarks/equal_epochs.py --network mobilenet_v2 --seeds 0 --epochs 5 --width 1    # in runs/depthwise
 
 Of each seed one float network is trained for `--epochs`; every row begins with it and trains on for as many: in float,
-or quantized by a method and its ingredients; with `--short`, for fewer. The figure of a quantized row is the accuracy of the frozen network, in
-the integers that are exported, on all test images after the last epoch; nothing is chosen by it. Where Brevitas is
-installed there are rows by its layers, too, as trained: they do not freeze.
+or quantized by a method and its ingredients; with `--short`, for fewer. The figure of a quantized row is the accuracy
+of the frozen network, in the integers that are exported, on all test images after the last epoch; nothing is chosen by
+it. Where Brevitas is installed there are rows by its layers, too, as trained: they do not freeze.
 
 The rows of MobileNetV2, a network of depthwise convolutions, show what control of oscillating weights brings; all of
 its quantized rows count these weights. It sees the first 10,000 training images, enlarged to 64x64.

@@ -83,6 +83,19 @@ def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
 
 
 @pytest.mark.usefixtures("few_images")
+def test_rows_may_be_shorter_than_their_float_network_and_have_a_table_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- equal_epochs_short -->\n<!-- end -->\n")
+    equal_epochs.main(out=tmp_path, seeds="4", epochs=2, short=1, only="trained on in float", page=page)
+    (result,) = equal_epochs.read_results(tmp_path / "results.json")
+    assert (result.epochs, len(result.losses)) == (1, 1)
+    assert capsys.readouterr().out.count("float, epoch") == 2
+    assert f"| float |  | trained on in float | 1 | {result.accuracy:.2f} |" in page.read_text()
+
+
+@pytest.mark.usefixtures("few_images")
 def test_a_depthwise_network_is_trained_on_enlarged_images_and_its_oscillating_weights_are_counted(
     tmp_path: Path,
 ) -> None:
