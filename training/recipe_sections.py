@@ -140,6 +140,8 @@ class StageSection(OptimizerSection):
     Attributes:
         overrides: bits by layer-name pattern, after those of the recipe.
         from_float: start from the float network and its data instead of the stage before.
+        calibration_batches: batches that intervals, output scales and compensated rounding are set from where the stage
+            starts from the float network, or with other overrides than the stage before.
         frozen_gradient_norm: `gradient_norm` of the frozen epochs. With constant statistics BatchNorm no longer holds
             the outputs of a layer together when its weights move, and one long step can end the training.
         oscillation: what is done about weights of at most 4 bits that jump between two codes (`oscillation`): `none`,
@@ -153,6 +155,7 @@ class StageSection(OptimizerSection):
     activation_bits: Bits
     overrides: Overrides = Field(default_factory=dict)
     from_float: Switch = False
+    calibration_batches: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 8
     learning_rate: Positive = STAGE_LEARNING_RATE
     weight_decay: NotNegative = STAGE_WEIGHT_DECAY
     frozen_epochs: Epochs = 0

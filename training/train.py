@@ -38,8 +38,6 @@ from .rehearsal import rehearse
 from .run import Run, Settings
 from .run_folder import check_folder, claimed_folder
 
-CALIBRATION_BATCHES = 8
-
 # Numbers of phases, from which their seeds follow; the index of the stage is added.
 FLOAT, CALIBRATION, QUANTIZED, FROZEN = 0, 100, 200, 300
 
@@ -162,7 +160,7 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
     if previous.name == "float":
         network = run.build()
         load_tensors(network, tensors, str(previous.checkpoint))
-        batches = run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, CALIBRATION + index)
+        batches = run.whole_batches(stage.calibration_batches, stage.batch_size, CALIBRATION + index)
         model = run.prepare(network.to(run.accelerator.device), stage, batches[0])
         section = run.recipe.quantizer_only
         calibrate(
@@ -182,7 +180,7 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
         _prepared_model(run, previous.checkpoint).to(run.accelerator.device),
         network.to(run.accelerator.device),
         run.recipe.quant_config(stage),
-        run.whole_batches(CALIBRATION_BATCHES, stage.batch_size, CALIBRATION + index),
+        run.whole_batches(stage.calibration_batches, stage.batch_size, CALIBRATION + index),
         input_grid=run.preprocessing,
         carry_over=True,
     )

@@ -67,6 +67,7 @@ def _new_number(text: str, _content: dict[str, Any], rng: np.random.Generator) -
         "milestones", "decay", "label_smoothing",
         "gradient_norm", "average", "batchnorm_batches", "frozen_epochs", "frozen_learning_rate",
         "frozen_gradient_norm", "weight_bits", "activation_bits", "from_float",
+        "calibration_batches",
     )  # fmt: skip
     number = pick(_NUMBERS, rng)
     if pick([True, False], rng):

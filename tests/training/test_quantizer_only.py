@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qil_deploy.checkpoint import load_model, read_checkpoint
 from qil_deploy.datasets import ImageSet, load_images
@@ -20,9 +20,11 @@ from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.export import export_onnx
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.network import calibrate
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference
+from qil_deploy.training import train as train_module
 from qil_deploy.training.data import unlabelled as unlabelled_module
 from qil_deploy.training.data.unlabelled import noise_images
 from qil_deploy.training.models.build import build_model
@@ -113,6 +115,25 @@ def test_every_channel_may_have_a_scale_and_a_shift(weights: Path, tmp_path: Pat
         assert after["layer1.0.conv1.log_output_scale"].shape == after["layer1.0.conv1.output_shift"].shape == (4,)
         _, model = load_model(tmp_path / "run" / f"{name}_frozen.safetensors", build_model)
         assert isinstance(model, fx.GraphModule)
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(1, 1), (2, 2), (1000, 2)])
+def test_a_stage_says_how_many_batches_calibrate_it(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, taken: int
+) -> None:
+    """There are two of them."""
+    found = []
+
+    def counting(
+        model: nn.Module, batches: list[Tensor], *, float_model: nn.Module, rounding: Literal["nearest", "compensated"]
+    ) -> None:
+        found.append([len(batch) for batch in batches])
+        calibrate(model, batches, float_model=float_model, rounding=rounding)
+
+    monkeypatch.setattr(train_module, "calibrate", counting)
+    stage = STAGE | {"weight_bits": 4, "activation_bits": 4, "epochs": 0, "calibration_batches": asked}
+    train(recipe(weights, stages=[stage]), tmp_path / "run")
+    assert found == [[64] * taken]
 
 
 def test_weights_may_be_rounded_so_that_errors_cancel(weights: Path, tmp_path: Path) -> None:
