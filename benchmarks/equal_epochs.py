@@ -83,12 +83,13 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench.of(task, float_epochs=epochs, epochs=epochs if short is None else short, device=device)
     numbers = [int(part) for part in seeds.split(",")]
+    depthwise = network is Network.MOBILENET_V2
     results = read_results(out / "results.json")
     names = set(only.split(",")) if only else set()
     finished = {result.key for result in results}
     rows = [
         (variant, seed)
-        for variant, seed in (table(numbers) if task.name == RESNET20.name else depthwise_table(numbers))
+        for variant, seed in (depthwise_table(numbers) if depthwise else table(numbers))
         if (not names or names & names_of(variant)) and variant.key(seed) not in finished
     ]
     teachers = train_float(bench, numbers, out, console.print) if rows else {}
@@ -115,7 +116,7 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
         done=done,
         say=console.print,
     ).train()
-    shown = table_rows(results, oscillation=task.name == DEPTHWISE.name)
+    shown = table_rows(results, oscillation=depthwise)
     if page is not None:
         write_text(page, with_tables(page.read_text(), {title: f"\n{markdown_table(shown)}\n\n"}))
     console.print(console_table("Accuracy on Fashion-MNIST, in percent", shown))
@@ -169,8 +170,8 @@ def ways(bits: int, method: str) -> list[Variant]:
 
 def depthwise_table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
     """Return the rows of a depthwise network in the order in which they are trained: what matters most first."""
-    rows = {bits: depthwise_ways(bits) for bits in (3, 4)}
-    ordered = [FLOAT, *(rows[bits][index] for first in (0, 3) for bits in rows for index in range(first, first + 3))]
+    three, four = depthwise_ways(3), depthwise_ways(4)
+    ordered = [FLOAT, *three[:3], *four[:3], *three[3:], *four[3:]]
     return [(variant, seed) for seed in seeds for variant in ordered]
 
 
