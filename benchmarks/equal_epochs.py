@@ -1,6 +1,7 @@
 """Ways to train low-bit networks, compared at equal epochs on Fashion-MNIST, over seeds.
 
     python benchmarks/equal_epochs.py --seeds 0,1,2 --page docs/training.md            # ResNet-20, in runs/equal_epochs
+    python benchmarks/equal_epochs.py --images 20000 --short 4 --seeds 0,1 --width 1    # runs/equal_epochs_short_20000
     python benchmarks/equal_epochs.py --network mobilenet_v2 --seeds 0 --epochs 5 --width 1    # in runs/depthwise
 
 Of each seed one float network is trained for `--epochs`; every row begins with it and trains on for as many: in float,
@@ -34,12 +35,13 @@ from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console
 from tables import Rows, console_table, markdown_table
-from training_bench import DEPTHWISE, RESNET20, Bench, train_float
+from training_bench import BATCH, DEPTHWISE, RESNET20, Bench, train_float
 from training_queue import Queue
 from training_rows import BREVITAS, Result, Variant
 from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
+FEW_STEPS = 1000  # of training; where rows have fewer, averages over a thousand steps tell nothing
 WIDTHS_WITHOUT_LOSS = 4  # bits: single ingredients can tell nothing there
 KEPT = (FLOAT.name, "plain", "distillation", "together")  # of these the checkpoints of the first seed are kept
 
@@ -75,7 +77,7 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     deadline = time.monotonic() + 60 * minutes
     console = Console()
     task = TASKS[network] if images is None else replace(TASKS[network], images=images)
-    title = task.name if short is None else f"{task.name}_short"
+    title = "_".join([task.name, *(["short"] if short is not None else []), *([str(images)] if images else [])])
     out = Path("runs") / title if out is None else out
     ensure_writable(out / "results.json")
     compile_quantizers(compile_)
@@ -84,11 +86,12 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     bench = Bench.of(task, float_epochs=epochs, epochs=epochs if short is None else short, device=device)
     numbers = [int(part) for part in seeds.split(",")]
     depthwise = network is Network.MOBILENET_V2
+    few_steps = bench.epochs * len(bench.train) < FEW_STEPS * BATCH
     results = read_results(out / "results.json")
     names = set(only.split(",")) if only else set()
     finished = {result.key for result in results}
     rows = [
-        (variant, seed)
+        (counted_over_few_steps(variant) if few_steps else variant, seed)
         for variant, seed in (depthwise_table(numbers) if depthwise else table(numbers))
         if (not names or names & names_of(variant)) and variant.key(seed) not in finished
     ]
@@ -180,16 +183,18 @@ def depthwise_ways(bits: int) -> list[Variant]:
     found = {variant.name: variant for variant in ways(bits, "qil")}
     rows = []
     for name in ("plain", "together"):
-        # Some hundred steps: averages over the last hundred of them, and a threshold of three changes back in these.
-        counted = replace(
-            found[name], oscillation="count", oscillation_momentum=0.01, oscillation_threshold=(0.1, 0.03)
-        )
+        counted = replace(found[name], oscillation="count")
         rows += [
             counted,
             replace(counted, name=f"{name} with oscillating weights frozen", oscillation="freeze"),
             replace(counted, name=f"{name} with oscillation dampened", oscillation="dampen"),
         ]
     return rows
+
+
+def counted_over_few_steps(variant: Variant) -> Variant:
+    """Return a row whose oscillation is averaged over a hundred steps, and held from three changes back in these on."""
+    return replace(variant, oscillation_momentum=0.01, oscillation_threshold=(0.1, 0.03))
 
 
 def read_results(path: Path) -> list[Result]:

@@ -100,7 +100,7 @@ def test_a_depthwise_network_is_trained_on_enlarged_images_and_its_oscillating_w
     tmp_path: Path,
 ) -> None:
     page = tmp_path / "page.md"
-    page.write_text("<!-- depthwise -->\n<!-- end -->\n")
+    page.write_text("<!-- depthwise_64 -->\n<!-- end -->\n")
     equal_epochs.main(
         out=tmp_path,
         network=equal_epochs.Network.MOBILENET_V2,
