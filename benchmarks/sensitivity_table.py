@@ -54,12 +54,13 @@ def _report(name: str, out: Path) -> dict[str, Any]:
 
 
 def layer_rows(reports: dict[str, dict[str, Any]]) -> Rows:
-    """One row per layer, the one that hurts the float network most first: KL at each width, and what is proposed."""
+    """One row per layer that was lowered, those that hurt the float network most first: KL by width, proposed bits."""
     headings: tuple[str, ...] = ("layer", "weights")
     found: dict[str, list[str]] = {}
     for name, report in reports.items():
         headings += (*(f"{name}, {width} bits" for width in WIDTHS[name]), f"{name}, proposed")
-        for layer in sorted(report["layers"], key=_worst, reverse=True):
+        lowered = [layer for layer in report["layers"] if layer["trials"]]  # first and last layer are left out
+        for layer in sorted(lowered, key=_worst, reverse=True):
             cells = found.setdefault(layer["name"], [layer["name"], f"{layer['weights']:,}"])
             divergence = {trial["width"]: trial["kl"] for trial in layer["trials"]}
             cells += [f"{divergence[width]:.5f}" for width in WIDTHS[name]]

@@ -32,6 +32,8 @@ def report(divergences: dict[str, list[float]], widths: tuple[int, ...]) -> dict
         }
         for name, found in divergences.items()
     ]
+    layers.insert(0, {"name": "edge", "weights": 9, "trials": []})
+    bits["edge"] = {"weight_bits": 7, "activation_bits": 8}
     proposal = {"bytes": 77, "summed_kl": 0.25, "bits": bits, "measured": lowered(0.5)}
     proposal["uniform"] = [{"width": width, "bytes": 1234, "measured": lowered(width)} for width in widths]
     return {"bytes": 2000, "baseline": lowered(0.0), "layers": layers, "proposal": proposal}
