@@ -34,6 +34,8 @@ STAGE_LEARNING_RATE = 0.02
 STAGE_WEIGHT_DECAY = 1e-4
 INTERVAL_LEARNING_RATE = 2e-3
 
+CALIBRATION_BATCHES = 8
+
 # What `distillation_loss` takes where it is told nothing else, too.
 DISTILLATION_WEIGHT, DISTILLATION_TEMPERATURE = 1.0, 4.0
 
@@ -141,7 +143,8 @@ class StageSection(OptimizerSection):
         overrides: bits by layer-name pattern, after those of the recipe.
         from_float: start from the float network and its data instead of the stage before.
         calibration_batches: batches that intervals, output scales and compensated rounding are set from where the stage
-            starts from the float network, or with other overrides than the stage before.
+            starts from the float network, or where its overrides ask for other intervals than the stage before has.
+            Elsewhere nothing is calibrated, and other numbers than the default are refused (`rehearsal`).
         frozen_gradient_norm: `gradient_norm` of the frozen epochs. With constant statistics BatchNorm no longer holds
             the outputs of a layer together when its weights move, and one long step can end the training.
         oscillation: what is done about weights of at most 4 bits that jump between two codes (`oscillation`): `none`,
@@ -155,7 +158,7 @@ class StageSection(OptimizerSection):
     activation_bits: Bits
     overrides: Overrides = Field(default_factory=dict)
     from_float: Switch = False
-    calibration_batches: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 8
+    calibration_batches: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = CALIBRATION_BATCHES
     learning_rate: Positive = STAGE_LEARNING_RATE
     weight_decay: NotNegative = STAGE_WEIGHT_DECAY
     frozen_epochs: Epochs = 0

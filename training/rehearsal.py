@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qil_deploy.errors import DataError, QilDeployError, TrainingError
+from qil_deploy.errors import ConfigError, DataError, QilDeployError, TrainingError
 from qil_deploy.integers import freeze
-from qil_deploy.network import calibrate, measure_network, nothing_left_behind
+from qil_deploy.network import PreparedModel, calibrate, measure_network, nothing_left_behind
 from qil_deploy.untrusted_text import excerpt
 
 from .data import check_batch_size
@@ -28,7 +28,7 @@ from .fit import loss_of, optimizers_of, training_mode
 from .memory import require_memory
 from .models import describe_error, memory_format_for
 from .oscillation import oscillation_of
-from .recipe_sections import OptimizerSection, StageSection
+from .recipe_sections import CALIBRATION_BATCHES, OptimizerSection, StageSection
 from .run import Run
 from .run_state import Position
 
@@ -55,7 +55,8 @@ def rehearse(run: Run) -> None:
             it learns.
         DataError: labels outside the classes, or images from which intervals cannot be set.
         ConfigError: a batch larger than the training set, one that the processes cannot share evenly, a network that
-            this machine's memory cannot hold, or oscillation of weights that it does not have.
+            this machine's memory cannot hold, oscillation of weights that it does not have, or `calibration_batches` of
+            a stage that calibrates nothing.
         CheckpointError: the weights to start from cannot be read, or do not fit.
         UnsupportedModelError: the network cannot be quantized, or a stage not be frozen.
     """
@@ -87,12 +88,27 @@ def _try_all(run: Run, sections: Sequence[OptimizerSection]) -> None:
 def _try_stage(run: Run, trial: _Trial, stage: StageSection) -> None:
     """Try a stage, quantized and then frozen; `trial.model` is the float network that it begins with."""
     model = run.prepare(trial.model, stage, trial.images[:1])
+    _require_calibration(run, stage, model, trial.images[:1])
     calibrate(model, [trial.images], float_model=None if run.data.teacher is None else trial.model)
     quantized = replace(trial, phase=stage.name, model=model)
     if not run.done(stage.name):
         _try(run, quantized)
     if stage.frozen_epochs:
         _try(run, replace(quantized, phase=f"{stage.name}_frozen", model=freeze(model), section=stage.frozen_section()))
+
+
+def _require_calibration(run: Run, stage: StageSection, model: PreparedModel, image: Tensor) -> None:
+    """Refuse `calibration_batches` of a stage that takes every interval over from the stage before, as `train` does."""
+    index = run.recipe.stages.index(stage)
+    if stage.calibration_batches == CALIBRATION_BATCHES or stage.from_float or index == 0:
+        return
+    before = run.recipe.stages[index - 1]
+    if run.prepare(_network(run), before, image).state_dict().keys() == model.state_dict().keys():
+        raise ConfigError(
+            f"{stage.name}: calibration_batches is {stage.calibration_batches}, but the stage takes every interval "
+            f"over from {before.name}, the stage before, and calibrates nothing; leave the key out, or set "
+            "from_float = true."
+        )
 
 
 def _is_done(run: Run, stage: StageSection) -> bool:

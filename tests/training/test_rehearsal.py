@@ -205,6 +205,55 @@ def test_a_batch_that_is_too_large_is_found_in_whichever_stage_it_is(folder: Pat
     assert not folder.exists()
 
 
+def stages_of(second: dict[str, Any], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return changes of a recipe: a stage of 4 bits, and one of 3 behind it."""
+    stage: dict[str, Any] = {"epochs": 0, "batch_size": 256}
+    four, three = ({"weight_bits": bits, "activation_bits": bits} for bits in (4, 3))
+    return {
+        "float_training": stage,
+        "stages": [stage | four | {"calibration_batches": 2}, stage | three | second],
+        "overrides": overrides or {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("second", "overrides"),
+    [
+        ({}, None),
+        ({"overrides": {"layer2.0.conv1": {"weight_bits": 5}}}, None),
+        ({}, {"layer2.0.conv1": {"weight_bits": 5}}),
+    ],
+)
+def test_calibration_batches_where_nothing_is_calibrated(
+    folder: Path, second: dict[str, Any], overrides: dict[str, Any] | None
+) -> None:
+    changes = stages_of(second | {"calibration_batches": 3}, overrides)
+    with pytest.raises(
+        ConfigError,
+        match=r"^w3a3: calibration_batches is 3, but the stage takes every interval over from w4a4, the stage before, "
+        r"and calibrates nothing; leave the key out, or set from_float = true\.$",
+    ):
+        train(recipe("resnet8", **changes), folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("second", "overrides"),
+    [
+        ({"from_float": True, "calibration_batches": 3}, None),
+        ({"calibration_batches": 8}, None),
+        ({"overrides": {"layer2.0.downsample.0": {"activation_bits": 5}}, "calibration_batches": 3}, None),
+        ({"calibration_batches": 3}, {"layer2.0.downsample.0": {"activation_bits": 4}}),
+    ],
+    ids=["from float", "the default", "other overrides", "the same overrides, equal to the bits of one stage alone"],
+)
+def test_calibration_batches_of_a_stage_behind_another(
+    folder: Path, second: dict[str, Any], overrides: dict[str, Any] | None
+) -> None:
+    train(recipe("resnet8", **stages_of(second, overrides)), folder)
+    assert (folder / "w3a3.safetensors").is_file()
+
+
 def test_a_network_larger_than_memory_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"training resnet8 with .*65536.* would take .* GB, and this machine has"):
         train(recipe("resnet8", model={"name": "resnet8", "width": 65536}), folder)
