@@ -27,18 +27,17 @@ if TYPE_CHECKING:
     from .freeze_model import freeze, freeze_structure
     from .freezing_report import FreezingReport, compare_freezing, predictions
     from .frozen_gates import FrozenProduct, FrozenTable
+    from .frozen_layer import FrozenLayer, drop_float_weights
     from .frozen_modules import (
         FrozenAdd,
         FrozenDequantize,
         FrozenFloat,
         FrozenGlobalAveragePool,
         FrozenInput,
-        FrozenLayer,
         FrozenMeanLogits,
         FrozenModule,
         FrozenRescale,
         Grid,
-        drop_float_weights,
     )
     from .frozen_moves import FrozenConstantPad
     from .ratios import LARGEST_DENOMINATOR, MAX_DENOMINATOR, shrink_factor
@@ -93,7 +92,7 @@ _HOMES = {
     "FrozenFloat": "frozen_modules",
     "FrozenGlobalAveragePool": "frozen_modules",
     "FrozenInput": "frozen_modules",
-    "FrozenLayer": "frozen_modules",
+    "FrozenLayer": "frozen_layer",
     "FrozenMeanLogits": "frozen_modules",
     "FrozenModule": "frozen_modules",
     "FrozenProduct": "frozen_gates",
@@ -108,7 +107,7 @@ _HOMES = {
     "Operand": "bounds",
     "added": "bounds",
     "compare_freezing": "freezing_report",
-    "drop_float_weights": "frozen_modules",
+    "drop_float_weights": "frozen_layer",
     "freeze": "freeze_model",
     "freeze_structure": "freeze_model",
     "gain_and_shift": "fold",

@@ -59,13 +59,13 @@ from qil_deploy.network import (
 from qil_deploy.quantizers import ActivationQuantizer, InputQuantizer, RangeQuantizer
 
 from .freeze_gates import SMALLEST_SIGMOID_STEP, frozen_gate
+from .frozen_layer import FrozenLayer
 from .frozen_modules import (
     FrozenAdd,
     FrozenDequantize,
     FrozenFloat,
     FrozenGlobalAveragePool,
     FrozenInput,
-    FrozenLayer,
     FrozenMeanLogits,
     FrozenModule,
     FrozenRescale,

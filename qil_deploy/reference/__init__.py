@@ -17,8 +17,9 @@ from .matmul_nbits import (
     unpack_blocks,
     zero_point_byte,
 )
+from .operator_lookup import effect_of, find_operator, names_of, operator_of
 from .operator_row import FLOAT32, INT8, Effect, Operator
-from .operators import OPERATORS, effect_of, find_operator, names_of, operator_of
+from .operators import OPERATORS
 from .windows import pad_images, window_views
 
 __all__ = [

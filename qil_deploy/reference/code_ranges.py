@@ -7,8 +7,8 @@ from functools import partial
 
 from qil_deploy.onnx_io import KERNEL_CONVOLUTIONS, LOW_BIT_RESCALE, Array, Node
 
+from .operator_lookup import effect_of
 from .operator_row import Effect
-from .operators import effect_of
 
 Range = tuple[int, int]
 

@@ -17,7 +17,7 @@ from qil_deploy.untrusted_text import excerpt
 from .budget import Budget, BudgetError, Cost
 from .code_ranges import largest_codes
 from .fuse_qdq import fuse_qdq
-from .operators import find_operator
+from .operator_lookup import find_operator
 
 # Pixels of one block of images: few enough for its tensors to stay in a processor's cache.
 _BLOCK_PIXELS = 1 << 15

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from qil_deploy.onnx_io import DATA_TYPES, Node, OnnxFile, is_inside, kept_parts, optimized_model
 
+from .operator_lookup import effect_of, operator_of
 from .operator_row import Effect
-from .operators import effect_of, operator_of
 
 # What ONNX Runtime hangs on the names of nodes that it changes the layout of.
 _SUFFIX = re.compile(r"(_nchwc|_token_\d+)$")

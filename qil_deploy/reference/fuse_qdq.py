@@ -26,7 +26,8 @@ import numpy as np
 
 from qil_deploy.onnx_io import Array, Node
 
-from .operators import OPERATORS, operator_of
+from .operator_lookup import operator_of
+from .operators import OPERATORS
 
 
 def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[str, Array]) -> tuple[Node, ...]:

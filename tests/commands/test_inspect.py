@@ -14,7 +14,7 @@ from torch import nn
 
 from qil_deploy.checkpoint import load_model
 from qil_deploy.export import export_float_onnx
-from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.integers.frozen_layer import FrozenLayer
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.models.build import build_model
 

@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.export.capture import capture, node_names
-from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
+from qil_deploy.integers.frozen_layer import FrozenLayer
+from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenRescale
 from qil_deploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from onnx import helper, numpy_helper
 from qil_deploy.errors import CertificateError
 from qil_deploy.export.certify import CertificateLine, certify
 from qil_deploy.export.export import expected_codes
-from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
+from qil_deploy.integers.frozen_layer import FrozenLayer
+from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenRescale
 from qil_deploy.onnx_io.executed_kernels import executed_operators
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from qil_deploy.config import LayerOverride, QuantConfig
-from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.integers.frozen_layer import FrozenLayer
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.reference import IntegerReference

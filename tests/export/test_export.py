@@ -22,7 +22,7 @@ from qil_deploy.export import export as export_module
 from qil_deploy.export.certify import bound, certify
 from qil_deploy.export.passes import set_versions
 from qil_deploy.export.trial_run import differing_outputs
-from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.integers.frozen_layer import FrozenLayer
 from qil_deploy.onnx_io.model_file import OnnxFile
 from qil_deploy.preprocessing import Preprocessing
 

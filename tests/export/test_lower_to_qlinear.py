@@ -11,7 +11,8 @@ import pytest
 from qil_deploy.export.capture import capture
 from qil_deploy.export.emitter import MICROSOFT_DOMAIN, QIL_DOMAIN
 from qil_deploy.export.passes.lower_to_qlinear import clip, offset_operand
-from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenLayer, FrozenRescale
+from qil_deploy.integers.frozen_layer import FrozenLayer
+from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenRescale
 
 from .rewriting import lowered, replacement
 

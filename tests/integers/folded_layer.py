@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from qil_deploy.config import LayerOverride, OutputScales, QuantConfig
-from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.integers.frozen_layer import FrozenLayer
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import QilActivationQuantizer, QilWeightQuantizer, RangeQuantizer

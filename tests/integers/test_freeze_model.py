@@ -13,14 +13,8 @@ from torch import Tensor, fx, nn
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import UnsupportedModelError
 from qil_deploy.integers.freeze_model import freeze
-from qil_deploy.integers.frozen_modules import (
-    FrozenAdd,
-    FrozenGlobalAveragePool,
-    FrozenLayer,
-    FrozenRescale,
-    Grid,
-    drop_float_weights,
-)
+from qil_deploy.integers.frozen_layer import FrozenLayer, drop_float_weights
+from qil_deploy.integers.frozen_modules import FrozenAdd, FrozenGlobalAveragePool, FrozenRescale, Grid
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.preparation import prepare
 from qil_deploy.preprocessing import Preprocessing
@@ -137,7 +131,7 @@ def test_no_sum_needs_more_than_float32_holds(
 ) -> None:
     x = digits.fresh()[:64]
     expected = logits_of(frozen, x)
-    monkeypatch.setattr("qil_deploy.integers.frozen_modules.EXACT_FLOAT32", 0)  # everything in float64
+    monkeypatch.setattr("qil_deploy.integers.frozen_layer.EXACT_FLOAT32", 0)  # everything in float64
     assert torch.equal(logits_of(frozen, x), expected)
 
 

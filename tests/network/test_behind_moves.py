@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qil_deploy.integers.freeze_model import freeze
-from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.integers.frozen_layer import FrozenLayer
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.layers import QuantConv2d, Standalone
 

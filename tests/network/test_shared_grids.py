@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.integers.freeze_model import freeze
-from qil_deploy.integers.frozen_modules import FrozenDequantize, FrozenLayer, FrozenMeanLogits
+from qil_deploy.integers.frozen_layer import FrozenLayer
+from qil_deploy.integers.frozen_modules import FrozenDequantize, FrozenMeanLogits
 from qil_deploy.network.calibration import calibrate
 from qil_deploy.network.capture import capture_network
 from qil_deploy.network.graph import module_of

@@ -19,7 +19,7 @@ from qil_deploy.datasets import ImageSet, load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError
 from qil_deploy.export import export_onnx
 from qil_deploy.integers.freeze_model import freeze
-from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.integers.frozen_layer import FrozenLayer
 from qil_deploy.network import calibrate
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.preprocessing import Preprocessing

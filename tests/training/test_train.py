@@ -17,7 +17,7 @@ from qil_deploy.datasets import load_images
 from qil_deploy.errors import CheckpointError, ConfigError, DataError, OutputError, TrainingError
 from qil_deploy.integers.freeze_model import freeze
 from qil_deploy.integers.freezing_report import predictions
-from qil_deploy.integers.frozen_modules import FrozenLayer
+from qil_deploy.integers.frozen_layer import FrozenLayer
 from qil_deploy.training.models.build import build_model
 from qil_deploy.training.recipe import Recipe, recipe_from_dict
 from qil_deploy.training.train import RunResult, train
