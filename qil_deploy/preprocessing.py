@@ -158,9 +158,11 @@ class Preprocessing:
                 number per channel, as torchvision's `Normalize` takes them, of which nothing is rounded.
 
         Raises:
-            DataError: a mean outside [0, 1], a deviation that is not positive and finite, or another number of either
-                than of channels.
+            DataError: another shape, a mean outside [0, 1], a deviation that is not positive and finite, or another
+                number of either than of channels.
         """
+        if len(shape) != 3:
+            raise DataError(f"shape is {tuple(shape)}; give (channels, height, width).")
         channels, height, width = shape
         if isinstance(mean, float | int | np.number) and isinstance(std, float | int | np.number):
             _require_statistics(float(mean), float(std))

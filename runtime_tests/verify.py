@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qil_deploy.datasets import ImageBatches
+from qil_deploy.datasets import ImageBatches, ImageSet
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.metrics import AveragePrecision, MeanIoU, Metric, Top1
 
@@ -104,8 +105,8 @@ def batch_size_for(shape: tuple[int, int, int]) -> int:
 
 
 def verify(  # noqa: PLR0913 - every argument is an option of its own
-    path: Path,
-    data: ImageBatches,
+    path: str | PathLike[str],
+    data: ImageBatches | ImageSet,
     *,
     others: Mapping[str, Predictor] | None = None,
     codes: Mapping[str, CodeReader] | None = None,
@@ -125,7 +126,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
 
     Args:
         path: an exported model.
-        data: uint8 images [C, H, W] with labels, and how many are run at a time. Labels are [N] in [0, classes) for a
+        data: uint8 images [C, H, W] with labels, and how many are run at a time (`batch_size_for` says it of an
+            `ImageSet`). Labels are [N] in [0, classes) for a
             row of logits, [N, H, W] for a map of classes, [N, most, 5] for boxes (`pad_boxes`), or any [N] for none.
         others: further backends by name: functions from uint8 images to the only output, or to all by name
             (`Predictor`).
@@ -151,12 +153,14 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         DataError: no images; images or labels of the wrong type, shape or range; wrong logits from `others`.
         ModelFileError: the file is missing, damaged, not exported by this project, or cannot be run.
     """
-    model = read_exported_model(path)
+    model = read_exported_model(Path(path))
     if model.format == FLOAT and (others or must_equal or between is not None or first_difference or kernels):
         raise ConfigError(
             f"{path} is a float32 baseline: its accuracy is measured, and there is no integer reference that anything "
             "could be compared with. Verify it without a checkpoint and without a search for differences."
         )
+    if isinstance(data, ImageSet):
+        data = data.batches(batch_size_for(model.preprocessing.shape))
     _check_data(model, data)
     at_once = require_affordable(model)
     predictors = onnx_predictors(model, levels, threads, at_once, kernels) | check_others(others or {}, levels)
@@ -198,7 +202,7 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     backends = tuple(count.result(name, name in required) for name, count in counts.items())
     return VerifyReport(
         schema=VerifyReport.SCHEMA,
-        model=ModelFile.of(path),
+        model=ModelFile.of(model.path),
         format=model.format,
         input=model.input,
         images=done,

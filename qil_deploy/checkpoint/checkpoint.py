@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 
+from qil_deploy.config import QuantConfig
 from qil_deploy.errors import CheckpointError, QilDeployError
 from qil_deploy.files import write_bytes
 from qil_deploy.integers import freeze_structure
@@ -54,7 +56,7 @@ SPARE_VALUES: Final = 1 << 25
 Builder = Callable[[str, dict[str, Any]], nn.Module]
 
 
-def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
+def save_checkpoint(path: str | PathLike[str], info: CheckpointInfo, model: nn.Module) -> None:
     """Write the state of `model` and `info` to `path`, whole or not at all.
 
     Args:
@@ -70,7 +72,7 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
     network = unwrapped(model)
     _require_agreement(info, network)
     # The layers that write and read a grid share it in a frozen model; each name has its copy in the file.
-    write_bytes(path, file_content(network.state_dict(), {METADATA_KEY: info.model_dump_json()}))
+    write_bytes(Path(path), file_content(network.state_dict(), {METADATA_KEY: info.model_dump_json()}))
 
 
 def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
@@ -81,9 +83,7 @@ def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
     if not isinstance(network, QuantizedModel):
         return
     if info.config != network.meta[CONFIG]:
-        raise CheckpointError(
-            f"info.config is {info.config!r}, but the model was prepared with {network.meta[CONFIG]!r}; say the same."
-        )
+        raise CheckpointError(_differing_configs(info.config, network.meta[CONFIG]))
     if info.preprocessing != network.meta[INPUT_GRID]:
         raise CheckpointError(
             f"info.preprocessing is {info.preprocessing}, but the model was prepared with {network.meta[INPUT_GRID]}; "
@@ -96,14 +96,24 @@ def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
         )
 
 
-def read_checkpoint(path: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def _differing_configs(said: QuantConfig | None, prepared: QuantConfig) -> str:
+    """Say which fields of `info.config` are not those of the model."""
+    if said is None:
+        return f"info.config is None, but the model was prepared with {prepared!r}; say the same."
+    names = [name for name in QuantConfig.model_fields if getattr(said, name) != getattr(prepared, name)]
+    sides = (", ".join(f"{name}={getattr(config, name)!r}" for name in names) for config in (said, prepared))
+    return "info.config has {}, but the model was prepared with {}; say the same.".format(*sides)
+
+
+def read_checkpoint(path: str | PathLike[str]) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """Read a checkpoint without building its model.
 
     Raises:
         CheckpointError: as `read_info`, or its bytes are not those that were written.
     """
-    info, _ = read_header(path)
-    return info, _read_tensors(path)
+    file = Path(path)
+    info, _ = read_header(file)
+    return info, _read_tensors(file)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -113,7 +123,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         refuse_damaged(path, error)
 
 
-def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
+def load_model(path: str | PathLike[str], build: Builder) -> tuple[CheckpointInfo, nn.Module]:
     """Read a checkpoint and rebuild its model, in evaluation mode.
 
     Args:
@@ -125,14 +135,15 @@ def load_model(path: Path, build: Builder) -> tuple[CheckpointInfo, nn.Module]:
         CheckpointError: as `read_checkpoint`, the tensors do not fit the network or contradict each other or the
             header, or the network is larger than the file can be of.
     """
-    info, contents = read_header(path)
-    _check_size(path, info, contents, build)
+    file = Path(path)
+    info, contents = read_header(file)
+    _check_size(file, info, contents, build)
     model = assemble(info, build)
-    _check_entries(model, contents.tensors, str(path))
-    _check_logits(path, info, model)
+    _check_entries(model, contents.tensors, str(file))
+    _check_logits(file, info, model)
     rebuilt = scalars_of(model)
-    _read_into(model, path, contents)
-    check_values(model, rebuilt, f"checkpoint {path}")
+    _read_into(model, file, contents)
+    check_values(model, rebuilt, f"checkpoint {file}")
     return info, model.eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
@@ -103,17 +104,19 @@ class CheckpointInfo(BaseModel):
         return self
 
 
-def read_info(path: Path) -> CheckpointInfo:
+def read_info(path: str | PathLike[str]) -> CheckpointInfo:
     """Read the information in a checkpoint, without its tensors.
 
     Raises:
         CheckpointError: missing, damaged, truncated, not a checkpoint of this project, or of another schema.
     """
-    return read_header(path)[0]
+    return read_header(Path(path))[0]
 
 
 def read_header(path: Path) -> tuple[CheckpointInfo, Contents]:
     """Read the information in a checkpoint, and where its tensors are in the file; errors as for `read_info`."""
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint {path} is a folder; name a .safetensors file.")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; train one with: python -m qil_deploy train RECIPE.")
     try:

@@ -99,7 +99,9 @@ def read_contents(path: Path) -> Contents:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            raise DamagedFileError(f"its {size:,} bytes are fewer than its header asks for")
+            raise DamagedFileError(
+                f"its {size:,} bytes are fewer than its header asks for, or it is no safetensors file"
+            )
         if length > HEADER_LIMIT:
             raise DamagedFileError(f"its header has {length:,} bytes; at most {HEADER_LIMIT:,} are read")
         header = _parse(stream.read(length))

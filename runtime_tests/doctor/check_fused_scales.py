@@ -54,9 +54,9 @@ def fused_scales(written: Sequence[Graph], executed: Sequence[Graph]) -> list[Fi
 
 def output_axis(layer: Node) -> int:
     """Return the axis of a layer's weights that its output channels lie along."""
-    if layer.op_type in ("Conv", "FusedConv"):
+    if layer.op_type in ("Conv", "FusedConv", "QLinearConv"):
         return 0
-    if layer.op_type in ("Gemm", "FusedGemm") and layer.attributes.get("transB", 0):
+    if layer.op_type in ("Gemm", "FusedGemm", "QGemm") and layer.attributes.get("transB", 0):
         return 0
     return 1
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
+
+from numpy.typing import NDArray
 
 from qil_deploy.onnx_io import Node
 from qil_deploy.reference import operator_of
 
+from .check_fused_scales import output_axis
 from .findings import Finding, found, quoted
 from .graphs import Graph
 
@@ -80,7 +83,7 @@ def one_scale(graphs: Sequence[Graph]) -> list[Finding]:
                 if dequantizer is None:
                     continue
                 scale, weights = graph.constant(dequantizer, 1), graph.constant(dequantizer, 0)
-            if scale is not None and scale.size == 1 and (weights is None or max(weights.shape, default=1) > 1):
+            if scale is not None and scale.size == 1 and (weights is None or _output_channels(node, weights) > 1):
                 places.append(graph.label(node))
     return found(
         "per-tensor-weights",
@@ -90,6 +93,13 @@ def one_scale(graphs: Sequence[Graph]) -> list[Finding]:
         why="One channel with large weights leaves few steps to all others. A scale per channel costs no time on CPU.",
         remedy="If accuracy suffers, quantize per channel (quantize_static: per_channel=True).",
     )
+
+
+def _output_channels(layer: Node, weights: NDArray[Any]) -> int:
+    if weights.ndim < 2:
+        return 1
+    groups = layer.attributes.get("group", 1) if layer.op_type == "ConvTranspose" else 1
+    return int(weights.shape[output_axis(layer)]) * (groups if isinstance(groups, int) else 1)
 
 
 def dequantized_by_hand(graphs: Sequence[Graph]) -> list[Finding]:

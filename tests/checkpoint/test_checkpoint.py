@@ -141,6 +141,17 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none.safetensors")
 
 
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder; name a \.safetensors file"):
+        read_checkpoint(tmp_path)
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    model, file = trained("quantized"), str(tmp_path / "model.safetensors")
+    save_checkpoint(file, information("quantized"), model)
+    assert load_model(file, build)[0] == read_info(file) == read_checkpoint(file)[0] == information("quantized")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.9999])
 def test_truncated_files(path: Path, share: float) -> None:
     content = path.read_bytes()
@@ -152,7 +163,7 @@ def test_truncated_files(path: Path, share: float) -> None:
 @pytest.mark.parametrize("garbage", [b"hello, this is no checkpoint", b"\xff" * 1000, b"\0" * 1000, b"PK\x03\x04" * 99])
 def test_garbage(tmp_path: Path, garbage: bytes) -> None:
     (tmp_path / "garbage").write_bytes(garbage)
-    with pytest.raises(CheckpointError, match="garbage is damaged or truncated"):
+    with pytest.raises(CheckpointError, match=r"garbage is damaged or truncated \(.*no (safetensors file|JSON)"):
         read_checkpoint(tmp_path / "garbage")
 
 

@@ -43,6 +43,12 @@ def test_statistics_are_those_of_pixels_between_0_and_1(mean: float, std: float)
         Preprocessing.from_statistics((3, 4, 4), mean, std)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (1, 3, 4, 4)])
+def test_the_shape_is_that_of_one_image(shape: Any) -> None:  # noqa: ANN401 - the point
+    with pytest.raises(DataError, match=r"shape is \(.*4, 4\); give \(channels, height, width\)"):
+        Preprocessing.from_statistics(shape, 0.5, 0.2)
+
+
 def test_images_are_arrays_of_uint8() -> None:
     pixels = Preprocessing(**GOOD)
     with pytest.raises(

@@ -7,10 +7,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from qil_deploy.datasets import ImageSet
 from qil_deploy.errors import ConfigError, DataError
 from qil_deploy.onnx_io.model_file import read_model
 from qil_deploy.reference import IntegerReference
 from qil_deploy.runtime_tests import BackendResult, BenchReport, VerifyReport, read_report, write_report
+from qil_deploy.runtime_tests import verify as verify_data
 from qil_deploy.runtime_tests.backends import FROZEN, UNFROZEN
 from qil_deploy.runtime_tests.exported_model import read_exported_model
 from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
@@ -41,6 +43,12 @@ def test_onnx_runtime_equals_the_reference_at_every_level(
         assert backend.largest_difference == 0.0
         assert backend.accuracy == report.reference_accuracy
     assert report.warnings == ()
+
+
+def test_the_path_may_be_text_and_the_images_a_set(write_model: WriteModel, images: Images, labels: Labels) -> None:
+    path = write_model()
+    data = ImageSet(images=images, labels=labels, class_names=("cat", "dog", "fox", "hen", "owl"))
+    assert verify_data(str(path), data) == verify(path, images, labels)
 
 
 def test_accuracy_is_the_share_of_right_first_choices(write_model: WriteModel, images: Images) -> None:

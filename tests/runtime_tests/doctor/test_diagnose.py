@@ -120,6 +120,11 @@ def test_one_scale_for_all_channels_is_a_note(check: Check) -> None:
     assert findings["per-tensor-weights"].where == ("Conv 'sum'",)
 
 
+def test_one_scale_for_one_channel_is_no_finding(check: Check) -> None:
+    one = constants(w=np.arange(-9, 9, dtype=np.int8).reshape(1, 2, 3, 3), w_scale=np.float32(0.1), w_zero=np.int8(0))
+    assert check(CONVOLUTION.replace("<axis = 0>", ""), one, y="uint8[1,1,6,6] y") == {}
+
+
 def test_dynamic_quantization(check: Check) -> None:
     body = "codes, scale, zero = DynamicQuantizeLinear(x)\n y = ConvInteger(codes, w, zero)"
     findings = check(body, {"w": constants()["w"]}, "float[1,2,8,8] x", "int32[1,3,6,6] y")
