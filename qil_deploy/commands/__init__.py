@@ -34,7 +34,7 @@ from .verify import verify_command
 
 app = typer.Typer(
     name="qil-deploy",
-    help="Train CNNs to 2 to 4 bits, export them as integer-only ONNX, and prove that they run as trained.",
+    help="Quantize CNNs to 2 to 4 bits, export them as integer-only ONNX, and verify that they run as trained.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -48,15 +48,13 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     ] = None,
     warmup: Annotated[
         int | None,
-        typer.Option(help="Rounds of runs before them that are not counted. [default: 10; of instructions 1]"),
+        typer.Option(help="Warm-up rounds, not counted. [default: 10; of instructions 1]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random inputs, the order of the models and the intervals.")] = 0,
-    profile: Annotated[bool, typer.Option("--profile", help="Say where each model's time goes, by operator.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs, the order of the models and the intervals.")] = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="Show each model's time by operator.")] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            help="Seconds after which a model that does not load and run once is given up. [default: 120; emulated 600]"
-        ),
+        typer.Option(help="Seconds that a model may take to load and run once. [default: 120; emulated 600]"),
     ] = None,
     kernels: KernelOption = None,
     explain: Annotated[
@@ -69,11 +67,11 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
 ) -> None:
-    """Measure the latency of several models, interleaved, in ONNX Runtime, how sure it is, and what else they cost.
+    """Measure latency with confidence intervals, memory and size of several models in ONNX Runtime, interleaved.
 
     On an emulated target, count the instructions of one inference: a proxy, not a time.
 
-    A model that cannot be measured is named, and the exit code is 2; the others are measured all the same.
+    A model that cannot be measured is named, the others are measured, and the exit code is 2.
     """
     library = named_library(kernels)
     if explain:

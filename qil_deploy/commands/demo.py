@@ -15,7 +15,7 @@ RECIPE = Path("digits_resnet14")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo_output"),
 ) -> None:
-    """Train a small ResNet on digits, learn 4 and 2 bits, export, verify bit for bit, and time it."""
+    """Train a small ResNet on digits, quantize it to 4 and 2 bits, export, verify bit for bit, and time it."""
     import shutil
 
     with loading("PyTorch"):

@@ -11,7 +11,7 @@ from .kernel_option import KernelOption, named_library
 
 
 def doctor_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file, whoever wrote it.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file, from any exporter.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long ONNX Runtime may take to load, optimize and run it.")
@@ -22,12 +22,12 @@ def doctor_command(
     ] = None,
     kernels: KernelOption = None,
 ) -> None:
-    """Say what makes a quantized model slow, inexact or wrong in ONNX Runtime on CPUs, and what to do.
+    """Report what makes a quantized model slow, inexact or wrong in ONNX Runtime on CPUs, and what to do.
 
-    ONNX Runtime loads and runs the model once, in a process of its own. Exit code 1 means that something does not run,
-    is wrong, slow or inexact, or could not be looked into; notes alone end with 0.
+    ONNX Runtime loads and runs the model once, in a separate process. Exit code 1 means that something does not run, is
+    wrong, slow or inexact, or could not be examined; with only notes it is 0.
 
-    With --kernels it runs once more, with the library: in which kernels, and whether results are equal, is said.
+    With --kernels it runs the model again with the library, and reports the kernels and whether results are equal.
     """
     from qil_deploy.files import ensure_writable
     from qil_deploy.runtime_tests import write_report

@@ -66,7 +66,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     input: Annotated[Input, typer.Option(help="Raw or normalised images.")] = Input.uint8,  # noqa: A002 - option name
     opset: Annotated[int | None, typer.Option(help="Operator set. [default: the oldest that works]")] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Images per run. [default: any number]")] = None,
-    without: Annotated[list[Pass] | None, typer.Option(help="Leave a rewrite out (repeatable).")] = None,
+    without: Annotated[list[Pass] | None, typer.Option(help="Skip this rewrite (repeatable).")] = None,
     kernels: Annotated[
         bool,
         typer.Option(
@@ -96,7 +96,7 @@ def export_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         typer.Option("--model", metavar="MODULE:FUNCTION", help="Your function that builds the checkpoint's network."),
     ] = None,
 ) -> None:
-    """Fold, lower, certify and write a checkpoint as ONNX.
+    """Export a checkpoint as a certified integer ONNX file.
 
     A quantized checkpoint is frozen on the way; a float one is written as the float32 baseline.
     """

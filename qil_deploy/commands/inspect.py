@@ -27,7 +27,7 @@ def inspect_command(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
     kernels: KernelOption = None,
 ) -> None:
-    """Print what an exported model is made of, what rewrites left alone and why, and the kernels ONNX Runtime runs.
+    """Print an exported model's layers, rewrites, certificate, and the kernels that ONNX Runtime runs.
 
     With --kernels, also which kernel of the library each layer gets on this processor.
     """

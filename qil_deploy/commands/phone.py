@@ -43,14 +43,16 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     host: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Serve on this address. [default: this machine alone]")
     ] = None,
-    port: Annotated[int, typer.Option(help="Serve on this port; 0 takes any that is free.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads, where the browser allows more than one.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Runs to time; 0 for none.")] = 50,
+    port: Annotated[int, typer.Option(help="Serve on this port; 0 picks a free one.")] = 0,
+    threads: Annotated[int, typer.Option(help="Number of threads, if the browser allows more than one.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Timed runs; 0 for none.")] = 50,
     json: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds without a sign of the phone after which it ends.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds without a sign of life from the phone before giving up.")
+    ] = 600.0,
     kernels: RefusedKernelOption = None,  # noqa: ARG001 - refused as soon as it is read
 ) -> None:
-    """Serve a page that runs the model in a phone's browser, compares every code, and sends the result back.
+    """Serve a page that runs the model in a phone's browser, compares every code, and returns the result.
 
     Exits with 1 if a code differs.
     """

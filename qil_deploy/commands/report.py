@@ -22,7 +22,7 @@ def report_command(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="The page to write.")],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
 ) -> None:
-    """Put what was measured on one page that needs nothing but itself: exactness, accuracy, latency, size.
+    """Combine reports into one self-contained page: exactness, accuracy, latency, size.
 
     Exits with 1 if a number differs that had to be equal, with 2 if none does, but a target failed or a report could
     not be read, and with 0 otherwise.

@@ -37,20 +37,24 @@ class Placement(StrEnum):
 
 def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A float or quantized checkpoint.")],
-    bits: Annotated[str, typer.Option(help="Widths to lower each layer to, separated by commas.")] = "4,3,2",
+    bits: Annotated[str, typer.Option(help="Bit widths to try for each layer, separated by commas.")] = "4,3,2",
     what: Annotated[What, typer.Option(help="What of a layer is lowered.")] = What.both,
-    edges: Annotated[bool, typer.Option("--edges", help="Lower weights of the first and last layer, too.")] = False,
+    edges: Annotated[
+        bool, typer.Option("--edges", help="Also lower the weights of the first and last layers.")
+    ] = False,
     limit: Annotated[int, typer.Option(metavar="N", help="Training images to measure on.")] = 1000,
-    calibration_images: Annotated[int, typer.Option(metavar="N", help="Others, to set intervals from.")] = 256,
-    placement: Annotated[Placement, typer.Option(help="Of a float checkpoint.")] = Placement.integer,
+    calibration_images: Annotated[
+        int, typer.Option(metavar="N", help="Other images, to calibrate intervals on.")
+    ] = 256,
+    placement: Annotated[Placement, typer.Option(help="Placement for a float checkpoint.")] = Placement.integer,
     allow_float: Annotated[
         bool, typer.Option("--allow-float", help="Keep in float what has no integer form, of a float checkpoint.")
     ] = False,
     budget_bytes: Annotated[
-        int | None, typer.Option(metavar="N", help="Propose bits: packed weights in bytes.")
+        int | None, typer.Option(metavar="N", help="Propose bits within this size of the packed weights.")
     ] = None,
     budget_bits: Annotated[
-        float | None, typer.Option(metavar="X", help="Propose bits: stored bits per weight.")
+        float | None, typer.Option(metavar="X", help="Propose bits within this average of stored bits per weight.")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Write a recipe that trains the proposal.")
@@ -60,10 +64,10 @@ def sensitivity_command(  # noqa: PLR0913, PLR0917 - every argument is an option
     trusted_model: Annotated[
         str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Your function that builds the network.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch. [default: all cores]")] = None,
 ) -> None:
-    """Lower each layer by itself, before any training, and measure what that does; propose bits for a size budget."""
+    """Measure each layer's sensitivity to fewer bits, before any training, and propose bits for a size budget."""
     with loading("PyTorch"):
         import torch
 

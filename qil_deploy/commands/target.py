@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-target_app = typer.Typer(help="Other instruction sets and devices to verify models on.", no_args_is_help=True)
+target_app = typer.Typer(
+    help="Set up and list other instruction sets and devices to verify models on.", no_args_is_help=True
+)
 
 
 @target_app.command("list")
 def list_command() -> None:
-    """List the targets, and what each still needs."""
+    """List the targets and what each of them still needs."""
     from qil_deploy.runtime_tests.instructions import counter_state
     from qil_deploy.runtime_tests.targets import DEVICE_FORMS, TARGETS, find_target, target_state
     from qil_deploy.terminal import Column, Console, Table
@@ -36,7 +38,7 @@ def setup_command(
 ) -> None:
     """Set up a target: haswell and arm64 with this machine's apt and pip (some 200 MB), wasm with its npm (14 MB).
 
-    `instructions` is what counts those that haswell and arm64 execute: with apt and a C compiler (40 MB).
+    `instructions` sets up instruction counting on haswell and arm64; it needs apt and a C compiler (40 MB).
 
     Nothing is installed, and no root is needed.
     """
@@ -53,7 +55,7 @@ def setup_command(
 def program_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write it.")] = Path("qil_device.pyz"),
 ) -> None:
-    """Write what devices run as one file, to carry it to one by hand: it needs Python, numpy and onnxruntime there.
+    """Write the program for devices as one file, to copy to a device with Python, numpy and onnxruntime.
 
     On the device: python qil_device.pyz MODEL.onnx MODEL.golden.npz > report.json
     """

@@ -25,9 +25,11 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one entry of the recipe.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run last was kept.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run from its last saved state.")
+    ] = False,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile; needs a C++ compiler.")
+        bool, typer.Option("--compile", help="Fuse the quantizers with torch.compile; needs a C++ compiler.")
     ] = False,
     allow_float: Annotated[
         bool,
@@ -35,9 +37,9 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch. [default: all cores]")] = None,
     mixed_precision: Annotated[
-        Precision, typer.Option(help="Of convolutions and linear layers; quantizers stay float32.")
+        Precision, typer.Option(help="Precision of convolutions and linear layers; quantizers stay float32.")
     ] = Precision.no,
-    save_minutes: Annotated[float, typer.Option(min=0, help="How often the middle of a phase is kept.")] = 10.0,
+    save_minutes: Annotated[float, typer.Option(min=0, help="Minutes between saved states within a phase.")] = 10.0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode the images of a folder.")] = 4,
     report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
 ) -> None:

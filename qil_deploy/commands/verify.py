@@ -27,7 +27,7 @@ _LISTED = 10  # classes that a message names
 def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The exported model.")],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Its checkpoint: compares the PyTorch models too (needs torch).")
+        Path | None, typer.Option(help="Its checkpoint: also compare the PyTorch models (needs torch).")
     ] = None,
     data: Annotated[
         str | None,
@@ -57,7 +57,7 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
         ),
     ] = None,
     first_difference: Annotated[
-        bool, typer.Option("--first-difference", help="Compare node by node even where no logit differs.")
+        bool, typer.Option("--first-difference", help="Compare node by node even if no logit differs.")
     ] = False,
     target: Annotated[
         list[str] | None,
@@ -67,9 +67,9 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
             "(ssh:USER@HOST:PORT, adb:SERIAL) instead, and the logits of the first --limit images; may be repeated.",
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a target is given up.")] = 300.0,
+    timeout: Annotated[float, typer.Option(help="Seconds without progress after which a target is stopped.")] = 300.0,
     repeats: Annotated[
-        int, typer.Option(help="Runs to time on each target that is no emulator; 0 for none.", metavar="N")
+        int, typer.Option(help="Timed runs on each target that is not an emulator; 0 for none.", metavar="N")
     ] = 20,
     kernels: KernelOption = None,
     device_python: Annotated[
@@ -78,8 +78,8 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
 ) -> None:
     """Compare every logit of a test set with the integer reference, and report the accuracy.
 
-    Where a backend differs that has to be equal, the first node that differs is named. Exits with 1 then.
-    Of a float32 baseline, the accuracy is measured and nothing compared.
+    If a backend differs that must be equal, name the first node that differs and exit with 1.
+    For a float32 baseline, only measure the accuracy.
     """
     from qil_deploy.files import ensure_writable
     from qil_deploy.runtime_tests import verify
