@@ -99,6 +99,11 @@ def test_wrong_use_is_one_sentence(call: Call, arguments: tuple[str, ...]) -> No
         assert outcome.error.count("\n") == 1
 
 
+def test_sentences_of_wrong_use_have_no_remains_of_the_parser(call: Call) -> None:
+    assert call("verfy").error.startswith("Error: No such command 'verfy'. Did you mean 'verify'? See: ")
+    assert ": 'c' is not one of 'qlinear', 'qdq'. See: " in call("export", "a", "-o", "b", "--format", "c").error
+
+
 # Runs `python -m MODULE ARGUMENTS` where some packages are not installed.
 RUN_WITHOUT = """
 import json, runpy, sys
