@@ -34,6 +34,7 @@ import typer
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console
+from qil_deploy.training.freed_memory import keep_freed_memory
 from tables import Rows, console_table, markdown_table
 from training_bench import BATCH, DEPTHWISE, RESNET20, Bench, train_float
 from training_queue import Queue
@@ -81,6 +82,7 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     out = Path("runs") / title if out is None else out
     ensure_writable(out / "results.json")
     compile_quantizers(compile_)
+    keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench.of(task, float_epochs=epochs, epochs=epochs if short is None else short, device=device)

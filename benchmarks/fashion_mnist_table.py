@@ -36,6 +36,7 @@ from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.integers import freeze
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console, Progress
+from qil_deploy.training.freed_memory import keep_freed_memory
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.run import Run, Settings
@@ -97,6 +98,7 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     compile_quantizers(compile_)
+    keep_freed_memory()
     outcomes: list[Outcome] = []
     for variant in chosen:
         for seed in numbers(seeds if variant == "progressive" else variant_seeds):

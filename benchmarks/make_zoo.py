@@ -29,6 +29,7 @@ from qil_deploy.integers import freeze, predictions
 from qil_deploy.network import PreparedModel
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.terminal import Console, Progress
+from qil_deploy.training.freed_memory import keep_freed_memory
 from qil_deploy.training.models import build_model
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.recipe_file import load_recipe
@@ -60,6 +61,7 @@ def main(
         loaded = load_recipe(recipe)
         folder = run / loaded.name if run == Path("runs") else run
         compile_quantizers(compile_)
+        keep_freed_memory()
         with Progress(console=console) as progress:
             result = train(loaded, folder, resume=True, progress=progress)
         deliveries = deliver(result, out, console)

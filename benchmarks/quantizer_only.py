@@ -23,6 +23,7 @@ import typer
 from qil_deploy.checkpoint import read_checkpoint
 from qil_deploy.files import ensure_writable, write_text
 from qil_deploy.terminal import Console
+from qil_deploy.training.freed_memory import keep_freed_memory
 from qil_deploy.training.recipe import Recipe
 from qil_deploy.training.recipe_file import load_recipe
 from qil_deploy.training.run import Settings
@@ -69,6 +70,7 @@ def main(
     ensure_writable(out / "table.json")
     if threads is not None:
         torch.set_num_threads(threads)
+    keep_freed_memory()
     outcomes: list[Outcome] = []
     for name in images.split(","):
         result = train(recipe_of(name, weights), out / name, resume=True, settings=Settings(save_minutes=1.0))

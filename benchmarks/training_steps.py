@@ -24,6 +24,7 @@ from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import compile_quantizers
 from qil_deploy.runtime_tests.environment import Environment
 from qil_deploy.training import distillation_loss
+from qil_deploy.training.freed_memory import keep_freed_memory
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.recipe_sections import OptimizerSection
@@ -126,12 +127,15 @@ def step_of(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool, teac
 def begin(path: Path, threads: int) -> float | None:
     """Make ready to measure, on so many threads; return the load of the machine before, where it is known.
 
+    Freed memory stays with the process, as with `train`.
+
     Raises:
         OutputError: no report can be written to `path`.
     """
     ensure_writable(path)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return load
 
 

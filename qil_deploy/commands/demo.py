@@ -20,6 +20,7 @@ def demo_command(
 
     with loading("PyTorch"):
         from qil_deploy.terminal import Console, Progress
+        from qil_deploy.training.freed_memory import keep_freed_memory
         from qil_deploy.training.recipe_file import load_recipe
         from qil_deploy.training.train import train
 
@@ -30,6 +31,7 @@ def demo_command(
     run_folder = out / "run"
     # Always from the start: a demo that shows an earlier run's figures would prove nothing.
     shutil.rmtree(run_folder, ignore_errors=True)
+    keep_freed_memory()
     console.rule("1. Train: float, then intervals at 5, 4, 3 and 2 bits")
     with Progress(console=console) as progress:
         result = train(recipe, run_folder, progress=progress)

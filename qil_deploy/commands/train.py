@@ -53,6 +53,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
         from qil_deploy.quantizers import compile_quantizers
         from qil_deploy.terminal import Console
+        from qil_deploy.training.freed_memory import keep_freed_memory
         from qil_deploy.training.pictures import write_html_report
         from qil_deploy.training.recipe_file import load_recipe
         from qil_deploy.training.run import Settings
@@ -66,6 +67,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
         torch.set_num_threads(threads)
     if compile_:
         compile_quantizers()
+    keep_freed_memory()
     settings = Settings(mixed_precision=mixed_precision.value, save_minutes=save_minutes, workers=workers)
     result = train(loaded, folder, resume=resume, settings=settings)
     state = PartialState()

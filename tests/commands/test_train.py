@@ -63,6 +63,24 @@ def test_the_folder_is_by_default_named_after_the_recipe(
     assert (tmp_path / "runs" / "quick" / "float.safetensors").is_file()
 
 
+def test_memory_is_kept_before_training_begins(
+    call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BegunError(Exception):
+        pass
+
+    def begin(*_: object, **__: object) -> None:
+        raise BegunError(told)
+
+    told: list[str] = []
+    monkeypatch.setattr("qil_deploy.training.freed_memory.keep_freed_memory", lambda: told.append("kept"))
+    monkeypatch.setattr("qil_deploy.training.train.train", begin)
+    for arguments in (("train", "digits_resnet14", "--out", tmp_path / "run"), ("demo", "--out", tmp_path / "demo")):
+        with pytest.raises(BegunError, match="kept"):
+            call(*arguments)
+        told.clear()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
