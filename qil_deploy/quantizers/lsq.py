@@ -56,8 +56,11 @@ def _forward_real(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Non
     torch.div(x, s, out=out).clamp_(low, high)
 
 
-def _backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int, scaling: float) -> Tensor:
-    """Write the gradient of `x` by the codes; return the sum that the gradient of `s` is made of."""
+def _backward(
+    out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int, q: int, _step_factor: float, scaling: float
+) -> tuple[Tensor]:
+    """Write the gradient of `x`; return the sum that the gradient of `s` is made of."""
+    grad = grad / q
     if scaling:
         real = torch.empty_like(x)
         _forward_real(real, x, s, low, high)
@@ -65,8 +68,14 @@ def _backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: i
     steps = x / s
     inside = between(grad, steps, low, high)
     torch.div(inside, s, out=out)
-    total: Tensor = inside.dot(steps.clamp_(low, high))
-    return total
+    return (inside.dot(steps.clamp_(low, high)),)
+
+
+def _of_step(
+    sums: tuple[Tensor], s: Tensor, _low: int, _high: int, _q: int, step_factor: float, _scaling: float
+) -> tuple[Tensor]:
+    """Return the gradient of `s`."""
+    return (-step_factor * sums[0] / s,)
 
 
 class _Steps(torch.autograd.Function):
@@ -84,7 +93,7 @@ class _Steps(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         ctx.save_for_backward(x, s)
-        ctx.constants = limits, q, step_factor, scaling
+        ctx.constants = *limits, q, step_factor, scaling
         if offset is None:
             return run_forward(_forward_real, x, s, *limits)
         return run_forward(_forward, x, s, *limits, offset, q)
@@ -92,10 +101,8 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, s = ctx.saved_tensors
-        limits, q, step_factor, scaling = ctx.constants
-        grad_x, total = run_backward(_backward, grads[0] / q, x, s, *limits, scaling)
-        return grad_x, -step_factor * total / s, None, None, None, None, None
+        grad_x, (by_step,) = run_backward(_backward, _of_step, grads[0], *ctx.saved_tensors, *ctx.constants)
+        return grad_x, by_step, None, None, None, None, None
 
 
 def quantize_by_steps(

@@ -69,7 +69,7 @@ def _weight_forward_rounded(out: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma:
 
 def _weight_backward(
     out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int, scaling: float
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """Write the gradient of `w`; return the sums that those of `c`, `d` and `gamma` are made of."""
     if scaling:
         real = torch.empty_like(w)
@@ -81,7 +81,7 @@ def _weight_backward(
     if gamma is None:
         torch.mul(inside, 0.5 / d, out=out)
         signed = sign.mul_(inside)
-        return torch.stack([signed.sum(), signed.dot(t), torch.zeros_like(c)])
+        return signed.sum(), signed.dot(t)
     t_safe = t.clamp(SMALLEST_T, 1.0)
     log = t_safe.log()
     power = (log * gamma).exp_()
@@ -89,7 +89,20 @@ def _weight_backward(
     inside.mul_(power.div_(t_safe).mul_(gamma))
     torch.mul(inside, 0.5 / d, out=out)
     signed = sign.mul_(inside)
-    return torch.stack([signed.sum(), signed.dot(t), by_gamma])
+    return signed.sum(), signed.dot(t), by_gamma
+
+
+def _weight_scalars(
+    sums: tuple[Tensor, ...], _c: Tensor, d: Tensor, _gamma: Tensor | None, _q: int, _scaling: float
+) -> tuple[Tensor, ...]:
+    """Return the gradients of `c` and `d`, and of `gamma` where it is trained."""
+    total, by_t, *by_gamma = sums
+    return (*_interval_gradients(total, by_t, d), *by_gamma)
+
+
+def _interval_gradients(total: Tensor, by_t: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `c` and `d`, of the sums of `g * k` and of `g * k * t`."""
+    return -0.5 * total / d, (0.5 * total - by_t) / d
 
 
 def _activation_forward(out: Tensor, x: Tensor, c: Tensor, d: Tensor, q: int) -> None:
@@ -103,7 +116,9 @@ def _activation_forward_rounded(out: Tensor, x: Tensor, c: Tensor, d: Tensor, q:
     out.round_().div_(q)
 
 
-def _activation_backward(out: Tensor, grad: Tensor, x: Tensor, c: Tensor, d: Tensor, q: int, scaling: float) -> Tensor:
+def _activation_backward(
+    out: Tensor, grad: Tensor, x: Tensor, c: Tensor, d: Tensor, q: int, scaling: float
+) -> tuple[Tensor, Tensor]:
     """Write the gradient of `x`; return the sums that those of `c` and `d` are made of."""
     if scaling:
         real = torch.empty_like(x)
@@ -112,7 +127,14 @@ def _activation_backward(out: Tensor, grad: Tensor, x: Tensor, c: Tensor, d: Ten
     t = (x - (c - d)).mul_(0.5 / d)
     inside = between(grad, t, 0.0, 1.0)
     torch.mul(inside, 0.5 / d, out=out)
-    return torch.stack([inside.sum(), inside.dot(t)])
+    return inside.sum(), inside.dot(t)
+
+
+def _activation_scalars(
+    sums: tuple[Tensor, Tensor], _c: Tensor, d: Tensor, _q: int, _scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `c` and `d`."""
+    return _interval_gradients(*sums, d)
 
 
 class _QuantizeWeight(torch.autograd.Function):
@@ -144,10 +166,8 @@ class _WeightCodesReal(torch.autograd.Function):
 def _weight_gradients(
     grad: Tensor, saved: tuple[Tensor, Tensor, Tensor, Tensor | None], q: int, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    w, c, d, gamma = saved
-    grad_w, sums = run_backward(_weight_backward, grad, w, c, d, gamma, q, scaling)
-    total, by_t, by_gamma = sums.unbind()
-    return grad_w, -0.5 * total / d, (0.5 * total - by_t) / d, None if gamma is None else by_gamma
+    grad_w, (by_c, by_d, *by_gamma) = run_backward(_weight_backward, _weight_scalars, grad, *saved, q, scaling)
+    return grad_w, by_c, by_d, by_gamma[0] if by_gamma else None
 
 
 class _QuantizeActivation(torch.autograd.Function):
@@ -160,10 +180,10 @@ class _QuantizeActivation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, c, d = ctx.saved_tensors
-        grad_x, sums = run_backward(_activation_backward, grads[0], x, c, d, *ctx.constants)
-        total, by_t = sums.unbind()
-        return grad_x, -0.5 * total / d, (0.5 * total - by_t) / d, None, None
+        grad_x, by_interval = run_backward(
+            _activation_backward, _activation_scalars, grads[0], *ctx.saved_tensors, *ctx.constants
+        )
+        return grad_x, *by_interval, None, None
 
 
 def weight_codes_real(w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int) -> Tensor:
@@ -223,7 +243,11 @@ class _QilInterval(IntervalQuantizer):
     @property
     def center(self) -> Tensor:
         """`c`, a scalar in the unit of the quantized tensor."""
-        return self.center_ratio * self.distance
+        return self._center_and_distance()[0]
+
+    def _center_and_distance(self) -> tuple[Tensor, Tensor]:
+        distance = self.distance
+        return self.center_ratio * distance, distance
 
     @torch.no_grad()
     def set_thresholds(self, lower: float, upper: float) -> None:
@@ -272,12 +296,12 @@ class QilWeightQuantizer(_QilInterval, WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, in [-1, 1], of the shape of `weight`."""
         scaling, q = self.gradient_scaling, self.largest_code
-        values = quantize_weight(weight, self.center, self.distance, self.gamma, q, gradient_scaling=scaling)
+        values = quantize_weight(weight, *self._center_and_distance(), self.gamma, q, gradient_scaling=scaling)
         return self.let_return(values, weight)
 
     def codes_real(self, weight: Tensor) -> Tensor:
         """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
-        codes = weight_codes_real(weight, self.center, self.distance, self.gamma, self.largest_code)
+        codes = weight_codes_real(weight, *self._center_and_distance(), self.gamma, self.largest_code)
         return self.let_return(codes, weight, self.largest_code)
 
     def set_largest(self, largest: float) -> None:
@@ -297,7 +321,7 @@ class QilActivationQuantizer(_QilInterval, ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Return the quantized activations, in [0, 1], of the shape of `x`."""
         scaling, q = self.gradient_scaling, self.largest_code
-        return quantize_activation(x, self.center, self.distance, q, gradient_scaling=scaling)
+        return quantize_activation(x, *self._center_and_distance(), q, gradient_scaling=scaling)
 
     def set_largest(self, largest: float) -> None:
         """Set the interval to `[0, largest]`, or `[-largest, largest]` where activations can be negative."""

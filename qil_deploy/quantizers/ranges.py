@@ -28,13 +28,18 @@ def _range_forward(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> No
     torch.div(x, s, out=out).round_().clamp_(low, high).mul_(s)
 
 
-def _range_backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
-    """Write the gradient of `x`; return that of `s`."""
+def _range_backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor]:
+    """Write the gradient of `x`; return the sum that is that of `s`."""
     steps = x / s
     code = steps.round()
     limits = low - 0.5, high + 0.5
     out.copy_(between(grad, code, *limits))
-    return code.clamp(low, high).sub_(between(steps, code, *limits)).dot(grad)
+    return (code.clamp(low, high).sub_(between(steps, code, *limits)).dot(grad),)
+
+
+def _of_step(sums: tuple[Tensor], *_: Any) -> tuple[Tensor]:
+    """Return the gradient of `s`."""
+    return sums
 
 
 class _QuantizeRange(torch.autograd.Function):
@@ -47,7 +52,8 @@ class _QuantizeRange(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*run_backward(_range_backward, grads[0], *ctx.saved_tensors, *ctx.limits), None, None)
+        grad_x, (by_step,) = run_backward(_range_backward, _of_step, grads[0], *ctx.saved_tensors, *ctx.limits)
+        return grad_x, by_step, None, None
 
 
 def quantize_range(x: Tensor, s: Tensor, low: int, high: int) -> Tensor:

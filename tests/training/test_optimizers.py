@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qil_deploy.config import QuantConfig
 from qil_deploy.errors import ConfigError
@@ -74,6 +76,43 @@ def test_the_defaults_are_those_of_recipes() -> None:
     assert isinstance(sgd, torch.optim.SGD)
     assert isinstance(adam, torch.optim.Adam)
     assert all(group["nesterov"] and group["momentum"] == 0.9 for group in sgd.param_groups)
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations that run inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_all_intervals_are_updated_at_once_as_adam_would_one_by_one() -> None:
+    model = prepared(network())
+    _, adam = recipe_optimizers(model, interval_learning_rate=0.01)
+    (parameters,) = [group["params"] for group in adam.param_groups]
+    copies = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    one_by_one = torch.optim.Adam(copies, lr=0.01, foreach=False)
+    count = Count()
+    for _ in range(3):
+        count.operations = 0
+        for parameter, copy in zip(parameters, copies, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            copy.grad = parameter.grad.clone()
+        with count:
+            adam.step()
+        one_by_one.step()
+        torch.testing.assert_close([p.detach() for p in parameters], [c.detach() for c in copies])
+    assert count.operations < len(parameters)  # the first step also made what Adam keeps of each
 
 
 def test_intervals_may_learn_by_sgd_at_their_own_rate() -> None:
