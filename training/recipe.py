@@ -136,7 +136,9 @@ class Recipe(Section):
                 raise ValueError("float_training is missing; only a recipe with quantizer_only needs none")
             return self
         useless: list[str] = [
-            key for key in ("float_training", "train_images", "mean", "std") if key in self.model_fields_set
+            key
+            for key in ("float_training", "train_images", "mean", "std")
+            if getattr(self, key) != type(self).model_fields[key].default  # recipe.json of a run has defaults, too
         ]
         useless += ["model.weights"] if self.model.weights is not None else []
         useless += [f"batchnorm_batches of {stage.name}" for stage in self.stages if stage.batchnorm_batches]

@@ -28,6 +28,7 @@ from qil_deploy.training import train as train_module
 from qil_deploy.training.data import unlabelled as unlabelled_module
 from qil_deploy.training.data.unlabelled import noise_images
 from qil_deploy.training.models.build import build_model
+from qil_deploy.training.pictures import write_html_report
 from qil_deploy.training.recipe import Recipe, recipe_from_dict
 from qil_deploy.training.recipe_sections import QuantizerOnlySection
 from qil_deploy.training.run_state import Position
@@ -88,6 +89,13 @@ def test_weights_and_norms_stay_bit_for_bit(weights: Path, finished: Path, name:
     assert before.keys() <= after.keys()
     for key, value in before.items():
         assert torch.equal(after[key], value), key
+
+
+def test_a_run_has_a_report(weights: Path, finished: Path) -> None:
+    report = write_html_report(finished)
+    assert [stage.name for stage in report.stages] == ["w4a4", "w3a3"]
+    kept = (finished / "recipe.json").read_text()
+    assert recipe_from_dict(json.loads(kept), "recipe.json") == recipe(weights)
 
 
 def test_they_stay_in_the_frozen_epochs_too(weights: Path, finished: Path) -> None:
