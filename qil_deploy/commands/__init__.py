@@ -127,9 +127,8 @@ def _refuse_use(error: Any) -> NoReturn:  # noqa: ANN401 - the class is click's 
     """Say what is wrong with the options or arguments, and where to read what they are."""
     if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
         sys.exit(error.exit_code)
-    message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(
-        "."
-    )  # a prefix of pydantic's
+    words = error.format_message().replace("Value error, ", "")  # a prefix of pydantic's
+    message = " ".join(words.split()).rstrip(".")
     ending = "" if message.endswith("?") else "."
     program = "" if error.ctx is None else f"{error.ctx.command_path} "
     _fail(f"{message}{ending} See: {program}--help.")
