@@ -78,7 +78,7 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     deadline = time.monotonic() + 60 * minutes
     console = Console()
     task = TASKS[network] if images is None else replace(TASKS[network], images=images)
-    title = "_".join([task.name, *(["short"] if short is not None else []), *([str(images)] if images else [])])
+    title = task.name + ("" if short is None else "_short") + ("" if images is None else f"_{images}")
     out = Path("runs") / title if out is None else out
     ensure_writable(out / "results.json")
     compile_quantizers(compile_)

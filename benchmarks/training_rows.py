@@ -20,6 +20,7 @@ from qil_deploy.training import distillation_loss
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.oscillation import Control, Oscillation
 from qil_deploy.training.recipe_sections import (
+    CALIBRATION_BATCHES,
     INTERVAL_LEARNING_RATE,
     OSCILLATION_MOMENTUM,
     OSCILLATION_THRESHOLD,
@@ -30,7 +31,6 @@ from side_by_side import Learner, Loss
 from training_bench import Bench, Teacher, label_loss
 
 BREVITAS = "brevitas"
-CALIBRATION_BATCHES = 8
 COMPARED_LOGITS = 500  # images whose logits a frozen network computes on the device and on the processor
 
 

@@ -127,8 +127,8 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
     Args:
         path: an exported model.
         data: uint8 images [C, H, W] with labels, and how many are run at a time (`batch_size_for` says it of an
-            `ImageSet`). Labels are [N] in [0, classes) for a
-            row of logits, [N, H, W] for a map of classes, [N, most, 5] for boxes (`pad_boxes`), or any [N] for none.
+            `ImageSet`). Labels are [N] in [0, classes) for a row of logits, [N, H, W] for a map of classes,
+            [N, most, 5] for boxes (`pad_boxes`), or any [N] for none.
         others: further backends by name: functions from uint8 images to the only output, or to all by name
             (`Predictor`).
         codes: of those that have them, functions from uint8 images to every code, by its name in the graph.

@@ -101,8 +101,8 @@ def _differing_configs(said: QuantConfig | None, prepared: QuantConfig) -> str:
     if said is None:
         return f"info.config is None, but the model was prepared with {prepared!r}; say the same."
     names = [name for name in QuantConfig.model_fields if getattr(said, name) != getattr(prepared, name)]
-    sides = (", ".join(f"{name}={getattr(config, name)!r}" for name in names) for config in (said, prepared))
-    return "info.config has {}, but the model was prepared with {}; say the same.".format(*sides)
+    own, its = (", ".join(f"{name}={getattr(config, name)!r}" for name in names) for config in (said, prepared))
+    return f"info.config has {own}, but the model was prepared with {its}; say the same."
 
 
 def read_checkpoint(path: str | PathLike[str]) -> tuple[CheckpointInfo, dict[str, Tensor]]:

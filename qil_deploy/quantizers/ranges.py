@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from qil_deploy.preprocessing import Preprocessing
 
-from .kernels import between, full_precision, run_backward, run_forward
+from .kernels import as_summed, between, full_precision, run_backward, run_forward
 from .thresholds import best_threshold, strided_sample
 
 
@@ -37,11 +37,6 @@ def _range_backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, h
     return (code.clamp(low, high).sub_(between(steps, code, *limits)).dot(grad),)
 
 
-def _of_step(sums: tuple[Tensor], *_: Any) -> tuple[Tensor]:
-    """Return the gradient of `s`."""
-    return sums
-
-
 class _QuantizeRange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, s: Tensor, low: int, high: int) -> Tensor:
@@ -52,7 +47,7 @@ class _QuantizeRange(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, (by_step,) = run_backward(_range_backward, _of_step, grads[0], *ctx.saved_tensors, *ctx.limits)
+        grad_x, (by_step,) = run_backward(_range_backward, as_summed, grads[0], *ctx.saved_tensors, *ctx.limits)
         return grad_x, by_step, None, None
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .kernels import full_precision, run_backward
+from .kernels import as_summed, full_precision, run_backward
 
 
 def _gradient_outside(out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor, largest: int) -> tuple[()]:
@@ -35,11 +35,6 @@ def _gradient_outside(out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor
     outside = (t < 0).logical_or_(t >= 1)
     torch.mul(torch.where(outside, grad, 0.0), 0.5 * largest / d, out=out)
     return ()
-
-
-def _nothing(sums: tuple[()], *_: Any) -> tuple[()]:
-    """Return no gradients: the interval's own parameters get theirs from the method."""
-    return sums
 
 
 class _LetReturn(torch.autograd.Function):
@@ -52,7 +47,7 @@ class _LetReturn(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        added, _ = run_backward(_gradient_outside, _nothing, grads[0], *ctx.saved_tensors, ctx.largest)
+        added, _ = run_backward(_gradient_outside, as_summed, grads[0], *ctx.saved_tensors, ctx.largest)
         return grads[0], added, None, None, None
 
 
