@@ -146,6 +146,12 @@ class Preprocessing:
         values = self.scale if self.std is None else 1.0 / (255.0 * np.array(self.std))
         return np.broadcast_to(np.float64(values), self.channels)
 
+    @property
+    def input_range(self) -> tuple[float, float]:
+        """The least and the greatest value that a pixel of any channel is normalised to."""
+        shift, factor = self.shift.astype(np.float32), self.factor.astype(np.float32)
+        return float(((0 - shift) * factor).min()), float(((255 - shift) * factor).max())
+
     @classmethod
     def from_statistics(
         cls, shape: tuple[int, int, int], mean: float | Sequence[float], std: float | Sequence[float]

@@ -64,8 +64,7 @@ def create_session(
         raise ConfigError(f"threads is {threads}; it must be at least 1.")
     if level not in OPTIMIZATION_LEVELS:
         raise ConfigError(f"unknown optimization level {level!r}; choose from {', '.join(OPTIMIZATION_LEVELS)}.")
-    if not path.is_file():
-        raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
+    require_model_file(path)
     options = session_options(threads=threads, level=level, cpus=cpus, profile=profile)
     if kernels is not None:
         kernels.register(options)
@@ -85,6 +84,14 @@ def create_session(
             f"ONNX Runtime {onnxruntime.__version__}{_too_old()} cannot load {path} at optimization level {level!r}: "
             f"{_one_line(error)}. {remedy}"
         ) from error
+
+
+def require_model_file(path: Path) -> None:
+    """Raise ModelFileError unless `path` is a file."""
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; name a model file in it.")
+    if not path.is_file():
+        raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
 
 
 def session_options(

@@ -128,8 +128,9 @@ def load_model(path: str | PathLike[str], build: Builder) -> tuple[CheckpointInf
 
     Args:
         path: the checkpoint.
-        build: called with `model_name` and `model_arguments`; returns the float network. It is called twice, the first
-            time on torch's meta device, to learn the network's size before memory is taken for it.
+        build: called as `build(info.model_name, info.model_arguments)`, a string and a dictionary; returns the float
+            network. For a network of one kind: `lambda name, arguments: Net(**arguments)`. It is called twice, the
+            first time on torch's meta device, to learn the network's size before memory is taken for it.
 
     Raises:
         CheckpointError: as `read_checkpoint`, the tensors do not fit the network or contradict each other or the

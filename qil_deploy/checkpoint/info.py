@@ -45,6 +45,9 @@ class CheckpointInfo(BaseModel):
         class_names: one per logit; of networks that return maps or several tensors any number, or none.
         metrics: finite figures worth keeping; those whose names begin with `accuracy` in percent, `test_images` and
             those that begin with `changed_predictions` whole numbers.
+
+    Raises:
+        pydantic.ValidationError: a value that it cannot have, a line for each; a ValueError.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -113,9 +113,10 @@ def verify_command(  # noqa: PLR0913, PLR0917 - every argument is an option of i
     pair = None if between is None else (_backend(between[0]), _backend(between[1]))
     codes = {} if checkpoint is None else _checkpoint_codes(checkpoint, trusted_model)
     if golden is not None:
-        if data is not None or json is not None or (checkpoint is not None and between is None):
+        if any(option is not None for option in (data, json, limit, batch_size)) or (checkpoint and not between):
             raise ConfigError(
-                "--golden takes no data set or report, and a checkpoint only for --between; give it alone."
+                "--golden brings its own images and writes no report: it takes no --data, --limit, --batch-size or "
+                "--json, and a --checkpoint only with --between."
             )
         _verify_golden(model, golden, threads, pair, codes, library)
         return

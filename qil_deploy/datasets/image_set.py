@@ -13,6 +13,8 @@ from qil_deploy.errors import DataError
 
 Split = Literal["train", "test"]
 
+_PIXELS = "give pixels before normalisation, a NumPy array of uint8 [N, C, H, W] (of a tensor: .numpy())"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
@@ -29,6 +31,24 @@ class ImageSet:
     labels: NDArray[Any]
     class_names: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        """Check what the arrays are.
+
+        Raises:
+            DataError: images that are no NumPy array of uint8 [N, C, H, W], or another number of labels than of images.
+        """
+        images: object = self.images  # of callers whose types nothing has checked
+        if not isinstance(images, np.ndarray):
+            raise DataError(f"images are a {type(images).__name__}; {_PIXELS}.")
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(f"images are {images.dtype} of shape {list(images.shape)}; {_PIXELS}.")
+        labels: object = self.labels
+        if not isinstance(labels, np.ndarray) or len(labels) != len(images):
+            raise DataError(
+                f"labels are a {type(labels).__name__} of length {len(self.labels)}, for {len(images)} images; give a "
+                "NumPy array with one entry for each image."
+            )
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
@@ -42,15 +62,7 @@ class ImageSet:
         return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
 
     def batches(self, batch_size: int) -> ImageBatches:
-        """Return the same images, to be read batch by batch.
-
-        Raises:
-            DataError: images that are not of shape [N, C, H, W].
-        """
-        if self.images.ndim != 4:
-            raise DataError(
-                f"images are {self.images.dtype} of shape {list(self.images.shape)}; [N, C, H, W] is needed."
-            )
+        """Return the same images, to be read batch by batch."""
         channels, height, width = self.images.shape[1:]
         return ImageBatches(
             count=len(self),

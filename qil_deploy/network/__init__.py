@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .batches import checked_batches
+from .batches import INPUT_GRID, checked_batches
 from .behind_moves import norm_behind
 from .bit_widths import bits_read, change_bits, quantized_layers
 from .calibration import calibrate, estimate_batchnorm
@@ -35,7 +35,7 @@ from .operator_row import LAYER_KINDS, MOVING_KINDS, Operator
 from .operators import operator_of
 from .outputs import logits_of, named_tensors, outputs_of, require_maps_of_images, returned_of, tensors_of
 from .preparation import prepare, prepare_structure
-from .quantized_model import CONFIG, INPUT_GRID, FrozenModel, PreparedModel, QuantizedModel, keeps_float
+from .quantized_model import CONFIG, FrozenModel, PreparedModel, QuantizedModel, keeps_float
 from .sites import edge_layers, isolate
 from .unwrap import float_network, prepared_model, unwrapped
 

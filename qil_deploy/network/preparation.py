@@ -26,6 +26,7 @@ from qil_deploy.errors import DataError, UnsupportedModelError
 from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.quantizers import InputQuantizer, RangeQuantizer, activation_quantizer
 
+from .batches import INPUT_GRID, require_normalised
 from .calibrator import CALIBRATED, NORMS_STAY
 from .callers_state import nothing_left_behind
 from .capture import capture_network
@@ -37,7 +38,7 @@ from .layers import BatchNorm, ImageAffine, QuantLayer, affine_layer, averaging_
 from .moves import OnGrid
 from .operator_row import LAYER_KINDS, MOVING_KINDS
 from .plain_modules import require_plain_modules
-from .quantized_model import CONFIG, INPUT_GRID, PreparedModel
+from .quantized_model import CONFIG, PreparedModel
 from .same_function import require_same_function, require_same_training
 from .sites import Group, Reader, Site, bits_of_layers, edge_layers, find_groups, isolate
 from .unwrap import float_network
@@ -66,7 +67,7 @@ def prepare(
             is prepared already, another type than float32, a tensor with NaN or infinity in it, or a graph that
             computes something else than the network.
         ConfigError: bits out of range, or an override that matches no layer.
-        DataError: the example is no such tensor, or of another shape than `input_grid` says.
+        DataError: the example is no such tensor, or of another shape than `input_grid` says, or far outside its range.
     """
     network = float_network(model, "prepare")
     _check_example(example_input, input_grid)
@@ -121,6 +122,7 @@ def _check_example(example: object, grid: Preprocessing) -> None:
             f"example_input has images of shape {list(example.shape[1:])}, but input_grid is for {list(grid.shape)}; "
             "give both for the images that the exported model will get."
         )
+    require_normalised(example, "example_input", grid)
 
 
 def _require_float32(network: nn.Module) -> None:

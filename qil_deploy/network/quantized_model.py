@@ -15,7 +15,7 @@ from torch import Tensor, distributed, fx, nn
 from qil_deploy.errors import DataError, UnsupportedModelError
 from qil_deploy.quantizers import InputQuantizer
 
-from .batches import checked_batches
+from .batches import INPUT_GRID, checked_batches
 from .calibrator import set_intervals
 from .graph import module_of, shape_of
 from .layers import BatchNorm
@@ -23,9 +23,6 @@ from .outputs import returned_of
 
 CONFIG: Final = "config"
 """Key in the `meta` of a prepared or frozen model: the `QuantConfig` that it was prepared with."""
-
-INPUT_GRID: Final = "input_grid"
-"""Key in the `meta` of a prepared or frozen model: the `Preprocessing` that it was prepared with."""
 
 
 class QuantizedModel(fx.GraphModule):

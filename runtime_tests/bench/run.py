@@ -29,7 +29,7 @@ from qil_deploy.runtime_tests.environment import describe_environment
 from qil_deploy.runtime_tests.kernel_library import KernelLibrary, operators_in
 from qil_deploy.runtime_tests.machine import activity_between, describe_machine, read_ticks
 from qil_deploy.runtime_tests.reports import ModelFile
-from qil_deploy.runtime_tests.sessions import create_session, run_session
+from qil_deploy.runtime_tests.sessions import create_session, require_model_file, run_session
 
 from .eviction import CacheEvictor
 from .inputs import random_inputs
@@ -177,8 +177,7 @@ def check_models(paths: Sequence[Path]) -> None:
         raise ConfigError("no model to measure; name at least one ONNX file.")
     check_unique("models", [str(path) for path in paths])
     for path in paths:
-        if not path.is_file():
-            raise ModelFileError(f"there is no model file {path}; export one or correct the path.")
+        require_model_file(path)
 
 
 def _try_models(

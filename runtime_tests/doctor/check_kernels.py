@@ -49,5 +49,5 @@ def kernel_findings(file: OnnxFile, choices: Mapping[str, str], trial: RuntimeTr
         why_unused(file, choices),
         what="the kernel library has nothing to compute, for some or all of its operators",
         why="The file runs by ONNX Runtime's own kernels there, with the same results.",
-        remedy="Nothing, where these are faster on this processor; else export the model with --kernels.",
+        remedy="Nothing has to be done; to use the library all the same, do what is said above.",
     )

@@ -66,7 +66,7 @@ def killed_run(recipe: Path) -> Path:
 @pytest.mark.parametrize("kind", ["float", "w4a4", "w4a4_frozen"])
 def test_checkpoints_export_or_are_refused(run: Path, tmp_path: Path, ends: Callable[..., Outcome], kind: str) -> None:
     path, output = tmp_path / "a.safetensors", tmp_path / "a.onnx"
-    for name, content in mutations_of_checkpoints((run / f"{kind}.safetensors").read_bytes(), 28, SEED):
+    for name, content in mutations_of_checkpoints((run / f"{kind}.safetensors").read_bytes(), 18, SEED):
         path.write_bytes(content)
         outcome = ends("export", path, "-o", output, "--no-freezing-report")
         assert output.exists() == (outcome.code == 0), name
@@ -86,7 +86,7 @@ def test_checkpoints_are_measured_and_compared_or_refused(
         "sensitivity": [path, "--limit", 4, "--calibration-images", 4, "--bits", 2],
         "verify": [model, "--checkpoint", path, "--limit", 4],
     }
-    for name, content in mutations_of_checkpoints(good.read_bytes(), 14, SEED + 1):
+    for name, content in mutations_of_checkpoints(good.read_bytes(), 9, SEED + 1):
         path.write_bytes(content)
         outcome = ends(command, *arguments[command])
         assert len(outcome.error) < 1000, name
@@ -95,7 +95,7 @@ def test_checkpoints_are_measured_and_compared_or_refused(
 def test_run_folders_go_on_or_are_refused(
     recipe: Path, killed_run: Path, tmp_path: Path, ends: Callable[..., Outcome]
 ) -> None:
-    for number, (name, damage) in enumerate(mutations_of_run_folders(killed_run, 33, SEED)):
+    for number, (name, damage) in enumerate(mutations_of_run_folders(killed_run, 20, SEED)):
         folder = tmp_path / str(number)
         shutil.copytree(killed_run, folder)
         damage(folder)

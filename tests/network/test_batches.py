@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 
@@ -22,6 +24,8 @@ from qil_deploy.integers.freezing_report import compare_freezing, predictions
 from qil_deploy.network.batches import checked_batches
 from qil_deploy.network.bit_widths import change_bits
 from qil_deploy.network.calibration import calibrate, estimate_batchnorm
+from qil_deploy.network.preparation import prepare
+from qil_deploy.preprocessing import Preprocessing
 from qil_deploy.training.pictures.interval_shares import activation_values
 
 if TYPE_CHECKING:
@@ -224,10 +228,12 @@ def test_batches_of_a_model_in_another_type_have_that_type(digits: Digits) -> No
 
 def test_images_whose_values_overflow_in_the_network_are_refused(digits: Digits) -> None:
     model = digits.prepare(4, "paper")
+    with torch.no_grad():
+        model.get_parameter("norm0.weight").fill_(3e38)
     with pytest.raises(
         DataError, match=r"calibration: values that reach 'intervals\.\w+' are NaN or infinite, although"
     ):
-        calibrate(model, [torch.full((4, 1, 8, 8), 3e38) * torch.randn(4, 1, 8, 8).sign()])
+        calibrate(model, [digits.images[:4]])
 
 
 def test_activation_values_take_images_of_the_model(digits: Digits) -> None:
@@ -279,3 +285,32 @@ def test_batches_go_to_the_device_of_the_model() -> None:
     (batch,) = checked_batches([torch.zeros(2, 1, 4, 4)], "test", model)
     assert batch.device.type == "meta"
     assert np.shape(batch) == (2, 1, 4, 4)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.13, 0.31), (0.5, 0.5), ((0.485,), (0.229,)), (0.0, 1.0)])
+def test_pixels_that_were_never_normalised_are_refused(
+    digits: Digits, mean: float | tuple[float], std: float | tuple[float]
+) -> None:
+    grid = Preprocessing.from_statistics((1, 8, 8), mean, std)
+    pixels = np.stack([np.zeros((1, 8, 8), np.uint8), np.full((1, 8, 8), 255, np.uint8)])
+    raw, normalised = torch.from_numpy(pixels).float(), torch.from_numpy(grid.normalize(pixels))
+    found = rf"has values from 0 to 255, but pixels are normalised to {normalised.min():.6g} to {normalised.max():.6g}"
+    config = QuantConfig(weight_bits=4, activation_bits=4)
+    with pytest.raises(DataError, match=f"^example_input {found}"):
+        prepare(digits.network, config, raw, input_grid=grid)
+    model = prepare(digits.network, config, normalised, input_grid=grid)
+    before = state_of(model)
+    with pytest.raises(DataError, match=f"^calibration: batch 1 {found}"):
+        calibrate(model, [normalised, raw])
+    with pytest.raises(DataError, match=f"^calibration from the first batch: batch 0 {found}"):
+        model.train()(raw)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    calibrate(model, [normalised, 3.0 * normalised])
+
+
+@hypothesis.given(mean=st.floats(0, 1), std=st.floats(0.01, 100), channels=st.integers(1, 3))
+def test_every_normalised_pixel_is_in_the_input_range(mean: float, std: float, channels: int) -> None:
+    for statistics in ((mean, std), ([mean] * channels, [std * (each + 1) for each in range(channels)])):
+        grid = Preprocessing.from_statistics((channels, 1, 256), *statistics)
+        values = grid.normalize(np.broadcast_to(np.arange(256, dtype=np.uint8), (1, channels, 1, 256)).copy())
+        np.testing.assert_array_equal(grid.input_range, [values.min(), values.max()])

@@ -351,6 +351,8 @@ def test_no_model_and_the_same_model_twice_are_refused(write_model: Callable[...
 def test_a_missing_model_is_refused_before_work_starts(write_model: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="there is no model file"):
         benchmark([write_model(), tmp_path / "absent.onnx"])
+    with pytest.raises(ModelFileError, match="is a folder; name a model file in it"):
+        benchmark([tmp_path])
 
 
 @pytest.fixture(scope="module")

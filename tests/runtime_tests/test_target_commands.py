@@ -141,6 +141,10 @@ def test_golden_vectors_need_no_data_set(verify: typer.Typer, write_model: Write
     assert call(verify, model, *arguments).exit_code == 0
     with pytest.raises(ConfigError, match="--golden brings its own images"):
         call(verify, model, *arguments, "--limit", 3)
+    for option in (("--limit", 3), ("--batch-size", 2), ("--data", "digits"), ("--json", tmp_path / "r.json")):
+        with pytest.raises(ConfigError, match=f"--golden brings its own images .* {option[0]}"):
+            call(verify, model, *arguments[2:], *option)
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_wrong_use_is_refused_before_work(

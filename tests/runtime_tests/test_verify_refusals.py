@@ -22,7 +22,7 @@ def test_an_empty_data_set_is_refused(write_model: WriteModel, images: Images, l
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.astype(np.float32), r"images are float32 .* takes uint8 of shape \[N, 3, 8, 8\]"),
+        (lambda x: x.astype(np.float32), r"images are float32 .* a NumPy array of uint8 \[N, C, H, W\]"),
         (lambda x: x[:, :1], r"images are uint8 of shape \[60, 1, 8, 8\]"),
         (lambda x: x[0], r"images are uint8 of shape \[3, 8, 8\]"),
     ],
@@ -37,7 +37,7 @@ def test_images_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda y: y[:-1], r"labels are int64 of shape \[59\]; 60 images need integers of shape \[60\]"),
+        (lambda y: y[:-1], "labels are a ndarray of length 59, for 60 images"),
         (lambda y: y.astype(np.float64), "labels are float64"),
         (lambda y: y[:, None], r"shape \[60, 1\]"),
         (

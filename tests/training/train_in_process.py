@@ -1,6 +1,6 @@
-"""Train a small network for a few steps, as one of any number of processes; the first writes what came out.
+"""Train small networks for a few steps each, as one of any number of processes; the first writes what came out.
 
-    torchrun --nproc-per-node N train_in_process.py KIND OUT.safetensors
+    torchrun --nproc-per-node N train_in_process.py KIND... FOLDER
 
 In float64: what is left of a difference between one process and many is the order of sums, far from every rounding.
 """
@@ -107,9 +107,8 @@ def taught(accelerator: Accelerator, progress: Progress, batches: Batches) -> Lo
     return replace(loss, teacher_logits=lambda x, position: looked_up(x, position).double())
 
 
-def main(kind: str, path: Path) -> None:
-    """Train, and write weights, buffers and the loss of every step."""
-    accelerator = Accelerator(cpu=True)
+def train_kind(kind: str, accelerator: Accelerator, path: Path) -> None:
+    """Train a network, and write weights, buffers and the loss of every step."""
     data = load_images("digits", "train")
 
     def batches(share: Share) -> DoubleBatches:
@@ -137,13 +136,20 @@ def main(kind: str, path: Path) -> None:
         accelerator=accelerator,
         progress=progress,
     )
-    accelerator.wait_for_everyone()
-    accelerator.end_training()  # a process that leaves its group open may abort when it exits
     if accelerator.is_main_process:
         tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
         losses = torch.tensor(record.losses, dtype=torch.float64)
         save_file(tensors | {"losses": losses}, path)
 
 
+def main(kinds: list[str], folder: Path) -> None:
+    """Train networks one after the other."""
+    accelerator = Accelerator(cpu=True)
+    for kind in kinds:
+        train_kind(kind, accelerator, folder / f"{kind}.safetensors")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # a process that leaves its group open may abort when it exits
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1:-1], Path(sys.argv[-1]))
