@@ -13,7 +13,8 @@ The rows of MobileNetV2, a network of depthwise convolutions, show what control 
 its quantized rows count these weights. It sees the first 10,000 training images, enlarged to 64x64.
 
 On a CUDA device networks train side by side (`side_by_side`); minutes there are hours on a processor. What is finished
-is written to `OUT/results.json` and not trained again.
+is written to `OUT/results.json` and not trained again; on a processor, networks that were interrupted go on after the
+last whole epoch, with the same bits.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     Queue(
         bench=bench,
         teachers=teachers,
+        out=out,
         waiting=rows,
         width=width,
         deadline=deadline,

@@ -22,6 +22,7 @@ from qil_deploy.training.data import ArrayBatches
 from qil_deploy.training.models import build_model, memory_format_for
 from qil_deploy.training.optimizers import make_optimizers
 from qil_deploy.training.recipe_sections import OptimizerSection
+from row_state import Reached, forget, holds_state, keep, take_up
 from side_by_side import Images, Learner, Order, run_epoch
 
 DATA = "fashion-mnist"
@@ -102,6 +103,11 @@ class Bench:
             epochs=epochs,
         )
 
+    @property
+    def keeps_epochs(self) -> bool:
+        """Whether networks are kept after every epoch: on a processor, where it takes minutes."""
+        return self.device.type == "cpu"
+
     def info(self, kind: Any, config: QuantConfig | None, **metrics: float) -> CheckpointInfo:  # noqa: ANN401 - Kind
         """Return what a checkpoint says about itself."""
         return CheckpointInfo(
@@ -139,6 +145,7 @@ def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[st
     section = OptimizerSection(epochs=bench.float_epochs, learning_rate=0.1, weight_decay=5e-4)
     learners = {}
     teachers = {}
+    folders = {seed: unfinished_folder(out, f"float_{seed}") for seed in seeds}
     for seed in seeds:
         torch.manual_seed(seed)
         model = bench.task.build(len(bench.test.class_names))
@@ -151,19 +158,33 @@ def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[st
         optimizers = make_optimizers(model, section)
         order = bench.order(section.epochs, seed * 1000)
         learners[seed] = Learner(model, optimizers, section, bench.images, order, label_loss)
+        if holds_state(folders[seed]):
+            take_up(folders[seed], 0, 0, learners[seed])
         learners[seed].record()
-    for epoch in range(section.epochs if learners else 0):
+    while training := {seed: learner for seed, learner in learners.items() if learner.done < learner.epochs}:
         began = time.perf_counter()
-        run_epoch(list(learners.values()))
-        losses = [learner.end_epoch() for learner in learners.values()]
-        say(f"float, epoch {epoch}: {[f'{loss:.3f}' for loss in losses]} in {time.perf_counter() - began:.1f} s")
+        run_epoch(list(training.values()))
+        losses = [learner.end_epoch() for learner in training.values()]
+        for seed, learner in training.items() if bench.keeps_epochs else ():
+            keep(folders[seed], 0, learner, Reached())
+        shown = [
+            f"seed {seed}: {loss:.3f} in epoch {learners[seed].done}"
+            for seed, loss in zip(training, losses, strict=True)
+        ]
+        say(f"float, {', '.join(shown)}; {time.perf_counter() - began:.1f} s")
     for seed, learner in learners.items():
         learner.model.eval()
         teachers[seed] = teacher_of(learner.model, bench.images)
         accuracy = bench.accuracy(learner.model)
         save_checkpoint(out / f"float_{seed}.safetensors", bench.info("float", None, accuracy=accuracy), learner.model)
+        forget(folders[seed])
         say(f"float, seed {seed}: {accuracy:.2f} %")
     return teachers
+
+
+def unfinished_folder(out: Path, name: str) -> Path:
+    """Return where a network that is not finished is kept, in the folder of a table."""
+    return out / "unfinished" / name.replace(" ", "_")
 
 
 def label_loss(logits: Tensor, labels: Tensor, _numbers: Tensor) -> Tensor:

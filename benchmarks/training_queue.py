@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from row_state import forget
 from side_by_side import run_epoch
 from training_bench import Bench, Teacher
 from training_rows import Job, Result, Variant
@@ -19,6 +20,7 @@ class Queue:
 
     Attributes:
         bench, teachers: what rows are made of.
+        out: folder of the table.
         waiting: rows and seeds that have not begun.
         width: how many train at a time.
         deadline: by `time.monotonic`; a row that would end after it is not begun.
@@ -30,6 +32,7 @@ class Queue:
 
     bench: Bench
     teachers: dict[int, Teacher]
+    out: Path
     waiting: list[tuple[Variant, int]]
     width: int
     deadline: float
@@ -61,9 +64,9 @@ class Queue:
     def _end_epoch(self, began: float) -> float:
         """Wait for the epoch and sort out whose stage ends; return how long it took."""
         for job in self.active:
-            job.end_epoch()
-            self.say(f"{job.label}: loss {job.losses[-1]:.3f} in epoch {len(job.losses)}")
-            job.beside = max(job.beside, len(self.active) - 1)
+            job.end_epoch(beside=len(self.active) - 1)
+            losses = job.reached.losses
+            self.say(f"{job.label}: loss {losses[-1]:.3f} in epoch {len(losses)}")
         self.ended += [job for job in self.active if job.at_end_of_stage]
         self.active = [job for job in self.active if not job.at_end_of_stage]
         return time.monotonic() - began
@@ -76,6 +79,7 @@ class Queue:
                 self.ready.append(job)
             else:
                 self.done(job.result(self.keep(job.variant, job.seed)))
+                forget(job.folder)
             return True
         if not self.waiting or len(self.active) + len(self.ready) >= self.width:
             return False
@@ -83,7 +87,7 @@ class Queue:
             self.waiting.clear()
             return False
         variant, seed = self.waiting.pop(0)
-        job = Job(variant, seed, self.bench, self.teachers[seed])
+        job = Job(variant, seed, self.bench, self.teachers[seed], self.out)
         job.learner.record()
-        self.ready.append(job)
+        (self.ended if job.at_end_of_stage else self.ready).append(job)
         return True

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from peers import use_brevitas_layers
 from qil_deploy.checkpoint import save_checkpoint
 from qil_deploy.config import QuantConfig
+from qil_deploy.errors import ConfigError
 from qil_deploy.integers import freeze
 from qil_deploy.network import PreparedModel, calibrate, prepare
 from qil_deploy.training import distillation_loss
@@ -27,8 +28,9 @@ from qil_deploy.training.recipe_sections import (
     OptimizerSection,
     StageSection,
 )
+from row_state import Reached, holds_state, keep, take_up
 from side_by_side import Learner, Loss
-from training_bench import Bench, Teacher, label_loss
+from training_bench import Bench, Teacher, label_loss, unfinished_folder
 
 BREVITAS = "brevitas"
 COMPARED_LOGITS = 500  # images whose logits a frozen network computes on the device and on the processor
@@ -129,16 +131,34 @@ def brevitas_optimizers(model: nn.Module, section: OptimizerSection) -> list[tor
 
 
 class Job:
-    """One row of one seed, from its float network to its result."""
+    """One row of one seed, from its float network, or from where an earlier start left it, to its result.
 
-    def __init__(self, variant: Variant, seed: int, bench: Bench, teacher: Teacher) -> None:
+    Args:
+        variant, seed: the row and its seed.
+        bench, teacher: what it is made of.
+        out: folder of the table; on a processor what the row has reached is kept in it after every epoch.
+    """
+
+    def __init__(self, variant: Variant, seed: int, bench: Bench, teacher: Teacher, out: Path) -> None:
         self.variant, self.seed, self.bench, self.teacher = variant, seed, bench, teacher
-        self.losses: list[float] = []
+        self.folder = unfinished_folder(out, "_".join(map(str, variant.key(seed))))
         self.began = time.perf_counter()
-        self.beside = 0
+        self.reached = Reached()
         self.oscillation: Oscillation | None = None
         self.stages = self._stages()
+        self.stage, self.earlier = 0, 0
         self.learner = next(self.stages)
+        if holds_state(self.folder):
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Go on from where an earlier start left the row."""
+        while (reached := take_up(self.folder, self.stage, self.earlier, self.learner, self.oscillation)) is None:
+            if not self._begin_stage():
+                raise ConfigError(f"{self.folder} is of a row with other stages; remove it to begin the row anew.")
+        self.reached = reached
+        self.began -= reached.seconds
+        self._set_progress()
 
     def _config(self, bits: int) -> QuantConfig:
         variant = self.variant
@@ -236,9 +256,18 @@ class Job:
         """Words for the row and its seed."""
         return f"{self.variant.width} {self.variant.method} {self.variant.name}, seed {self.seed}"
 
-    def end_epoch(self) -> None:
-        """Wait for the epoch."""
-        self.losses.append(self.learner.end_epoch())
+    def end_epoch(self, beside: int) -> None:
+        """Wait for the epoch, which `beside` other networks trained at the same time."""
+        self.reached = Reached(
+            losses=(*self.reached.losses, self.learner.end_epoch()),
+            seconds=time.perf_counter() - self.began,
+            beside=max(self.reached.beside, beside),
+        )
+        self._set_progress()
+        if self.bench.keeps_epochs:
+            keep(self.folder, self.stage, self.learner, self.reached, self.oscillation)
+
+    def _set_progress(self) -> None:
         if self.oscillation is not None:
             with self.learner.own_stream():
                 self.oscillation.set_progress(self.learner.done / self.learner.epochs)
@@ -250,11 +279,17 @@ class Job:
 
     def next_stage(self) -> bool:
         """Go on to the next stage; return whether there is one."""
-        following = next(self.stages, None)
+        if not self._begin_stage():
+            return False
+        self.learner.record()
+        return True
+
+    def _begin_stage(self) -> bool:
+        epochs, following = self.learner.epochs, next(self.stages, None)
         if following is None:
             return False
         self.learner = following
-        self.learner.record()
+        self.stage, self.earlier = self.stage + 1, self.earlier + epochs
         return True
 
     def result(self, keep: Path | None) -> Result:
@@ -281,9 +316,9 @@ class Job:
             accuracy=accuracy,
             frozen=frozen_accuracy,
             differing_logits=differing,
-            losses=tuple(self.losses),
+            losses=self.reached.losses,
             seconds=time.perf_counter() - self.began,
-            beside=self.beside,
+            beside=self.reached.beside,
             oscillating=None if count is None else count.oscillating,
             held=None if count is None else count.frozen,
         )

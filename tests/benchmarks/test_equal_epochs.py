@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 
 import equal_epochs
+import row_state
 import training_bench
 import training_rows
 from qil_deploy.checkpoint import load_model, read_info
 from qil_deploy.datasets import ImageSet, load_images, preprocessing_for
 from qil_deploy.integers import freeze, predictions
+from qil_deploy.training import run_state
 from qil_deploy.training.data import ArrayBatches
 from qil_deploy.training.models import build_model
 from side_by_side import Images, Order
@@ -83,6 +86,48 @@ def test_rows_begin_with_one_float_network_and_are_not_trained_twice(
 
 
 @pytest.mark.usefixtures("few_images")
+def test_a_command_that_was_killed_goes_on_after_the_last_whole_epoch_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways = {way.name: way for way in equal_epochs.ways(2, "qil")}
+    rows = [(ways[name], 4) for name in ("progressive", "oscillating weights frozen")]
+    monkeypatch.setattr(equal_epochs, "table", lambda _seeds: rows)
+
+    def train(out: Path) -> list[training_rows.Result]:
+        equal_epochs.main(out=out, seeds="4", epochs=4, width=2)
+        assert not list((out / "unfinished").iterdir())
+        results = equal_epochs.read_results(out / "results.json")
+        return sorted((replace(result, seconds=0.0, beside=0) for result in results), key=lambda each: each.way)
+
+    expected = train(tmp_path / "whole")
+    # Of the twelve epochs the first four are those of the float network; then both rows have theirs in turn.
+    for number, calls in enumerate([(3, 3), (9,)]):
+        out = tmp_path / f"killed_{number}"
+        for call in calls:
+            monkeypatch.setattr(row_state, "save_state", killed_in_call(call))
+            with pytest.raises(KilledError):
+                train(out)
+        monkeypatch.setattr(row_state, "save_state", run_state.save_state)
+        assert train(out) == expected
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+def killed_in_call(number: int) -> Callable[..., None]:
+    """Return `save_state`, which in one of its calls writes nothing and ends the process."""
+    calls = iter(range(1, number))
+
+    def save(*arguments: Any) -> None:  # noqa: ANN401 - those of `save_state`
+        if next(calls, None) is None:
+            raise KilledError
+        run_state.save_state(*arguments)
+
+    return save
+
+
+@pytest.mark.usefixtures("few_images")
 def test_rows_may_be_shorter_than_their_float_network_and_have_a_table_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,7 +136,7 @@ def test_rows_may_be_shorter_than_their_float_network_and_have_a_table_of_their_
     equal_epochs.main(out=tmp_path, seeds="4", epochs=2, short=1, only="trained on in float", page=page)
     (result,) = equal_epochs.read_results(tmp_path / "results.json")
     assert (result.epochs, len(result.losses)) == (1, 1)
-    assert capsys.readouterr().out.count("float, epoch") == 2
+    assert capsys.readouterr().out.count("\nfloat, seed 4") == 2  # the second epoch, and the accuracy
     assert f"| float |  | trained on in float | 1 | {result.accuracy:.2f} |" in page.read_text()
 
 
