@@ -1,20 +1,21 @@
-"""Ways to train low-bit networks, compared at equal epochs on Fashion-MNIST, over seeds.
+"""Compare ways to train low-bit networks at equal epochs on Fashion-MNIST, over several seeds.
 
     python benchmarks/equal_epochs.py --seeds 0,1,2 --page docs/training.md            # ResNet-20, in runs/equal_epochs
     python benchmarks/equal_epochs.py --images 20000 --short 4 --seeds 0,1 --width 1    # runs/equal_epochs_short_20000
     python benchmarks/equal_epochs.py --network mobilenet_v2 --seeds 0 --epochs 5 --width 1    # in runs/depthwise
 
-Of each seed one float network is trained for `--epochs`; every row begins with it and trains on for as many: in float,
-or quantized by a method and its ingredients; with `--short`, for fewer. The figure of a quantized row is the accuracy
-of the frozen network, in the integers that are exported, on all test images after the last epoch; nothing is chosen by
-it. Where Brevitas is installed there are rows by its layers, too, as trained: they do not freeze.
+One float network is trained per seed for `--epochs`. Every row starts from it and trains for the same number of epochs
+(with `--short`, for fewer): in float, or quantized by a method and its ingredients. The result of a quantized row is
+the accuracy of the frozen network, in the exported integers, on all test images after the last epoch; nothing is
+selected by it. If Brevitas is installed, there are also rows with its layers, measured as trained: they cannot be
+frozen.
 
-The rows of MobileNetV2, a network of depthwise convolutions, show what control of oscillating weights brings; all of
-its quantized rows count these weights. It sees the first 10,000 training images, enlarged to 64x64.
+The rows of MobileNetV2, a network with depthwise convolutions, show the effect of controlling oscillating weights; all
+of its quantized rows count these weights. It is trained on the first 10,000 training images, enlarged to 64x64.
 
-On a CUDA device networks train side by side (`side_by_side`); minutes there are hours on a processor. What is finished
-is written to `OUT/results.json` and not trained again; on a processor, networks that were interrupted go on after the
-last whole epoch, with the same bits.
+On a CUDA device networks train side by side (`side_by_side`); minutes there are hours on a processor. Finished results
+are written to `OUT/results.json` and not trained again. On a processor, interrupted networks continue after the last
+whole epoch, with the same bits.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from training_rows import BREVITAS, Result, Variant
 from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
-FEW_STEPS = 1000  # of training; where rows have fewer, averages over a thousand steps tell nothing
-WIDTHS_WITHOUT_LOSS = 4  # bits: single ingredients can tell nothing there
-KEPT = (FLOAT.name, "plain", "distillation", "together")  # of these the checkpoints of the first seed are kept
+FEW_STEPS = 1000  # of training; with fewer, averages over a thousand steps are meaningless
+WIDTHS_WITHOUT_LOSS = 4  # bits: single ingredients make no difference there
+KEPT = (FLOAT.name, "plain", "distillation", "together")  # rows whose checkpoints are kept, for the first seed
 
 
 class Network(StrEnum):
-    """What can be trained."""
+    """Networks that can be trained."""
 
     RESNET20 = "resnet20"
     MOBILENET_V2 = "mobilenet_v2"
@@ -60,22 +61,28 @@ TASKS = {Network.RESNET20: RESNET20, Network.MOBILENET_V2: DEPTHWISE}
 
 def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     out: Annotated[Path | None, typer.Option(help="Folder for results and checkpoints. [default: runs/TABLE]")] = None,
-    network: Annotated[Network, typer.Option(help="What is trained; each has its rows.")] = Network.RESNET20,
-    images: Annotated[int | None, typer.Option(help="Training images, the first ones. [default: as the table]")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; the first for the ingredients.")] = "0,1,2",
-    epochs: Annotated[int, typer.Option(help="Epochs of the float network, and of every row after that.")] = 12,
+    network: Annotated[Network, typer.Option(help="Network to train; each has its own rows.")] = Network.RESNET20,
+    images: Annotated[
+        int | None, typer.Option(help="Number of training images, from the first on. [default: as in the table]")
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, separated by commas; single ingredients use the first only.")
+    ] = "0,1,2",
+    epochs: Annotated[
+        int, typer.Option(help="Epochs of the float network, and of every row that starts from it.")
+    ] = 12,
     short: Annotated[
-        int | None, typer.Option(help="Epochs of every row, where they are fewer than those of the float network.")
+        int | None, typer.Option(help="Epochs of every row, if fewer than those of the float network.")
     ] = None,
     only: Annotated[
-        str, typer.Option(help="Rows: `plain`, `w2a2 plain`, `w2a2 qil plain`; commas between; all if empty.")
+        str, typer.Option(help="Rows, separated by commas: `plain`, `w2a2 plain`, `w2a2 qil plain`; all if empty.")
     ] = "",
-    width: Annotated[int, typer.Option(help="Networks at a time.")] = 12,
-    minutes: Annotated[float, typer.Option(help="Start nothing that would take longer.")] = 1e6,
-    page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile.")] = False,
+    width: Annotated[int, typer.Option(help="Number of networks to train at a time.")] = 12,
+    minutes: Annotated[float, typer.Option(help="Do not start anything that would end after this many minutes.")] = 1e6,
+    page: Annotated[Path | None, typer.Option(help="A page into which the table is also written.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers with torch.compile.")] = False,
 ) -> None:
-    """Train what is missing, and write the table."""
+    """Train the missing rows, and write the table."""
     deadline = time.monotonic() + 60 * minutes
     console = Console()
     task = TASKS[network] if images is None else replace(TASKS[network], images=images)
@@ -130,13 +137,13 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
 
 
 def names_of(variant: Variant) -> set[str]:
-    """Return the names by which `--only` can choose a row."""
+    """Return the names by which `--only` can select a row."""
     name, width = variant.name, variant.width
     return {name, f"{width} {name}", f"{width} {variant.method} {name}"}
 
 
 def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
-    """Return the rows in the order in which they are trained: what matters most first."""
+    """Return the rows in training order: the most important first."""
     first = seeds[0]
     every = [variant for bits in (2, 3, 4) for method in ("qil", "lsq") for variant in ways(bits, method)]
     together = [variant for variant in every if variant.name == "together"]
@@ -153,14 +160,14 @@ def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
 def ways(bits: int, method: str) -> list[Variant]:
     """Return the rows of one width: plain, each ingredient alone, together."""
     plain = Variant(name="plain", bits=(bits,), method=method, rate={4: 0.05, 3: 0.05, 2: 0.1}[bits])
-    # Gradients of a teacher's part of the loss are several times those of a cross-entropy: a lower rate for few bits.
+    # The teacher's part of the loss has several times the gradient of a cross-entropy: use a lower rate at few bits.
     taught = replace(plain, name="distillation", temperature=4.0, rate={4: 0.05, 3: 0.02, 2: 0.01}[bits])
     little = {4: 1e-4, 3: 5e-5, 2: 2.5e-5}[bits]
     together = replace(taught, name="together", scaling=0.2, decay=little)
     rows = [
         plain,
         taught,
-        # Weights that left their interval return, and at low rates few leave it (decision 0050).
+        # Weights outside their interval can return, and at low rates few leave it (decision 0050).
         together if bits > 3 else replace(together, returning=True, interval_rate={3: 5e-4, 2: 2e-4}[bits]),
         replace(plain, name="scaled gradient", scaling=0.2),
         replace(plain, name="gradient outside of intervals", returning=True),
@@ -176,14 +183,14 @@ def ways(bits: int, method: str) -> list[Variant]:
 
 
 def depthwise_table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
-    """Return the rows of a depthwise network in the order in which they are trained: what matters most first."""
+    """Return the rows of a depthwise network in training order: the most important first."""
     three, four = depthwise_ways(3), depthwise_ways(4)
     ordered = [FLOAT, *three[:3], *four[:3], *three[3:], *four[3:]]
     return [(variant, seed) for seed in seeds for variant in ordered]
 
 
 def depthwise_ways(bits: int) -> list[Variant]:
-    """Return the rows of one width: plain, with oscillating weights frozen, dampened; then the same of `together`."""
+    """Return the rows of one width: plain, with oscillating weights frozen or dampened, and the same for `together`."""
     found = {variant.name: variant for variant in ways(bits, "qil")}
     rows = []
     for name in ("plain", "together"):
@@ -197,21 +204,21 @@ def depthwise_ways(bits: int) -> list[Variant]:
 
 
 def counted_over_few_steps(variant: Variant) -> Variant:
-    """Return a row whose oscillation is averaged over a hundred steps, and held from three changes back in these on."""
+    """Return a row that averages oscillation over a hundred steps and controls it from three reversals in these on."""
     return replace(variant, oscillation_momentum=0.01, oscillation_threshold=(0.1, 0.03))
 
 
 def read_results(path: Path) -> list[Result]:
-    """Return what earlier calls have finished."""
+    """Return the results that earlier calls have finished."""
     if not path.is_file():
         return []
     return [Result(**{**entry, "losses": tuple(entry["losses"])}) for entry in json.loads(path.read_text())]
 
 
 def table_rows(results: Sequence[Result], *, oscillation: bool = False) -> Rows:
-    """One row per width, method and way: mean, spread, and the mean difference from float of the same seed.
+    """Return one row per width, method and way: mean, spread, and the mean difference from float of the same seed.
 
-    With `oscillation` also the mean shares of weights that oscillate and that are frozen, where they were counted.
+    With `oscillation`, the row also has the mean shares of oscillating and of frozen weights, if they were counted.
     """
     floats = {result.seed: result.accuracy for result in results if result.width == "float"}
     groups: dict[tuple[str, str, str], list[Result]] = {}
@@ -243,7 +250,7 @@ def table_rows(results: Sequence[Result], *, oscillation: bool = False) -> Rows:
 
 
 def mean_percent(shares: Sequence[float | None]) -> str:
-    """Return the mean of shares in percent; nothing where none was counted."""
+    """Return the mean of shares in percent, or an empty text if none was counted."""
     counted = [share for share in shares if share is not None]
     return f"{100 * statistics.fmean(counted):.1f} %" if counted else ""
 

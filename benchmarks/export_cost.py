@@ -1,8 +1,8 @@
-"""Wall time and peak memory of `python -m qil_deploy.export`, a process of its own, on checkpoints of a large network.
+"""Measure wall time and peak memory of `python -m qil_deploy.export` on checkpoints of a large network.
 
     python benchmarks/export_cost.py --network resnet34 --out runs/benchmarks
 
-One checkpoint is quantized, which the export freezes on the way, the other frozen. Written are
+One checkpoint is quantized, and export freezes it first; the other is already frozen. The script writes
 `OUT/export_cost/*.safetensors` and `.onnx`, and the report `OUT/export_cost.json`.
 """
 
@@ -43,7 +43,7 @@ GOAL_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCost:
-    """What the export of one checkpoint took: `command` is what was run, `kind` the checkpoint's."""
+    """Cost of exporting one checkpoint: `command` is the command that was run, `kind` the kind of checkpoint."""
 
     kind: str
     command: str
@@ -52,7 +52,7 @@ class ExportCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCostReport:
-    """Outcome for one network, name in `training.models.MODELS`."""
+    """Results for one network; `network` is its name in `training.models.MODELS`."""
 
     SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.export_cost/1"
 
@@ -65,9 +65,9 @@ class ExportCostReport:
 def main(
     network: Annotated[str, typer.Option(help="Name in training.models.MODELS.")] = "resnet34",
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, models and the report.")] = Path("runs/benchmarks"),
-    bits: Annotated[int, typer.Option(help="Of weights and activations.")] = 4,
+    bits: Annotated[int, typer.Option(help="Bit width of weights and activations.")] = 4,
 ) -> None:
-    """Measure what exporting a network takes."""
+    """Measure time and memory of exporting a network."""
     console = Console()
     report_path = out / "export_cost.json"
     ensure_writable(report_path)
@@ -112,7 +112,7 @@ def write_checkpoints(network: str, bits: int, folder: Path) -> dict[str, Path]:
 
 
 def cost_rows(report: ExportCostReport) -> Rows:
-    """One row per checkpoint: what its export took, and whether that is within the goals."""
+    """Return one row per checkpoint: the cost of its export, and whether that is within the goals."""
     cells = []
     for export in report.exports:
         met = export.cost.seconds <= GOAL_SECONDS and export.cost.peak_bytes <= GOAL_BYTES

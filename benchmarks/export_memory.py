@@ -1,10 +1,10 @@
-"""How much memory `export_onnx` takes beside the model: at most twice what the float weights take.
+"""Measure the memory that `export_onnx` takes in addition to the model: at most twice the size of the float weights.
 
     python benchmarks/export_memory.py vgg16 [--size 224]
 
-Each form of file is exported in a process of its own, from a torchvision network with random weights, calibrated on one
-image. Measured is the step alone: the peak of resident memory while `export_onnx` runs, less what the process held
-before, imports, model and a first small export (which loads what is loaded once) included. Linux only.
+Each form of file is exported in a separate process, from a torchvision network with random weights, calibrated on one
+image. Only the export is measured: the peak resident memory while `export_onnx` runs, minus the memory that the process
+held before, which includes imports, the model and a first small export (which triggers one-time loading). Linux only.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one export took; bytes, and seconds.
+    """Cost of one export, in bytes and seconds.
 
     Attributes:
-        weights: of the network's float32 parameters.
-        before: resident when the export began.
-        peak: resident at most while it ran.
+        weights: size of the network's float32 parameters.
+        before: resident memory when the export began.
+        peak: peak resident memory while it ran.
         seconds: wall time.
     """
 
@@ -59,12 +59,12 @@ class Step:
 
     @property
     def multiple(self) -> float:
-        """What it took beside the model, as a multiple of the float weights."""
+        """Memory used in addition to the model, as a multiple of the float weights."""
         return (self.peak - self.before) / self.weights
 
 
 def can_measure() -> bool:
-    """Whether the kernel tells the peak of a part of a process."""
+    """Whether the kernel can report the peak memory of a part of a process's lifetime."""
     try:
         CLEAR.write_text("5")
     except OSError:
@@ -73,7 +73,7 @@ def can_measure() -> bool:
 
 
 def measure(network: str, size: int, form: str) -> Step:
-    """Export in a process of its own."""
+    """Export in a separate process."""
     command = [sys.executable, __file__, network, "--size", str(size), "--only", form]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - our own file
     return Step(**json.loads(finished.stdout))
@@ -91,7 +91,7 @@ def measure_here(network: str, size: int, form: str) -> Step:
         del float_network
         gc.collect()
         before, start = _status("VmRSS"), time.perf_counter()
-        CLEAR.write_text("5")  # the peak starts anew
+        CLEAR.write_text("5")  # resets the peak
         _export(*model, Path(folder), options)
         return Step(weights=weights, before=before, peak=_status("VmHWM"), seconds=time.perf_counter() - start)
 
@@ -119,7 +119,7 @@ def _status(name: str) -> int:
 
 
 def rows_of(network: str, steps: dict[str, Step]) -> Rows:
-    """One row per form."""
+    """Return one row per form."""
     cells = [
         [
             f"{network}: {form}",
@@ -136,11 +136,11 @@ def rows_of(network: str, steps: dict[str, Step]) -> Rows:
 
 
 def main(
-    network: Annotated[str, typer.Argument(help="Name of a network of torchvision.")],
+    network: Annotated[str, typer.Argument(help="Name of a torchvision network.")],
     size: Annotated[int, typer.Option(help="Rows and columns of the images.")] = 224,
-    only: Annotated[str | None, typer.Option(help="Measure one form here, and print it as JSON.")] = None,
+    only: Annotated[str | None, typer.Option(help="Measure one form in this process, and print it as JSON.")] = None,
 ) -> None:
-    """Measure the memory that exports of a network take."""
+    """Measure the memory that exporting a network takes."""
     if only is not None:
         sys.stdout.write(json.dumps(asdict(measure_here(network, size, only))))
         return

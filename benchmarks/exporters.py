@@ -1,10 +1,10 @@
-"""Exported networks side by side with their peers: file size and latency, interleaved in one run.
+"""Compare exported networks with their peers: file size and latency, interleaved in one run.
 
     python benchmarks/exporters.py resnet18 alexnet --threads 1,2 --out runs/benchmarks
 
-Each network gets random weights that spread like trained ones and is quantized on enlarged images of Fashion-MNIST.
-Written are `OUT/NETWORK/MODEL.onnx` and the report `OUT/NETWORK.json`, from which `write_tables.py` makes the tables
-of docs/benchmarks.md. A peer that is not installed is listed with the reason.
+Each network gets random weights distributed like trained ones and is quantized on enlarged Fashion-MNIST images. The
+script writes `OUT/NETWORK/MODEL.onnx` and the report `OUT/NETWORK.json`, from which `write_tables.py` generates the
+tables of docs/benchmarks.md. A peer that is not installed is listed with the reason.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from qil_deploy.terminal import Console
 from qil_deploy.training.models import MODELS
 from tables import Rows, console_table, describe
 
-# The default, 7 bits in the last layer, alone would take 4.1 MB of AlexNet's file, an eighth to a quarter of it.
+# The default of 7 bits in the last layer would by itself take 4.1 MB of AlexNet's file, an eighth to a quarter of it.
 LAST_LAYER_OVERRIDES = {"alexnet": {"classifier.6": {"weight_bits": 4}}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A model that could not be made, and why."""
+    """A model that could not be written, and the reason."""
 
     model: str
     reason: str
@@ -53,7 +53,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportersReport:
-    """Outcome for one network.
+    """Results for one network.
 
     Attributes:
         schema: `SCHEMA`.
@@ -78,9 +78,9 @@ def main(
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1,2",
     repeats: Annotated[int, typer.Option(help="Measured runs of each model.")] = 100,
     images: Annotated[int, typer.Option(help="Images for calibration.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the weights, the inputs and the order of the models.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the inputs and the order of the models.")] = 0,
 ) -> None:
-    """Export networks, and time them beside float, ONNX Runtime's int8 and Brevitas."""
+    """Export networks, and compare their latency with float, ONNX Runtime's int8 and Brevitas."""
     console = Console()
     unknown = [name for name in networks if name not in MODELS]
     if unknown:
@@ -136,7 +136,7 @@ def compare(
 
 
 def writers(network: str, model: nn.Module, batches: list[Tensor], folder: Path) -> dict[str, Callable[[Path], object]]:
-    """Return, by name, the functions that write each model of a network; the float one has to be the first."""
+    """Return the functions that write each model of a network, by model name; the float model must come first."""
 
     def write_float(path: Path) -> None:
         export_float_onnx(model, path, preprocessing=PREPROCESSING, class_names=CLASS_NAMES, data=DATA)
@@ -168,9 +168,9 @@ def writers(network: str, model: nn.Module, batches: list[Tensor], folder: Path)
 
 
 def latency_rows(bench: BenchReport) -> Rows:
-    """One row per model: size, and with each number of threads median, and times as fast as float and as int8.
+    """Return one row per model: size, and for each number of threads median and speed relative to float and int8.
 
-    A file that was timed with a set of kernels has a row for it.
+    A file that was timed with a set of kernels has an additional row for it.
     """
     latencies = {(_name_of(row), row.threads): row for row in bench.latencies}
     names, counts = list(dict.fromkeys(name for name, _ in latencies)), sorted({count for _, count in latencies})
@@ -195,7 +195,7 @@ def _name_of(latency: Latency) -> str:
 
 
 def times_as_fast(latency: Latency, peer: Latency | None, *, seed: int) -> str:
-    """Say how many times as fast a model is as a peer, and between which bounds that lies (95 %, paired by round)."""
+    """Say how many times as fast a model is as a peer, with the bounds of that ratio (95 %, paired by round)."""
     if peer is None:
         return "-"
     text = f"{peer.median_ms / latency.median_ms:.2f}"
@@ -204,12 +204,12 @@ def times_as_fast(latency: Latency, peer: Latency | None, *, seed: int) -> str:
 
 
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
-    """Say which models are missing, one line each."""
+    """Return one line for each missing model."""
     return [f"{entry.model} was skipped: {entry.reason}." for entry in skipped]
 
 
 def goal_rows(verdicts: Sequence[Verdict]) -> Rows:
-    """One row per goal."""
+    """Return one row per goal."""
     cells = [[verdict.goal, f"{verdict.measured:.2f}", "met" if verdict.met else "MISSED"] for verdict in verdicts]
     return Rows(headings=("goal", "measured", "verdict"), cells=cells)
 

@@ -1,19 +1,20 @@
-"""ResNet-20 on Fashion-MNIST at 5, 4, 3 and 2 bits, over seeds, and beside other ways to train it.
+"""Train ResNet-20 on Fashion-MNIST at 5, 4, 3 and 2 bits over several seeds, and compare other ways to train it.
 
     python benchmarks/fashion_mnist_table.py --seeds 0,1,2 --compile --out runs/fashion_mnist_table
 
-Every variant of a seed starts from the same float network, sees the same images and has as many epochs:
+For each seed, every variant starts from the same float network, sees the same images and has the same number of epochs:
 
-    progressive    the recipe: 5, 4, 3, 2 bits, each from the last
-    direct         2 bits at once from the float network, with the epochs of all four stages
-    gamma          progressive, the exponent of each weight transformer trained
-    lsq            direct, learned steps in place of learned intervals (`method = "lsq"`)
-    continued      the float network trained on in float, for the epochs and at the rate of the stages down to 4 bits:
-                   what more epochs alone would bring
+    progressive    the recipe: 5, 4, 3, 2 bits, each stage from the previous one
+    direct         2 bits directly from the float network, with the epochs of all four stages
+    gamma          progressive, with a trained exponent in each weight transformer
+    lsq            direct, with learned steps instead of learned intervals (`method = "lsq"`)
+    continued      the float network trained further in float, with the epochs and rate of the stages down to 4 bits:
+                   the gain from more epochs alone
 
-`progressive` runs for every seed, the others for the first seeds only (`--variant-seeds`). `--budget` says for how many
-epochs: `recipe` to see what each bit width reaches, `short`, on half the images, to see who gets there first. What is
-finished is not trained again; what was interrupted goes on. Written are the runs, `OUT/table.json` and `OUT/table.md`.
+`progressive` runs for every seed, the others for the first seeds only (`--variant-seeds`). `--budget` sets the number
+of epochs: `recipe` to see the accuracy of each bit width, `short`, on half the images, to see which variant is fastest.
+Finished runs are not repeated; interrupted runs are resumed. The script writes the runs, `OUT/table.json` and
+`OUT/table.md`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from write_tables import with_tables
 RECIPE = "fashion_mnist_resnet20"
 VARIANTS = ("progressive", "direct", "gamma", "lsq", "continued")
 CONTINUED_STAGES = 2  # of the recipe: 5 and 4 bits
-# What a budget changes in the recipe. In the short one accuracy is still rising fast at the end of 3 and of 2 bits.
+# Changes to the recipe by budget. With the short one, accuracy is still rising fast at the end of 3 and of 2 bits.
 BUDGETS = {
     "recipe": (),
     "short": (
@@ -60,14 +61,14 @@ BUDGETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One stage of one run; accuracies on all test images, in percent, after the last epoch.
+    """Result of one stage of one run; accuracies on all test images, in percent, after the last epoch.
 
     Attributes:
         variant: one of `VARIANTS`.
-        seed: of the recipe.
-        stage: `float`, `float, trained on`, or bits, such as `w4a4`.
-        accuracy: with fake quantization.
-        frozen_accuracy: of the same weights, frozen, as they would be exported; None for float networks.
+        seed: seed of the recipe.
+        stage: `float`, `float, trained on`, or bit widths such as `w4a4`.
+        accuracy: accuracy with fake quantization.
+        frozen_accuracy: accuracy of the same weights, frozen as for export; None for float networks.
     """
 
     variant: str
@@ -83,17 +84,19 @@ def main(
     variant_seeds: Annotated[str, typer.Option(help="Seeds of the other variants.")] = "0",
     variants: Annotated[str, typer.Option(help="Variants, separated by commas.")] = ",".join(VARIANTS),
     budget: Annotated[str, typer.Option(help=f"Epochs: {' or '.join(BUDGETS)}.")] = "recipe",
-    page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of PyTorch.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers by torch.compile.")] = False,
+    page: Annotated[Path | None, typer.Option(help="A page into which the table is also written.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of PyTorch threads.")] = None,
+    compile_: Annotated[bool, typer.Option("--compile", help="Fuse the quantizers with torch.compile.")] = False,
 ) -> None:
-    """Train what is missing, and write the table."""
+    """Train the missing runs, and write the table."""
     console = Console()
     if budget not in BUDGETS:
         raise typer.BadParameter(f"--budget is {budget!r}; choose from {', '.join(BUDGETS)}")
     chosen = variants.split(",")
     if chosen[0] != "progressive" or not set(chosen) <= set(VARIANTS):
-        raise typer.BadParameter(f"--variants is {variants!r}; name progressive and then any of {', '.join(VARIANTS)}")
+        raise typer.BadParameter(
+            f"--variants is {variants!r}; start with progressive, followed by any of {', '.join(VARIANTS)}"
+        )
     ensure_writable(out / "table.json")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -119,7 +122,7 @@ def main(
 
 
 def numbers(text: str) -> list[int]:
-    """Return the numbers of a list separated by commas."""
+    """Return the integers of a comma-separated list."""
     return [int(part) for part in text.split(",") if part]
 
 
@@ -135,7 +138,7 @@ def recipe_of(variant: str, seed: int, budget: str) -> Recipe:
 
 
 def continued(recipe: Recipe, weights: Path) -> Recipe:
-    """Return a recipe that trains a float network on for as long as its first stages take."""
+    """Return a recipe that continues to train a float network for the epochs of its first stages."""
     stages = recipe.stages[:CONTINUED_STAGES]
     update = {"epochs": sum(stage.epochs for stage in stages), "learning_rate": stages[-1].learning_rate}
     return recipe.model_copy(
@@ -148,7 +151,7 @@ def continued(recipe: Recipe, weights: Path) -> Recipe:
 
 
 def share_float(source: Path, folder: Path) -> None:
-    """Give a run the float network of another, which it would train just so."""
+    """Copy the float network of another run, since this run would train exactly the same one."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / source.name).exists():
         shutil.copyfile(source, folder / source.name)
@@ -179,12 +182,12 @@ def frozen_accuracy(run: Run, stage: StageResult) -> float:
     """Freeze a finished stage and return its accuracy, in percent."""
     _, model = load_model(stage.checkpoint, run.builder)
     if not isinstance(model, fx.GraphModule):
-        raise TypeError(f"{stage.checkpoint} holds no prepared model")
+        raise TypeError(f"{stage.checkpoint} contains no prepared model")
     return run.accuracy(freeze(model))
 
 
 def table_rows(outcomes: Sequence[Outcome]) -> Rows:
-    """One row per variant and stage: mean, spread and the mean difference from float of the same seed."""
+    """Return one row per variant and stage: mean, spread and the mean difference from float of the same seed."""
     floats = {outcome.seed: outcome.accuracy for outcome in outcomes if outcome.stage == "float"}
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in outcomes:

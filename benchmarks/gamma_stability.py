@@ -1,11 +1,11 @@
-"""Gamma and intervals in training: as this project parametrizes and trains them, and the way others tried it.
+"""Compare the training of gamma and intervals in this project's parametrization with a direct one that others tried.
 
     python benchmarks/gamma_stability.py --out runs/benchmarks
 
 Two copies of one ResNet-8 at 3 bits train on the digits, from the same intervals, on the same batches. One has the
-parameters of decision 0009 and Adam for them, at ten times the usual rate; the other has `c`, `d` and `gamma`
-themselves as parameters, trained by SGD with momentum like the weights, at 0.01 times their rate. A run crashes
-when its loss or a parameter is no longer finite, or a `d` or `gamma` no longer positive. Written are the curves,
+parameters of decision 0009, trained by Adam at ten times the usual rate. The other has `c`, `d` and `gamma` as direct
+parameters, trained by SGD with momentum like the weights, at 0.01 times their rate. A run has crashed when its loss or
+a parameter is no longer finite, or when a `d` or `gamma` is no longer positive. The script writes the curves,
 `OUT/gamma_stability.png`, and the report `OUT/gamma_stability.json`.
 """
 
@@ -48,7 +48,7 @@ OUR_FACTOR = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCurve:
-    """One quantizer, step by step: `d` over its first value and, of weights, gamma (empty for activations)."""
+    """Curve of one quantizer: `d` relative to its first value, and for weights gamma (empty for activations)."""
 
     name: str
     distance: tuple[float, ...]
@@ -57,7 +57,7 @@ class LayerCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityRun:
-    """One run: its losses, its quantizers, and the step at which it crashed, if it did, with the reason."""
+    """One run: its losses, its quantizers, and, if it crashed, the step and the reason."""
 
     name: str
     losses: tuple[float, ...]
@@ -68,7 +68,7 @@ class StabilityRun:
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityReport:
-    """Outcome: `learning_rate` is that of the weights."""
+    """Results of both runs; `learning_rate` is the rate of the weights."""
 
     SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.gamma_stability/1"
 
@@ -100,12 +100,12 @@ class NaiveInterval(nn.Module):
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the picture and the report.")] = Path("runs/benchmarks"),
+    out: Annotated[Path, typer.Option(help="Folder for the figure and the report.")] = Path("runs/benchmarks"),
     steps: Annotated[int, typer.Option(help="Optimizer steps of each run.", min=1)] = 400,
-    learning_rate: Annotated[float, typer.Option(help="Of the weights.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the weights and batches.")] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the weights.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and batches.")] = 0,
 ) -> None:
-    """Train both ways, say which one crashes, and draw it."""
+    """Train both ways, report crashes, and draw the curves."""
     console = Console()
     path = out / "gamma_stability.json"
     ensure_writable(path)
@@ -157,7 +157,7 @@ def compare(*, steps: int, learning_rate: float, seed: int) -> StabilityReport:
 
 
 def use_naive_intervals(model: nn.Module) -> nn.Module:
-    """Replace every interval quantizer inside `model`; the 8-bit ranges stay."""
+    """Replace every interval quantizer inside `model`; 8-bit ranges stay unchanged."""
     for name, child in list(model.named_children()):
         if isinstance(child, WeightQuantizer | ActivationQuantizer):
             setattr(model, name, NaiveInterval(child))
@@ -167,7 +167,7 @@ def use_naive_intervals(model: nn.Module) -> nn.Module:
 
 
 def naive_sgd(model: nn.Module, learning_rate: float) -> torch.optim.SGD:
-    """SGD with momentum for everything, at a small factor for what is a scalar."""
+    """Return SGD with momentum for all parameters, with a small factor on the rate of scalars."""
     scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
     rest = [parameter for parameter in model.parameters() if parameter.ndim > 0]
     groups: list[dict[str, Any]] = [{"params": rest}, {"params": scalars, "lr": NAIVE_FACTOR * learning_rate}]
@@ -181,7 +181,7 @@ def train(
     next_batch: Callable[[], tuple[Tensor, Tensor]],
     steps: int,
 ) -> StabilityRun:
-    """Train until `steps` or a crash."""
+    """Train for `steps` steps, or until a crash."""
     model.train()
     kinds = (IntervalQuantizer, NaiveInterval)
     quantizers = {path: module for path, module in model.named_modules() if isinstance(module, kinds)}
@@ -204,7 +204,7 @@ def train(
             gamma = getattr(quantizer, "gamma", None)
             if gamma is not None:
                 gammas[path].append(float(gamma.detach()))
-    kept = len(losses) - bool(reason)  # JSON has no infinity: what crashed is told, not kept
+    kept = len(losses) - bool(reason)  # JSON has no infinity: the crashing loss is reported as text, not stored
     layers = tuple(
         LayerCurve(name=path, distance=tuple(distances[path][:kept]), gamma=tuple(gammas[path][:kept]))
         for path in quantizers
@@ -219,7 +219,7 @@ def train(
 
 
 def crash(model: nn.Module, loss: float, quantizers: dict[str, IntervalQuantizer | NaiveInterval]) -> str:
-    """Say what is wrong with a model after a step; nothing if it can go on."""
+    """Return what is wrong with a model after a step, or an empty text if training can continue."""
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     for name, parameter in model.named_parameters():
@@ -234,7 +234,7 @@ def crash(model: nn.Module, loss: float, quantizers: dict[str, IntervalQuantizer
 
 
 def stability_rows(report: StabilityReport) -> Rows:
-    """One row per run: the span of gamma, the last losses, and how it ended."""
+    """Return one row per run: the span of gamma, the last losses, and how it ended."""
     cells = []
     for run in report.runs:
         gammas = [value for layer in run.layers for value in layer.gamma]

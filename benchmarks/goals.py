@@ -1,4 +1,4 @@
-"""What the exported files have to reach, side by side with their peers, and whether they do."""
+"""Goals for the size and speed of exported files relative to their peers, and whether they are met."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SpeedGoal:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeGoal:
-    """The file of `model` has at most `at_most` megabytes; or, with a `peer`, that share of the peer's file."""
+    """The file of `model` has at most `at_most` megabytes or, with a `peer`, at most that share of the peer's file."""
 
     model: str
     at_most: float
@@ -29,10 +29,10 @@ class SizeGoal:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One goal and what was measured.
+    """One goal and its measurement.
 
     Attributes:
-        goal: in words.
+        goal: the goal in words.
         bound, measured: in the goal's unit: times as fast, megabytes, or share of a file.
         met: whether the goal is reached.
     """
@@ -67,11 +67,11 @@ GOALS: Mapping[str, Sequence[SpeedGoal | SizeGoal]] = {
 
 
 def judge(goals: Sequence[SpeedGoal | SizeGoal], names: Mapping[str, str], bench: BenchReport) -> list[Verdict]:
-    """Return a verdict for every goal that was measured, one per number of threads for those of speed.
+    """Return a verdict for every goal that was measured; speed goals have one per number of threads.
 
     Args:
-        goals: what has to hold.
-        names: model names by the path of their file in `bench`; a goal for a model that is missing is left out.
+        goals: goals to check.
+        names: model names by the path of their file in `bench`; goals for missing models are left out.
         bench: sizes and latencies.
     """
     megabytes = {names[latency.model.path]: latency.model.bytes / 1e6 for latency in bench.latencies}

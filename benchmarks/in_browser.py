@@ -1,10 +1,10 @@
-"""The files that `exporters.py` left, in a browser: latency in ONNX Runtime Web beside float and int8, interleaved.
+"""Time the files of `exporters.py` in a browser: latency in ONNX Runtime Web, interleaved with float and int8.
 
     python -m qil_deploy target setup wasm
     python benchmarks/exporters.py resnet18 alexnet --out runs/benchmarks
     python benchmarks/in_browser.py resnet18 alexnet --threads 1,2 --out runs/benchmarks
 
-Written is `OUT/NETWORK_wasm.json`, from which `write_tables.py` makes the tables of docs/benchmarks.md.
+The script writes `OUT/NETWORK_wasm.json`, from which `write_tables.py` generates the tables of docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ MODELS = ("float", "onnxruntime_int8", "w4a4_qlinear", "w2a2_qlinear")
 
 def main(
     networks: Annotated[list[str], typer.Argument(help="Networks that `exporters.py` exported.")],
-    out: Annotated[Path, typer.Option(help="Its --out, and where the reports go.")] = Path("runs/benchmarks"),
+    out: Annotated[
+        Path, typer.Option(help="The --out folder of `exporters.py`; reports are written there, too.")
+    ] = Path("runs/benchmarks"),
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1,2",
     repeats: Annotated[int, typer.Option(help="Measured runs of each model.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the inputs and the order of the models.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the inputs and the order of the models.")] = 0,
 ) -> None:
     """Time exported networks in a headless browser."""
     console = Console()

@@ -1,9 +1,10 @@
-"""Cycles of the inner loops for 64-bit ARM, as llvm-mca models them: one step of a tile, beside an 8-bit kernel's.
+"""Model the cycles of the inner loops for 64-bit ARM with llvm-mca: one step of a tile, compared with an 8-bit kernel.
 
     python benchmarks/kernel_cycles.py --page docs/kernels.md
 
-The loops are taken from what the cross-compiler makes of `kernels/src/neon`. The model knows how many instructions
-start in a cycle and what waits for what; every load hits the first cache. Needs g++-aarch64-linux-gnu and llvm-mca.
+The loops are extracted from the cross-compiler's output for `kernels/src/neon`. The model covers how many instructions
+issue per cycle and the dependencies between them; every load hits the first-level cache. Requires g++-aarch64-linux-gnu
+and llvm-mca.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class Loop:
     """One step of a loop.
 
     Attributes:
-        name: in the table.
-        products: that it adds up.
-        body: its instructions.
+        name: name in the table.
+        products: number of products that it sums.
+        body: instructions.
     """
 
     name: str
@@ -44,7 +45,9 @@ class Loop:
     body: list[str]
 
 
-def main(page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None) -> None:
+def main(
+    page: Annotated[Path | None, typer.Option(help="A page into which the table is also written.")] = None,
+) -> None:
     """Model every loop on every processor."""
     rows = cycle_rows([eight_bits(), *our_loops()])
     if page is not None:
@@ -63,10 +66,10 @@ def eight_bits() -> Loop:
 
 
 def our_loops() -> Iterator[Loop]:
-    """Compile the kernels; yield their loops for a whole tile, which has 16 registers of sums.
+    """Compile the kernels and yield their loops for a whole tile, which has 16 registers of sums.
 
     Raises:
-        QilDeployError: the compiler is missing or fails, or made other loops than expected.
+        QilDeployError: the compiler is missing or fails, or its output has different loops than expected.
     """
     narrow = loops(run([*COMPILE, str(SOURCES / "narrow.cpp")]))
     lookup = loops(run([*COMPILE, str(SOURCES / "lookup.cpp")]))
@@ -97,7 +100,7 @@ def loops(assembly: str) -> list[list[str]]:
 
 
 def times(body: list[str], instruction: str) -> int:
-    """Return how often an instruction occurs."""
+    """Return the number of occurrences of an instruction."""
     return sum(line.split()[0] == instruction for line in body)
 
 
@@ -110,12 +113,12 @@ def cycles(loop: Loop, processor: str) -> float:
     options = ["-mtriple=aarch64", f"-mcpu={processor}", f"-iterations={ITERATIONS}"]
     modelled = re.search(r"Total Cycles:\s+(\d+)", run(["llvm-mca", *options], "\n".join(loop.body)))
     if modelled is None:
-        raise QilDeployError(f"llvm-mca says no number of cycles for {loop.name}.")
+        raise QilDeployError(f"llvm-mca printed no number of cycles for {loop.name}.")
     return int(modelled[1]) / ITERATIONS
 
 
 def cycle_rows(modelled: list[Loop]) -> Rows:
-    """One row per loop: products and instructions of a step, and on each processor products per cycle."""
+    """Return one row per loop: products and instructions of a step, and products per cycle on each processor."""
     headings = ("loop", "products", "instructions", *(f"{name}: products per cycle" for name in PROCESSORS))
     cells = []
     for loop in modelled:
@@ -125,7 +128,7 @@ def cycle_rows(modelled: list[Loop]) -> Rows:
 
 
 def run(command: list[str], text: str | None = None) -> str:
-    """Return what a program prints.
+    """Return the output of a program.
 
     Raises:
         QilDeployError: it is missing or fails.

@@ -1,11 +1,11 @@
-"""Instructions of one inference with the kernels, on emulated processors, beside ONNX Runtime's int8.
+"""Count the instructions of one inference with the kernels on emulated processors, compared with ONNX Runtime's int8.
 
     python benchmarks/kernel_instructions.py build/arm64/libqil_deploy_kernels.so --page docs/kernels.md
     python benchmarks/kernel_instructions.py build/x86/libqil_deploy_kernels.so --on haswell --page docs/kernels.md
 
-A proxy, not a time. The network is at 224x224, with random weights that spread like trained ones (`networks`), at 2
-to 4 bits. CONTRIBUTING.md says how the library for 64-bit ARM is built; `target setup arm64` (or `haswell`) and `target
-setup instructions` set up the rest.
+Instruction counts are a proxy for time. The network runs at 224x224, with random weights distributed like trained ones
+(`networks`), at 2 to 4 bits. CONTRIBUTING.md explains how to build the library for 64-bit ARM; `target setup arm64` (or
+`haswell`) and `target setup instructions` set up the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tables import Rows, console_table, markdown_table
 from write_tables import with_tables
 
 TARGETS = {"arm64": ("arm64:cortex-a53", "arm64:cortex-a72"), "haswell": ("haswell",)}
-GOALS = {  # of the instructions of int8, at most
+GOALS = {  # at most this share of int8's instructions
     "arm64": {"w2a2": 0.5, "w3a3": 0.6, "w4a4": 0.8},
     "haswell": {"w2a2": 0.5, "w4a4": 0.75},
 }
@@ -33,13 +33,13 @@ TIMEOUT = 1800.0
 
 
 def main(
-    library: Annotated[Path, typer.Argument(help="The library of kernels for the processors.")],
+    library: Annotated[Path, typer.Argument(help="The library of kernels built for these processors.")],
     network: Annotated[str, typer.Option(help="Name in training.models.MODELS.")] = "resnet18",
-    on: Annotated[Literal["arm64", "haswell"], typer.Option(help="Which processors.")] = "arm64",
+    on: Annotated[Literal["arm64", "haswell"], typer.Option(help="Processors to emulate.")] = "arm64",
     out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/instructions"),
-    page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="A page into which the table is also written.")] = None,
 ) -> None:
-    """Write the models that are missing, count, and write the table."""
+    """Write missing models, count instructions, and write the table."""
     console = Console()
     goals = GOALS[on]
     folder = out / on / network
@@ -64,7 +64,7 @@ def main(
 
 
 def instruction_rows(reports: dict[str, InstructionsReport], goals: dict[str, float]) -> Rows:
-    """One row per model: on each processor instructions, in millions, and their ratio to int8's; and the goal."""
+    """Return one row per model: instructions on each processor, in millions, their ratio to int8's, and the goal."""
     cells = []
     for name in (INT8, *goals):
         row = [name]

@@ -1,4 +1,4 @@
-"""The models that benchmarks of the kernel library compare: float, ONNX Runtime's int8, and few bits for kernels."""
+"""The models that benchmarks of the kernel library compare: float, ONNX Runtime's int8, and low-bit with kernels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CALIBRATION_IMAGES = 8
 
 
 def write_models(network: str, folder: Path, bits: Sequence[int]) -> None:
-    """Write a network of `training.models.MODELS` as `float.onnx`, `onnxruntime_int8.onnx` and `w2a2.onnx`, say."""
+    """Write a network of `training.models.MODELS` as `float.onnx`, `onnxruntime_int8.onnx` and, e.g., `w2a2.onnx`."""
     batches = normalized_batches(colour_images(CALIBRATION_IMAGES))
     model = random_network(network, batches, seed=0)
     ensure_writable(folder / f"{FLOAT}.onnx")

@@ -1,10 +1,10 @@
-"""Latency with the library of kernels, beside float and ONNX Runtime's int8, interleaved in one run.
+"""Measure latency with the kernel library, interleaved with float and ONNX Runtime's int8 in one run.
 
     python benchmarks/kernel_times.py resnet18 resnet34 alexnet mobilenet_v2 --page docs/kernels.md
 
-Networks are at 224x224, with random weights that spread like trained ones (`networks`). Each low-bit file is timed
-without the library and with the set of kernels that it chooses on this processor. Written are the models and
-`OUT/NETWORK.json`, the report of `bench`.
+Networks run at 224x224, with random weights distributed like trained ones (`networks`). Each low-bit file is timed
+without the library and with the set of kernels that the library chooses on this processor. The script writes the models
+and `OUT/NETWORK.json`, the report of `bench`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ BITS = (2, 4)
 def main(
     networks: Annotated[list[str], typer.Argument(help="Names in training.models.MODELS.")],
     library: Annotated[str, typer.Option(help="The library of kernels, or 'installed'.")] = INSTALLED,
-    out: Annotated[Path, typer.Option(help="Folder of models and reports.")] = Path("runs/benchmarks/kernels"),
+    out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/kernels"),
     threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1,2",
     repeats: Annotated[int, typer.Option(help="Measured runs of each model.")] = 100,
-    page: Annotated[Path | None, typer.Option(help="A page to write the tables into, too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="A page into which the tables are also written.")] = None,
 ) -> None:
-    """Write the models that are missing, time them, and write a table for each network."""
+    """Write missing models, time them, and write a table for each network."""
     console = Console()
     kernels = chosen(find_kernel_library(library))
     options = BenchOptions(threads=parse_threads(threads), caches=(WARM,), repeats=repeats)
@@ -60,7 +60,7 @@ def main(
 
 
 def chosen(library: KernelLibrary) -> KernelLibrary:
-    """Return the library with the set that it chooses here forced, so that no other is timed.
+    """Return the library with its chosen set forced, so that no other set is timed.
 
     Raises:
         ConfigError: it chooses none.

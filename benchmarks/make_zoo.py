@@ -1,11 +1,11 @@
-"""Make a folder of the zoo: train a recipe, export, verify on the whole test set, time, write the README's table.
+"""Create a folder of the zoo: train a recipe, export, verify on the whole test set, time, write the README's table.
 
     python benchmarks/make_zoo.py fashion_mnist_resnet20 --run runs/resnet20 --out zoo/fashion_mnist --compile
 
-Training is skipped where the run is finished, so that the files and the table can be made again in minutes. Where the
-run is gone, `--again` makes them from the checkpoints that the zoo holds. `--trained` takes the networks that
-`equal_epochs` trained in all ways together, the float network that was trained on for as long, and freezes them as they
-are:
+If the run is finished, training is skipped, so that the files and the table can be recreated in minutes. If the run
+has been deleted, `--again` recreates them from the zoo's checkpoints. `--trained` uses the networks that `equal_epochs`
+trained with all ingredients together and the float network trained for the same number of epochs, and freezes the
+quantized ones without further training:
 
     python benchmarks/make_zoo.py --out zoo/fashion_mnist --again
     python benchmarks/make_zoo.py --out zoo/fashion_mnist --trained runs/equal_epochs
@@ -40,14 +40,16 @@ RECIPE = "fashion_mnist_resnet20"
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the zoo.")],
+    out: Annotated[Path, typer.Option(help="Folder of the zoo to write to.")],
     recipe: Annotated[Path, typer.Argument(help="A TOML file, or the name of a shipped recipe.")] = Path(RECIPE),
     run: Annotated[Path, typer.Option(help="Folder of the run. [default: runs/NAME]")] = Path("runs"),
     compile_: Annotated[bool, typer.Option("--compile", help="Train with fused quantizers.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Export the zoo's own checkpoints anew.")] = False,
-    trained: Annotated[Path | None, typer.Option(help="A folder of `equal_epochs`, in place of a recipe.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Export the zoo's own checkpoints again.")] = False,
+    trained: Annotated[
+        Path | None, typer.Option(help="A folder written by `equal_epochs`, instead of a recipe.")
+    ] = None,
 ) -> None:
-    """Train a recipe, or take trained networks; export, verify and time them, and write what came out."""
+    """Train a recipe, or use trained networks; export, verify and time them, and write the results."""
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     if trained is not None:
@@ -74,7 +76,7 @@ def main(
 
 
 def take_networks(trained: Path, zoo: Path) -> None:
-    """Put the networks of `equal_epochs` into a folder of the zoo, quantized ones also frozen.
+    """Copy the networks of `equal_epochs` into a folder of the zoo, and freeze the quantized ones.
 
     Raises:
         DataError: one of them is missing.
@@ -83,7 +85,7 @@ def take_networks(trained: Path, zoo: Path) -> None:
     sources = {name: trained / f"{source}.safetensors" for name, source in names.items()}
     missing = [str(path) for path in sources.values() if not path.is_file()]
     if missing:
-        raise DataError(f"{missing[0]} is missing; train it by benchmarks/equal_epochs.py --out {trained}.")
+        raise DataError(f"{missing[0]} is missing; train it with benchmarks/equal_epochs.py --out {trained}.")
     (zoo / "metrics.jsonl").unlink(missing_ok=True)  # of a recipe
     for name, source in sources.items():
         shutil.copyfile(source, zoo / f"{name}.safetensors")
@@ -99,7 +101,7 @@ def take_networks(trained: Path, zoo: Path) -> None:
 
 
 def result_of(zoo: Path) -> RunResult:
-    """Return the result of the run whose checkpoints lie in a folder of the zoo."""
+    """Return the result of the run whose checkpoints are in a folder of the zoo."""
 
     def stage(path: Path) -> StageResult:
         frozen = path.with_name(f"{path.stem}_frozen.safetensors")
@@ -118,14 +120,14 @@ def result_of(zoo: Path) -> RunResult:
 
 
 def with_table(text: str, new: str) -> str:
-    """Return a README of the zoo with another table: its lines that begin with a bar."""
+    """Return a README of the zoo with a new table in place of its old one (the lines that begin with a bar)."""
     lines = text.splitlines(keepends=True)
     (first, *_), rest = [i for i, line in enumerate(lines) if line.startswith("|")], lines
     return "".join(rest[:first]) + new + "\n" + "".join(line for line in rest[first:] if not line.startswith("|"))
 
 
 def checkpoints(result: RunResult) -> list[Path]:
-    """Return the checkpoints worth keeping: the float network, and every stage that was frozen, before and after."""
+    """Return the checkpoints to keep: the float network, and every frozen stage before and after freezing."""
     kept = [result.float_result.checkpoint]
     for stage in result.stages:
         if stage.frozen is not None:
@@ -141,7 +143,7 @@ def table(deliveries: list[Delivery]) -> str:
 
 
 def readme(recipe: Recipe, command: str, deliveries: list[Delivery]) -> str:
-    """Return the text of the zoo's README: a table of figures, what they mean, and how to repeat them."""
+    """Return the text of the zoo's README: a table of figures, their meaning, and how to reproduce them."""
     stages = ", ".join(
         f"{stage.name} ({stage.epochs} epochs" + (f" and {stage.frozen_epochs} frozen)" if stage.frozen_epochs else ")")
         for stage in recipe.stages
@@ -152,7 +154,7 @@ def readme(recipe: Recipe, command: str, deliveries: list[Delivery]) -> str:
 
 Float: {recipe.float_training.epochs} epochs. Then {stages}. `metrics.jsonl` has the loss and accuracy of each epoch.
 
-Made by:
+To reproduce:
 
     python benchmarks/make_zoo.py {command}
 """
@@ -164,12 +166,12 @@ def readme_of_networks(deliveries: list[Delivery]) -> str:
 
 {explained_table(deliveries)}
 
-Every network is a float one of 12 epochs, trained on for 12 more: in float, or quantized to these bits at once, with
-that float network as teacher, the gradient of roundings scaled and little weight decay, at 3 and 2 bits also with
-`returning_weights` and lower rates (seed 0; [docs/training.md](../../docs/training.md#at-equal-epochs) has the settings
-and sets them beside others). There were no frozen epochs: both columns of frozen networks are the same.
+Every network starts from a float network of 12 epochs and is trained for 12 more: in float, or quantized directly to
+these bits, with that float network as teacher, scaled gradients of roundings and little weight decay, at 3 and 2 bits
+also with `returning_weights` and lower rates (seed 0; [docs/training.md](../../docs/training.md#at-equal-epochs) lists
+the settings and compares them with others). There were no frozen epochs, so both frozen columns are the same.
 
-Made by:
+To reproduce:
 
     python benchmarks/equal_epochs.py --out runs/equal_epochs --seeds 0 --only 'trained on in float,together' --compile
     python benchmarks/make_zoo.py --out zoo/fashion_mnist --trained runs/equal_epochs
@@ -177,19 +179,20 @@ Made by:
 
 
 def explained_table(deliveries: list[Delivery]) -> str:
-    """Return the table of a zoo's README, and what its columns mean."""
+    """Return the table of a zoo's README and the explanation of its columns."""
     return f"""{table(deliveries)}
 
 Accuracy is top-1 on all {deliveries[0].images:,} test images. `w4a4` means 4-bit weights and activations, 7-bit weights
 and 8-bit codes in the first and last layer, 8-bit codes on the residual stream: integers from image to logits.
 
-- *accuracy before freezing*: fake quantization, as trained. *Frozen at once*: the same weights in the runtime's integer
-  arithmetic. *Frozen, trained on*: after the frozen epochs at the end of the stage; this is what is exported.
-- *differing logits*: how many of all logits of all images differ from the integer reference in ONNX Runtime (the worst
-  of its four graph-optimization levels) or the frozen PyTorch model. `*_verify.json` has each of them.
-- *changed predictions*: images that get another class than before freezing (training in between included).
-- *file*: the ONNX file (`NAME.onnx`), weights packed, and its share of the float one. *latency*: median of one image on
-  one thread; `bench.json` has every run, and says on which machine."""
+- *accuracy before freezing*: the trained network with fake quantization. *Frozen at once*: the same weights in the
+  runtime's integer arithmetic. *Frozen, trained on*: after the frozen epochs at the end of the stage; this network is
+  exported.
+- *differing logits*: the number of logits, over all images, that differ from the integer reference in ONNX Runtime (the
+  worst of its four graph-optimization levels) or the frozen PyTorch model. `*_verify.json` lists each comparison.
+- *changed predictions*: images whose class differs from that before freezing (including training in between).
+- *file*: size of the ONNX file (`NAME.onnx`) with packed weights, and its ratio to the float file. *latency*: median of
+  one image on one thread; `bench.json` has every run and the machine."""
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Which networks of torchvision and timm go to integers as they come, and whether anything differs there.
+"""Find out which torchvision and timm networks convert to integers unmodified, and whether any result differs.
 
     python benchmarks/network_list.py --page docs/network-list.md               # all of them: hours
     python benchmarks/network_list.py torchvision/resnet18 timm/dla34
 
-Each network is built by its package with random weights, given BatchNorm statistics and slopes that spread like
-trained ones (`networks.spread`), prepared with 4 bits for weights and activations, calibrated, frozen and exported to
-`qlinear`. Then every code and every number of its outputs is compared between frozen PyTorch, the integer reference and
-ONNX Runtime, at every optimization level with one thread and with two. A network that has no integer form of its own is
-tried again with `allow_float`, what stays in float is named, and its outputs alone are compared, with frozen PyTorch;
-one that is refused then is listed with the refusal.
+Each network is built by its package with random weights, given BatchNorm statistics and slopes distributed like trained
+ones (`networks.spread`), prepared with 4 bits for weights and activations, calibrated, frozen and exported to
+`qlinear`. Then every code and every output value is compared between frozen PyTorch, the integer reference and ONNX
+Runtime, at every optimization level with one thread and with two. A network without an integer form is tried again with
+`allow_float`: the operations that stay in float are listed, and only its outputs are compared, with frozen PyTorch. A
+network that is refused even then is listed with the error.
 
-What is known of a network is written to `OUT/PACKAGE_NAME.json` at once; a network that has such a file is not tried
-again. The table goes between `<!-- networks -->` and `<!-- end -->` of the page.
+The result of a network is written to `OUT/PACKAGE_NAME.json` immediately; a network that has such a file is not tried
+again. The table is written between `<!-- networks -->` and `<!-- end -->` on the page.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ IMAGES = 4
 CLASSES = 10
 CLASS_NAMES = tuple(f"class {index}" for index in range(CLASSES))
 DEFAULT_SIZE = 64
-# Networks that take no maps as small as the others do.
+# Networks that do not accept maps as small as the others do.
 SIZES = {
     "torchvision/alexnet": 128,
     "torchvision/googlenet": 96,
@@ -98,19 +98,19 @@ TIMM = (
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRow:
-    """What became of one network.
+    """Result for one network.
 
     Attributes:
         schema: `SCHEMA`.
         name: package and name.
         size: height and width of its images.
-        kind: whether it is integers alone, has float parts, or is refused.
-        remark: which operations stay in float, how often; or the refusal.
-        layers: convolutions and linear layers.
-        tensors: of codes and outputs compared with frozen PyTorch, for one backend.
-        codes: elements of them, on `IMAGES` images.
-        differing: elements that differ from frozen PyTorch, over all backends.
-        bytes: of the ONNX file.
+        kind: integers only, with float parts, or refused.
+        remark: operations that stay in float, with counts; or the error.
+        layers: number of convolutions and linear layers.
+        tensors: number of code and output tensors compared with frozen PyTorch, for one backend.
+        codes: number of their elements, on `IMAGES` images.
+        differing: number of elements that differ from frozen PyTorch, over all backends.
+        bytes: size of the ONNX file.
         prepare_s, export_s: seconds.
     """
 
@@ -131,7 +131,7 @@ class NetworkRow:
 
 
 def torchvision_names() -> list[str]:
-    """Return the names of all classification and segmentation networks of torchvision."""
+    """Return the names of all torchvision classification and segmentation networks."""
     modules = (torchvision.models, torchvision.models.segmentation)
     return [name for module in modules for name in torchvision.models.list_models(module=module)]
 
@@ -141,10 +141,10 @@ ALL = (*(f"torchvision/{name}" for name in torchvision_names()), *(f"timm/{name}
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(metavar="PACKAGE/NAME", help="Networks. [default: all]")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for what is known of each network.")] = Path("runs/networks"),
-    page: Annotated[Path | None, typer.Option(help="Page to put the table of all that is known into.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the result of each network.")] = Path("runs/networks"),
+    page: Annotated[Path | None, typer.Option(help="Page into which the table of all results is written.")] = None,
 ) -> None:
-    """Try networks that were not tried yet, and print the table of those named."""
+    """Try networks that have no result yet, and print the table of the named ones."""
     chosen = tuple(names) if names else ALL
     with Progress() as bar:
         task = bar.add_task("networks", total=len(chosen))
@@ -164,12 +164,12 @@ def main(
 
 
 def path_of(folder: Path, name: str) -> Path:
-    """Return the file of a network."""
+    """Return the path of a network's result."""
     return folder / f"{name.replace('/', '_')}.json"
 
 
 def examine(name: str) -> NetworkRow:
-    """Try one network, in integers alone, then with float parts."""
+    """Try one network with integers only, then with float parts."""
     size = SIZES.get(name, DEFAULT_SIZE)
     row = NetworkRow(schema=NetworkRow.SCHEMA, name=name, size=size, kind="refused")
     try:
@@ -216,14 +216,14 @@ def _compared(row: NetworkRow, *, allow_float: bool) -> NetworkRow:
 
 
 def images_for(size: int) -> tuple[NDArray[np.uint8], Preprocessing]:
-    """Return images for a network of the list, and how it sees them."""
+    """Return images for a network of the list, and their preprocessing."""
     return colour_images(IMAGES, size), replace(PREPROCESSING, height=size, width=size)
 
 
 def prepared_network(
     name: str, preprocessing: Preprocessing, x: Tensor, *, allow_float: bool = False
 ) -> tuple[float, PreparedModel]:
-    """Return a network of the list, prepared with `BITS` and calibrated, and how many seconds preparing took."""
+    """Return a network of the list, prepared with `BITS` and calibrated, and the seconds that preparing took."""
     network = spread(build(name), [x])
     config = QuantConfig(weight_bits=BITS, activation_bits=BITS, allow_float=allow_float)
     seconds, prepared = timed(lambda: prepare(network, config, x[:1], input_grid=preprocessing))
@@ -232,10 +232,9 @@ def prepared_network(
 
 
 def _backends(path: Path, *, integers: bool) -> Iterator[CodeReader]:
-    """Yield what computes the codes of a file.
+    """Yield the backends that compute the codes of a file.
 
-    ONNX Runtime at every level with one thread and with two, and for
-    integers the reference.
+    These are ONNX Runtime at every level with one thread and with two and, for files with integers only, the reference.
     """
     exported = read_exported_model(path)
     graph = ExecutedGraph.of(exported)
@@ -247,7 +246,7 @@ def _backends(path: Path, *, integers: bool) -> Iterator[CodeReader]:
 
 
 def build(name: str) -> nn.Module:
-    """Return a network of torchvision or timm with random weights, always the same."""
+    """Return a torchvision or timm network with the same random weights every time."""
     torch.manual_seed(0)
     package, _, model = name.partition("/")
     if package == "timm":
@@ -260,7 +259,7 @@ def build(name: str) -> nn.Module:
 
 
 def float_calls(prepared: nn.Module) -> Counter[str]:
-    """Count the operations that a prepared network keeps in float, by name."""
+    """Return the number of operations of each name that a prepared network keeps in float."""
     bodies = [module.body for module in prepared.modules() if isinstance(module, FloatIsland)]
     return Counter(
         type(body.get_submodule(str(node.target))).__name__
@@ -273,7 +272,7 @@ def float_calls(prepared: nn.Module) -> Counter[str]:
 
 
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:
-    """Return how many seconds a call took, and what it returned."""
+    """Return the seconds that a call took, and its result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -293,7 +292,7 @@ def _cells(row: NetworkRow) -> list[str]:
 
 
 def summary(rows: Sequence[NetworkRow]) -> str:
-    """Say how many networks of each package are of which kind."""
+    """Return the number of networks of each kind, one line per package."""
     lines = []
     for package in ("torchvision", "timm"):
         kinds = Counter(row.kind for row in rows if row.name.startswith(f"{package}/"))

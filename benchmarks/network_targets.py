@@ -1,14 +1,14 @@
-"""The smallest networks of the list on other instruction sets: every code of each on emulated arm64 and in a browser.
+"""Compare every code of the smallest networks of the list on other instruction sets: emulated arm64 and a browser.
 
     python benchmarks/network_targets.py --page docs/network-list.md
     python benchmarks/network_targets.py timm/resnet10t --targets wasm
 
-Of timm's networks that `network_list.py` has found to run in integers alone, those with the fewest codes are taken,
-which are the fastest under an emulator, too. Each is exported as it was for the list, and every code of one image is
-compared with the integer reference, at every optimization level, in the build of ONNX Runtime that each target uses.
+The script selects the timm networks with the fewest codes among those that `network_list.py` found to run with integers
+only; these are also the fastest under an emulator. Each is exported as for the list, and every code of one image is
+compared with the integer reference, at every optimization level, in the ONNX Runtime build that each target uses.
 
-What a target has found is kept in `OUT/PACKAGE_NAME.json` and not repeated while the file is the same. The table goes
-between `<!-- network_targets -->` and `<!-- end -->` of the page.
+Results of a target are kept in `OUT/PACKAGE_NAME.json` and not repeated as long as the file is the same. The table is
+written between `<!-- network_targets -->` and `<!-- end -->` on the page.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from write_tables import with_tables
 def main(
     names: Annotated[list[str] | None, typer.Argument(metavar="PACKAGE/NAME", help="Networks. [default: ten]")] = None,
     targets: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "arm64,wasm",
-    rows: Annotated[Path, typer.Option(help="Folder of what the list knows of each network.")] = Path("runs/networks"),
-    count: Annotated[int, typer.Option(help="How many networks, where none are named.")] = 10,
+    rows: Annotated[Path, typer.Option(help="Folder with the list's result for each network.")] = Path("runs/networks"),
+    count: Annotated[int, typer.Option(help="Number of networks if none are named.")] = 10,
     out: Annotated[Path, typer.Option(help="Folder for files and reports.")] = Path("runs/network_targets"),
-    page: Annotated[Path | None, typer.Option(help="Page to put the table of all that is known into.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Page into which the table of all results is written.")] = None,
 ) -> None:
-    """Run what was not run yet, and print the table of all that is known."""
+    """Run the networks and targets without results, and print the table of all results."""
     console = Console()
     wanted = [find_target(name) for text in targets.split(",") for name in target_names(text)]
     for name in names or smallest(rows, count):
@@ -55,7 +55,7 @@ def main(
 
 
 def smallest(rows: Path, count: int) -> list[str]:
-    """Return the networks of timm with the fewest codes, of those that are integers alone."""
+    """Return the timm networks with the fewest codes among those with integers only."""
     files = [path_of(rows, name) for name in ALL if name.startswith("timm/")]
     known = [read_report(path, NetworkRow) for path in files if path.is_file()]
     integers = sorted((row for row in known if row.kind == "integers"), key=lambda row: row.codes)
@@ -63,13 +63,13 @@ def smallest(rows: Path, count: int) -> list[str]:
 
 
 def subject_of(name: str, out: Path) -> Subject:
-    """Return a network as `targets_table` runs one."""
+    """Return a network in the form that `targets_table` runs."""
     path = path_of(out, name).with_suffix(".onnx")
     return Subject(name=name, path=path, write=writer(name), images=1, logits=0, emulated_logits=0)
 
 
 def writer(name: str) -> Callable[[Path], object]:
-    """Return what exports a network as the list does."""
+    """Return a function that exports a network as the list does."""
 
     def write(path: Path) -> None:
         images, preprocessing = images_for(SIZES.get(name, DEFAULT_SIZE))
@@ -82,7 +82,7 @@ def writer(name: str) -> Callable[[Path], object]:
 
 
 def known_reports(out: Path) -> dict[str, TargetsReport]:
-    """Return what is known of each network of the list, by its name."""
+    """Return the reports of all networks of the list by name."""
     reports = {}
     for name in ALL:
         model = subject_of(name, out).path

@@ -1,7 +1,8 @@
-"""What the benchmarks export: networks with random weights that spread like trained ones, and real images for them.
+"""Networks for the benchmarks to export, with random weights distributed like trained ones, and real images for them.
 
-Neither changes what is measured much, since integer and float arithmetic take their time whatever the values are; but
-channels of unequal scale, negative BatchNorm slopes and images instead of noise keep every step of the export awake.
+Neither has much effect on the measurements, since the time of integer and float arithmetic does not depend on the
+values. But channels of unequal scale, negative BatchNorm slopes and images instead of noise exercise every step of the
+export.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ def colour_images(count: int, size: int = SHAPE[1]) -> NDArray[np.uint8]:
 
 
 def normalized_batches(images: NDArray[np.uint8]) -> list[Tensor]:
-    """Return images as the networks see them: float32 [N, 3, 224, 224], `BATCH_SIZE` at a time."""
+    """Return normalised images, the networks' input: float32 [N, 3, 224, 224], in batches of `BATCH_SIZE`."""
     return list(torch.from_numpy(PREPROCESSING.normalize(images)).split(BATCH_SIZE))
 
 
 def random_network(name: str, batches: list[Tensor], *, seed: int) -> nn.Module:
-    """Build a network of `training.models.MODELS` with 1000 classes and weights that spread like trained ones."""
+    """Build a network of `training.models.MODELS` with 1000 classes and weights distributed like trained ones."""
     torch.manual_seed(seed)
     return spread(build_model(name, {"in_channels": SHAPE[0], "num_classes": len(CLASS_NAMES)}), batches)
 
 
 @torch.no_grad()
 def spread(model: nn.Module, batches: list[Tensor]) -> nn.Module:
-    """Return a network in evaluation mode, given weights at random that spread like trained ones.
+    """Return a network in evaluation mode with random weights distributed like trained ones.
 
-    Weights are normal, of a size that keeps activations in range, each output channel with a scale of its own;
-    BatchNorm slopes lie between 0.5 and 1.5, one in twenty of them negative; its statistics are those of `batches`.
+    Weights are normally distributed, with a magnitude that keeps activations in range and a different scale for each
+    output channel. BatchNorm slopes lie between 0.5 and 1.5, one in twenty of them negative; BatchNorm statistics are
+    computed from `batches`.
     """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -72,7 +74,7 @@ def spread(model: nn.Module, batches: list[Tensor]) -> nn.Module:
 
 
 def quantized_network(model: nn.Module, config: QuantConfig, batches: list[Tensor]) -> fx.GraphModule:
-    """Return a quantized copy of a network, its intervals set from `batches`, in evaluation mode."""
+    """Return a quantized copy of a network in evaluation mode, with intervals set from `batches`."""
     height, width = batches[0].shape[2:]
     grid = replace(PREPROCESSING, height=height, width=width)
     prepared = prepare(model, config, batches[0], input_grid=grid)

@@ -1,10 +1,11 @@
-"""Does OpenVINO give the classes that ONNX Runtime gives? The zoo's networks on all Fashion-MNIST test images.
+"""Compare the classes that OpenVINO and ONNX Runtime predict: the zoo's networks on all Fashion-MNIST test images.
 
     python benchmarks/openvino_agreement.py --out runs/benchmarks
 
 Every frozen checkpoint of the zoo is exported as `qdq` with int8 storage, which OpenVINO runs in integer kernels, and
-both runtimes classify the same images. OpenVINO rounds its own way, so logits differ; what counts is top-1. Written
-are `OUT/openvino/*.onnx` and the report `OUT/openvino.json`. Needs OpenVINO: pip install 'qil-deploy[bench]'.
+both runtimes classify the same images. OpenVINO rounds differently, so logits differ; the comparison uses top-1. The
+script writes `OUT/openvino/*.onnx` and the report `OUT/openvino.json`. Requires OpenVINO: pip install
+'qil-deploy[bench]'.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ BATCH_SIZE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """One model, its checkpoint's name, and on how many images both runtimes give the same class.
+    """Agreement of both runtimes on the classes predicted by one model.
 
     Attributes:
         model: name of the checkpoint.
-        images: how many were classified.
-        differing: predictions that differ.
+        images: number of classified images.
+        differing: number of predictions that differ.
         onnxruntime_accuracy, openvino_accuracy: top-1, 0 to 1.
     """
 
@@ -61,7 +62,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenvinoReport:
-    """Outcome for the whole zoo."""
+    """Results for the whole zoo."""
 
     SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.openvino/1"
 
@@ -73,7 +74,7 @@ class OpenvinoReport:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the models and the report.")] = Path("runs/benchmarks"),
-    images: Annotated[int, typer.Option(help="Test images, from the first.")] = 10_000,
+    images: Annotated[int, typer.Option(help="Number of test images, from the first on.")] = 10_000,
 ) -> None:
     """Compare OpenVINO's top-1 with ONNX Runtime's."""
     console = Console()
@@ -107,7 +108,7 @@ def export_int8_qdq(checkpoint: Path, path: Path) -> ExportedModel:
     """
     info, model = load_model(checkpoint, build_model)
     if not isinstance(model, fx.GraphModule):
-        raise CheckpointError(f"checkpoint {checkpoint} holds a float network; name a frozen one.")
+        raise CheckpointError(f"checkpoint {checkpoint} contains a float network; pass a frozen one.")
     options = ExportOptions(format="qdq", weights="int8")
     export_onnx(
         model,
@@ -135,7 +136,7 @@ def compare(model: ExportedModel, name: str, count: int) -> Agreement:
 
 
 Classifier = Callable[[NDArray[np.uint8]], NDArray[Any]]
-"""From uint8 images to logits [N, classes]."""
+"""A function from uint8 images to logits [N, classes]."""
 
 
 def openvino_predictor(model: ExportedModel) -> Classifier:
@@ -156,13 +157,13 @@ def openvino_predictor(model: ExportedModel) -> Classifier:
 
 
 def classify(predict: Classifier, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the class of each image: where its largest logit is."""
+    """Return the class of each image: the position of its largest logit."""
     starts = range(0, len(images), BATCH_SIZE)
     return np.concatenate([predict(images[start : start + BATCH_SIZE]).argmax(1) for start in starts])
 
 
 def agreement_rows(report: OpenvinoReport) -> Rows:
-    """One row per model: same classes, differing ones, and each runtime's accuracy."""
+    """Return one row per model: same classes, differing ones, and each runtime's accuracy."""
     cells = [
         [
             agreement.model,
@@ -186,7 +187,7 @@ def agreement_rows(report: OpenvinoReport) -> Rows:
 
 
 def environment_line(report: OpenvinoReport) -> str:
-    """Say where this was measured, and with which OpenVINO."""
+    """Return a line on the machine and the OpenVINO version."""
     return f"{describe(report.environment)}, openvino {report.openvino}"
 
 

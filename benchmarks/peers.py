@@ -1,6 +1,6 @@
-"""The other ways to the same network in ONNX: ONNX Runtime's own int8 quantization, and Brevitas at four bits.
+"""Peers that export the same network to ONNX: ONNX Runtime's own int8 quantization, and Brevitas at four bits.
 
-Brevitas is optional; a function that needs it raises ImportError where it is missing.
+Brevitas is optional; a function that needs it raises ImportError if it is missing.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ OPSET = 17
 def export_onnxruntime_int8(float_file: Path, path: Path, batches: list[Tensor]) -> None:
     """Quantize a float32 ONNX file with `quantize_static`: uint8 activations, int8 weights per channel, QDQ.
 
-    The file goes through ONNX Runtime's own pre-processing first, which fuses BatchNorm.
+    ONNX Runtime's own pre-processing is applied to the file first, which fuses BatchNorm.
     """
-    logging.getLogger().setLevel(logging.ERROR)  # it warns of options left at their default
+    logging.getLogger().setLevel(logging.ERROR)  # it warns about options left at their default
     with TemporaryDirectory() as folder:
         preprocessed = Path(folder) / "preprocessed.onnx"
         quant_pre_process(str(float_file), str(preprocessed))
@@ -58,12 +58,12 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc] # onnxruntime p
 
 
 def export_brevitas_layers(model: nn.Module, path: Path, batches: list[Tensor]) -> None:
-    """Write a network built from Brevitas's quantized layers, as trained with them: 4-bit weights and activations.
+    """Write a network built from Brevitas's quantized layers, as used for training: 4-bit weights and activations.
 
     The stem and the linear layers have 8-bit weights; BatchNorm and residual adds stay float between the layers.
 
     Raises:
-        ImportError: Brevitas or a package it exports with is missing.
+        ImportError: Brevitas or a package that its export needs is missing.
     """
     quantized = copy.deepcopy(model)
     use_brevitas_layers(quantized)
@@ -75,10 +75,10 @@ def export_brevitas_layers(model: nn.Module, path: Path, batches: list[Tensor]) 
 
 
 def export_brevitas_post_training(model: nn.Module, path: Path, batches: list[Tensor]) -> None:
-    """Write what Brevitas's post-training flow makes of a network: BatchNorm merged, four bits everywhere.
+    """Quantize a network with Brevitas's post-training flow and write it: BatchNorm merged, four bits everywhere.
 
     Raises:
-        ImportError: Brevitas or a package it exports with is missing.
+        ImportError: Brevitas or a package that its export needs is missing.
     """
     from brevitas.graph.calibrate import calibration_mode
     from brevitas.graph.quantize import (
@@ -108,14 +108,15 @@ def export_brevitas_post_training(model: nn.Module, path: Path, batches: list[Te
 def use_brevitas_layers(
     module: nn.Module, *, bits: int = BITS, collect_stats_steps: int = 300, inputs_of_layers: bool = False
 ) -> None:
-    """Replace every convolution, ReLU and linear layer inside `module` by Brevitas's quantized one.
+    """Replace every convolution, ReLU and linear layer inside `module` with Brevitas's quantized one.
 
     Args:
         module: the network, changed in place.
-        bits: of weights and activations; layers that read an image and linear layers have weights of 8 bits.
-        collect_stats_steps: batches that set the ranges of activations, which is slow; they are trained after that.
-        inputs_of_layers: quantize what layers read in place of what a ReLU gives, so that shortcuts stay float, and
-            train the scales of weights, too.
+        bits: bit width of weights and activations; layers that read an image and linear layers have 8-bit weights.
+        collect_stats_steps: number of batches that set the ranges of activations, which is slow; ranges are trained
+            afterwards.
+        inputs_of_layers: quantize the inputs of layers instead of the results of ReLUs, so that shortcuts stay float,
+            and train the scales of weights, too.
     """
     from brevitas import nn as quantized
     from brevitas.quant import Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
@@ -166,8 +167,8 @@ def _export_brevitas(quantized: nn.Module, path: Path, batches: list[Tensor]) ->
 
     quantized.eval()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.onnx, about the exporter that Brevitas uses
-        # With dynamo=True Brevitas writes the weights in float32: 47 MB instead of 12 for ResNet-18, as slow.
+        warnings.simplefilter("ignore")  # torch.onnx warns about the exporter that Brevitas uses
+        # With dynamo=True Brevitas writes the weights in float32: 47 MB instead of 12 for ResNet-18, and no faster.
         export_onnx_qcdq(
             quantized.eval(), args=batches[0][:1], export_path=str(path), opset_version=OPSET, dynamo=False
         )

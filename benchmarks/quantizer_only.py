@@ -1,13 +1,13 @@
-"""Fashion-MNIST's ResNet-20 quantized without its training data: on digits, on noise, and on its own images unlabelled.
+"""Quantize Fashion-MNIST's ResNet-20 without its training data: on digits, noise, and its own unlabelled images.
 
     python benchmarks/quantizer_only.py --out runs/quantizer_only
 
     digits    the recipe fashion_mnist_resnet20_by_digits
     noise     the recipe fashion_mnist_resnet20_by_noise
-    own       as digits, but on as many images of Fashion-MNIST's training set, without their labels
+    own       like digits, but on the same number of Fashion-MNIST training images, without their labels
 
-What is finished is not trained again; what was interrupted goes on. Written are the runs, `OUT/table.json` and
-`OUT/table.md`, which docs/training-without-data.md shows.
+Finished runs are not repeated; interrupted runs are resumed. The script writes the runs, `OUT/table.json` and
+`OUT/table.md`, which is shown in docs/training-without-data.md.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ IMAGES = ("digits", "noise", "own")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One stage; accuracies on all test images of Fashion-MNIST, in percent.
+    """Result of one stage; accuracies on all Fashion-MNIST test images, in percent.
 
     Attributes:
         images: one of `IMAGES`.
-        stage: bits, such as `w4a4`.
-        float_accuracy: of the float network.
-        at_start: of intervals and scales set from the images, nothing trained.
-        trained: after the last epoch, with fake quantization.
-        frozen_at_once, frozen: in the runtime's arithmetic, before and after the frozen epochs.
+        stage: bit widths, such as `w4a4`.
+        float_accuracy: accuracy of the float network.
+        at_start: accuracy with intervals and scales set from the images and nothing trained.
+        trained: accuracy after the last epoch, with fake quantization.
+        frozen_at_once, frozen: accuracy in the runtime's arithmetic, before and after the frozen epochs.
     """
 
     images: str
@@ -61,11 +61,11 @@ class Outcome:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for runs and tables.")] = Path("runs/quantizer_only"),
-    images: Annotated[str, typer.Option(help="Which images, separated by commas.")] = ",".join(IMAGES),
+    images: Annotated[str, typer.Option(help="Kinds of images, separated by commas.")] = ",".join(IMAGES),
     weights: Annotated[str | None, typer.Option(help="Float checkpoint. [default: the recipes']")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of PyTorch.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of PyTorch threads.")] = None,
 ) -> None:
-    """Train what is missing, and write the table."""
+    """Train the missing runs, and write the table."""
     console = Console()
     ensure_writable(out / "table.json")
     if threads is not None:
@@ -82,7 +82,7 @@ def main(
 
 
 def recipe_of(images: str, weights: str | None) -> Recipe:
-    """Return the recipe that learns from these images."""
+    """Return the recipe that trains on these images."""
     changes = () if weights is None else (f"quantizer_only.weights={json.dumps(weights)}",)
     if images == "noise":
         return load_recipe(Path(NOISE), changes)
@@ -109,7 +109,7 @@ def outcomes_of(images: str, result: RunResult) -> list[Outcome]:
 
 
 def table_rows(outcomes: list[Outcome]) -> Rows:
-    """One row per images and stage; the last column compares the last accuracy with that of the float network."""
+    """Return one row per kind of images and stage; the last column compares the final accuracy with float."""
     cells = []
     for outcome in outcomes:
         last = outcome.trained if outcome.frozen is None else outcome.frozen

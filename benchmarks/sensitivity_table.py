@@ -1,9 +1,9 @@
-"""Measure what fewer bits in single layers do to networks of the zoo, and write the tables of docs/mixed-precision.md.
+"""Measure the effect of fewer bits in single layers of the zoo's networks; write the tables of docs/mixed-precision.md.
 
     python benchmarks/sensitivity_table.py --out runs/sensitivity --page docs/mixed-precision.md
 
-Runs `qil_deploy sensitivity` on the float network and on the one of 4 bits, with a budget of 3.2 bits per weight, where
-`--out` does not hold the report yet.
+The script runs `qil_deploy sensitivity` on the float network and on the 4-bit one, with a budget of 3.2 bits per
+weight, unless `--out` already contains the report.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from tables import Rows, console_table, markdown_table
 from write_tables import with_tables
 
 ZOO = Path(__file__).parents[1] / "zoo" / "fashion_mnist"
-WIDTHS = {"float": (4, 3, 2), "w4a4": (3, 2)}  # what layers of each network are lowered to
+WIDTHS = {"float": (4, 3, 2), "w4a4": (3, 2)}  # bit widths to which layers of each network are lowered
 BUDGET_BITS = 3.2  # per weight
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("runs/sensitivity"),
-    page: Annotated[Path | None, typer.Option(help="A page to write the tables into, too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="A page into which the tables are also written.")] = None,
 ) -> None:
-    """Measure what is missing, and write the tables."""
+    """Measure missing reports, and write the tables."""
     reports = {name: _report(name, out) for name in WIDTHS}
     layers, together = layer_rows(reports), together_rows(reports)
     if page is not None:
@@ -54,7 +54,7 @@ def _report(name: str, out: Path) -> dict[str, Any]:
 
 
 def layer_rows(reports: dict[str, dict[str, Any]]) -> Rows:
-    """One row per layer that was lowered, those that hurt the float network most first: KL by width, proposed bits."""
+    """Return one row per lowered layer, the most sensitive in the float network first: KL by width, proposed bits."""
     headings: tuple[str, ...] = ("layer", "weights")
     found: dict[str, list[str]] = {}
     for name, report in reports.items():
@@ -74,7 +74,7 @@ def _worst(layer: dict[str, Any]) -> float:
 
 
 def together_rows(reports: dict[str, dict[str, Any]]) -> Rows:
-    """All layers of each network together: as they are, as proposed, and at one width."""
+    """Return rows for all layers of each network together: unchanged, as proposed, and at one width."""
     cells = []
     for name, report in reports.items():
         proposal = report["proposal"]

@@ -1,9 +1,10 @@
-"""Memory that a session takes, with the library of kernels and without.
+"""Measure the memory of a session, with and without the kernel library.
 
     python benchmarks/session_memory.py runs/benchmarks/kernels/alexnet/w2a2.onnx ... [--page docs/kernels.md]
 
-Each session has a process of its own, one thread and three runs of one image. Measured is what is resident behind them,
-blocks that are free given back, and at most at any time; less what Python and ONNX Runtime took before. Linux only.
+Each session runs in a separate process, with one thread and three runs of one image. The script measures the resident
+memory after the runs, once free blocks have been returned, and the peak; both minus the memory that Python and ONNX
+Runtime took before. Linux only.
 """
 
 from __future__ import annotations
@@ -36,28 +37,28 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class SessionMemory:
-    """Bytes that a session takes.
+    """Memory of a session, in bytes.
 
     Attributes:
-        resident: behind its runs.
-        peak: at most, loading included.
+        resident: resident memory after its runs.
+        peak: peak memory, including loading.
     """
 
     resident: int
     peak: int
 
     def __str__(self) -> str:
-        """Both, in megabytes."""
+        """Return both figures in megabytes."""
         return f"{self.resident / MEGABYTE:.1f} ({self.peak / MEGABYTE:.1f})"
 
 
 def main(
     models: Annotated[list[Path], typer.Argument(help="ONNX files.")],
     library: Annotated[str, typer.Option(help="The library of kernels, or 'installed'.")] = INSTALLED,
-    page: Annotated[Path | None, typer.Option(help="A page to write the table into, too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="A page into which the table is also written.")] = None,
     only: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure every file without the library and, where it has operators of the library, with it."""
+    """Measure every file without the library and, if it has operators of the library, with it."""
     if only is not None:
         json.dump(asdict(measure_here(models[0], only)), sys.stdout)
         return
@@ -74,14 +75,14 @@ def main(
 
 
 def measure(model: Path, library: str) -> SessionMemory:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, __file__, str(model), "--only", library]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - our own file
     return SessionMemory(**json.loads(finished.stdout))
 
 
 def measure_here(model: Path, library: str) -> SessionMemory:
-    """Measure in this process, which has created no session before."""
+    """Measure in this process, which must not have created a session before."""
     kernels = find_kernel_library(library) if library else None
     before = _status("VmRSS")
     session = create_session(model, kernels=kernels)
@@ -93,7 +94,7 @@ def measure_here(model: Path, library: str) -> SessionMemory:
     peak = _status("VmHWM")
     ctypes.CDLL(None).malloc_trim(0)
     resident = _status("VmRSS")
-    # The kernel brings both up to date by some pages at a time, so that the peak can lag behind what is resident.
+    # The kernel updates both in batches of pages, so the reported peak can be below the resident memory.
     return SessionMemory(resident=resident - before, peak=max(peak, resident) - before)
 
 

@@ -1,11 +1,12 @@
-"""Train many small networks side by side on one device, each step replayed from a CUDA graph where there is one.
+"""Train many small networks side by side on one device, replaying each step from a CUDA graph if possible.
 
-A step of a small network is a thousand kernels of microseconds, which Python launches more slowly than a GPU computes
-them. Recorded once and replayed, a step costs one launch; steps of different networks run at the same time, each on a
-stream of its own. All that changes from step to step is on the device before the first one: the order of the images,
-which of them are mirrored, the rate. Without a GPU the same steps run one after the other.
+A step of a small network consists of a thousand kernels that take microseconds each, and Python launches them more
+slowly than a GPU computes them. Recorded once and replayed, a step costs a single launch; steps of different networks
+run at the same time, each on its own stream. Everything that changes between steps is on the device before the first
+one: the order of the images, which of them are mirrored, and the rate. Without a GPU the same steps run one after the
+other.
 
-The batches are those that a recipe of the same seed makes (`ArrayBatches`): same order, same mirrored images.
+The batches are the same as those of a recipe with the same seed (`ArrayBatches`): same order, same mirrored images.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from qil_deploy.training.models import in_memory_format, memory_format_for
 from qil_deploy.training.optimizers import rate_factor
 from qil_deploy.training.recipe_sections import OptimizerSection
 
-WARM_UP_STEPS = 3  # before a step is recorded: libraries choose their kernels in the first
+WARM_UP_STEPS = 3  # before a step is recorded: libraries select their kernels in the first steps
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From logits [n, classes], labels [n] and the numbers of the images [2n: n images, then n mirrored] to a scalar."""
+"""A function from logits [n, classes], labels [n] and image numbers [2n: n images, then n mirrored] to a scalar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A training set on the device, ready for the network.
+    """A training set on the device, already preprocessed.
 
     Attributes:
         inputs: float32 [N, C, H, W].
@@ -51,12 +52,12 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """Which images are in each batch of a phase.
+    """The images in each batch of a phase.
 
     Attributes:
-        rows: int64 [steps, batch], numbers of images.
-        mirrored: bool [steps, batch].
-        batches: steps of an epoch.
+        rows: int64 [steps, batch], image numbers.
+        mirrored: bool [steps, batch], whether images are mirrored.
+        batches: number of steps in an epoch.
     """
 
     rows: Tensor
@@ -65,23 +66,23 @@ class Order:
 
     @classmethod
     def of(cls, batches: ArrayBatches, epochs: int, device: torch.device) -> Order:
-        """Draw the batches of a phase of a recipe, which mirrors images and does not shift them."""
+        """Draw the batches of a phase of a recipe that mirrors images and does not shift them."""
         drawn = [batches.drawn(epoch, index) for epoch in range(epochs) for index in range(len(batches))]
         rows, mirrored = (torch.stack(parts).to(device) for parts in zip(*drawn, strict=True))
         return cls(rows=rows, mirrored=mirrored, batches=len(batches))
 
 
 class Learner:
-    """One network in training: what one step does, and how far it is.
+    """One network in training: its step and its progress.
 
     Args:
-        model: on the device; trained in place.
-        optimizers: of its parameters.
-        section: schedule; its epochs are those of `order`.
-        images, order: what it is trained on.
-        loss: what is minimised.
+        model: network on the device, trained in place.
+        optimizers: optimizers of its parameters.
+        section: schedule; its number of epochs is that of `order`.
+        images, order: training images and their order.
+        loss: function to minimise.
         after_step: called after each step.
-        state: what else a step changes in place.
+        state: other tensors that a step changes in place.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Learner:
         self.rates: list[tuple[Tensor, float]] = []
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                if device.type == "cuda":  # a rate that is a number would be recorded as a constant
+                if device.type == "cuda":  # a rate given as a number would be recorded as a constant
                     self.rates.append((torch.zeros((), device=device), float(group["lr"])))
                     group["lr"] = self.rates[-1][0]
                     group["capturable" if isinstance(optimizer, torch.optim.Adam) else "fused"] = True
@@ -117,7 +118,7 @@ class Learner:
         self.done = 0
 
     def step(self) -> None:
-        """One forward, backward and update; nothing in it waits for the device."""
+        """Run one forward pass, backward pass and update, without waiting for the device."""
         rows = self.order.rows.index_select(0, self.number)[0]
         mirrored = self.order.mirrored.index_select(0, self.number)[0]
         factor = self.factors.index_select(0, self.number)[0]
@@ -137,7 +138,7 @@ class Learner:
         self.number += 1
 
     def record(self) -> None:
-        """Record a step, on a CUDA device; the network is afterwards what it was."""
+        """Record a step, on a CUDA device; the network is unchanged afterwards."""
         if self.stream is None:
             return
         self.model.train()
@@ -147,7 +148,7 @@ class Learner:
             for _ in range(WARM_UP_STEPS):
                 self.step()
             self.graph = torch.cuda.CUDAGraph()
-            # Not by torch.cuda.graph, which waits for all that the device has to do for other networks.
+            # Not with torch.cuda.graph, which would wait for the device's work on other networks.
             self.graph.capture_begin(capture_error_mode="thread_local")
             self.step()
             self.graph.capture_end()
@@ -165,7 +166,7 @@ class Learner:
         return [*self.model.parameters(), *self.model.buffers(), *self.state]
 
     def replay(self) -> None:
-        """Give the device one step."""
+        """Launch one step on the device."""
         if self.graph is None or self.stream is None:
             self._set_rates()
             self.step()
@@ -174,7 +175,7 @@ class Learner:
                 self.graph.replay()
 
     def _set_rates(self) -> None:
-        """Set rates that are numbers, without a CUDA device."""
+        """Set rates given as numbers, if there is no CUDA device."""
         factor = float(self.factors[int(self.number)])
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -182,7 +183,7 @@ class Learner:
                 group["lr"] = group["initial_lr"] * factor
 
     def end_epoch(self) -> float:
-        """Wait for the epoch; return its mean loss."""
+        """Wait for the end of the epoch and return its mean loss."""
         if self.stream is not None:
             self.stream.synchronize()
         loss = float(self.loss_sum) / self.order.batches
@@ -192,16 +193,16 @@ class Learner:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the phase."""
+        """Number of epochs of the phase."""
         return self.steps // self.order.batches
 
     def own_stream(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which operations come after the steps so far, and before those that follow."""
+        """Return a context whose operations run after all previous steps and before all later ones."""
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
 def run_epoch(learners: Sequence[Learner]) -> None:
-    """Give the device the steps of an epoch, one of each network in turn: it takes few at a time of each stream."""
+    """Launch the steps of an epoch, one of each network in turn: the device queues only few per stream."""
     for learner in learners:
         learner.model.train()
     for _ in range(max((learner.order.batches for learner in learners), default=0)):

@@ -1,11 +1,11 @@
-"""How the cost of a quantized optimizer step beside a float one grows with the batch and with the layers.
+"""Measure how the cost of a quantized optimizer step relative to a float one grows with batch size and depth.
 
     python benchmarks/step_growth.py --out runs/benchmarks
 
-Steps, rounds and ratios are those of `step_time`: quantizers fused, 4 bits, `integer` placement, CIFAR-style ResNets.
-Beside them stands a step with a teacher as large as the network, which computes its logits in each step; what it adds
-is its forward pass. Written is the report `OUT/step_growth.json`, from which `write_tables.py` makes the table of
-docs/benchmarks.md and its plot (`step_growth_plot.py`). Measure on a machine that does nothing else.
+Steps, rounds and ratios are those of `step_time`: fused quantizers, 4 bits, `integer` placement, CIFAR-style ResNets. A
+step with a teacher as large as the network is also measured; the teacher computes its logits in each step, so it adds a
+forward pass. The script writes the report `OUT/step_growth.json`, from which `write_tables.py` generates the table of
+docs/benchmarks.md and its plot (`step_growth_plot.py`). Measure on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ CASES = tuple((USUAL_NETWORK, batch) for batch in BATCHES) + tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One network and batch.
+    """One network and batch size.
 
     Attributes:
         network: name in `training.models.MODELS`.
-        layers: its convolutions and linear layers.
+        layers: number of its convolutions and linear layers.
         batch: images per step.
-        steps: of `MODELS`, and `TAUGHT`.
+        steps: measured steps, of `MODELS` and `TAUGHT`.
     """
 
     network: str
@@ -78,7 +78,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class StepGrowthReport:
-    """What was measured; attributes as in `step_time.StepTimeReport`."""
+    """Measurements of all cases; attributes as in `step_time.StepTimeReport`."""
 
     SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.step_growth/1"
 
@@ -100,7 +100,7 @@ def main(
     warmup: Warmup = 3,
     seed: Seed = 0,
 ) -> None:
-    """Time steps of networks of several depths, and of one on batches of several sizes."""
+    """Time steps of networks of several depths, and of one network with several batch sizes."""
     console = Console()
     load = begin(out / "step_growth.json", threads)
     cases = []
@@ -126,7 +126,7 @@ def main(
 
 
 def make_steps(network: str, *, batch: int, size: int, seed: int) -> tuple[dict[str, Step], int]:
-    """Return by name a function for each model that takes one step, and how many layers have weights."""
+    """Return a function that takes one step for each model, by name, and the number of layers with weights."""
     images = images_of(batch=batch, size=size, seed=seed)
     x, labels = images.x, images.labels
     steps = {
@@ -140,7 +140,7 @@ def make_steps(network: str, *, batch: int, size: int, seed: int) -> tuple[dict[
 
 
 def judge(cases: Sequence[Case]) -> list[Verdict]:
-    """Return a verdict for every goal: on the case that costs most."""
+    """Return a verdict for every goal, on the most expensive case."""
     ratios = {name: [step.ratio for case in cases for step in case.steps if step.model == name] for name in GOALS}
     return [
         Verdict(
@@ -154,7 +154,7 @@ def judge(cases: Sequence[Case]) -> list[Verdict]:
 
 
 def growth_rows(report: StepGrowthReport) -> Rows:
-    """One row per case: the float step, and by how much of it the others cost more or less."""
+    """Return one row per case: the float step, and the additional cost of the others as a share of it."""
     cells = []
     for case in report.cases:
         steps = {step.model: step for step in case.steps}
@@ -169,7 +169,7 @@ def growth_rows(report: StepGrowthReport) -> Rows:
 
 
 def where(report: StepGrowthReport) -> str:
-    """Say in a line what was measured, and where."""
+    """Return a line on the measurement and the machine."""
     machine = machine_line(report.environment, report.threads, report.torch, report.load)
     return f"images of {report.size}x{report.size}; {machine}"
 

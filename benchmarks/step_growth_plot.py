@@ -1,4 +1,4 @@
-"""The picture of `step_growth`: a quantized step's cost in float steps, by batch and by layers, side by side."""
+"""The plot of `step_growth`: the cost of a quantized step in float steps, by batch size and by number of layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from step_growth import TAUGHT, USUAL_BATCH, USUAL_NETWORK, Case, StepGrowthReport
 
-# What is drawn of each case: the step's name, its label and its colour.
+# Curves in each plot: the step's name, its label and its colour.
 LINES = (
     ("quantized", "quantized", "#3b6ea5"),
     ("gamma", "quantized, gamma trained", "#b3541e"),
@@ -21,7 +21,7 @@ LINES = (
 
 
 def growth_svg(report: StepGrowthReport) -> bytes:
-    """Return the picture as SVG: medians of ratios to the float step, with 95 % intervals."""
+    """Return the plot as SVG: medians of ratios to the float step, with 95 % intervals."""
     with mpl.rc_context({"svg.hashsalt": "step_growth", "svg.fonttype": "none"}):  # always the same bytes
         figure = Figure(figsize=(8.0, 3.4), layout="constrained")
         FigureCanvasSVG(figure)
@@ -38,17 +38,17 @@ def growth_svg(report: StepGrowthReport) -> bytes:
 
 
 def cases_by_batch(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases of the usual network, the smallest batch first."""
+    """Return the cases with the default network, the smallest batch first."""
     return sorted((case for case in cases if case.network == USUAL_NETWORK), key=lambda case: case.batch)
 
 
 def cases_by_layers(cases: Sequence[Case]) -> list[Case]:
-    """Return the cases of the usual batch, the shallowest network first."""
+    """Return the cases with the default batch size, the shallowest network first."""
     return sorted((case for case in cases if case.batch == USUAL_BATCH), key=lambda case: case.layers)
 
 
 def _draw(axis: Axes, cases: Sequence[Case], place: Callable[[Case], int]) -> None:
-    """Draw a line for each kind of step over the places of cases, which double from one to the next, roughly."""
+    """Draw a line for each kind of step over the positions of cases, which roughly double from one to the next."""
     places = [place(case) for case in cases]
     for name, label, color in LINES:
         steps = [step for case in cases for step in case.steps if step.model == name]

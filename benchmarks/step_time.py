@@ -1,12 +1,12 @@
-"""One optimizer step of a network in training, quantized and float, interleaved in one run.
+"""Time one optimizer step of a network in training, quantized and float, interleaved in one run.
 
     python benchmarks/step_time.py --out runs/benchmarks
 
-A step is forward, cross-entropy, backward, and the update of the weights (SGD) and interval parameters (Adam) as the
-training loop does it. Every model is ready and warmed up before the first measurement; then all take one step per
-round, in an order drawn anew, so that a busy moment hits all of them. A ratio compares a model with the float network
-in the same round. Written is the report `OUT/step_time.json`, from which `write_tables.py` makes the table of
-docs/benchmarks.md. Brevitas is listed with the reason where it is not installed.
+A step consists of forward pass, cross-entropy, backward pass, and the update of the weights (SGD) and interval
+parameters (Adam), as in the training loop. Every model is built and warmed up before the first measurement. Then all
+models take one step per round, in a new random order, so that a busy moment affects all of them. A ratio compares a
+model with the float network in the same round. The script writes the report `OUT/step_time.json`, from which
+`write_tables.py` generates the table of docs/benchmarks.md. If Brevitas is not installed, it is listed with the reason.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ VARIANTS: dict[str, Variant] = {
     "frozen": Variant(placement="integer", frozen=True),
 }
 
-# Of a step, in steps of the float network.
+# Bounds on a step, in steps of the float network.
 COMPILED_GOAL, GAMMA_GOAL = 1.2, 1.4
 GOALS: dict[str, float] = {
     f"{placement}{suffix}": bound
@@ -78,14 +78,14 @@ GOALS: dict[str, float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """One model.
+    """Timing of one model.
 
     Attributes:
         model: name in `VARIANTS`, or "brevitas".
-        median_ms, iqr_ms: of its steps: median, and 75th minus 25th percentile.
-        ratio: median of its time over that of the float network in the same round.
+        median_ms, iqr_ms: median of its steps, and 75th minus 25th percentile.
+        ratio: median ratio of its time to the float network's in the same round.
         ratio_low, ratio_high: 95 % of the medians of resampled rounds lie between these.
-        samples_ns: every measured step, in the order they were made.
+        samples_ns: every measured step, in order of measurement.
     """
 
     model: str
@@ -99,14 +99,14 @@ class StepTime:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimeReport:
-    """Outcome for one network, name in `training.models.MODELS`.
+    """Results for one network, with its name in `training.models.MODELS`.
 
     Attributes:
         schema: `SCHEMA`.
         batch, size: images per step, their height and width.
-        threads: of torch.
-        load: processes that wanted to run on the machine in the minute before, on average; None where unknown.
-        torch: version.
+        threads: number of torch threads.
+        load: load average of the machine over the minute before; None if unknown.
+        torch: version of torch.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.benchmarks.step_time/1"
@@ -135,7 +135,7 @@ def main(
     warmup: Warmup = 3,
     seed: Seed = 0,
 ) -> None:
-    """Time one optimizer step of a network, float, quantized in each way, and with Brevitas."""
+    """Time one optimizer step of a network: float, quantized in each way, and with Brevitas."""
     console = Console()
     path = out / "step_time.json"
     load = begin(path, threads)
@@ -165,7 +165,7 @@ def main(
 
 
 def make_steps(network: str, *, batch: int, size: int, seed: int) -> tuple[dict[str, Step], list[Skipped]]:
-    """Return by name a function for each model that takes one step on one fixed batch, and what is missing."""
+    """Return functions that take one step on a fixed batch, by model name, and the missing models."""
     images = images_of(batch=batch, size=size, seed=seed)
     x, labels = images.x, images.labels
     steps = {
@@ -192,7 +192,7 @@ def measure(
     progress: Progress,
     clock: Clock = time.perf_counter_ns,
 ) -> dict[str, list[int]]:
-    """Take `warmup + repeats` rounds of steps; return by name the nanoseconds of the last `repeats`."""
+    """Run `warmup + repeats` rounds of steps; return the nanoseconds of the last `repeats`, by model name."""
     generator = np.random.default_rng(seed)
     names = list(steps)
     samples: dict[str, list[int]] = {name: [] for name in names}
@@ -212,11 +212,13 @@ def summarize(samples: dict[str, list[int]], *, seed: int) -> list[StepTime]:
     """Return medians, spreads and ratios to the model named "float".
 
     Raises:
-        ConfigError: the clock is too coarse for the float network.
+        ConfigError: the clock resolution is too low for the float network.
     """
     base = np.array(samples["float"], dtype=np.float64)
     if base.min() <= 0:
-        raise ConfigError("the clock did not advance while the float network took a step; measure with a finer clock.")
+        raise ConfigError(
+            "the clock did not advance while the float network took a step; measure with a higher-resolution clock."
+        )
     generator = np.random.default_rng(seed)
     rounds = generator.integers(0, len(base), (_RESAMPLES, len(base)))
     times = []
@@ -255,7 +257,7 @@ def judge(times: Sequence[StepTime]) -> list[Verdict]:
 
 
 def step_rows(report: StepTimeReport) -> Rows:
-    """One row per model: median, spread, and ratio to float with the interval of its resampled medians."""
+    """Return one row per model: median, spread, and ratio to float with the interval of its resampled medians."""
     cells = [
         [
             entry.model,
@@ -270,7 +272,7 @@ def step_rows(report: StepTimeReport) -> Rows:
 
 
 def where(report: StepTimeReport) -> str:
-    """Say in a line what was measured, and where."""
+    """Return a line on the measurement and the machine."""
     return (
         f"{report.network}, {report.batch} images of {report.size}x{report.size}; "
         f"{machine_line(report.environment, report.threads, report.torch, report.load)}"

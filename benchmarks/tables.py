@@ -1,4 +1,4 @@
-"""The same table for the terminal and for a Markdown page."""
+"""Tables that can be printed on the terminal or written to a Markdown page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qil_deploy.terminal import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Headings and cells of a table; the first column is text, the others figures."""
+    """Headings and cells of a table; the first column is text, the others are figures."""
 
     headings: tuple[str, ...]
     cells: list[list[str]]
@@ -25,11 +25,11 @@ def console_table(title: str, rows: Rows) -> Table:
 
 
 def markdown_table(rows: Rows) -> str:
-    """Return a Markdown table, figures aligned to the right, without a newline at its end."""
+    """Return a Markdown table with right-aligned figures, without a trailing newline."""
     rules = ["---", *("---:" for _ in rows.headings[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [rows.headings, rules, *rows.cells])
 
 
 def describe(environment: Environment) -> str:
-    """Say in a line where a benchmark ran."""
+    """Return a line on the machine of a benchmark."""
     return f"{environment.cpu}, {environment.cpus} CPUs, onnxruntime {environment.onnxruntime}"

@@ -1,13 +1,13 @@
-"""The same files on every target: how many codes were compared with the integer reference, and how many differ.
+"""Run the same files on every target, and count the codes that differ from the integer reference.
 
     python benchmarks/targets_table.py --targets native,haswell,arm64 --page docs/targets.md
 
-ResNet-20 comes from `zoo/fashion_mnist`. ResNet-18 and AlexNet at 224x224 get random weights that spread like trained
-ones (`networks`) and enlarged images of Fashion-MNIST. Every code is compared at every optimization level on a few
-images, and the logits of more images at the default level: of fewer where a processor is emulated.
+ResNet-20 comes from `zoo/fashion_mnist`. ResNet-18 and AlexNet at 224x224 get random weights distributed like trained
+ones (`networks`) and enlarged Fashion-MNIST images. Every code is compared at every optimization level on a few images,
+and the logits of more images at the default level; emulated processors get fewer.
 
-What a target has found is kept in `OUT/MODEL.json` and not repeated while the model is the same, so that targets can be
-added one at a time; a target that cannot run is left out of the table, with its reason on the screen.
+Results of a target are kept in `OUT/MODEL.json` and not repeated as long as the model is the same, so that targets can
+be added one at a time. A target that cannot run is left out of the table, and the reason is printed.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Subject:
     """A model to run.
 
     Attributes:
-        name: in the table.
-        write: makes the file at a path, or None if `path` is there already.
-        path: the file.
-        images: of how many test images every code is compared.
-        logits, emulated_logits: of how many test images the logits are compared; 0 for none.
+        name: name in the table.
+        write: writes the file to a path, or None if `path` already exists.
+        path: path of the file.
+        images: number of test images on which every code is compared.
+        logits, emulated_logits: number of test images on which the logits are compared; 0 for none.
     """
 
     name: str
@@ -80,13 +80,17 @@ class Subject:
 
 def main(
     targets: Annotated[str, typer.Option(help="Targets, separated by commas.")] = "native,haswell,arm64,wasm",
-    models: Annotated[str, typer.Option(help="Models, by commas, as the table names them; all if empty.")] = "",
+    models: Annotated[
+        str, typer.Option(help="Models, separated by commas, with their names in the table; all if empty.")
+    ] = "",
     zoo: Annotated[Path, typer.Option(help="Folder of the zoo.")] = Path("zoo/fashion_mnist"),
     out: Annotated[Path, typer.Option(help="Folder for models and reports.")] = Path("runs/benchmarks/targets"),
-    page: Annotated[Path | None, typer.Option(help="A page to write the tables into, too.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Repeat what was found before.")] = False,
+    page: Annotated[Path | None, typer.Option(help="A page into which the tables are also written.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Repeat models and targets that already have results.")
+    ] = False,
 ) -> None:
-    """Run what is missing, and write the tables."""
+    """Run the missing targets, and write the tables."""
     console = Console()
     wanted = [find_target(name) for text in targets.split(",") for name in target_names(text)]
     reports: dict[str, TargetsReport] = {}
@@ -108,9 +112,9 @@ def main(
 def tried(
     subject: Subject, targets: Sequence[Target], report: Path, console: Console, *, again: bool = False
 ) -> dict[str, TargetResult]:
-    """Run a model on the targets whose results a report does not have yet; return all that is known, by target.
+    """Run a model on the targets that its report does not have yet; return all results by target.
 
-    Where there are targets to run on, the model is written if it is not there; the report after each of them.
+    If there are targets to run on, the model is written if it is missing, and the report after each target.
     """
     ensure_writable(report)
     if targets and subject.write is not None and not subject.path.is_file():
@@ -126,9 +130,9 @@ def tried(
 
 
 def found_on(subject: Subject, target: Target, folder: Path, console: Console) -> dict[str, TargetResult]:
-    """Return what a target finds, by its name; nothing, and the reason on the screen, if it cannot say.
+    """Return the result of a target by its name, or nothing if it cannot run; the reason is then printed.
 
-    Golden vectors that `folder` does not hold yet are written there, for the next target.
+    Golden vectors that are missing from `folder` are written there, for the next target.
     """
     reason = target_state(target)
     if reason is None:
@@ -170,7 +174,7 @@ def subjects(zoo: Path, out: Path) -> list[Subject]:
 
 
 def writer(network: str, bits: int) -> Callable[[Path], object]:
-    """Return what quantizes and exports a network with random weights."""
+    """Return a function that quantizes and exports a network with random weights."""
 
     def write(path: Path) -> None:
         batches = normalized_batches(colour_images(CALIBRATION_IMAGES))
@@ -202,7 +206,7 @@ def evaluation_images(model: Path, count: int) -> NDArray[np.uint8]:
 
 
 def results_so_far(report: Path, model: Path) -> dict[str, TargetResult]:
-    """Return what targets have found about this very file, by their names."""
+    """Return the results of targets for this exact file, by target name."""
     if not (report.is_file() and model.is_file()):
         return {}
     found = read_report(report, TargetsReport)
@@ -222,7 +226,7 @@ def merged(model: Path, results: dict[str, TargetResult]) -> TargetsReport:
 
 
 def code_rows(reports: dict[str, TargetsReport]) -> Rows:
-    """One row per model, one column per target: codes that differ, of how many."""
+    """Return one row per model, one column per target: number of differing codes and of compared ones."""
 
     def cell(result: TargetResult) -> str:
         if result.codes is None:
@@ -233,7 +237,7 @@ def code_rows(reports: dict[str, TargetsReport]) -> Rows:
 
 
 def logit_rows(reports: dict[str, TargetsReport]) -> Rows:
-    """One row per model, one column per target: logits that differ, of how many, in how many images."""
+    """Return one row per model, one column per target: differing logits, compared logits, and images."""
 
     def cell(result: TargetResult) -> str:
         if result.logits is None:

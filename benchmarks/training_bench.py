@@ -1,4 +1,4 @@
-"""What all rows of `equal_epochs` share: a network, the images, and the float network that every row begins with."""
+"""The parts that all rows of `equal_epochs` share: a network, the images, and the float network they start from."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _TEACHER_BATCH = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A network, and the images of Fashion-MNIST that it is trained on.
+    """A network, and the Fashion-MNIST images that it is trained on.
 
     Attributes:
-        name: of its table on a page, and of its folder.
-        network: in `training.models.MODELS`.
-        arguments: of its builder, beside channels and classes.
-        side: to which images are enlarged, as data sets in memory are; None: their own.
-        images: of the training set, the first ones; None: all.
+        name: name of its table on a page, and of its folder.
+        network: name in `training.models.MODELS`.
+        arguments: arguments of its builder, in addition to channels and classes.
+        side: height and width to which images are enlarged; None: their own size.
+        images: number of training images, from the first on; None: all.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Task:
     images: int | None = None
 
     def load(self, split: Split) -> ImageSet:
-        """Return the images of a split; those for tests are all of them."""
+        """Return the images of a split; the test split is always complete."""
         found = load_images(DATA, split)
         if split == "train" and self.images is not None:
             found = found.first(self.images)
@@ -62,7 +62,7 @@ class Task:
         return {"in_channels": 1, "num_classes": classes, **self.arguments}
 
     def build(self, classes: int) -> nn.Module:
-        """Build the network, without dropout: side by side, networks would share its random numbers."""
+        """Build the network without dropout, whose random numbers networks trained side by side would share."""
         model = build_model(self.network, self.model_arguments(classes))
         for module in model.modules():
             if isinstance(module, nn.Dropout):
@@ -76,7 +76,7 @@ DEPTHWISE = Task(name="depthwise", network="mobilenet_v2", arguments={"width": 8
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all rows share: task, data, device, and epochs, of a float network and of each row that follows."""
+    """Task, data, device and epochs that all rows share; epochs of the float network and of each following row."""
 
     task: Task
     device: torch.device
@@ -109,7 +109,7 @@ class Bench:
         return self.device.type == "cpu"
 
     def info(self, kind: Any, config: QuantConfig | None, **metrics: float) -> CheckpointInfo:  # noqa: ANN401 - Kind
-        """Return what a checkpoint says about itself."""
+        """Return the metadata of a checkpoint."""
         return CheckpointInfo(
             kind=kind,
             model_name=self.task.network,
@@ -122,7 +122,7 @@ class Bench:
         )
 
     def accuracy(self, model: nn.Module) -> float:
-        """Top-1 accuracy on the test images, in percent."""
+        """Return the top-1 accuracy on the test images, in percent."""
         right = int((predictions(model, self.test.images, self.preprocessing) == self.test.labels).sum())
         return top1_percent(right, len(self.test))
 
@@ -134,7 +134,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A float network that is done, and its logits [2N, classes]: of the images, then of the mirrored ones."""
+    """A trained float network, and its logits [2N, classes]: of the images, then of the mirrored images."""
 
     model: nn.Module
     logits: Tensor
@@ -188,13 +188,13 @@ def unfinished_folder(out: Path, name: str) -> Path:
 
 
 def label_loss(logits: Tensor, labels: Tensor, _numbers: Tensor) -> Tensor:
-    """Cross-entropy with the labels."""
+    """Return the cross-entropy with the labels."""
     return F.cross_entropy(logits, labels)
 
 
 @torch.no_grad()
 def teacher_of(model: nn.Module, images: Images) -> Teacher:
-    """Compute a network's logits of every training image, as it is and mirrored."""
+    """Compute a network's logits for every training image, original and mirrored."""
     model.eval()
     parts = [
         model(x.flip(3) if mirrored else x) for mirrored in (False, True) for x in images.inputs.split(_TEACHER_BATCH)

@@ -16,18 +16,18 @@ from training_rows import Job, Result, Variant
 
 @dataclass(kw_only=True)
 class Queue:
-    """Rows that wait, train, or are to be evaluated.
+    """Rows that wait, train, or are ready for evaluation.
 
     Attributes:
-        bench, teachers: what rows are made of.
+        bench, teachers: shared parts from which rows are built.
         out: folder of the table.
-        waiting: rows and seeds that have not begun.
-        width: how many train at a time.
-        deadline: by `time.monotonic`; a row that would end after it is not begun.
-        keep: where the checkpoint of a row goes, if anywhere.
+        waiting: rows and seeds that have not started.
+        width: number of rows that train at a time.
+        deadline: time by `time.monotonic`; a row that would end later is not started.
+        keep: path for the checkpoint of a row, if any.
         done: called with each result.
-        say: called with a line on each epoch.
-        active, ready, ended: in training; to begin with the next epoch; at the end of a stage.
+        say: called with a line about each epoch.
+        active, ready, ended: rows in training, rows that start with the next epoch, rows at the end of a stage.
     """
 
     bench: Bench
@@ -44,7 +44,7 @@ class Queue:
     ended: list[Job] = field(default_factory=list)
 
     def train(self) -> None:
-        """Train every row; while a CUDA device trains, others are evaluated and made ready."""
+        """Train every row; while a CUDA device trains, evaluate and prepare others."""
         epoch_seconds = 0.0
         with ThreadPoolExecutor(1) as launcher:
             while self.waiting or self.active or self.ended or self.ready:
@@ -62,7 +62,7 @@ class Queue:
                 epoch_seconds = self._end_epoch(began)
 
     def _end_epoch(self, began: float) -> float:
-        """Wait for the epoch and sort out whose stage ends; return how long it took."""
+        """Wait for the epoch and find the rows whose stage ends; return the duration of the epoch."""
         for job in self.active:
             job.end_epoch(beside=len(self.active) - 1)
             losses = job.reached.losses
@@ -72,7 +72,7 @@ class Queue:
         return time.monotonic() - began
 
     def _work(self, epoch_seconds: float) -> bool:
-        """Do one thing that is not training; return whether there was one."""
+        """Do one task other than training; return whether there was one."""
         if self.ended:
             job = self.ended.pop(0)
             if job.next_stage():

@@ -1,4 +1,4 @@
-"""Rows of `equal_epochs`: a way to train, the networks that it makes of each float network, what comes of them."""
+"""Rows of `equal_epochs`: a way to train, the networks that it trains from each float network, and their results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from side_by_side import Learner, Loss
 from training_bench import Bench, Teacher, label_loss, unfinished_folder
 
 BREVITAS = "brevitas"
-COMPARED_LOGITS = 500  # images whose logits a frozen network computes on the device and on the processor
+COMPARED_LOGITS = 500  # images whose logits a frozen network computes both on the device and on the processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,19 @@ class Variant:
     """A row of the table.
 
     Attributes:
-        name: of the way to train.
-        bits: widths of the stages in turn, for weights and activations alike; none: float, trained on.
-        shares: of the epochs, one per stage.
-        method: `qil` or `lsq`; `brevitas`: its layers, with its own learned scales, which nothing here freezes.
+        name: name of the way to train.
+        bits: bit widths of the stages in turn, for weights and activations alike; empty: float, trained further.
+        shares: shares of the epochs, one per stage.
+        method: `qil`, `lsq`, or `brevitas`: its layers with their own learned scales, which cannot be frozen here.
         rate: learning rate of the weights.
         decay: weight decay.
-        temperature: of distillation from the float network of the seed; None without.
-        scaling: of the gradient of the rounding (`QuantConfig.gradient_scaling`).
-        returning: whether weights outside of their interval have a gradient (`QuantConfig.returning_weights`).
-        oscillation: what is done about weights that oscillate; None leaves them alone, and does not count them.
-        oscillation_momentum, oscillation_threshold: as `Oscillation` takes them.
+        temperature: temperature of distillation from the float network of the seed; None: no distillation.
+        scaling: scaling of the gradient of the rounding (`QuantConfig.gradient_scaling`).
+        returning: whether weights outside their interval have a gradient (`QuantConfig.returning_weights`).
+        oscillation: treatment of oscillating weights; None neither treats nor counts them.
+        oscillation_momentum, oscillation_threshold: arguments of `Oscillation`.
         gamma: whether the exponent of weight transformers is learned.
-        interval_rate: learning rate of intervals; at 0 they stay as calibrated.
+        interval_rate: learning rate of intervals; with 0 they stay as calibrated.
     """
 
     name: str
@@ -73,30 +73,30 @@ class Variant:
 
     @property
     def width(self) -> str:
-        """Bits at the end, for example `w4a4`; `float`."""
+        """Bit widths of the last stage, for example `w4a4`, or `float`."""
         return f"w{self.bits[-1]}a{self.bits[-1]}" if self.bits else "float"
 
     def key(self, seed: int) -> tuple[str, str, str, int]:
-        """Return what names the result of a seed: way, method (none of float), width, seed."""
+        """Return the key of a seed's result: way, method (empty for float), width, seed."""
         return (self.name, self.method if self.bits else "", self.width, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of one row and seed; accuracies on all test images in percent, after the last epoch.
+    """Result of one row and seed; accuracies on all test images in percent, after the last epoch.
 
     Attributes:
-        way, method, width: of the row.
-        seed: of the float network and the batches.
-        epochs: after the float network.
-        accuracy: with fake quantization, or of the float network.
-        frozen: of the frozen network; None for float.
-        differing_logits: of `COMPARED_LOGITS` images, between device and processor; None for float.
+        way, method, width: key of the row.
+        seed: seed of the float network and the batches.
+        epochs: epochs after the float network.
+        accuracy: accuracy with fake quantization, or of the float network.
+        frozen: accuracy of the frozen network; None for float.
+        differing_logits: logits of `COMPARED_LOGITS` images that differ between device and processor; None for float.
         losses: mean loss of every epoch.
-        seconds: beside how many others.
-        beside: networks trained at the same time.
+        seconds: training time, next to `beside` others.
+        beside: number of networks trained at the same time.
         oscillating, held: shares of the weights, in [0, 1], that oscillate and that are frozen at their code after the
-            last step; None where nobody counted.
+            last step; None if they were not counted.
     """
 
     way: str
@@ -115,12 +115,12 @@ class Result:
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """That of its row and seed (`Variant.key`)."""
+        """Key of its row and seed (`Variant.key`)."""
         return (self.way, self.method, self.width, self.seed)
 
 
 def brevitas_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of recipes, with Brevitas's scales where intervals of ours are: Adam at their rate."""
+    """Return the optimizers of recipes, with Brevitas's scales in place of our intervals: Adam at their rate."""
     scales = [parameter for name, parameter in model.named_parameters() if "scaling_impl" in name]
     for parameter in scales:
         parameter.requires_grad_(False)
@@ -198,7 +198,7 @@ class Job:
             state = learner.model.state_dict()
 
     def _prepared(self, bits: int, index: int, state: dict[str, Tensor] | None) -> PreparedModel:
-        """Return the network that a stage begins with."""
+        """Return the initial network of a stage."""
         bench = self.bench
         network = copy.deepcopy(self.teacher.model).cpu()
         model = prepare(network, self._config(bits), bench.images.inputs[:1].cpu(), input_grid=bench.preprocessing)
@@ -211,13 +211,13 @@ class Job:
         return model
 
     def _by_brevitas(self, bits: int) -> nn.Module:
-        """Return the float network with Brevitas's layers, their ranges set by the batches that set ours."""
+        """Return the float network with Brevitas's layers, calibrated with the same batches as ours."""
         model = copy.deepcopy(self.teacher.model)
         use_brevitas_layers(model, bits=bits, collect_stats_steps=CALIBRATION_BATCHES, inputs_of_layers=True)
         model.to(self.bench.device).train()
         order = self.bench.order(1, self.seed * 1000 + 100)
         with torch.no_grad():
-            for rows in order.rows[: CALIBRATION_BATCHES + 1]:  # scales become parameters in the batch behind the last
+            for rows in order.rows[: CALIBRATION_BATCHES + 1]:  # scales become parameters in the batch after the last
                 model(self.bench.images.inputs[rows])
         return model
 
@@ -253,11 +253,11 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Words for the row and its seed."""
+        """Description of the row and its seed."""
         return f"{self.variant.width} {self.variant.method} {self.variant.name}, seed {self.seed}"
 
     def end_epoch(self, beside: int) -> None:
-        """Wait for the epoch, which `beside` other networks trained at the same time."""
+        """Wait for the end of the epoch, which `beside` other networks trained at the same time."""
         self.reached = Reached(
             losses=(*self.reached.losses, self.learner.end_epoch()),
             seconds=time.perf_counter() - self.began,
@@ -274,11 +274,11 @@ class Job:
 
     @property
     def at_end_of_stage(self) -> bool:
-        """Whether the present stage has had its epochs."""
+        """Whether the current stage has completed its epochs."""
         return self.learner.done == self.learner.epochs
 
     def next_stage(self) -> bool:
-        """Go on to the next stage; return whether there is one."""
+        """Start the next stage; return whether there is one."""
         if not self._begin_stage():
             return False
         self.learner.record()
@@ -293,7 +293,7 @@ class Job:
         return True
 
     def result(self, keep: Path | None) -> Result:
-        """Freeze, evaluate, and where asked for write the checkpoints."""
+        """Freeze and evaluate the network, and write the checkpoints if requested."""
         bench, variant, model = self.bench, self.variant, self.learner.model.eval()
         accuracy = bench.accuracy(model)
         frozen_accuracy = differing = None
@@ -326,6 +326,6 @@ class Job:
 
 @torch.no_grad()
 def differing_logits(frozen: nn.Module, bench: Bench) -> int:
-    """Count the logits of a frozen network that the device computes otherwise than the processor."""
+    """Return the number of a frozen network's logits that differ between the device and the processor."""
     x = bench.images.inputs[:COMPARED_LOGITS]
     return int((frozen(x).cpu() != copy.deepcopy(frozen).cpu()(x.cpu())).sum())

@@ -1,6 +1,6 @@
-"""One optimizer step of a network on a batch of noise, float or quantized, and what its two benchmarks share.
+"""One optimizer step of a network on a batch of noise, float or quantized, and the shared parts of its two benchmarks.
 
-These are `step_time` and `step_growth`: their options, and what they do before they measure.
+The benchmarks are `step_time` and `step_growth`; they share options and the preparation of a measurement.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Step = Callable[[], None]
 
 Folder = Annotated[Path, typer.Option(help="Folder for the report.")]
 Size = Annotated[int, typer.Option(help="Height and width of the images.", min=8)]
-Threads = Annotated[int, typer.Option(help="Threads of torch.", min=1)]
+Threads = Annotated[int, typer.Option(help="Number of torch threads.", min=1)]
 Repeats = Annotated[int, typer.Option(help="Measured steps of each model.", min=2)]
-Warmup = Annotated[int, typer.Option(help="Steps before them that are not counted.", min=1)]
-Seed = Annotated[int, typer.Option(help="Of the weights, the images and the order of the models.")]
+Warmup = Annotated[int, typer.Option(help="Uncounted steps of each model before measuring.", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of the weights, the images and the order of the models.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """How a network is trained: None as `placement` stands for float."""
+    """The way a network is trained; a `placement` of None means float."""
 
     placement: Placement | None
     train_gamma: bool = False
@@ -59,7 +59,7 @@ class Images:
     Attributes:
         x: float32 [N, 3, H, W], channels last.
         labels: int64 [N].
-        preprocessing: that made `x`.
+        preprocessing: preprocessing that produced `x`.
     """
 
     x: Tensor
@@ -85,7 +85,7 @@ def float_model(network: str, *, seed: int) -> nn.Module:
 
 
 def model_of(network: str, variant: Variant, images: Images, *, seed: int) -> nn.Module:
-    """Return a network as a variant trains it: float, prepared and calibrated, or frozen."""
+    """Return the network that a variant trains: float, prepared and calibrated, or frozen."""
     model = float_model(network, seed=seed)
     if variant.placement is None:
         return model
@@ -98,11 +98,11 @@ def model_of(network: str, variant: Variant, images: Images, *, seed: int) -> nn
 
 
 def step_of(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool, teacher: nn.Module | None = None) -> Step:
-    """Return a function that takes one optimizer step, and leaves the quantizers of the process as `compiled` says.
+    """Return a function that takes one optimizer step, with the quantizers of the process set as `compiled` says.
 
-    With a teacher, in evaluation mode, the step computes its logits, too, and learns from them.
+    With a teacher, which must be in evaluation mode, the step also computes the teacher's logits and learns from them.
     """
-    # The rates are too small to move anything: each step has the same work to do.
+    # The rates are too small to change anything, so every step does the same work.
     section = OptimizerSection(epochs=1, learning_rate=1e-6, interval_learning_rate=1e-6)
     optimizers = make_optimizers(model.train(), section)
 
@@ -125,9 +125,9 @@ def step_of(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool, teac
 
 
 def begin(path: Path, threads: int) -> float | None:
-    """Make ready to measure, on so many threads; return the load of the machine before, where it is known.
+    """Prepare a measurement on a number of threads; return the previous load of the machine, if known.
 
-    Freed memory stays with the process, as with `train`.
+    The process keeps freed memory, as in `train`.
 
     Raises:
         OutputError: no report can be written to `path`.
@@ -140,6 +140,6 @@ def begin(path: Path, threads: int) -> float | None:
 
 
 def machine_line(environment: Environment, threads: int, torch_version: str, load: float | None) -> str:
-    """Say where steps were timed: processor, threads, PyTorch, and the load before, where it is known."""
+    """Return a line on the machine: processor, threads, PyTorch, and the previous load if known."""
     before = "" if load is None else f", load {load:.1f} before"
     return f"{environment.cpu}, {threads} threads, torch {torch_version}{before}"

@@ -1,12 +1,12 @@
-"""Which releases of which runtimes load each form of file, and how many logits differ from the integer reference there.
+"""Find out which runtime releases load each form of file, and how many logits differ from the integer reference.
 
     python benchmarks/which_runtimes.py --page docs/what-runs-where.md
 
-Every release gets an environment of its own below OUT, filled by pip, where a program of a few lines loads each file
-and runs it with the runtime's default options on the same 16 images. ResNet-20 comes from the zoo; `linear` is a small
-random network with a linear layer large enough to become MatMulNBits, where the form allows that. Written are the
-files, `OUT/runtimes.json`, and the table between `<!-- runtimes -->` and `<!-- end -->` of the page. Which releases can
-be tried depends on this Python: wheels for 3.11 begin with ONNX Runtime 1.15.
+Every release gets its own environment under OUT, installed with pip, in which a short program loads each file and runs
+it with the runtime's default options on the same 16 images. ResNet-20 comes from the zoo; `linear` is a small random
+network with a linear layer large enough to become MatMulNBits, if the form allows that. The script writes the files,
+`OUT/runtimes.json`, and the table between `<!-- runtimes -->` and `<!-- end -->` on the page. The releases that can be
+tried depend on the Python version: wheels for 3.11 begin with ONNX Runtime 1.15.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FORMATS: tuple[Literal["qlinear", "qdq"], ...] = ("qlinear", "qdq")
 STORAGES: tuple[Literal["packed", "int8"], ...] = ("packed", "int8")
 IMAGES = 16
 
-# Runs in the environment of a release, on MODEL.onnx with the images and logits of MODEL.npz.
+# Program run in the environment of a release, on MODEL.onnx with the images and logits of MODEL.npz.
 RUN = """
 import json, sys
 import numpy as np
@@ -70,9 +70,9 @@ print(json.dumps(found))
 
 
 def main(
-    releases: Annotated[list[str] | None, typer.Argument(help="Requirements as pip takes them.")] = None,
+    releases: Annotated[list[str] | None, typer.Argument(help="Releases, as pip requirements.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for environments, files and the report.")] = Path("runs/runtimes"),
-    page: Annotated[Path | None, typer.Option(help="Page whose table is rewritten.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Page whose table is replaced.")] = None,
 ) -> None:
     """Try every form of file in every release."""
     models = dict(write_models(out / "models"))
@@ -117,7 +117,7 @@ def networks() -> Iterator[tuple[str, nn.Module, Preprocessing]]:
 
 
 def try_release(release: str, folder: Path, models: dict[str, Path]) -> dict[str, str]:
-    """Return what came of each model in a release, by the model's name."""
+    """Return the result of each model in a release, by model name."""
     environment = folder / release.replace("==", "-")
     python = environment / "bin" / "python"
     if not python.is_file():

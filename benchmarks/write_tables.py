@@ -1,8 +1,8 @@
-"""Write the tables of docs/benchmarks.md, and its plot beside it, from the reports that the other commands left.
+"""Write the tables of docs/benchmarks.md, and its plot, from the reports of the other commands.
 
     python benchmarks/write_tables.py runs/benchmarks
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; those without a report stay as they are.
+A table stands between `<!-- NAME -->` and `<!-- end -->`; tables without a report are not changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qil_deploy.terminal import Console
 from tables import describe, markdown_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-GROWTH_PLOT = "step_growth.svg"  # beside the page
+GROWTH_PLOT = "step_growth.svg"  # in the folder of the page
 _TABLE = re.compile(r"(?P<begin><!-- (?P<name>(?!end)\w+) -->\n)(?P<table>.*?)(?P<end><!-- end -->)", re.DOTALL)
 
 
@@ -34,7 +34,7 @@ def main(
     reports: Annotated[Path, typer.Argument(help="Folder with the reports: --out of the other commands.")],
     page: Annotated[Path, typer.Option(help="The page to rewrite.")] = PAGE,
 ) -> None:
-    """Replace the tables of a page, and the plot beside it, by what was measured last."""
+    """Replace the tables of a page, and the plot in its folder, with the latest measurements."""
     replaced = [name for name in table_names(page.read_text()) if (reports / f"{name}.json").is_file()]
     tables = {name: table_of(name, reports) for name in replaced}
     if "step_growth" in replaced:
@@ -50,14 +50,14 @@ def table_names(page: str) -> list[str]:
 
 
 def with_tables(page: str, tables: dict[str, str]) -> str:
-    """Return `page` with the given tables in place of those of the same name.
+    """Return `page` with its tables replaced by the given ones of the same name.
 
     Raises:
-        DataError: the page has no place for one of them.
+        DataError: the page has no markers for one of them.
     """
     missing = tables.keys() - set(table_names(page))
     if missing:
-        raise DataError(f"the page has no place <!-- {sorted(missing)[0]} --> ... <!-- end --> for a table.")
+        raise DataError(f"the page has no markers <!-- {sorted(missing)[0]} --> ... <!-- end --> for a table.")
 
     def replace(match: re.Match[str]) -> str:
         return match["begin"] + tables.get(match["name"], match["table"]) + match["end"]
@@ -66,7 +66,7 @@ def with_tables(page: str, tables: dict[str, str]) -> str:
 
 
 def table_of(name: str, reports: Path) -> str:
-    """Return the Markdown that stands for the report `reports/name.json`, with a line on where it was measured.
+    """Return the Markdown of the report `reports/name.json`, with a line on the machine.
 
     Raises:
         DataError: the report is damaged.

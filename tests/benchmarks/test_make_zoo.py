@@ -78,7 +78,7 @@ def test_a_missing_network_is_named_before_anything_is_written(trained: Path, tm
     for path in trained.glob("*[!2]_together.safetensors"):
         (part / path.name).write_bytes(path.read_bytes())
     with pytest.raises(
-        DataError, match=r"float_trained_on.safetensors is missing; train it by benchmarks/equal_epochs"
+        DataError, match=r"float_trained_on.safetensors is missing; train it with benchmarks/equal_epochs"
     ):
         make_zoo.take_networks(part, tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()

@@ -63,7 +63,7 @@ def test_the_goal_is_a_share_of_all_images(differing: int, verdict: str) -> None
 
 
 def test_float_checkpoints_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"float\.safetensors holds a float network; name a frozen one"):
+    with pytest.raises(CheckpointError, match=r"float\.safetensors contains a float network; pass a frozen one"):
         export_int8_qdq(ZOO / "float.safetensors", tmp_path / "float.onnx")
 
 

@@ -23,7 +23,7 @@ def test_tables_are_replaced_where_they_stand() -> None:
 
 
 def test_a_table_without_a_place_is_an_error() -> None:
-    with pytest.raises(DataError, match="no place <!-- three --> "):
+    with pytest.raises(DataError, match="no markers <!-- three --> "):
         write_tables.with_tables(TEXT, {"three": "new"})
 
 
