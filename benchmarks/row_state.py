@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qil_deploy.files import write_text
@@ -65,8 +65,7 @@ def take_up(
     learner.done = position.epoch
     learner.number.fill_(position.step)
     found = json.loads((folder / ROW).read_text())
-    reached = Reached(**found)
-    return replace(reached, losses=tuple(reached.losses)[: earlier + position.epoch])
+    return Reached(**(found | {"losses": tuple(found["losses"][: earlier + position.epoch])}))
 
 
 def holds_state(folder: Path) -> bool:

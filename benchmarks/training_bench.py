@@ -158,7 +158,7 @@ def train_float(bench: Bench, seeds: Sequence[int], out: Path, say: Callable[[st
         optimizers = make_optimizers(model, section)
         order = bench.order(section.epochs, seed * 1000)
         learners[seed] = Learner(model, optimizers, section, bench.images, order, label_loss)
-        if holds_state(folders[seed]):
+        if bench.keeps_epochs and holds_state(folders[seed]):
             take_up(folders[seed], 0, 0, learners[seed])
         learners[seed].record()
     while training := {seed: learner for seed, learner in learners.items() if learner.done < learner.epochs}:

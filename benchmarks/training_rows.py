@@ -148,7 +148,7 @@ class Job:
         self.stages = self._stages()
         self.stage, self.earlier = 0, 0
         self.learner = next(self.stages)
-        if holds_state(self.folder):
+        if bench.keeps_epochs and holds_state(self.folder):
             self._take_up()
 
     def _take_up(self) -> None:
