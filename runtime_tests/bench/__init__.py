@@ -6,6 +6,7 @@ taken elsewhere, such as in a browser.
 
 from .options import BenchOptions
 from .report import BenchReport, Latency
-from .run import Clock, benchmark
+from .rounds import Clock
+from .run import benchmark
 
 __all__ = ["BenchOptions", "BenchReport", "Clock", "Latency", "benchmark"]

@@ -18,6 +18,7 @@ from qil_deploy.runtime_tests.bench.report import COLD, NATIVE, WARM
 from qil_deploy.runtime_tests.bench.trial import Trial
 
 RUN = "qil_deploy.runtime_tests.bench.run"
+ROUNDS = "qil_deploy.runtime_tests.bench.rounds"
 QUICK = BenchOptions(caches=(WARM,), repeats=1, warmup=0, processes=1)
 
 
@@ -83,13 +84,19 @@ class FakeSession:
         return []
 
 
+def patch_runs(patch: pytest.MonkeyPatch, machine: FakeMachine) -> None:
+    """Let the machine made up load and run the models."""
+    patch.setattr(f"{RUN}.try_model", machine.try_model)
+    patch.setattr(f"{ROUNDS}.create_session", machine.create_session)
+    patch.setattr(f"{ROUNDS}.run_session", machine.run_session)
+
+
 def fake_benchmark(machine: FakeMachine, folder: Path, names: list[str], options: BenchOptions) -> BenchReport:
     paths = [folder / name for name in names]
     for path in paths:
         path.write_bytes(path.name.encode())
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("try_model", "create_session", "run_session"):
-            patch.setattr(f"{RUN}.{name}", getattr(machine, name))
+        patch_runs(patch, machine)
         patch.setattr(f"{RUN}.try_runtime", lambda _: 60_000_000)
         patch.setattr(f"{RUN}.count_macs", lambda _: 3_000_000)
         patch.setattr(f"{RUN}.arithmetic_of", lambda _: None)
@@ -171,7 +178,7 @@ def test_models_are_interleaved_in_a_seeded_order(tmp_path: Path) -> None:
 def test_statistics_are_those_of_the_measured_runs(tmp_path: Path) -> None:
     times = {False: iter(range(1, 102)), True: iter([50] * 101)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{RUN}._time_once", lambda slot, _: next(times[slot.control]) * 10**6)
+        patch.setattr(f"{ROUNDS}._time_once", lambda slot, _: next(times[slot.control]) * 10**6)
         options = BenchOptions(caches=(WARM,), repeats=101, warmup=0)
         report = fake_benchmark(FakeMachine(), tmp_path, ["a.onnx"], options)
     (row,) = report.latencies
@@ -267,8 +274,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     (tmp_path / "a.onnx").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("try_model", "create_session", "run_session"):
-            patch.setattr(f"{RUN}.{name}", getattr(machine, name))
+        patch_runs(patch, machine)
         patch.setattr(f"{RUN}.try_runtime", lambda _: 0)
         options = BenchOptions(caches=(WARM,), repeats=2, warmup=1)
         report = benchmark(
