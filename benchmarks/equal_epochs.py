@@ -149,12 +149,13 @@ def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
     together = [variant for variant in every if variant.name == "together"]
     compared = [variant for variant in every if variant.name in ("plain", "distillation")]
     alone = [variant for variant in every if variant not in together + compared and variant.method == "qil"]
-    rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in together]
-    rows += [(variant, first) for variant in compared]
+    plain = [variant for variant in compared if variant.name == "plain" and variant.method == "qil"]
+    rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in plain + together]
+    rows += [(variant, first) for variant in compared if variant not in plain]
     rows += [(variant, first) for variant in alone if variant.bits[-1] < WIDTHS_WITHOUT_LOSS]
     if importlib.util.find_spec(BREVITAS) is not None:
         rows += [(ways(bits, BREVITAS)[0], first) for bits in (2, 3, 4)]
-    return rows + [(variant, seed) for seed in seeds[1:] for variant in compared]
+    return rows + [(variant, seed) for seed in seeds[1:] for variant in compared if variant not in plain]
 
 
 def ways(bits: int, method: str) -> list[Variant]:

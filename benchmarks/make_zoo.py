@@ -3,9 +3,9 @@
     python benchmarks/make_zoo.py fashion_mnist_resnet20 --run runs/resnet20 --out zoo/fashion_mnist --compile
 
 If the run is finished, training is skipped, so that the files and the table can be recreated in minutes. If the run
-has been deleted, `--again` recreates them from the zoo's checkpoints. `--trained` uses the networks that `equal_epochs`
-trained with all ingredients together and the float network trained for the same number of epochs, and freezes the
-quantized ones without further training:
+has been deleted, `--again` recreates them from the zoo's checkpoints. `--trained` uses networks that `equal_epochs`
+trained for the same number of epochs (`TRAINED` has their names), and freezes the quantized ones without further
+training:
 
     python benchmarks/make_zoo.py --out zoo/fashion_mnist --again
     python benchmarks/make_zoo.py --out zoo/fashion_mnist --trained runs/equal_epochs
@@ -37,6 +37,12 @@ from qil_deploy.training.train import RunResult, StageResult, train
 from training_bench import DATA, RESNET20
 
 RECIPE = "fashion_mnist_resnet20"
+TRAINED = {  # by what its files are called in the zoo
+    "float": "float_trained_on",
+    "w4a4": "qil_w4a4_together",
+    "w3a3": "qil_w3a3_together",
+    "w2a2": "qil_w2a2_plain",
+}
 
 
 def main(
@@ -81,8 +87,7 @@ def take_networks(trained: Path, zoo: Path) -> None:
     Raises:
         DataError: one of them is missing.
     """
-    names = {"float": "float_trained_on"} | {width: f"qil_{width}_together" for width in ("w4a4", "w3a3", "w2a2")}
-    sources = {name: trained / f"{source}.safetensors" for name, source in names.items()}
+    sources = {name: trained / f"{source}.safetensors" for name, source in TRAINED.items()}
     missing = [str(path) for path in sources.values() if not path.is_file()]
     if missing:
         raise DataError(f"{missing[0]} is missing; train it with benchmarks/equal_epochs.py --out {trained}.")
@@ -166,14 +171,16 @@ def readme_of_networks(deliveries: list[Delivery]) -> str:
 
 {explained_table(deliveries)}
 
-Every network starts from a float network of 12 epochs and is trained for 12 more: in float, or quantized directly to
-these bits, with that float network as teacher, scaled gradients of roundings and little weight decay, at 3 and 2 bits
-also with `returning_weights` and lower rates (seed 0; [docs/training.md](../../docs/training.md#at-equal-epochs) lists
-the settings and compares them with others). There were no frozen epochs, so both frozen columns are the same.
+Every network starts from a float network of 12 epochs and is trained for 12 more (seed 0): in float, or quantized
+directly to these bits. 2 bits learn from labels alone, at a rate of 0.1; 4 and 3 bits with the float network as
+teacher, scaled gradients of roundings and little weight decay, 3 bits also with `returning_weights` and lower rates
+([docs/training.md](../../docs/training.md#at-equal-epochs) lists the settings and compares them with others). There
+were no frozen epochs, so both frozen columns are the same.
 
 To reproduce:
 
-    python benchmarks/equal_epochs.py --out runs/equal_epochs --seeds 0 --only 'trained on in float,together' --compile
+    python benchmarks/equal_epochs.py --out runs/equal_epochs --seeds 0 --compile \\
+        --only 'trained on in float,w4a4 qil together,w3a3 qil together,w2a2 qil plain'
     python benchmarks/make_zoo.py --out zoo/fashion_mnist --trained runs/equal_epochs
 """
 

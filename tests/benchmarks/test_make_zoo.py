@@ -30,7 +30,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = few("fashion-mnist", "train")
     preprocessing = preprocessing_for("fashion-mnist", images)
     x = torch.from_numpy(preprocessing.normalize(images.images))
-    for name, bits in (("float_trained_on", None), *((f"qil_w{bits}a{bits}_together", bits) for bits in (2, 3, 4))):
+    widths = {"float": None, "w4a4": 4, "w3a3": 3, "w2a2": 2}
+    for name, bits in ((make_zoo.TRAINED[width], bits) for width, bits in widths.items()):
         torch.manual_seed(0)
         model = build_model("resnet8", {"in_channels": 1, "num_classes": 10}).eval()
         config = None if bits is None else QuantConfig(weight_bits=bits, activation_bits=bits)
@@ -61,7 +62,7 @@ def test_networks_are_taken_as_they_are_and_frozen(
     names = ["float", *widths, *(f"{width}_frozen" for width in widths)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{name}.safetensors" for name in names)
     for width in widths:
-        source = trained / f"qil_{width}_together.safetensors"
+        source = trained / f"{make_zoo.TRAINED[width]}.safetensors"
         assert (tmp_path / f"{width}.safetensors").read_bytes() == source.read_bytes()
         frozen = read_info(tmp_path / f"{width}_frozen.safetensors")
         assert frozen.kind == "frozen"
@@ -75,7 +76,7 @@ def test_networks_are_taken_as_they_are_and_frozen(
 def test_a_missing_network_is_named_before_anything_is_written(trained: Path, tmp_path: Path) -> None:
     part = tmp_path / "part"
     part.mkdir()
-    for path in trained.glob("*[!2]_together.safetensors"):
+    for path in trained.glob("qil_*.safetensors"):
         (part / path.name).write_bytes(path.read_bytes())
     with pytest.raises(
         DataError, match=r"float_trained_on.safetensors is missing; train it with benchmarks/equal_epochs"
