@@ -66,7 +66,7 @@ class LayerBits(BaseModel):
 
 
 class LayerOverride(BaseModel):
-    """What an override may change; what is left out keeps the value of the whole network."""
+    """Settings that an override may change; those left out keep the network-wide value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -196,7 +196,7 @@ class QuantConfig(BaseModel):
 
 
 def validation_sentences(what: str, error: ValidationError) -> str:
-    """Return the problems of `what` in one line: which field, what is allowed, what was found; the first few of many.
+    """Describe validation errors of `what` in one line: field, allowed and found values; only the first few of many.
 
     Whatever comes from outside is escaped and cut.
     """

@@ -14,7 +14,7 @@ class DataError(QilDeployError):
 
 
 class OtherSchemaError(DataError):
-    """A report of a schema that was not asked for.
+    """A report of a schema that was not requested.
 
     Attributes:
         schema: what stands in the file.
@@ -38,7 +38,7 @@ class ModelFileError(QilDeployError):
 
 
 class CertificateError(QilDeployError):
-    """An exported graph that breaks one of the bounds it has to keep."""
+    """An exported graph that exceeds one of the certificate's bounds."""
 
 
 class OutputError(QilDeployError):
@@ -46,7 +46,7 @@ class OutputError(QilDeployError):
 
 
 class TrainingError(QilDeployError):
-    """Training that cannot go on: a loss that is infinite or no number, a run state that does not fit."""
+    """Training that cannot continue: a loss that is infinite or NaN, a run state that does not fit."""
 
 
 class TargetError(QilDeployError):

@@ -1,4 +1,4 @@
-"""Locks on files: the system drops them with the process that holds them, however it ends.
+"""Locks on files, which the system releases when the process that holds them ends, however it ends.
 
 A lock belongs to the open file. A forked child (a worker that decodes images, for instance) shares it and would keep
 the lock alive, so it closes its copy at once. Where the file system has no locks, and on Windows, files count as
@@ -22,7 +22,7 @@ _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class LockedFile:
-    """A file that this process holds open and, where there are locks, locked.
+    """A file that this process holds open and, if the system supports it, locked.
 
     Attributes:
         descriptor: of the open file; None once it is closed.
@@ -53,7 +53,7 @@ _held: weakref.WeakSet[LockedFile] = weakref.WeakSet()
 
 
 def open_locked(path: Path, *, create: bool = False) -> LockedFile | None:
-    """Open a file and lock it; None if somebody else holds it.
+    """Open a file and lock it; None if another process holds it.
 
     Args:
         path: a regular file, no symbolic link.
@@ -77,7 +77,7 @@ def open_locked(path: Path, *, create: bool = False) -> LockedFile | None:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Lock an open file: True; False where there are no locks; None where somebody else has it."""
+    """Lock an open file: True; False if locks are not supported; None if another process holds it."""
     if sys.platform == "win32":
         return False
     try:

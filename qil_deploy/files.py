@@ -46,7 +46,7 @@ def ensure_writable(path: Path) -> None:
 
 
 def ensure_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> None:
-    """Raise if a file to be written is one that is read, or is to be written for something else, too.
+    """Raise if a file to be written is also read, or is to be written twice.
 
     Args:
         outputs: by what each is, in the words of a sentence.

@@ -1,4 +1,4 @@
-"""One writer per folder: a lock file that says who writes there, and that dies with its process."""
+"""One writer per folder: a lock file that names the writer, and is released when its process ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCK_NAME = ".lock"
 
 @contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder until the block ends; what a killed process left of its lock is taken over.
+    """Hold a folder until the block ends, taking over the lock of a process that was killed.
 
     Raises:
         OutputError: another process holds it, or it cannot be written.
@@ -48,7 +48,7 @@ def _write_holder(held: LockedFile) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Return who a lock file says holds it; its holder may just be about to write that."""
+    """Return the holder that a lock file names; it may be about to write that."""
     try:
         with path.open("rb") as stream:
             text = stream.read(500).decode("utf-8", "replace").strip()

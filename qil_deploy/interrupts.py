@@ -1,4 +1,4 @@
-"""Ctrl-C: quiet at every moment of a command; and in the middle of long work, what is done so far is kept.
+"""Ctrl-C: quiet at every moment of a command; in the middle of long work, finished results are kept.
 
 Python raises KeyboardInterrupt wherever it happens to be. While a module is loaded nobody expects it there: some
 libraries catch and lose it, and what escapes is a traceback through files that no user knows. So a command that is
@@ -27,7 +27,7 @@ _LOADER: Final = "<frozen importlib"
 
 
 def handle_interrupts() -> None:
-    """End quietly, with exit code `INTERRUPTED`, whenever Ctrl-C is pressed from here on."""
+    """End quietly, with exit code `INTERRUPTED`, if Ctrl-C is pressed from here on."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # ignored, or somebody else's
     # Called last, since it is registered first: the interpreter takes its modules apart after it.
@@ -49,13 +49,13 @@ def handle_interrupts() -> None:
 
 
 def end_at_interrupts() -> None:
-    """From here on, when all is done, end at once when Ctrl-C is pressed."""
+    """End at once if Ctrl-C is pressed from here on, when all work is done."""
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, lambda *_: _end_now())
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
-    """Be what happens on Ctrl-C."""
+    """Handle Ctrl-C."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(_LOADER):
             _end_now()
@@ -64,7 +64,7 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
 
 
 def _end_now() -> NoReturn:
-    """End without unwinding; what was printed is kept, and a cursor that a progress bar hid is shown again."""
+    """End without unwinding; printed output is kept, and a cursor hidden by a progress bar is shown again."""
     with contextlib.suppress(Exception):
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             sys.stderr.write("\r\x1b[K\x1b[?25h")
@@ -76,7 +76,7 @@ def _end_now() -> NoReturn:
 
 @contextlib.contextmanager
 def noticing_interrupts() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C was pressed; only the second time it raises KeyboardInterrupt.
+    """Yield a function that tells whether Ctrl-C was pressed; pressed again, it raises KeyboardInterrupt.
 
     For work that asks the function now and then, and ends with what it has.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, whose header says in JSON how to rebuild the model around the tensors.
+"""Checkpoints: one safetensors file, whose header describes in JSON how to rebuild the model around the tensors.
 
 Nothing in a checkpoint is executed: tensors are raw bytes, and the network is rebuilt by a function that the
 caller hands in, from a name and plain arguments. Everything that the file says is checked before memory is taken for
@@ -97,7 +97,7 @@ def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
 
 
 def _differing_configs(said: QuantConfig | None, prepared: QuantConfig) -> str:
-    """Say which fields of `info.config` are not those of the model."""
+    """List the fields of `info.config` that differ from the model's."""
     if said is None:
         return f"info.config is None, but the model was prepared with {prepared!r}; say the same."
     names = [name for name in QuantConfig.model_fields if getattr(said, name) != getattr(prepared, name)]
@@ -256,7 +256,7 @@ def _check_entries(model: nn.Module, found: Mapping[str, TensorEntry], source: s
 
 
 def _check_logits(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
-    """Compare the number of class names with the number of logits for a blank image, where these are all there is."""
+    """Compare the number of class names with the number of logits for a blank image, if logits are the only output."""
     if isinstance(model, fx.GraphModule):
         shapes = [shape_of(node) for node in outputs_of(model.graph)]
     else:
@@ -284,5 +284,5 @@ def _result_shapes(path: Path, info: CheckpointInfo, model: nn.Module) -> list[t
 
 
 def example_input(preprocessing: Preprocessing) -> Tensor:
-    """Return one blank image as the network sees it: float32 [1, C, H, W]."""
+    """Return one blank image in the form of the network's input: float32 [1, C, H, W]."""
     return torch.zeros(1, *preprocessing.shape)

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its tensors: how to rebuild the model around them, and on what it was trained."""
+"""Metadata of a checkpoint: how to rebuild the model around its tensors, and the data it was trained on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Text = Annotated[str, Field(max_length=600)]
 
 
 class CheckpointInfo(BaseModel):
-    """What a checkpoint says about its tensors.
+    """Metadata of a checkpoint.
 
     Attributes:
         schema_version: version of this format; readers refuse others.
@@ -156,7 +156,7 @@ def _parse_info(path: Path, contents: Contents) -> CheckpointInfo:
 
 
 def _of_older_versions(config: dict[str, Any], contents: Contents) -> dict[str, Any]:
-    """Return what has to be added to the config of a checkpoint from before something had another form."""
+    """Return the config entries that checkpoints of older versions lack."""
     added: dict[str, Any] = {}
     if config.get("allow_float") is True and "float_scales" not in config:
         added |= {"float_gates": True, "float_scales": True}

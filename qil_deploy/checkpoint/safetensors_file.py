@@ -46,12 +46,12 @@ _DTYPES: Final = {
 
 
 class DamagedFileError(ValueError):
-    """What is wrong with a safetensors file, as a clause; readers put it into a sentence of their own."""
+    """A defect of a safetensors file, described by a clause that readers put into a sentence of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """What a file says about one tensor."""
+    """Header entry of one tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a file says about itself.
+    """Header of a file.
 
     Attributes:
         metadata: texts by name.
@@ -83,7 +83,7 @@ class Contents:
 
     @property
     def values(self) -> int:
-        """How many values all tensors have."""
+        """Number of values in all tensors."""
         return sum(math.prod(entry.shape) for entry in self.tensors.values())
 
 
@@ -210,7 +210,7 @@ def read_into(path: Path, contents: Contents, tensors: Mapping[str, Tensor]) -> 
 
 
 def matches_digest(contents: Contents, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these, all tensors of a file, are what was written; True where the file has no digest."""
+    """Whether tensors, all those of a file, match its digest; True for a file without one."""
     return not has_digest(contents) or contents.metadata[_DIGEST] == digest(tensors, contents.metadata)
 
 
@@ -221,7 +221,7 @@ def file_content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def _with_sorted_header(content: bytes) -> bytes:
-    """Write the header of a file in an order of its own: safetensors writes metadata in another one each time."""
+    """Rewrite the header in a fixed order: safetensors writes metadata in a different order each time."""
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     header = json.dumps(json.loads(content[_LENGTH_BYTES:start]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _LENGTH_BYTES)  # tensors begin at a multiple of eight bytes
@@ -229,7 +229,7 @@ def _with_sorted_header(content: bytes) -> bytes:
 
 
 def has_digest(contents: Contents) -> bool:
-    """Whether a file carries the digest of its tensors and metadata; those that earlier versions wrote do not."""
+    """Whether a file carries the digest of its tensors and metadata; files of earlier versions do not."""
     return _DIGEST in contents.metadata
 
 

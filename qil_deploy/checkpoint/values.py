@@ -124,7 +124,7 @@ def _check_learned(
 
 
 def _check_channels(name: str, layer: QuantConv2d | QuantLinear, problem: _Problem) -> None:
-    """Check what every output channel of a layer has of its own."""
+    """Check the per-channel values of a layer."""
     if layer.channel_sizes is not None:
         _check_scale(f"{name}.channel_sizes", layer.channel_sizes, problem)
     largest = 0.0 if layer.output_shift is None else float(layer.output_shift.detach().abs().max())
@@ -182,7 +182,7 @@ def _check_layer(name: str, layer: FrozenLayer, problem: _Problem) -> None:
 def _check_rescale(
     name: str, module: FrozenRescale | FrozenAdd | FrozenGlobalAveragePool | FrozenMeanLogits, problem: _Problem
 ) -> None:
-    """Check that fractions are possible, and the ratios of the steps that they stand for."""
+    """Check that fractions are valid, and the ratios of steps that they represent."""
     if isinstance(module, FrozenMeanLogits):
         expected = torch.tensor(float(module.x.scale) / module.window, dtype=torch.float32)
         if not torch.equal(module.scale, expected):
@@ -224,7 +224,7 @@ def _ratios(module: FrozenRescale | FrozenAdd | FrozenGlobalAveragePool) -> Iter
 
 
 def _check_grids_agree(model: fx.GraphModule, problem: _Problem) -> None:
-    """Check that every reader of a tensor has the grid that its writer has."""
+    """Check that every reader of a tensor has its writer's grid."""
     grids: dict[fx.Node, _Values] = {}
     for node in model.graph.nodes:
         if node.op != "call_module":

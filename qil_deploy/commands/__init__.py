@@ -1,4 +1,4 @@
-"""The command line: `python -m qil_deploy COMMAND`. What a command needs is loaded when it runs.
+"""The command line: `python -m qil_deploy COMMAND`. A command's modules are loaded when it runs.
 
 Exit codes: 0 done and true, 1 a verification found a difference, 2 wrong use; 130 interrupted (Ctrl-C), 141 nobody
 reads the output any more (`| head`), as of any program that a signal ends.
@@ -124,7 +124,7 @@ def _run(arguments: Sequence[str] | None, program: str | None) -> int:
 
 
 def _refuse_use(error: Any) -> NoReturn:  # noqa: ANN401 - the class is click's or typer's
-    """Say what is wrong with the options or arguments, and where to read what they are."""
+    """Report an error in the options or arguments, and point to their help."""
     if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
         sys.exit(error.exit_code)
     words = error.format_message().replace("Value error, ", "")  # a prefix of pydantic's
@@ -135,7 +135,7 @@ def _refuse_use(error: Any) -> NoReturn:  # noqa: ANN401 - the class is click's 
 
 
 def _print_any_name() -> None:
-    """Let names that cannot be encoded be printed all the same: file names need not be UTF-8."""
+    """Let names that cannot be encoded be printed anyway: file names need not be UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # it cannot be written at all, which the first line will tell
@@ -143,7 +143,7 @@ def _print_any_name() -> None:
 
 
 def _discard_output() -> None:
-    """Let what cannot be written go nowhere: Python would try it again when it ends, and complain."""
+    """Discard output that cannot be written: Python would try again at exit, and complain."""
     if sys.stdout is None:  # closed
         return
     try:

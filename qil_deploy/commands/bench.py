@@ -1,4 +1,4 @@
-"""`bench`: how long does one inference take?"""
+"""`bench`: measure the latency of an inference."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def bench_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 
 
 def _explain(models: Sequence[Path], library: KernelLibrary | None) -> None:
-    """Print what a kernel library chooses on this processor, and for each layer of some files."""
+    """Print the choices of a kernel library on this processor, and for each layer of some files."""
     from qil_deploy.runtime_tests.explain_kernels import layer_kernels
     from qil_deploy.terminal import Console
 

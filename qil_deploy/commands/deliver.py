@@ -103,7 +103,7 @@ def deliver(
 
 
 def delivery_table(deliveries: list[Delivery]) -> Table:
-    """Table of all that was measured, one column per model."""
+    """Table of all measurements, one column per model."""
     names, *rows = zip(HEADINGS, *(delivery_cells(delivery, deliveries[0]) for delivery in deliveries), strict=True)
     table = Table(f"{deliveries[0].images:,} test images; latency of one image on one thread", names)
     for row in rows:
@@ -165,7 +165,7 @@ def _export(stage: StageResult, folder: Path, trusted_model: str | None) -> Path
 
 @dataclass(frozen=True, kw_only=True)
 class _Check:
-    """What verification found of one model; the last two are None for the float network."""
+    """Result of the verification of one model; the last two are None for the float network."""
 
     images: int
     accuracy: float

@@ -1,4 +1,4 @@
-"""`demo`: the whole story on scikit-learn's digits, in a minute or two."""
+"""`demo`: every step of the package on scikit-learn's digits, in a minute or two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor`: what holds a quantized ONNX model back?"""
+"""`doctor`: find what makes a quantized ONNX model slow or inexact."""
 
 from __future__ import annotations
 

@@ -36,21 +36,21 @@ class Format(StrEnum):
 
 
 class Weights(StrEnum):
-    """How weight codes are stored."""
+    """Storage of weight codes."""
 
     packed = "packed"
     int8 = "int8"
 
 
 class Input(StrEnum):
-    """What the model takes: raw images or normalised ones."""
+    """Input of the model: raw images or normalised ones."""
 
     uint8 = "uint8"
     float = "float"
 
 
 class Pass(StrEnum):
-    """Rewrites that make a file faster and change none of its integers."""
+    """Rewrites that make a file faster and leave all of its integers unchanged."""
 
     space_to_depth = "space-to-depth"
     channels_last = "channels-last"
@@ -233,7 +233,7 @@ def _recorded_freezing(info: CheckpointInfo) -> FreezingReport | None:
 
 
 def _golden_images(count: int, data: str | None, info: CheckpointInfo) -> tuple[NDArray[np.uint8], str]:
-    """Return the first test images, or noise where the training data set is missing, and what they are.
+    """Return the first test images, or noise if the training data set is missing, with a description.
 
     Raises:
         DataError: the data set that was asked for cannot be read.
@@ -254,7 +254,7 @@ def _golden_images(count: int, data: str | None, info: CheckpointInfo) -> tuple[
 
 
 def _write_golden(model: Path, images: NDArray[np.uint8], source: str) -> str:
-    """Write golden vectors beside a model; say what they are of."""
+    """Write golden vectors beside a model, and print a line about them."""
     from qil_deploy.runtime_tests.golden import golden_path, write_golden
 
     path = golden_path(model)

@@ -1,4 +1,4 @@
-"""`inspect`: what an exported model is made of, and what ONNX Runtime executes of it."""
+"""`inspect`: show the layers of an exported model, and the kernels that ONNX Runtime executes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def inspect_command(
 
 
 def _rewrites(metadata: dict[str, Any]) -> list[dict[str, str | bool]]:
-    """Return what each pass did with each node that it looked at."""
+    """Return the outcome of each pass for each node that it examined."""
     rewritten = [
         {"node": str(node), "pass": name, "rewritten": True, "because": ""}
         for name, nodes in metadata.get("passes", {}).items()
@@ -103,7 +103,7 @@ def _rewrites(metadata: dict[str, Any]) -> list[dict[str, str | bool]]:
 
 
 def _kernel_lines(explained: ExplainedKernels) -> list[str]:
-    """Return what is said of a kernel library behind the tables."""
+    """Return the lines about a kernel library that follow the tables."""
     choices = [f"  {operator}: {choice}" for operator, choice in explained.choices.items()]
     layers = [f"  {line}" for line in explained.layers]
     return [
@@ -121,7 +121,7 @@ def _per_channel(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
 
 
 def _pictures(pixels: Preprocessing) -> list[str]:
-    """Return how a picture becomes such an image, where the file says so."""
+    """Describe how a picture is made into an input image, if the file says so."""
     said = [] if pixels.channel_order is None else [f"channels in the order {pixels.channel_order}"]
     if pixels.resize is not None:
         sides = pixels.resize if isinstance(pixels.resize, tuple) else None
@@ -133,7 +133,7 @@ def _pictures(pixels: Preprocessing) -> list[str]:
 
 
 def _heading(exported: ExportedModel, metadata: dict[str, Any]) -> list[str]:
-    """Return what is said in front of the tables."""
+    """Return the lines above the tables."""
     from .tables import some_of
 
     pixels, names = exported.preprocessing, exported.class_names

@@ -1,4 +1,4 @@
-"""The option `--kernels`: what it means in each command, and where it is refused.
+"""The option `--kernels`: its meaning for each command, and the combinations that are refused.
 
     bench, verify            on this machine: with the library, too; on an emulated processor or a device: with it alone
     inspect, doctor          with the library, too, on this machine

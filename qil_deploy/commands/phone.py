@@ -90,7 +90,7 @@ def phone_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
 def _serve(
     model: Path, golden: Path | None, data: str | None, options: RunOptions, address: Address, console: Console
 ) -> TargetsReport:
-    """Serve the page until the result is there, saying where it is."""
+    """Serve the page, and print its address, until the result arrives."""
     from qil_deploy.runtime_tests.exported_model import read_exported_model
     from qil_deploy.runtime_tests.golden import write_golden
     from qil_deploy.runtime_tests.phone.verify_on_phone import LOOPBACK, verify_on_phone

@@ -1,4 +1,4 @@
-"""Functions from uint8 images to outputs or codes that run the models of a checkpoint, to compare a file with."""
+"""Functions from uint8 images to outputs or codes that run a checkpoint's models, for comparison with a file."""
 
 from __future__ import annotations
 

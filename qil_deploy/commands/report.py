@@ -1,4 +1,4 @@
-"""`report`: what was measured, on one page."""
+"""`report`: combine measurements on one page."""
 
 from __future__ import annotations
 

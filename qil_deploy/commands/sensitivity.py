@@ -21,7 +21,7 @@ SCHEMA = "qil_deploy.sensitivity/1"
 
 
 class What(StrEnum):
-    """What of a layer is lowered."""
+    """The quantizers of a layer that are lowered."""
 
     weights = "weights"
     activations = "activations"
@@ -29,7 +29,7 @@ class What(StrEnum):
 
 
 class Placement(StrEnum):
-    """Where quantizers stand in a float network."""
+    """Placement of quantizers in a float network."""
 
     integer = "integer"
     paper = "paper"

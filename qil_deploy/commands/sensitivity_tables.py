@@ -38,7 +38,7 @@ def sensitivity_table(measured: Sensitivity) -> Table:
 
 
 def proposal_table(probe: Probe, measured: Sensitivity, proposal: Proposal) -> Table:
-    """Table of a proposal: every layer's bits, and below them what all together do, beside one width for all."""
+    """Table of a proposal: each layer's bits, and their joint effect beside that of one width for all."""
     columns = ("layer", "bits", "bytes", "KL", "loss", "accuracy")
     table = Table(f"Proposed for at most {proposal.budget:,} bytes of packed weights", columns)
     for layer in measured.layers:

@@ -79,7 +79,7 @@ def kernel_table(counts: Mapping[str, int], in_float: Sequence[tuple[str, str]])
 
 
 def some_of(names: Sequence[str], most: int = 12) -> str:
-    """List names, and where there are many the first of them and how many more."""
+    """List names; of many, the first of them and the number of others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"
 

@@ -1,4 +1,4 @@
-"""`target`: what other machines a model can be run as here, and setting them up."""
+"""`target`: list the other machines that a model can run as here, and set them up."""
 
 from __future__ import annotations
 

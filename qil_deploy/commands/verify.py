@@ -1,4 +1,4 @@
-"""`verify`: is an exported model right, and how accurate is it?"""
+"""`verify`: check an exported model, and measure its accuracy."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _verify_targets(request: TargetRequest, data: str | None, *, others: bool) -
 
 
 def _backend(name: str) -> str:
-    """Return the name in reports of a backend, from what the command line calls it."""
+    """Return a backend's name in reports from its name on the command line."""
     from qil_deploy.runtime_tests.backends import FROZEN, GOLDEN, REFERENCE, UNFROZEN, onnx_backend_name
     from qil_deploy.runtime_tests.sessions import OPTIMIZATION_LEVELS
 
@@ -263,6 +263,6 @@ def open_test_images(model: ExportedModel, data: str | None, batch_size: int) ->
 
 
 def _first_of(names: Sequence[str]) -> str:
-    """List some names, and say how many there are where they are many."""
+    """List some names; of many, the first of them and their number."""
     listed = ", ".join(names[:_LISTED])
     return listed if len(names) <= _LISTED else f"{listed}, ... ({len(names)})"

@@ -26,7 +26,7 @@ GOLDEN_IMAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TargetRequest:
-    """What the command line asks of targets.
+    """Options of the command line that concern targets.
 
     Attributes:
         model: the ONNX file.
@@ -86,7 +86,7 @@ def verify_on_targets(request: TargetRequest, images: ImageBatches | None, image
 def _run(
     request: TargetRequest, targets: Sequence[Target], images: ImageBatches | None, images_from: str
 ) -> TargetsReport:
-    """Write the golden vectors that are asked for and run the targets."""
+    """Write golden vectors if requested, and run the targets."""
     from qil_deploy.runtime_tests.golden import write_golden
     from qil_deploy.runtime_tests.targets import verify_targets, write_golden_logits
     from qil_deploy.terminal import Console

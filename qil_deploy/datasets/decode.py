@@ -1,4 +1,4 @@
-"""One image file as an 8-bit picture in grey or colour, upright, whatever form it is stored in.
+"""Decode one image file, stored in any form, to an upright 8-bit picture in grey or colour.
 
 What has more than 8 bits keeps the upper 8 of them, `v >> 8` of 16-bit grey: Pillow does so itself with 16-bit colour,
 and so do OpenCV and torchvision, and an 8-bit picture that was stored as `257 v` comes back unchanged. Numbers whose
@@ -82,7 +82,7 @@ def _tag(image: Image.Image, number: int, default: int) -> tuple[int, ...]:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Turn an image as its EXIF data say; of TIFF, Pillow has done so while it loaded."""
+    """Rotate an image as its EXIF data say; Pillow does so for TIFF while loading."""
     from PIL import Image
 
     turns = Image.Transpose

@@ -76,7 +76,7 @@ class ImageFolder:
         return to_array(self.fit_to(self.decode(index, shape[0]), shape))
 
     def fit_to(self, image: Image.Image, shape: tuple[int, int, int]) -> Image.Image:
-        """Bring a decoded image to the height and width of `shape`, as `preprocessing` or `fit` says."""
+        """Resize and crop a decoded image to the height and width of `shape`, as `preprocessing` or `fit` says."""
         _, height, width = shape
         if self.preprocessing is not None and self.preprocessing.resize is not None:
             return resized_and_cut(image, self.preprocessing)
@@ -93,7 +93,7 @@ class ImageFolder:
         )
 
     def default_shape(self) -> tuple[int, int, int]:
-        """Return (3, 224, 224) where the middle is cut out, else the first image's size, in colour."""
+        """Return (3, 224, 224) if the centre is cropped, else the first image's size, in colour."""
         if self.fit == "centre crop":
             return (3, 224, 224)
         first = self.decode(0, 3)
@@ -154,13 +154,13 @@ def _image_files(root: Path, class_name: str) -> list[bytes]:
 
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize the shorter side to 8/7 of the longer one wanted, and cut out the middle."""
+    """Resize the shorter side to 8/7 of the longer target side, and crop the centre."""
     size = _in_proportion(image, round(max(height, width) * 8 / 7))
     return _middle(_resize(image, size, "bilinear"), height, width)
 
 
 def resized_and_cut(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize to what a preprocessing says, by its filter, and cut out the middle."""
+    """Resize to the size of a preprocessing, by its filter, and crop the centre."""
     wanted = preprocessing.resize or 0
     size = _in_proportion(image, wanted) if isinstance(wanted, int) else (wanted[1], wanted[0])
     resized = _resize(image, size, preprocessing.interpolation or "bicubic")
@@ -168,7 +168,7 @@ def resized_and_cut(image: Image.Image, preprocessing: Preprocessing) -> Image.I
 
 
 def _in_proportion(image: Image.Image, shorter: int) -> tuple[int, int]:
-    """Return width and height of an image whose shorter side is so long."""
+    """Return width and height of an image scaled to a given shorter side."""
     if image.width <= image.height:
         return (shorter, int(shorter * image.height / image.width))
     return (int(shorter * image.width / image.height), shorter)

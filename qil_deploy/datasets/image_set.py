@@ -32,7 +32,7 @@ class ImageSet:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Check what the arrays are.
+        """Check dtypes and shapes.
 
         Raises:
             DataError: images that are no NumPy array of uint8 [N, C, H, W], or another number of labels than of images.
@@ -62,7 +62,7 @@ class ImageSet:
         return replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
 
     def batches(self, batch_size: int) -> ImageBatches:
-        """Return the same images, to be read batch by batch."""
+        """Return the same images as a split that is read batch by batch."""
         channels, height, width = self.images.shape[1:]
         return ImageBatches(
             count=len(self),

@@ -1,4 +1,4 @@
-"""Bring uint8 images of a set in memory to another shape: bilinear, exact, the same bytes on every machine.
+"""Resize uint8 images of a set in memory: bilinear, exact, the same bytes on every machine.
 
 Along each axis, pixel `i` of `n` new ones lies at `x = (2 i + 1) m / (2 n) - 1/2` among the `m` old ones, clamped to
 `[0, m - 1]` (half-pixel centres), and mixes the pixels `floor(x)` and `floor(x) + 1` with the weights `1 - frac(x)` and
@@ -22,7 +22,7 @@ _IMAGES_AT_ONCE = 64
 
 
 def resize_images(images: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Bring uint8 images [N, C, H, W] to (channels, height, width).
+    """Convert uint8 images [N, C, H, W] to (channels, height, width).
 
     Raises:
         DataError: the channels can neither be repeated nor mixed into one.
@@ -39,7 +39,7 @@ def resize_images(images: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDA
 
 
 def _to_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Repeat or mix channels; what is repeated is a view, so that one copy is resized."""
+    """Repeat or mix channels; repeated channels are views, so that one copy is resized."""
     have = images.shape[1]
     if have in (channels, 1):
         return images

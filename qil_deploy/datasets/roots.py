@@ -1,4 +1,4 @@
-"""Where data sets lie that are downloaded, or too large for that."""
+"""Folders of data sets: downloaded ones, and those too large to download."""
 
 from __future__ import annotations
 

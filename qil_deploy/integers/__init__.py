@@ -1,4 +1,4 @@
-"""From a prepared model to integers: fold, freeze, ratios that no machine rounds differently.
+"""From a prepared model to integers: fold, freeze, ratios that every machine rounds alike.
 
 The names below are loaded on first use, so that a device can ask for `bounds` without torch.
 """

@@ -70,7 +70,7 @@ def rounding_error_bound(largest_terms: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Rescaled:
-    """What a rescale makes, in output codes before they are rounded.
+    """Results of a rescale, in output codes before rounding.
 
     Attributes:
         results: without the zero point.
@@ -81,7 +81,7 @@ class Rescaled:
     error: float
 
     def risk(self, lowest: float = -256, highest: float = 256) -> float:
-        """Return the error over the smallest distance from a tie; below 1 no machine rounds to another code.
+        """Return the error over the smallest distance from a tie; below 1, all machines round to the same code.
 
         Args:
             lowest, highest: results further out by more than half a code saturate, and do not count.
@@ -101,7 +101,7 @@ class Rescaled:
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand of an addition: every code that it can be, its zero point, and output codes per code of its own."""
+    """One operand of an addition: all codes it can take, its zero point, and output codes per code of its own."""
 
     codes: NDArray[np.float64]
     zero_point: float
@@ -109,17 +109,17 @@ class Operand:
 
     @property
     def terms(self) -> NDArray[np.float64]:
-        """What it adds to a result."""
+        """Its contributions to a result."""
         return (self.codes - self.zero_point) * self.ratio
 
     @property
     def largest_term(self) -> float:
-        """Largest magnitude of what it adds, code and zero point each by themselves."""
+        """Largest magnitude of its contribution, code and zero point taken separately."""
         return float((np.abs(self.codes).max(initial=0) + abs(self.zero_point)) * self.ratio)
 
 
 def added(a: Operand, b: Operand, y_zero_point: float) -> Rescaled:
-    """Return what an addition makes of every pair of codes, [codes of a, codes of b]."""
+    """Return the results of an addition for every pair of codes, [codes of a, codes of b]."""
     results = a.terms[:, None] + b.terms[None]
     return Rescaled(results, rounding_error_bound([a.largest_term, b.largest_term, y_zero_point]))
 
@@ -127,7 +127,7 @@ def added(a: Operand, b: Operand, y_zero_point: float) -> Rescaled:
 def pooled(
     window: int, codes: tuple[int, int], x_zero_point: float, ratio: float, y_zero_point: float
 ) -> Iterator[Rescaled]:
-    """Yield what an average pooling makes of every sum that does not saturate, some sums at a time.
+    """Yield the results of an average pooling for every sum that does not saturate, some sums at a time.
 
     Args:
         window: pixels.
@@ -155,14 +155,14 @@ def multiplied(a: Operand, b: Operand, y_zero_point: float) -> Rescaled:
 
 
 def table_values(function: Function, x: NDArray[np.float64], slope: float = 0.0) -> NDArray[np.float64]:
-    """Return a function of real numbers that tables of codes hold."""
+    """Evaluate a real function of those that tables of codes hold."""
     if function == "sigmoid":
         return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, 700))))
     return np.where(x < 0, slope * x, x)
 
 
 def tabulated(function: Function, x: tuple[float, float], y: tuple[float, float], slope: float = 0.0) -> Rescaled:
-    """Return what a table makes of every code.
+    """Return the results of a table for every code.
 
     Args:
         function: what it holds.

@@ -1,4 +1,4 @@
-"""Fold a quantized layer, its BatchNorm and the quantizer behind it into integers.
+"""Fold a quantized layer, its BatchNorm and the quantizer after it into integers.
 
 A layer reads codes `X` that stand for `(X - x_zero_point) * x_scale` and has real codes `v = q_W * w_hat`.
 What comes out of it and its BatchNorm (or output scale and bias) is
@@ -66,7 +66,7 @@ class OutputGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedChannels:
-    """What folding makes of a layer's channels.
+    """Result of folding a layer's channels.
 
     Attributes:
         signs: of the weight codes, -1, 1, or 0 in a dead channel; float64 [C_out].
@@ -104,7 +104,7 @@ class FoldedLayer:
 
 
 def gain_and_shift(layer: QuantLayer, norm: Norm | None) -> tuple[Tensor, Tensor]:
-    """Return gain and shift behind the sum, float64 [C_out] each (module docstring).
+    """Return the gain and shift applied to the sum, float64 [C_out] each (module docstring).
 
     Args:
         layer: a convolution or linear layer.
@@ -140,7 +140,7 @@ def _repeated(values: Tensor, channels: int) -> Tensor:
 
 
 def largest_spread(largest_weight_code: int, largest_activation: int) -> int:
-    """Return the largest integer that takes weight codes neither out of int8 nor sums of two products out of int16.
+    """Return the largest integer that keeps weight codes within int8 and sums of two products within int16.
 
     Args:
         largest_weight_code: `q_W`.
@@ -171,7 +171,7 @@ def fold(codes_real: Tensor, channels: FoldedChannels) -> FoldedLayer:
 
 @torch.no_grad()
 def integer_codes(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-    """Return the weight codes, int8, of the shape of `weight`; floats are made of a part of them at a time."""
+    """Return the weight codes, int8, of the shape of `weight`; floats exist for a part of them at a time."""
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     parts = zip(codes.reshape(-1).split(_CODES_AT_ONCE), weight.reshape(-1).split(_CODES_AT_ONCE), strict=True)
     for part, floats in parts:
@@ -182,7 +182,7 @@ def integer_codes(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
 def fold_channels(
     q_w: int, gain: Tensor, shift: Tensor, x_scale: Tensor, output: OutputGrid, spread: int
 ) -> FoldedChannels:
-    """Fold what stands behind the sums of one layer (module docstring).
+    """Fold the operations that follow the sums of one layer (module docstring).
 
     Args:
         q_w: largest weight code.

@@ -1,4 +1,4 @@
-"""What freezing makes of gates: products, tables, and hard sigmoids that no layer takes in."""
+"""Freeze gates: products, tables, and hard sigmoids that no layer absorbs."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Freezer:
             self.grids[node] = self._moved(node, self.grids[input_of(node)])
 
     def _moved(self, node: fx.Node, grid: Grid) -> Grid:
-        """Freeze what has to know its grid, and return the grid behind a move."""
+        """Freeze a module that must know its grid, and return the grid after a move."""
         module = module_of(self.model, node)
         if isinstance(module, BilinearUpsample):
             self.model.add_submodule(str(node.target), FrozenBilinearUpsample(module.factors))
@@ -130,7 +130,7 @@ class Freezer:
             self._freeze_layer(chain, None, step=1.0, offset=0.0)
 
     def _dequantize(self, codes: fx.Node) -> None:
-        """Turn codes into the floats that they stand for."""
+        """Dequantize codes."""
         name = add_module(self.model, "logits", FrozenDequantize(self.grids[codes]))
         output = self.model.graph.output_node()
         with self.model.graph.inserting_before(output):
@@ -191,7 +191,7 @@ class Freezer:
         return low, high
 
     def _chain(self, node: fx.Node) -> list[fx.Node]:
-        """Return `node` and what leads to it, back to the layer, addition, pooling or island that made the value."""
+        """Return `node` and its predecessors, back to the layer, addition, pooling or island that made the value."""
         chain = [node]
         while kind_of(self.model, chain[-1]) in ("bn", "relu", "hard sigmoid", "pass"):
             if input_of(chain[-1]) in self.grids:
@@ -255,7 +255,7 @@ class Freezer:
         self._replace(chain, str(chain[-1].target), frozen, y)
 
     def _replace(self, chain: list[fx.Node], name: str, module: nn.Module, grid: Grid | None) -> None:
-        """Put `module`, registered as `name`, in the place of `chain` (last node first); its moves come behind it."""
+        """Replace `chain` (last node first) by `module`, registered as `name`, followed by its moves."""
         self.model.add_submodule(name, module)
         moves = [node for node in reversed(chain) if kind_of(self.model, node) == "pass"]
         calls = [(name, shape_of(chain[-1] if moves else chain[0])), *((str(m.target), shape_of(m)) for m in moves)]
@@ -274,13 +274,13 @@ class Freezer:
 
 
 def _interval_grid(quantizer: ActivationQuantizer) -> tuple[float, float]:
-    """Return step (float32-representable) and offset of an interval: code `X` stands for `offset + X * step`."""
+    """Return step (float32-representable) and offset of an interval: code `X` represents `offset + X * step`."""
     distance, center = float(quantizer.distance.detach()), float(quantizer.center.detach())
     return float(np.float32(2 * distance / quantizer.largest_code)), center - distance
 
 
 def _low_bit_grid(quantizer: ActivationQuantizer, low: int, high: int) -> Grid:
-    """Return the grid that a layer behind an interval reads: codes `0..q` stand for `0/q..q/q`."""
+    """Return the grid read by a layer after an interval: codes `0..q` represent `0/q..q/q`."""
     return Grid(1.0 / quantizer.largest_code, 0, low, high, low_bit=True)
 
 

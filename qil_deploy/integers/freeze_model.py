@@ -53,7 +53,7 @@ def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
 
 
 def freeze_structure(prepared: PreparedModel) -> FrozenModel:
-    """Do what `freeze` does to a prepared model itself, whose tensors are loaded later and therefore not looked at."""
+    """Freeze a prepared model in place; its tensors are loaded later, and therefore not examined."""
     _require_integer_placement(prepared)
     with nothing_left_behind():
         return _frozen(prepared)
@@ -67,7 +67,7 @@ def _require_integer_placement(model: fx.GraphModule) -> None:
 
 
 def _frozen(prepared: fx.GraphModule) -> FrozenModel:
-    """Freeze a model, whose modules are taken over."""
+    """Freeze a model, reusing its modules."""
     prepared.eval()
     Freezer(prepared).run()
     prepared.graph.lint()
@@ -78,7 +78,7 @@ def _frozen(prepared: fx.GraphModule) -> FrozenModel:
 
 
 def _require_usable_multipliers(frozen: fx.GraphModule) -> None:
-    """Require what accumulators are multiplied with, and what it is made of, to be numbers float32 can work with."""
+    """Require the multipliers of accumulators, and the numbers they are made of, to be usable in float32."""
     for name, layer in frozen.named_modules():
         if isinstance(layer, FrozenLayer):
             scale = layer.x.scale * layer.w_scale

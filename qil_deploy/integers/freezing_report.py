@@ -1,4 +1,4 @@
-"""What freezing costs: accuracy and predictions of a prepared model and of the frozen one, on the same images."""
+"""Cost of freezing: accuracy and predictions of a prepared model and of the frozen one, on the same images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FreezingReport:
     changed_predictions: int
 
     def sentence(self) -> str:
-        """Say it in one sentence."""
+        """Return a one-sentence summary."""
         return (
             f"Freezing changed {self.changed_predictions:,} of {self.images:,} predictions on {self.data}; accuracy "
             f"was {self.accuracy_before:.2f} % and is {self.accuracy_after:.2f} %."

@@ -77,7 +77,7 @@ class FrozenTable(FrozenModule):
 
 
 def _scales_without_ties(function: Function, x: Grid, y: Grid, slope: float) -> tuple[Tensor, Tensor]:
-    """Return the scales nearest to those of the grids with which no entry of the table lies near a tie.
+    """Return the scales nearest to those of the grids for which no entry of the table lies near a tie.
 
     The scale of the input alone would not move the value of zero, that of the output alone not small values.
     """

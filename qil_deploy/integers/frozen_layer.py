@@ -1,4 +1,4 @@
-"""The layer of a frozen model: a convolution or linear layer that computes in integers, and learns on.
+"""The layer of a frozen model: a convolution or linear layer that computes in integers, and can still be trained.
 
 Its weights, weight interval and BatchNorm are parameters still: in training mode it folds them anew in every forward
 pass, gradients going straight through the rounding; when training ends (`.eval()`) it folds once more into integer
@@ -34,7 +34,7 @@ EXACT_FLOAT32 = 2**24
 
 
 class FrozenLayer(FrozenModule):
-    """Convolution or linear layer with what follows it: codes in, codes or float logits out. Algebra: `fold`.
+    """Convolution or linear layer with the operations after it: codes in, codes or float logits out. Algebra: `fold`.
 
     Args:
         layer: the quantized layer.
@@ -106,7 +106,7 @@ class FrozenLayer(FrozenModule):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Fold first where training goes on: the integers have to be those of the parameters beside them."""
+        """Fold first in training mode: the integers must be those of the parameters saved beside them."""
         if self.training:
             self.fold_to_buffers()
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -150,7 +150,7 @@ class FrozenLayer(FrozenModule):
 
 
 def drop_float_weights(model: nn.Module) -> None:
-    """Let go of the float weights of a frozen model, which has its integers; it can be run and exported, not trained.
+    """Discard the float weights of a frozen model, which has its integers; it can run and be exported, not trained.
 
     Four of five bytes that such a model holds are these. A prepared model that shares them (`freeze`) has none either
     from then on. A model without frozen layers stays as it is.

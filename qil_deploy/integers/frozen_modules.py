@@ -1,4 +1,4 @@
-"""Modules of a frozen model: they compute, on tensors of integers, exactly what the runtime computes.
+"""Modules of a frozen model: on tensors of integers, they compute exactly the runtime's results.
 
 Codes travel as float32 tensors of integers between 0 and 255, and sums are exact. Autocast would round codes to half
 precision and changes nothing here.
@@ -65,7 +65,7 @@ class FrozenInput(InputQuantizer):
 
 
 class FrozenModule(nn.Module):
-    """What reads codes and makes codes or logits.
+    """Base class of modules that map codes to codes or logits.
 
     Attributes:
         y: grid of the codes that it makes; None where it makes float logits.
@@ -159,7 +159,7 @@ class FrozenGlobalAveragePool(FrozenModule):
 
 
 class FrozenFloat(FrozenModule):
-    """What is kept in float: `clip(rint(f((X_1 - z_1) * s_1, ...) / y_scale) + z_y, low, high)`, all in float32.
+    """Float operation: `clip(rint(f((X_1 - z_1) * s_1, ...) / y_scale) + z_y, low, high)`, all in float32.
 
     The quotient is that of ONNX's QuantizeLinear. `f` is the one thing in a frozen model that another runtime may
     round differently.
@@ -207,7 +207,7 @@ class FrozenMeanLogits(FrozenModule):
 
 
 class FrozenDequantize(FrozenModule):
-    """Codes as float logits, `float32(X - x_zero_point) * x_scale`, where no linear layer makes them."""
+    """Codes as float logits, `float32(X - x_zero_point) * x_scale`, for outputs that no linear layer makes."""
 
     def __init__(self, x: Grid) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class FrozenDequantize(FrozenModule):
 
 
 def divided(total: Tensor, denominator: Tensor, y: Grid) -> Tensor:
-    """Return the codes of a fraction, integers over an odd one, in float64."""
+    """Return the codes of a fraction with an odd integer denominator, in float64."""
     return rounded_codes((total / denominator).float(), y)
 
 

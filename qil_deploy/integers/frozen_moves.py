@@ -1,4 +1,4 @@
-"""Frozen forms of what keeps a grid and has to know it: they work on codes."""
+"""Frozen forms of modules that keep a grid and must know it: they work on codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qil_deploy.network import BilinearUpsample, ConstantPad
 
 
 class FrozenBilinearUpsample(BilinearUpsample):
-    """`floor` of what lies between codes; the weights are multiples of a power of two, so that float32 is exact."""
+    """`floor` of interpolated codes; the weights are multiples of a power of two, so that float32 is exact."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map codes [N, C, H, W] to codes of `factors` times the rows and columns."""
@@ -33,5 +33,5 @@ class FrozenConstantPad(ConstantPad):
         self.register_buffer("code", torch.tensor(code, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map codes [N, C, H, W] to more."""
+        """Map codes [N, C, H, W] to a larger map."""
         return F.pad(x, self.pads, value=float(self.code))

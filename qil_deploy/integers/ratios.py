@@ -1,4 +1,4 @@
-"""Rescale ratios that no instruction set can round differently: fractions `p/q` with one odd `q`.
+"""Rescale ratios that every instruction set rounds alike: fractions `p/q` with one odd `q`.
 
 A rescale outside a convolution computes `rint(N / q)` for an integer `N = a*p_a + b*p_b - k` of codes `a`,
 `b`. With `q` odd, `N / q` is never half an integer: the nearest it comes is `1/(2q)`. Float32 errs by less
@@ -39,7 +39,7 @@ _SATURATING_RATIO = 255.0
 
 
 def shrink_factor(largest_terms: Sequence[float]) -> float:
-    """Return the factor on ratios and offset with which `choose_denominator` finds a `q`: 1 unless they are extreme.
+    """Return the factor on ratios and offset for which `choose_denominator` finds a `q`: 1 unless they are extreme.
 
     Args:
         largest_terms: as for `rounding_error_bound`.

@@ -1,4 +1,4 @@
-"""How good are outputs? Top-1 for rows of logits, mean IoU for maps of classes, average precision for boxes."""
+"""Quality metrics of outputs: top-1 for rows of logits, mean IoU for maps of classes, average precision for boxes."""
 
 from __future__ import annotations
 

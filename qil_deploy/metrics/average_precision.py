@@ -38,7 +38,7 @@ class AveragePrecision:
         self._right: list[list[bool]] = [[] for _ in range(decoder.classes)]
 
     def add(self, outputs: Mapping[str, NDArray[np.float32]], labels: NDArray[Any]) -> None:
-        """Count what is found in some images.
+        """Count the detections in some images.
 
         Raises:
             DataError: labels that are no boxes of these classes.
@@ -56,7 +56,7 @@ class AveragePrecision:
             self.add_image(found, truth)
 
     def add_image(self, found: Detections, truth: NDArray[Any]) -> None:
-        """Count what was found in one image beside its boxes [K, 5]."""
+        """Count the detections in one image against its boxes [K, 5]."""
         for cls in range(self._decoder.classes):
             boxes, chosen = truth[truth[:, 4] == cls, :4], found.classes == cls
             self._truths[cls] += len(boxes)

@@ -1,4 +1,4 @@
-"""Boxes out of maps, in NumPy: what a detector's file says of its outputs, and what follows from them.
+"""Boxes from maps, in NumPy: the description of a detector's outputs in its file, and their decoding.
 
 A map [A * (values + classes), H, W] belongs to a grid of cells, `stride` pixels apart, with A boxes in each. Without
 anchors A is 1 and there are four values, the distances from the middle of the cell to the four sides:
@@ -45,13 +45,13 @@ class Detections:
     classes: NDArray[np.int64]
 
     def __len__(self) -> int:
-        """Return how many."""
+        """Return the number of boxes."""
         return len(self.scores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxDecoder:
-    """How boxes stand in a detector's outputs.
+    """Encoding of boxes in a detector's outputs.
 
     Attributes:
         outputs: names of the maps.
@@ -70,7 +70,7 @@ class BoxDecoder:
     overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check that all of it goes together.
+        """Check that all fields agree.
 
         Raises:
             ConfigError: it does not.
@@ -89,13 +89,13 @@ class BoxDecoder:
             raise ConfigError(f"score is {self.score} and overlap {self.overlap}; both are from 0 to 1.")
 
     def channels(self, index: int) -> int:
-        """Return how many channels an output has to have."""
+        """Return the number of channels that an output must have."""
         if self.anchors:
             return len(self.anchors[index]) * (_VALUES + self.classes)
         return _SIDES + self.classes
 
     def decode(self, outputs: Mapping[str, NDArray[Any]]) -> list[Detections]:
-        """Return what is found in each image.
+        """Return the detections in each image.
 
         Args:
             outputs: by name, [N, C, H, W] each, as floats.
@@ -148,7 +148,7 @@ class BoxDecoder:
 
 
 def suppress(boxes: NDArray[np.float64], classes: NDArray[Any], overlap: float) -> NDArray[np.int64]:
-    """Return which boxes stay, when each one in turn drops those of its class behind it that overlap it by more.
+    """Return the boxes that remain when each in turn drops later boxes of its class that overlap it by more.
 
     Args:
         boxes: [K, 4], the best first.
@@ -183,7 +183,7 @@ def decoder_in_metadata(decoder: BoxDecoder | None) -> dict[str, Any]:
 
 
 def decoder_of_metadata(metadata: Mapping[str, Any]) -> BoxDecoder | None:
-    """Return the decoder that metadata, as `read_metadata` has checked them, tell of; None where they tell of none.
+    """Return the decoder described by metadata that `read_metadata` has checked; None if there is none.
 
     Raises:
         ConfigError: it does not go together.

@@ -1,4 +1,4 @@
-"""Labels of boxes as one array, so that they are cut and batched like any other labels."""
+"""Labels of boxes as one array, so that they are sliced and batched like any other labels."""
 
 from __future__ import annotations
 

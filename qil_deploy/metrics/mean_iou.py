@@ -55,7 +55,7 @@ class MeanIoU:
         self._counts = counts if not self._counts.size else self._counts + counts
 
     def per_class(self) -> NDArray[np.float64]:
-        """Return the IoU of every class, [classes]; NaN for a class that is nowhere."""
+        """Return the IoU of every class, [classes]; NaN for a class that occurs nowhere."""
         both = np.diag(self._counts)
         either = self._counts.sum(axis=0) + self._counts.sum(axis=1) - both
         return np.where(either > 0, both / np.maximum(either, 1), np.nan)

@@ -1,4 +1,4 @@
-"""What every metric can do: count batches of outputs beside their labels, and say what comes of all."""
+"""Interface of all metrics: count batches of outputs against their labels, and return a value for all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """Name in reports."""
 
     def add(self, outputs: Mapping[str, NDArray[np.float32]], labels: NDArray[Any]) -> None:
         """Count some images.

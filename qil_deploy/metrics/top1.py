@@ -12,7 +12,7 @@ from qil_deploy.accuracy import predicted_classes, top1_fraction
 
 
 class Top1:
-    """Counts images that are classified right; labels are integers [N].
+    """Counts images that are classified correctly; labels are integers [N].
 
     Args:
         output: the row of logits.
