@@ -1,4 +1,4 @@
-"""What a caller hands to an export, checked before any work starts: every mistake is a sentence, not a traceback."""
+"""Validate the arguments of an export before any work starts: every mistake is reported in a sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qil_deploy.untrusted_text import excerpt
 
 
 def checked_path(path: object) -> Path:
-    """Return where to write.
+    """Return the path to write to.
 
     Raises:
         ConfigError: no path.
@@ -33,7 +33,7 @@ def checked_path(path: object) -> Path:
 
 
 def checked_preprocessing(preprocessing: object) -> Preprocessing:
-    """Return it, or raise ConfigError for anything else."""
+    """Return a preprocessing, or raise ConfigError for anything else."""
     if not isinstance(preprocessing, Preprocessing):
         raise ConfigError(
             f"preprocessing is {_kind(preprocessing)}; give the qil_deploy.Preprocessing that makes the network's "
@@ -61,7 +61,7 @@ def checked_names(class_names: object, logits: int | None) -> tuple[str, ...]:
 
 
 def check_details(data: object, freezing: object) -> None:
-    """Raise ConfigError unless these are what metadata may hold about a data set and about freezing."""
+    """Raise ConfigError unless these are valid metadata about a data set and about freezing."""
     if data is not None and not isinstance(data, str):
         raise ConfigError(f"data is {_kind(data)}; give the name of the data set as text, or None.")
     if freezing is not None and not isinstance(freezing, FreezingReport):
@@ -71,7 +71,7 @@ def check_details(data: object, freezing: object) -> None:
 
 
 def check_boxes(boxes: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ConfigError unless boxes stand in some outputs as a decoder says; `shapes` are those of all, by name."""
+    """Raise ConfigError unless a decoder matches some outputs; `shapes` are those of all outputs, by name."""
     if boxes is None:
         return
     if not isinstance(boxes, BoxDecoder):
@@ -87,7 +87,7 @@ def check_boxes(boxes: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def check_same_input(model: fx.GraphModule, preprocessing: Preprocessing) -> None:
-    """Require a model to take what `preprocessing` makes of images: metadata would say something else than is true.
+    """Require a model to take the images of `preprocessing`: metadata would be wrong otherwise.
 
     Of a model in `paper` placement only its own memory can tell (`prepared_model.INPUT_GRID`).
 
@@ -118,7 +118,7 @@ def _describe(shape: tuple[int, ...], quantizer: InputQuantizer) -> str:
 
 
 def _kind(value: object) -> str:
-    """Say what was given, in a few words."""
+    """Describe a value in a few words."""
     if value is None or isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):

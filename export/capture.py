@@ -1,4 +1,4 @@
-"""Write a frozen model down as an ONNX graph in the `qil` domain, one node for one module.
+"""Capture a frozen model as an ONNX graph in the `qil` domain, one node for one module.
 
 The frozen `torch.fx` graph is a list of integer operations already (decision 0010); nothing is traced and nothing
 rounded here. Scalars become attributes, tensors inputs:
@@ -105,14 +105,14 @@ def capture(
 
 
 def as_output(value: ir.Value, output: NetworkOutput) -> ir.Value:
-    """Make a value an output of the graph, under its name."""
+    """Make a value an output of the graph, with its name."""
     value.name, value.shape = output.name, ir.Shape(["batch", *output.shape])
     value.type = ir.TensorType(ir.DataType.UINT8 if output.kind == "codes" else ir.DataType.FLOAT)
     return value
 
 
 def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return the name of every module call in the exported graph, no two of which are the same.
+    """Return a unique name in the exported graph for every module call.
 
     It is the module's own, unless that is called repeatedly. A number stands behind a name that another call has, or
     that is the name of the graph's input or an output.
@@ -131,12 +131,12 @@ def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def tensor_names(model: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return the name in the exported graph of what every module call returns."""
+    """Return the name in the exported graph of every module call's result."""
     return node_names(model) | {node: output.name for node, output in network_outputs(model)}
 
 
 def _require_frozen(model: fx.GraphModule) -> None:
-    """Require every module that a model calls to be one of a frozen model."""
+    """Require every module that a model calls to be a frozen one."""
     for node in model.graph.nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if module is not None and not (isinstance(module, FrozenFloat) or _function_of(module)):
@@ -147,7 +147,7 @@ def _require_frozen(model: fx.GraphModule) -> None:
 
 
 def _function_of(module: nn.Module) -> Callable[..., ir.Value] | None:
-    """Return what writes a module; None for one that is not of a frozen model, or is kept in float."""
+    """Return the function that writes a module; None for one that is not frozen, or is kept in float."""
     return _CAPTURES.get(type(module), capture_move if moves_values(module) else None)
 
 

@@ -1,4 +1,4 @@
-"""Write what a frozen model keeps in float down as ONNX: traced operators between DequantizeLinear and QuantizeLinear.
+"""Write the float parts of a frozen model in ONNX: traced operators between DequantizeLinear and QuantizeLinear.
 
     FrozenFloat "name"    name/x0 = DequantizeLinear(codes), ...
                           name/... = the operators that `torch.onnx.export` makes of the float code
@@ -34,7 +34,7 @@ _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def has_float(model: fx.GraphModule) -> bool:
-    """Tell whether a frozen model keeps something in float."""
+    """Tell whether a frozen model has float parts."""
     return any(isinstance(module, FrozenFloat) for module in model.modules())
 
 
@@ -48,7 +48,7 @@ class TracedPart:
 
 
 def trace_parts(model: fx.GraphModule, opset: int) -> dict[fx.Node, TracedPart]:
-    """Return the float operators of everything that a frozen model keeps in float; all are traced at once.
+    """Return the float operators of all float parts of a frozen model, traced in one go.
 
     Args:
         model: from `freeze`.
@@ -119,7 +119,7 @@ def _traced_part(
 
 
 def _part_of(graph: ir.Graph, inputs: Sequence[ir.Value], output: ir.Value) -> TracedPart:
-    """Return what leads to one output."""
+    """Return the operators that lead to one output."""
     wanted = {output}
     nodes: list[ir.Node] = []
     for node in reversed(graph):
@@ -142,7 +142,7 @@ def _check_operators(name: str, nodes: Sequence[ir.Node]) -> None:
 def capture_float(
     emitter: Emitter, module: FrozenFloat, sources: Sequence[ir.Value], name: str, part: TracedPart
 ) -> ir.Value:
-    """Emit what is kept in float; return the codes that come out.
+    """Emit a float part; return its resulting codes.
 
     Args:
         emitter: of the graph.

@@ -1,4 +1,4 @@
-"""Operators that move or choose values and compute nothing: written down alike for codes and for floats."""
+"""Capture operators that move or choose values and compute nothing, alike for codes and for floats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a prepared model in `paper` placement down as a QDQ graph: low-bit layers between float ones.
+"""Capture a prepared model in `paper` placement as a QDQ graph: low-bit layers between float ones.
 
     interval quantizer          Sub(l) -> QuantizeLinear(step) -> Clip(0, q) -> DequantizeLinear(1/q)
     low-bit layer (-> BatchNorm)   Conv or Gemm(x, DequantizeLinear(W, abs(gain) / q_W), shift)
@@ -97,7 +97,7 @@ def paper_codes(model: fx.GraphModule) -> LayerCodes:
 
 
 def _folded_norms(model: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Return the BatchNorm, or scales and shifts, behind every low-bit layer that takes one in."""
+    """Return the BatchNorm, or scales and shifts, that every low-bit layer absorbs, if any."""
     return {
         node: norm
         for node in model.graph.nodes
@@ -122,7 +122,7 @@ def _codes(layer: QuantConv2d | QuantLinear, norm: Norm | None) -> NDArray[np.in
 def _scale_and_shift(
     layer: QuantConv2d | QuantLinear, norm: Norm | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the value of one code step and what is added, [C_out] each."""
+    """Return the value of one code step, and the shift, [C_out] each."""
     gain, shift = (_numpy(tensor) for tensor in gain_and_shift(layer, norm))
     # A channel without gain has no weights; any scale will do.
     scale = np.where(gain == 0, 1.0, np.abs(gain) / layer.weight_quantizer.largest_code)
@@ -173,7 +173,7 @@ def _multiply(emitter: Emitter, layer: nn.Conv2d | nn.Linear, operands: list[ir.
 
 
 def _normalize(emitter: Emitter, image: ir.Value, preprocessing: Preprocessing) -> ir.Value:
-    """Turn uint8 pixels into what the network sees (`preprocessing`)."""
+    """Convert uint8 pixels to the network's input (`preprocessing`)."""
     pixels = emitter.op("Cast", [image], "pixels", attributes={"to": ir.DataType.FLOAT})
     shift, factor = (
         values.astype(np.float32)[:, None, None] if preprocessing.is_per_channel else np.float32(values[0])

@@ -82,7 +82,7 @@ class CertificateLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded:
-    """What a graph is certified for, all but line `runs`.
+    """Certificate lines of a graph, all but `runs`.
 
     Attributes:
         lines: all of which hold.
@@ -135,7 +135,7 @@ def stored_lines(lines: Sequence[CertificateLine]) -> list[dict[str, Any]]:
 def _integer_lines(
     model: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]
 ) -> tuple[list[CertificateLine], Trial]:
-    """Return the lines that integers of the file are bounded by, and what ONNX Runtime is to make of it."""
+    """Return the lines that bound the file's integers, and the trial of the file in ONNX Runtime."""
     reference = IntegerReference(model)
     graph = IntegerGraph(reference)
     facts = [_measure(layer, expected_codes.get(layer.node.name)) for layer in graph.layers]
@@ -183,7 +183,7 @@ def _hold(name: str, bound: float, values: Iterable[tuple[float, str]]) -> Certi
 
 @dataclass(frozen=True, kw_only=True)
 class _LayerFacts:
-    """What the lines of the certificate need of one layer.
+    """Measurements of one layer for the certificate's lines.
 
     Attributes:
         name: of its node.
@@ -199,7 +199,7 @@ class _LayerFacts:
 
 
 def _measure(layer: Layer, expected: NDArray[np.int8] | None) -> _LayerFacts:
-    """Go over the weights of a layer once."""
+    """Measure a layer in one pass over its weights."""
     accumulator, factor, different = 0, 0, 0
     same_shape = expected is not None and expected.shape == layer.shape
     for rows, weights in layer.blocks():
@@ -288,7 +288,7 @@ def _pool_ratio(graph: IntegerGraph, node: Node) -> float:
 
 
 def _pool_ratios(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
-    """Yield the ratio of every global average pooling, or where it is too small a number that is too large."""
+    """Yield the ratio of every global average pooling; instead of one that is too small, a number that is too large."""
     for node in graph.nodes:
         if node.op_type == "QLinearGlobalAveragePool":
             # In float32, as ONNX Runtime checks it.
@@ -298,7 +298,7 @@ def _pool_ratios(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
 
 
 def _unusable_scales(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
-    """Yield, for every operator, how many numbers float32 cannot work with it is given or makes of what it is given."""
+    """Yield, per operator, the number of scales, given or derived, that float32 cannot handle."""
     for node in graph.nodes:
         scales = [
             graph.constants[node.inputs[grid.scale]]
@@ -327,7 +327,7 @@ def _is_normal(numbers: NDArray[Any]) -> NDArray[np.bool_]:
 def _different_codes(
     facts: Sequence[_LayerFacts], expected: Mapping[str, NDArray[np.int8]]
 ) -> Iterable[tuple[float, str]]:
-    """Yield, for every layer, how many weights differ from the model's."""
+    """Yield, for every layer, the number of weights that differ from the model's."""
     for name in sorted({fact.name for fact in facts} ^ expected.keys()):
         yield 1.0, f"{name} (a layer of the file or of the model only)"
     for fact in facts:
@@ -335,7 +335,7 @@ def _different_codes(
 
 
 def _float_line(model: OnnxFile) -> CertificateLine:
-    """Return line `float`; raise CertificateError if anything but what is kept in float computes in float."""
+    """Return line `float`; raise CertificateError if anything but a float part computes in float."""
     executed = optimized_model(model.path)
     parts = parts_of_executed(executed, model)
     kernels = float_nodes(executed)

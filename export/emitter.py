@@ -79,7 +79,7 @@ class Emitter:
         ir_version: int,
         named: Collection[ir.Value] = (),
     ) -> ir.Model:
-        """Return the model of everything emitted, without initializers that no node reads.
+        """Return the model of all emitted nodes, without initializers that no node reads.
 
         Args:
             inputs, outputs: of the graph.
@@ -101,7 +101,7 @@ class Emitter:
         return ir.Model(graph, ir_version=ir_version, producer_name="qil_deploy")
 
     def _tell_apart(self, named: set[ir.Value], used: set[ir.Value]) -> None:
-        """Give every tensor a name of its own, first those that have to keep theirs."""
+        """Give every tensor a unique name; those whose names are fixed come first."""
         taken = {str(value.name) for value in named}
         made = [output for node in self.nodes for output in node.outputs]
         for value in (*made, *(value for value in self.initializers.values() if value in used)):
@@ -111,29 +111,29 @@ class Emitter:
 
 
 def is_shared(array: NDArray[Any]) -> bool:
-    """Whether a constant is stored once, however often it is made: a scalar, or nothing but zeros."""
+    """Whether a constant is stored once, however often it occurs: a scalar, or only zeros."""
     return array.ndim == 0 or not array.any()
 
 
 def bits_of(array: NDArray[Any]) -> Bits:
-    """Return what two constants have in common of which every bit is equal."""
+    """Return a key that is equal for two constants with equal bits."""
     return str(array.dtype), array.shape, array.tobytes()
 
 
 def value_name(array: NDArray[Any]) -> str:
-    """Return the name of a shared constant, which tells its type and value."""
+    """Return the name of a shared constant, made from its type and value."""
     value = f"{array.item():.9g}" if array.ndim == 0 else f"0x{'x'.join(map(str, array.shape))}"
     return f"{array.dtype}_{value}"
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
-    """Return `name`, or with a number behind it the first name like it that is not taken."""
+    """Return `name`, or with a number appended the first such name that is not taken."""
     candidates = (f"{name}_{number}" for number in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
 
 
 def release(model: ir.Model) -> None:
-    """Let go of the constants of a model that nobody reads any more.
+    """Remove the constants of a model that are no longer read.
 
     Its nodes and tensors refer to each other: left alone, they keep all weights in memory until Python looks for such
     circles, which may be long after.

@@ -1,4 +1,4 @@
-"""Export a frozen model: capture, lower, store the weights, write, certify, and only then give the file its name."""
+"""Export a frozen model: capture, lower, store the weights, write, certify; only then does the file get its name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _REASONS_SHARE = 1 / 160  # of a file, that reasons for what was not rewritten m
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What was written.
+    """Result of an export.
 
     Attributes:
         path: the ONNX file.
@@ -146,7 +146,7 @@ def export_onnx(
 
 @contextmanager
 def _named(temporary: Path, output: Path) -> Iterator[None]:
-    """Let refusals speak of the file that was wanted, not of the one that is thrown away."""
+    """Name the requested file in errors, instead of the temporary one."""
     try:
         yield
     except QilDeployError as error:
@@ -175,7 +175,7 @@ def _layers(model: fx.GraphModule) -> list[tuple[str, FrozenLayer]]:
 
 
 def _integer_metadata(model: fx.GraphModule) -> dict[str, Any]:
-    """Return what the metadata says about a frozen model."""
+    """Return the metadata of a frozen model."""
     quantizer = next(module for module in model.modules() if isinstance(module, FrozenInput))
     layers = [
         {
@@ -207,7 +207,7 @@ def _integer_metadata(model: fx.GraphModule) -> dict[str, Any]:
 
 
 def _paper_metadata(model: fx.GraphModule) -> dict[str, Any]:
-    """Return what the metadata says about a prepared model in `paper` placement."""
+    """Return the metadata of a prepared model in `paper` placement."""
     layers = [
         {
             "name": name,

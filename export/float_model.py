@@ -1,4 +1,4 @@
-"""Export the float network, as the baseline that sizes and latencies are compared with."""
+"""Export the float network, the baseline for comparisons of size and latency."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def export_float_onnx(
 
 
 class _Tensors(nn.Module):
-    """Returns the tensors in what a network returns, without containers and without what is no tensor."""
+    """Returns the tensors of a network's output, without containers and other objects."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Tensors(nn.Module):
 
 @torch.no_grad()
 def _outputs(network: nn.Module, preprocessing: Preprocessing) -> list[NetworkOutput]:
-    """Run a network on a blank image, and return what it makes of it."""
+    """Run a network on a blank image, and return its outputs."""
     like = next(network.parameters(), torch.zeros(()))
     image = torch.zeros(1, *preprocessing.shape, device=like.device, dtype=like.dtype)
     try:

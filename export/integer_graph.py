@@ -1,4 +1,4 @@
-"""An exported file as its certificate sees it: integer operators, layers, and the largest code of every tensor.
+"""Integer operators, layers, and largest codes of an exported file, for its certificate.
 
 QDQ is fused as ONNX Runtime fuses it, constants are computed, and layers are written down for the tensor that their
 passes' moves start from (`weight_layout`), whichever operators compute them. What the file keeps in float is opaque:
@@ -70,7 +70,7 @@ class Layer:
     kernel_pair: int = 0
 
     def blocks(self) -> Iterator[tuple[slice, Integers]]:
-        """Yield output channels and their weights, until all of them had their turn."""
+        """Yield blocks of output channels and their weights, until all were yielded."""
         for rows in blocks(self.shape[0], math.prod(self.shape[1:])):
             yield rows, self.weights_of(rows)
 
@@ -182,7 +182,7 @@ class IntegerGraph:
         )
 
     def matmul(self, node: Node) -> MatMul:
-        """Return what a MatMulNBits and the operators behind it compute.
+        """Return the computation of a MatMulNBits and the operators after it.
 
         Raises:
             CertificateError: they are not those of a linear layer on integers.

@@ -1,4 +1,4 @@
-"""Weight codes by layer, as the certificate compares them with those of a file."""
+"""Weight codes by layer, which the certificate compares with those of a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class LayerCodes(Mapping[str, NDArray[np.int8]]):
-    """Weight codes of layers by name, which are computed when they are asked for: all at once would fill the memory."""
+    """Weight codes of layers by name, computed on access: all at once would fill the memory."""
 
     def __init__(self, codes: Mapping[str, Callable[[], NDArray[np.int8]]]) -> None:
         self._codes = codes
@@ -23,5 +23,5 @@ class LayerCodes(Mapping[str, NDArray[np.int8]]):
         return iter(self._codes)
 
     def __len__(self) -> int:
-        """Return how many layers there are."""
+        """Return the number of layers."""
         return len(self._codes)

@@ -1,4 +1,4 @@
-"""How a model is to be written: every option of the export, checked before work starts."""
+"""Options of the export, validated before work starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST_BATCH = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How a model is written.
+    """Options of the export.
 
     Attributes:
         format: `qlinear` (integer operators) or `qdq` (float operators between quantize and dequantize).
@@ -44,7 +44,7 @@ class ExportOptions:
     kernels: bool = False
 
     def __post_init__(self) -> None:
-        """Check every value against what is allowed.
+        """Validate every value.
 
         Raises:
             ConfigError: naming the option, its value and the allowed ones.
@@ -77,7 +77,7 @@ class ExportOptions:
 
 
 def checked_options(options: object) -> ExportOptions:
-    """Return the options that were given, or the defaults for None.
+    """Return the given options, or the defaults for None.
 
     Raises:
         ConfigError: they are something else.

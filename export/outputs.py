@@ -1,4 +1,4 @@
-"""What a model is going to return, as its file will: the node, name, shape and kind of every output."""
+"""Outputs of a model's future file: the node, name, shape and kind of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qil_deploy.onnx_io import NetworkOutput, OutputKind
 
 
 def network_outputs(model: fx.GraphModule) -> list[tuple[fx.Node, NetworkOutput]]:
-    """Return the outputs of a prepared or frozen model, each with the node whose result the file returns.
+    """Return the outputs of a prepared or frozen model, each with the node that makes it.
 
     A frozen model returns floats; where the file is to return codes, these are what its last module reads.
     """

@@ -1,4 +1,4 @@
-"""Trace float PyTorch code to ONNX by `torch.onnx.export`: the float baseline, and what is kept in float.
+"""Trace float PyTorch code to ONNX by `torch.onnx.export`: the float baseline, and float parts.
 
 Quantized networks never come here: `capture` walks their graph.
 """

@@ -1,4 +1,4 @@
-"""Run a file once, before it gets its name: ONNX Runtime may load what it cannot run, or refuse what the checker takes.
+"""Run a file once before it gets its name: ONNX Runtime may fail on a file that loads, or that the checker accepts.
 
 One image of noise passes through ONNX Runtime with all of its optimizer and without it, and through the integer
 reference. Without the optimizer ONNX Runtime computes a QDQ file in float, and what a network keeps in float depends on
@@ -29,7 +29,7 @@ _FATAL = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a file is run on, and what has to come out.
+    """Inputs and expected outputs of a file.
 
     Attributes:
         input: name of the graph's input.
@@ -62,7 +62,7 @@ class Trial:
 
 
 def differing_outputs(path: Path, trial: Trial) -> tuple[float, str]:
-    """Return how many numbers of all outputs differ from the reference's at the worst optimization level, and that.
+    """Return how many output numbers differ from the reference's at the worst optimization level, and that level.
 
     Raises:
         CertificateError: ONNX Runtime cannot load or run the file.
@@ -83,7 +83,7 @@ def _count(found: NDArray[Any], expected: NDArray[Any]) -> int:
 
 
 def _noise(model: OnnxFile) -> NDArray[Any]:
-    """Return random pixels, as the file's input wants them, as many images as one run of it takes."""
+    """Return random pixels in the form of the file's input, as many images as one run of it takes."""
     image = model.inputs[0]
     shape = [size if isinstance(size, int) else 1 for size in image.shape or ()]
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

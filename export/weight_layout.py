@@ -1,4 +1,4 @@
-"""Undo the layout of a layer's weights: which weight of the file meets which code of which tensor.
+"""Undo the layout of a layer's weights: which weight of the file multiplies which code of which tensor.
 
 Passes put moves in front of a layer (Pad, Reshape, Transpose, Flatten, Cast to float) and arrange its weights to match.
 Here the moves are executed on the positions of the tensor that they start from, instead of its codes: what arrives at
@@ -28,7 +28,7 @@ _FIRST_POSITION = 256
 
 @dataclass(frozen=True, kw_only=True)
 class MovedInput:
-    """What a layer reads, followed back through moves.
+    """Input of a layer, traced back through moves.
 
     Attributes:
         source: the tensor that the moves start from.
@@ -43,12 +43,12 @@ class MovedInput:
 
     @property
     def is_source(self) -> bool:
-        """Whether the layer sees the codes of `source` in their own order."""
+        """Whether the layer reads the codes of `source` in their own order."""
         return np.array_equal(self.positions.ravel(), np.arange(np.prod(self.shape)))
 
     @property
     def is_pixels(self) -> bool:
-        """Whether the layer reads the pixels of a map [C, H, W], more than one, one after the other, [H * W, C]."""
+        """Whether the layer reads several pixels of a map [C, H, W] one after another, as [H * W, C]."""
         channels, pixels = self.shape[0], math.prod(self.shape[1:])
         if len(self.shape) != 3 or self.positions.ndim != 2 or pixels == 1:
             return False
@@ -63,7 +63,7 @@ def follow_moves(
     shapes: Mapping[str, Sequence[int]],
     own: Collection[str] = (),
 ) -> MovedInput:
-    """Return where the codes of tensor `name` come from.
+    """Return the source of the codes of tensor `name`.
 
     Args:
         name: a layer's input.
@@ -144,7 +144,7 @@ def undo_convolution(node: Node, weights: NDArray[np.int64], moved: MovedInput, 
 
 
 def _tap_offsets(node: Node, views: Positions, shape: tuple[int, ...]) -> Positions:
-    """Return (channel, row, column) of every tap at output (0, 0), channel -1 for taps that meet only constants.
+    """Return (channel, row, column) of every tap at output (0, 0); channel -1 for taps that meet only constants.
 
     Raises:
         CertificateError: from one output to the next, taps do not move by one stride each, or they miss a pixel.
@@ -172,7 +172,7 @@ def _tap_offsets(node: Node, views: Positions, shape: tuple[int, ...]) -> Positi
 
 
 def _stride(coordinates: Positions, valid: NDArray[np.bool_], axis: int) -> int:
-    """Return by how much a coordinate grows from one output to the next along `axis`; 1 where no tap tells."""
+    """Return the step of a coordinate from one output to the next along `axis`; 1 if no tap tells."""
     both = np.take(valid, range(1, valid.shape[axis]), axis) & np.take(valid, range(valid.shape[axis] - 1), axis)
     steps = np.diff(coordinates, axis=axis)[both]
     return int(steps[0]) if steps.size else 1
@@ -188,7 +188,7 @@ def _refusal(node: Node, reason: str) -> CertificateError:
 
 
 def fewest_differences(found: NDArray[np.int64], expected: NDArray[np.int64]) -> int:
-    """Return how many weights [C_out, C, ...] differ, the smaller kernel placed where it fits the larger one best."""
+    """Count the differing weights [C_out, C, ...], with the smaller kernel placed where it fits the larger one best."""
     if found.shape == expected.shape:
         return int((found != expected).sum())
     size = found.shape[2:]

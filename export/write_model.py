@@ -1,4 +1,4 @@
-"""Write an ONNX file tensor by tensor, and its metadata behind it.
+"""Write an ONNX file tensor by tensor, followed by its metadata.
 
 The bytes are those that protobuf makes of the whole model: fields in the order of their numbers, weights in between.
 Made at once they would be in memory three times, as message, as what the message is encoded to, and as bytes.
@@ -38,7 +38,7 @@ def write_graph(model: ir.Model, path: Path) -> None:
 
 
 def _is_unicode(path: Path) -> bool:
-    """Return whether the checker can open a path: file names need not be UTF-8, and it takes no others."""
+    """Return whether the checker can open a path: it takes only UTF-8 names, which files need not have."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -47,14 +47,14 @@ def _is_unicode(path: Path) -> bool:
 
 
 def append_metadata(path: Path, metadata: dict[str, Any]) -> None:
-    """Write metadata behind a graph that has none; what stands in the file already stays as it is."""
+    """Append metadata to a graph that has none; the content of the file stays unchanged."""
     entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=metadata_text(metadata))
     with path.open("ab") as file:
         file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
 
 
 def metadata_text(metadata: dict[str, Any]) -> str:
-    """Return metadata as files hold them."""
+    """Return metadata in the form stored in files."""
     return json.dumps(metadata, separators=(",", ":"))
 
 
@@ -77,7 +77,7 @@ def _write(model: ir.Model, file: IO[bytes]) -> None:
 
 
 def _tensors_of(model: ir.Model) -> list[ir.TensorProtocol]:
-    """Return the initializers in their order, named as the graph names them."""
+    """Return the initializers in order, with their names in the graph."""
     tensors = []
     for value in model.graph.initializers.values():
         if value.const_value is None:
@@ -103,7 +103,7 @@ def _without_tensors(model: ir.Model) -> onnx.ModelProto:
 
 
 def _head(tensor: ir.TensorProtocol) -> bytes:
-    """Return what stands in front of the content of a tensor, all of its fields having lower numbers."""
+    """Return the bytes before the content of a tensor, whose other fields all have lower numbers."""
     message = onnx.TensorProto(name=tensor.name, data_type=tensor.dtype.value, dims=tensor.shape.numpy())
     return bytes(message.SerializeToString()) + _prefix(_RAW_DATA, tensor.nbytes)
 

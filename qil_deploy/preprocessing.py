@@ -1,4 +1,4 @@
-"""How a uint8 image becomes what the network sees.
+"""Conversion of a uint8 image to the network's input.
 
     x_c = (u_c - shift_c) * factor_c        u: uint8 pixel of channel c, x: float32 input of the network
 
@@ -100,7 +100,7 @@ class Preprocessing:
                 )
 
     def _check_pictures(self) -> None:
-        """Check what is said of pictures before they are images."""
+        """Check the settings for converting pictures to images."""
         if self.channel_order is not None and (self.channel_order not in CHANNEL_ORDERS or self.channels != 3):
             raise DataError(
                 f"preprocessing channel_order is {self.channel_order!r}, of images of {self.channels} channels; known "
@@ -131,24 +131,24 @@ class Preprocessing:
 
     @property
     def is_per_channel(self) -> bool:
-        """Whether the map is another one than that of the grid."""
+        """Whether pixels are normalised by statistics per channel, instead of scale and zero point."""
         return self.mean is not None
 
     @property
     def shift(self) -> NDArray[np.float64]:
-        """What is subtracted from the pixels of each channel, [channels]."""
+        """Value subtracted from the pixels of each channel, [channels]."""
         values = self.zero_point if self.mean is None else 255.0 * np.array(self.mean)
         return np.broadcast_to(np.float64(values), self.channels)
 
     @property
     def factor(self) -> NDArray[np.float64]:
-        """What is multiplied with after that, [channels]."""
+        """Factor applied after the shift, [channels]."""
         values = self.scale if self.std is None else 1.0 / (255.0 * np.array(self.std))
         return np.broadcast_to(np.float64(values), self.channels)
 
     @property
     def input_range(self) -> tuple[float, float]:
-        """The least and the greatest value that a pixel of any channel is normalised to."""
+        """The smallest and the largest value that a pixel of any channel is normalised to."""
         shift, factor = self.shift.astype(np.float32), self.factor.astype(np.float32)
         return float(((0 - shift) * factor).min()), float(((255 - shift) * factor).max())
 
@@ -194,7 +194,7 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, source: object, size: int | tuple[int, int] | None = None) -> Preprocessing:
-        """Return how a network of timm was trained to see images.
+        """Return the preprocessing of a network of timm.
 
         Args:
             source: a network from `timm.create_model`, or its `pretrained_cfg`.
@@ -221,7 +221,7 @@ class Preprocessing:
 
     @classmethod
     def from_torchvision(cls, weights: object, size: int | tuple[int, int] | None = None) -> Preprocessing:
-        """Return how a network of torchvision was trained to see images.
+        """Return the preprocessing of a network of torchvision.
 
         Args:
             weights: such as `ResNet18_Weights.DEFAULT`, or what its `transforms()` returns.
@@ -246,7 +246,7 @@ class Preprocessing:
         return cls.from_statistics((len(mean), height, width), mean, std)._of_pictures(resize, filter_name)
 
     def _of_pictures(self, resize: int | tuple[int, int] | None, interpolation: object) -> Preprocessing:
-        """Return the same with what a package says of pictures; the images of these packages are RGB."""
+        """Return the same with a package's settings for pictures; the images of these packages are RGB."""
         sides = resize if isinstance(resize, tuple) else (resize or 0,) * 2
         fits = sides[0] >= self.height and sides[1] >= self.width
         return replace(
@@ -258,7 +258,7 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, content: Mapping[str, Any]) -> Preprocessing:
-        """Return what `metadata` wrote, in this version or an earlier one.
+        """Return the preprocessing stored by `metadata`, in this version or an earlier one.
 
         Raises:
             KeyError: an entry that every version wrote is missing.
@@ -279,7 +279,7 @@ class Preprocessing:
         )
 
     def metadata(self) -> dict[str, Any]:
-        """Return all that is said, for JSON: what nobody said is left out."""
+        """Return all settings that were given, for JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def check(self, images: NDArray[np.uint8]) -> None:
@@ -305,7 +305,7 @@ _MISSING = object()
 
 
 def _entry(source: object, name: str, package: str, default: object = _MISSING) -> Any:  # noqa: ANN401 - a package's own
-    """Return an entry of a dictionary or an attribute, as packages describe their networks.
+    """Return an entry of a dictionary or an attribute, the forms in which packages describe their networks.
 
     Raises:
         DataError: it is missing, and there is no default.
@@ -335,7 +335,7 @@ def _require_statistics(mean: float, std: float) -> None:
 
 
 def _per_channel(name: str, values: object, channels: int) -> tuple[float, ...]:
-    """Return one number per channel, of one number or as many as there are channels."""
+    """Return one number per channel, from one number or as many as there are channels."""
     numbers = [values] * channels if isinstance(values, float | int | np.number) else values
     try:
         result = tuple(float(number) for number in numbers)  # type: ignore[attr-defined] # or it fails

@@ -1,4 +1,4 @@
-"""Reports as JSON: dataclasses out, the same dataclasses back in, damaged files refused.
+"""Reports as JSON: dataclasses are written, read back as the same dataclasses, and refused if damaged.
 
 The dataclasses are the schema: msgspec reads by their type hints, strictly, and nothing is declared a second time.
 """
@@ -49,7 +49,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
-    """Read a report that `write_report` wrote, now or before a class had the fields that have defaults.
+    """Read a report that `write_report` wrote, now or before a class got its fields with defaults.
 
     Raises:
         DataError: the file is missing, is no JSON, or does not have the fields and types of `report_class`.
@@ -58,7 +58,7 @@ def read_report(path: Path, report_class: type[ReportType]) -> ReportType:
 
 
 def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> ReportType:
-    """Read a report of whichever of some classes its schema names.
+    """Read a report of one of several classes, the one that its schema names.
 
     Raises:
         OtherSchemaError: it names another.
@@ -77,7 +77,7 @@ def read_report_of(path: Path, report_classes: Sequence[type[ReportType]]) -> Re
 
 
 def _restore(path: Path, content: dict[str, Any], report_class: type[ReportType]) -> ReportType:
-    """Build a report of decoded JSON."""
+    """Build a report from decoded JSON."""
     import msgspec  # a device that only writes reports has none
 
     try:
@@ -91,7 +91,7 @@ def _restore(path: Path, content: dict[str, Any], report_class: type[ReportType]
 
 
 def _fault(error: Exception, content: object) -> str:
-    """Say what is wrong, where, and what stands there instead."""
+    """Describe an error: its place, and the value found there."""
     message, place = _PLACE.fullmatch(str(error)).groups(default="")  # type: ignore[union-attr] # matches any text
     if missing := _MISSING.fullmatch(message):
         return f"report{place} must be an object with the entries of its schema, and has no {missing[1]}"
@@ -104,7 +104,7 @@ def _fault(error: Exception, content: object) -> str:
 
 
 def _surplus_entry(content: object, known: object, where: str) -> str | None:
-    """Say which entry of decoded JSON the report that was made of it does not have; None if it has all."""
+    """Return an entry of decoded JSON that the report built from it lacks; None if it has all."""
     parts: list[tuple[object, object, str]] = []
     if isinstance(content, dict) and isinstance(known, dict):
         surplus = next((name for name in content if name not in known), None)

@@ -1,4 +1,4 @@
-"""A word on the terminal while modules are loaded, which takes seconds where PyTorch is among them."""
+"""A message on the terminal while modules are imported, which takes seconds if PyTorch is among them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading(what: str = "") -> Iterator[None]:
-    """Show `loading WHAT ...` on the standard error stream while the body imports; nothing where that is no terminal.
+    """Show `loading WHAT ...` on the standard error stream while the body imports; nothing if that is no terminal.
 
     Imports nothing itself that takes time: it is what is said first.
     """

@@ -1,4 +1,4 @@
-"""JSON from outside, by the letter of RFC 8259: no NaN, no key twice in an object, and an end to depth and digits."""
+"""Strict JSON from untrusted sources, as in RFC 8259: no NaN, no duplicate keys, and limits on depth and digits."""
 
 from __future__ import annotations
 

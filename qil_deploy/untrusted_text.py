@@ -1,4 +1,4 @@
-"""Text that comes from a file, made fit to be shown: no terminal obeys it, and no message grows with it."""
+"""Text from files, made safe to display: no terminal obeys it, and no message grows with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LINE_LENGTH: Final = 1000
 
 
 def printable(text: str) -> str:
-    """Return `text` with every character that does not print as itself written as Python escapes it.
+    """Return `text` with every unprintable character escaped as in Python.
 
     Newlines, escape sequences, characters that reverse the direction of writing and lone surrogates are among them.
     """
@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 
 
 def excerpt(value: object, length: int = EXCERPT_LENGTH) -> str:
-    """Return the beginning of `value` as text, printable, and how long the whole is where it is cut.
+    """Return the beginning of `value` as text, printable, and the total length if it is cut.
 
     >>> excerpt("a" * 200, length=4)
     'aaaa... (200 characters)'
@@ -35,7 +35,7 @@ def excerpt(value: object, length: int = EXCERPT_LENGTH) -> str:
 
 
 def one_line(text: str, length: int = LINE_LENGTH) -> str:
-    """Return `text`, printable and of at most `length` characters; where it is longer, its middle is left out.
+    """Return `text`, printable and at most `length` characters long; the middle of longer text is left out.
 
     A sentence begins with what went wrong and ends with what to do.
 

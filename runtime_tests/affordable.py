@@ -1,4 +1,4 @@
-"""Refuse a model that takes more than a file may ask for, before ONNX Runtime is given it in this process.
+"""Refuse a model that exceeds its budget, before ONNX Runtime loads it in this process.
 
 The integer reference computes one blank image (or the model's batch of them) within its budget. What it cannot
 compute, float parts and float baselines, ONNX Runtime loads and runs once in a process of its own, with bounds on time
@@ -21,7 +21,7 @@ _FLOAT_BYTES: Final = 4  # where ONNX Runtime does not fuse a QDQ file, what cou
 
 
 def require_affordable(model: ExportedModel) -> int | None:
-    """Refuse a model that takes more than there is; return how many images ONNX Runtime may be given at a time.
+    """Refuse a model that exceeds its budget; return how many images ONNX Runtime may be given at a time.
 
     That is in whole batches of the model; None for any number.
 

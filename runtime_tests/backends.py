@@ -1,4 +1,4 @@
-"""Backends, which compute an exported model: their names, and how to read every code that each computes.
+"""Backends that compute an exported model: their names, and how to read every code of each.
 
 A backend is named in reports and found by that name: the integer reference, ONNX Runtime at an optimization level, or
 one that the caller supplies, such as frozen PyTorch (this package needs no torch). Its codes are all its tensors, by
@@ -31,12 +31,12 @@ CodeReader = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[Any]]]
 
 
 def onnx_backend_name(level: str, *, kernels: bool = False) -> str:
-    """Name of ONNX Runtime at one graph-optimization level, perhaps with the kernel library, as in the report."""
+    """Name in reports of ONNX Runtime at one graph-optimization level, perhaps with the kernel library."""
     return f"ONNX Runtime ({level}, kernels)" if kernels else f"ONNX Runtime ({level})"
 
 
 def exact_levels(format_: str) -> tuple[str, ...]:
-    """Return the optimization levels at which a file of this format has to equal the integer reference.
+    """Return the optimization levels at which a file of this format must equal the integer reference.
 
     Where ONNX Runtime does not fuse a QDQ file, it computes in float.
     """
@@ -45,7 +45,7 @@ def exact_levels(format_: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutedGraph:
-    """What is executed of a model, in order.
+    """Operators of a model that are executed, in order.
 
     Attributes:
         nodes: those of the integer reference, which takes a QDQ file as the operators it is fused to; all of the
@@ -63,7 +63,7 @@ class ExecutedGraph:
 
     @classmethod
     def of(cls, model: ExportedModel) -> ExecutedGraph:
-        """Read it from a model.
+        """Read the graph of a model.
 
         Raises:
             ModelFileError: the integer reference refuses the model, or its metadata are damaged.
@@ -91,7 +91,7 @@ class ExecutedGraph:
 
 
 def tensors_of_images(model: ExportedModel) -> set[str]:
-    """Return the names of all tensors that nodes of a file make and that have one row or map for each image.
+    """Return the names of all computed tensors of a file that have one row or map for each image.
 
     Others are the pixels of all images as rows, where a linear layer reads them (`export.passes.dense_floats`).
     """
@@ -113,7 +113,7 @@ def code_reader(
     others: Mapping[str, CodeReader],
     kernels: KernelLibrary | None = None,
 ) -> CodeReader:
-    """Return what computes every code of a backend; nothing, where it has none to show.
+    """Return a function that computes every code of a backend; None if its codes are not accessible.
 
     Args:
         model: the exported model.
@@ -143,7 +143,7 @@ def code_reader(
 def _onnx_codes(
     model: ExportedModel, graph: ExecutedGraph, level: str, threads: int, kernels: KernelLibrary | None
 ) -> CodeReader:
-    """Return what runs a file in ONNX Runtime with its codes as further outputs.
+    """Return a function that runs a file in ONNX Runtime with its codes as additional outputs.
 
     The outputs come from a session of the file as it is, with every fusion that the optimizer finds.
     """

@@ -1,4 +1,4 @@
-"""Run a command in a process of its own: how it ended, how long it took, and how much memory it held at its peak.
+"""Run a command in a process of its own, and measure its duration and peak memory.
 
 What crashes ONNX Runtime, hangs or takes all memory does so there, where it can be stopped. `run_apart` runs this file
 as a script in between:
@@ -35,7 +35,7 @@ _MOST_ERRORS = 2**16  # bytes of standard error that are read, from its end
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a process ended, and what it took.
+    """End of a process: exit code, duration, memory.
 
     Attributes:
         exit_code: a signal that ended it, negative.
@@ -51,7 +51,7 @@ class Ended:
 
     @property
     def signal(self) -> str | None:
-        """The signal that ended it, by its name; None if none did."""
+        """The signal that ended the process, by name; None if none did."""
         if self.exit_code >= 0:
             return None
         try:
@@ -61,7 +61,7 @@ class Ended:
 
     @property
     def last_words(self) -> str:
-        """The last line on standard error that is not empty, or ''."""
+        """The last non-empty line on standard error, or ''."""
         lines = [line.strip() for line in self.errors.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
@@ -104,7 +104,7 @@ def run_apart(command: Sequence[str], *, timeout: float = float("inf"), show_err
 
 
 def _kill_both(between: subprocess.Popen[str]) -> None:
-    """Kill the process in between, and the command."""
+    """Kill the intermediate process, and the command."""
     if sys.platform == "win32":
         between.kill()
     else:
@@ -114,7 +114,7 @@ def _kill_both(between: subprocess.Popen[str]) -> None:
 
 
 def _run(command: Sequence[str], timeout: float, parent: int) -> Ended | None:
-    """Run a command; None if it had to be killed, because it took too long or this process has lost its parent."""
+    """Run a command; None if it was killed, because it took too long or this process has lost its parent."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603 - as above
     while True:
@@ -130,7 +130,7 @@ def _run(command: Sequence[str], timeout: float, parent: int) -> Ended | None:
 
 
 def _exit_and_peak(process: subprocess.Popen[bytes], *, wait: bool) -> tuple[int, int] | None:
-    """Return exit code and peak memory of a process that has ended; None of one that has not, unless it may wait."""
+    """Return exit code and peak memory of a process that has ended; None if it has not, unless it may wait."""
     if sys.platform == "win32":  # it tells no memory afterwards
         code = process.wait() if wait else process.poll()
         return None if code is None else (code, 0)

@@ -1,4 +1,4 @@
-"""Compare two tensors, image by image: how many elements differ, by how much, and where first.
+"""Compare two tensors, image by image: number and size of differences, and the first one's place.
 
 Two numbers are equal when they are the same number of the same type: no tolerance, and NaN equals nothing.
 """
@@ -17,7 +17,7 @@ _MAX_INDICES: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """What differs in one tensor.
+    """Differences in one tensor.
 
     Attributes:
         elements: how many it should have.
@@ -34,7 +34,7 @@ class TensorDifference:
     indices: tuple[tuple[int, ...], ...] = ()
 
     def __add__(self, other: TensorDifference) -> TensorDifference:
-        """Return the same of these images and some more."""
+        """Return the differences in these images and some more."""
         return TensorDifference(
             elements=self.elements + other.elements,
             differing=self.differing + other.differing,
@@ -45,7 +45,7 @@ class TensorDifference:
 
 
 def compare_tensors(found: NDArray[Any], expected: NDArray[Any], images: Sequence[int]) -> TensorDifference:
-    """Compare a tensor of some images with what it should be.
+    """Compare a tensor of some images with its expected value.
 
     Args:
         found, expected: [N, ...].
@@ -70,6 +70,6 @@ def compare_tensors(found: NDArray[Any], expected: NDArray[Any], images: Sequenc
 
 
 def digest_bytes(tensor: NDArray[Any]) -> bytes:
-    """Return what a tensor's digest is taken of: its elements in C order, with 0 in place of -0, which is equal."""
+    """Return the bytes for a tensor's digest: its elements in C order, with 0 in place of -0, which is equal."""
     canonical = tensor + tensor.dtype.type(0) if tensor.dtype.kind == "f" else tensor
     return np.ascontiguousarray(canonical).tobytes()

@@ -1,4 +1,4 @@
-"""The package's part that a device runs, as one zip file that Python takes in place of a script.
+"""The part of the package that runs on a device, as one zip file that Python takes in place of a script.
 
 Such a file goes wherever golden vectors are to be run: into an emulator, over ssh or adb, or by hand. It holds the
 modules as they are, so that nothing is known twice, and needs Python, numpy and onnxruntime there.

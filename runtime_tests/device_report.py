@@ -1,4 +1,4 @@
-"""The report of one run on a target, be it a Python (`device_runner`) or a browser.
+"""The report of one run on a target, a Python (`device_runner`) or a browser.
 
 Devices carry this module (`device_program`): it needs Python alone.
 """
@@ -55,12 +55,12 @@ class LevelResult:
 
     @property
     def outputs(self) -> tuple[TensorResult, ...]:
-        """All outputs, of the file as it is."""
+        """All outputs of the unmodified file."""
         return (self.logits, *self.others)
 
     @property
     def differing(self) -> int:
-        """How many codes and logits differ."""
+        """Number of codes and logits that differ."""
         return sum(tensor.differing or 0 for tensor in (*self.outputs, *self.tensors))
 
     @property
@@ -135,18 +135,18 @@ class DeviceReport:
 
     @property
     def differing(self) -> int:
-        """How many codes and logits differ, all levels together."""
+        """Number of codes and logits that differ, all levels together."""
         return sum(level.differing for level in self.levels)
 
     @property
     def compared_elements(self) -> int:
-        """How many codes and logits were compared, all levels together."""
+        """Number of codes and logits that were compared, all levels together."""
         return sum(tensor.elements for level in self.levels for tensor in (*level.outputs, *level.tensors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuestReport:
-    """Where `instructions/guest.py` ran, written once all runs are done.
+    """Environment of `instructions/guest.py`, written after all runs.
 
     Attributes:
         schema: `SCHEMA`.

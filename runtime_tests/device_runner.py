@@ -1,4 +1,4 @@
-"""Run an exported model on a device and say, tensor by tensor, whether it computes what it should.
+"""Run an exported model on a device and compare it with golden vectors, tensor by tensor.
 
 This is the program of every target that runs Python. With what it imports of the package, and with nothing besides
 Python, numpy and onnxruntime, it travels as one zip file (`device_program`):
@@ -49,7 +49,7 @@ _WARMUP = 3
 
 
 class TensorCount:
-    """Digest of one tensor, and what differs from the golden one, batch by batch.
+    """Digest of one tensor, and its differences from the golden one, batch by batch.
 
     Args:
         name: of the tensor.
@@ -93,7 +93,7 @@ class TensorCount:
 
 
 def run_device(options: argparse.Namespace) -> DeviceReport:
-    """Run a model as the command line asks for.
+    """Run a model as specified on the command line.
 
     Raises:
         ModelFileError: it cannot be loaded or run.
@@ -128,7 +128,7 @@ def _choices(library: KernelLibrary) -> tuple[str, ...]:
 def _run_level(
     model: ExportedModel, level: str, golden: GoldenVectors, batch: int, threads: int, kernels: KernelLibrary | None
 ) -> LevelResult:
-    """Run all images at one optimization level, as the file is and with every golden tensor as an output."""
+    """Run all images at one optimization level, unmodified and with every golden tensor as an output."""
     outputs = [TensorCount(name, golden.tensors.get(name)) for name in model.output_names]
     predictions: list[int] = []
     session = create_session(model.path, threads=threads, level=level, kernels=kernels)
@@ -157,7 +157,7 @@ def _run_level(
 def _run_batches(
     model: ExportedModel, session: onnxruntime.InferenceSession, images: NDArray[np.uint8], batch: int, what: str
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield a session's outputs for a batch of images after the other, and tell progress."""
+    """Yield a session's outputs for one batch of images after another, and report progress."""
     ranks = {output.name: 1 + len(output.shape) for output in model.outputs}
     for start in range(0, len(images), batch):
         some = np.array(images[start : start + batch])
@@ -177,7 +177,7 @@ def _run_batches(
 def _measure(
     model: ExportedModel, image: NDArray[np.uint8], repeats: int, threads: int, kernels: KernelLibrary | None
 ) -> DeviceLatency | None:
-    """Time single runs at the default level, as the file is."""
+    """Time single runs of the unmodified file at the default level."""
     if repeats == 0:
         return None
     predict = model.onnx_runner(threads=threads, kernels=kernels)

@@ -25,7 +25,7 @@ _SEPARATORS = "_./"
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The first tensor that is not the same, and the node that is to blame.
+    """The first tensor that differs, and the node responsible.
 
     Attributes:
         node: its name in the ONNX file.
@@ -67,7 +67,7 @@ class Comparison:
 
 
 class CodeComparison:
-    """Compares two backends' tensors, of as many images at a time as one likes, in order of execution.
+    """Compares two backends' tensors in order of execution, for any number of images at a time.
 
     Args:
         graph: what is executed.
@@ -94,7 +94,7 @@ class CodeComparison:
                 self._found[name] = self._found[name] + found if name in self._found else found
 
     def result(self) -> Comparison:
-        """Return what was found: the first tensor that differs."""
+        """Return the result: the first tensor that differs."""
         wrong = next((name for name in self._graph.codes if name in self._found and self._found[name].differing), None)
         return Comparison(
             between=self._between,
@@ -137,7 +137,7 @@ def compare_codes(
 
 
 def describe_difference(comparison: Comparison) -> str:
-    """Say in sentences what a comparison found."""
+    """Describe the result of a comparison in sentences."""
     first, second = comparison.between
     found = comparison.difference
     images = f"{len(comparison.images)} image{'' if len(comparison.images) == 1 else 's'}"
@@ -154,7 +154,7 @@ def describe_difference(comparison: Comparison) -> str:
 
 
 def _node_to_blame(graph: ExecutedGraph, shared: Collection[str], tensor: str) -> Node:
-    """Return the layer among the nodes since the last tensor compared, else the first that more than moves codes."""
+    """Return the layer among the nodes since the last compared tensor, else the first that not only moves codes."""
     producers = {output: node for node in graph.nodes for output in node.outputs}
     chain = [producers[tensor]]
     while chain[-1].inputs[0] not in shared and chain[-1].inputs[0] in producers:
@@ -165,7 +165,7 @@ def _node_to_blame(graph: ExecutedGraph, shared: Collection[str], tensor: str) -
 
 
 def _layer_of(graph: ExecutedGraph, node: Node) -> str | None:
-    """Return the layer whose name the node's is or begins with."""
+    """Return the layer whose name is the node's, or its beginning."""
     matching = [
         layer
         for layer in graph.layers

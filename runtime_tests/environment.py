@@ -1,4 +1,4 @@
-"""Describe where a model runs or was measured: versions and the processor."""
+"""Environment of a run or measurement: versions and the processor."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def describe_environment() -> Environment:
 
 
 def describe_device(cpu: str | None = None) -> DeviceEnvironment:
-    """Describe this machine as a target; `cpu` names the processor that an emulator plays."""
+    """Describe this machine as a target; `cpu` names the processor that an emulator emulates."""
     here = describe_environment()
     return DeviceEnvironment(
         onnxruntime=here.onnxruntime,

@@ -1,4 +1,4 @@
-"""What a kernel library does for a file on this processor: which set each operator gets, which kernel each layer."""
+"""Kernels that a library chooses for a file on this processor: the set for each operator, the kernel for each layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .sessions import create_session
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedKernels:
-    """What a library does for a file.
+    """Choices of a library for a file.
 
     Attributes:
         library: its path.
@@ -29,7 +29,7 @@ class ExplainedKernels:
 
 
 def explain_kernels(path: Path, library: KernelLibrary) -> ExplainedKernels:
-    """Ask a library what it does for the file at `path`.
+    """Get a library's choices for the file at `path`.
 
     Raises:
         ConfigError: the library cannot be used.
@@ -46,7 +46,7 @@ def explain_kernels(path: Path, library: KernelLibrary) -> ExplainedKernels:
 
 
 def layer_kernels(path: Path, library: KernelLibrary) -> tuple[str, ...]:
-    """Return one line for each layer of a file that a kernel of the library computes: which, and why no other."""
+    """Return one line for each layer computed by a kernel of the library: which kernel, and why no other."""
     before = len(library.layers())
     session = create_session(path, kernels=library)  # while it lives, the library knows its layers
     lines = library.layers()[before:]

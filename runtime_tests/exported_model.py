@@ -1,4 +1,4 @@
-"""A model file written by `qil_deploy.export`: the graph together with what its metadata says about it.
+"""A model file written by `qil_deploy.export`: the graph together with its metadata.
 
 The metadata is one JSON object under the key `qil_deploy` of the ONNX file's metadata properties.
 """
@@ -50,7 +50,7 @@ Floats count for an output of codes, too: as what the codes stand for."""
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """What a runtime has to know of an exported model.
+    """Properties of an exported model that a runtime needs.
 
     Attributes:
         path: the ONNX file.
@@ -90,15 +90,15 @@ class ExportedModel:
 
     @property
     def numbers(self) -> int:
-        """How many numbers it returns for an image."""
+        """Number of values in all outputs for one image."""
         return sum(math.prod(output.shape) for output in self.outputs)
 
     def values(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Return what outputs stand for as floats, codes included."""
+        """Return the float values of outputs, including those of codes."""
         return {output.name: output.values(outputs[output.name]) for output in self.outputs}
 
     def prepare_input(self, images: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """Turn uint8 images [N, C, H, W] into the model's own input: themselves, or normalised float32."""
+        """Convert uint8 images [N, C, H, W] to the model's input: unchanged, or normalised float32."""
         if self.input == "float":
             return self.preprocessing.normalize(images)
         self.preprocessing.check(images)
@@ -154,7 +154,7 @@ class ExportedModel:
         images: NDArray[np.uint8],
         at_once: int | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return what `compute` makes of the model's input for all images, in as many calls as the batch demands.
+        """Return the results of `compute` for all images, in as many calls as the batch size requires.
 
         Where the file has a fixed batch, the last one is filled up with blank images; where it has none, a call has all
         images, or `at_once` of them at most.
@@ -183,7 +183,7 @@ def read_exported_model(path: Path) -> ExportedModel:
 
 
 def inspect_exported_model(path: Path) -> ExportedModel:
-    """Return the same by what ONNX Runtime tells of a file, for devices that have nothing else to read it with.
+    """Return the same from ONNX Runtime's description of a file, for devices that cannot read it otherwise.
 
     Its graph has no nodes and no initializers.
 
@@ -213,7 +213,7 @@ def inspect_exported_model(path: Path) -> ExportedModel:
 
 
 def _describe(path: Path, graph: OnnxFile) -> ExportedModel:
-    """Describe a model by its metadata, and check that its graph agrees with them."""
+    """Describe a model by its metadata, and check that its graph agrees with it."""
     if METADATA_KEY not in graph.metadata:
         raise ModelFileError(
             f"{path} carries no {METADATA_KEY!r} metadata, so its preprocessing and classes are unknown; "

@@ -1,4 +1,4 @@
-"""Golden vectors: a few images with every code that the integer graph computes from them, to compare any runtime with.
+"""Golden vectors: a few images with every code of the integer graph, to compare any runtime with.
 
 They are computed by the integer reference from the exported file itself; `golden_file` says what the file is like.
 """
@@ -29,7 +29,7 @@ _IMAGES_AT_ONCE: Final = 50
 
 
 def golden_path(model: Path) -> Path:
-    """Return where the golden vectors of a model are written: beside it."""
+    """Return the path of a model's golden vectors, beside the model."""
     return model.with_suffix(".golden.npz")
 
 
@@ -56,7 +56,7 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
 
 
 def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str, path: Path) -> None:
-    """Write golden vectors that hold the outputs alone, for more images than whose codes one would keep.
+    """Write golden vectors of outputs alone, for more images than one would keep the codes of.
 
     Arguments and errors are those of `write_golden`.
     """
@@ -66,7 +66,7 @@ def write_golden_logits(model: Path, images: NDArray[np.uint8], images_from: str
 
 
 def _reference_for(model: Path, images: NDArray[np.uint8]) -> tuple[ExportedModel, IntegerReference]:
-    """Return a model, and what computes golden vectors of it from some images."""
+    """Return a model, and a function that computes its golden vectors from images."""
     exported = read_exported_model(model)
     if exported.float_parts:
         raise ModelFileError(
@@ -123,7 +123,7 @@ def check_golden(
 
 
 def _portions(images: int, model: ExportedModel, at_once: int | None) -> Iterator[range]:
-    """Yield the indices of images, as many at a time as may have all their codes in memory, in whole batches."""
+    """Yield the indices of images in whole batches, as many at a time as fit in memory with all their codes."""
     batch = model.batch or 1
     size = max(_PIXELS_AT_ONCE // (model.preprocessing.height * model.preprocessing.width * batch), 1) * batch
     size = size if at_once is None else min(size, at_once)
@@ -132,7 +132,7 @@ def _portions(images: int, model: ExportedModel, at_once: int | None) -> Iterato
 
 
 def read_golden(path: Path, model: ExportedModel) -> None:
-    """Read golden vectors to the end.
+    """Read golden vectors completely.
 
     Raises:
         DataError: they are missing, damaged, of another model, or too large.

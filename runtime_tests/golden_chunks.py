@@ -1,4 +1,4 @@
-"""Golden vectors, or images alone, read piece by piece: however many there are, only a few are in memory."""
+"""Golden vectors, or images alone, read in chunks, so that only a few images are in memory."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class GoldenChunks:
 
     @property
     def inner(self) -> tuple[str, ...]:
-        """Names of the tensors in front of the outputs; none where these stand alone."""
+        """Names of the tensors before the outputs; none if there are only outputs."""
         return tuple(name for name in self.tensors if name not in self.outputs)
 
     def chunk(self, index: int) -> bytes:
-        """Return a chunk's images and then its part of each tensor, one behind the other, in C order, little-endian."""
+        """Return a chunk's images and its part of each tensor, concatenated, in C order, little-endian."""
         start = sum(self.counts[:index])
         end = start + self.counts[index]
         arrays: list[NDArray[Any]] = [self.images, *self.tensors.values()]
         return b"".join(array[start:end].astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
 
     def digest(self, name: str) -> str:
-        """Return the SHA-256 of a tensor's elements, as `device_runner.py` takes it."""
+        """Return the SHA-256 of a tensor's elements, as `device_runner.py` computes it."""
         if name not in self._digests:
             digest = hashlib.sha256()
             for start in range(0, len(self.images), _HASHED_IMAGES):

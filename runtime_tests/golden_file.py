@@ -1,4 +1,4 @@
-"""Files of golden vectors: how they are written, and the one reader of them, which checks before it takes room.
+"""Files of golden vectors: their writer, and their only reader, which checks sizes before it allocates memory.
 
 One .npz file (arrays, no pickles):
 
@@ -51,7 +51,7 @@ _AGAIN: Final = "write them again with --golden N."
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenInfo:
-    """What a file of golden vectors says about itself; fields as in the module's docstring."""
+    """Metadata of a file of golden vectors; fields as in the module's docstring."""
 
     schema: str
     model: str
@@ -63,7 +63,7 @@ class GoldenInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenVectors:
-    """Images and what has to come out of them.
+    """Images and their expected results.
 
     Attributes:
         images: uint8 [N, C, H, W], one at least.
@@ -139,7 +139,7 @@ def _begins_as_array(path: Path) -> bool:
 
 
 def _unpack(path: Path, folder: Path) -> tuple[GoldenInfo, dict[str, NDArray[Any]]]:
-    """Unpack what a file says that it holds.
+    """Unpack the entries that a file lists.
 
     Raises:
         DataError: it is of another schema.
@@ -158,7 +158,7 @@ def _unpack(path: Path, folder: Path) -> tuple[GoldenInfo, dict[str, NDArray[Any
 
 
 def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the entries of an archive by their names, once their sizes are known to be right."""
+    """Return the entries of an archive by name, after checking their sizes."""
     listed = archive.infolist()
     if len(listed) > _MOST_ENTRIES:
         raise ValueError(f"they have {len(listed):,} entries, of which {_MOST_ENTRIES:,} are read")
@@ -217,7 +217,7 @@ def _read_about(path: Path, archive: zipfile.ZipFile, entries: Mapping[str, zipf
 
 
 def _unpack_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> NDArray[Any]:
-    """Unpack an entry, to the end, where its checksum is compared; map it."""
+    """Unpack an entry completely, so that its checksum is compared; map it."""
     with archive.open(entry) as packed, target.open("wb") as stream:
         while piece := packed.read(_PIECE):
             stream.write(piece)
@@ -229,7 +229,7 @@ def _unpack_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path
 
 
 def _check_origin(path: Path, info: GoldenInfo, model: ExportedModel) -> None:
-    """Raise DataError unless golden vectors are of a model."""
+    """Raise DataError unless golden vectors belong to a model."""
     if info.sha256 != ModelFile.of(model.path).sha256:
         raise DataError(
             f"golden vectors {path} are of another file than {model.path}: of {excerpt(info.model)} with SHA-256 "
@@ -247,7 +247,7 @@ def _check_origin(path: Path, info: GoldenInfo, model: ExportedModel) -> None:
 
 
 def _check_arrays(path: Path, vectors: GoldenVectors, model: ExportedModel) -> None:
-    """Raise DataError unless the images fit a model, and every tensor is of as many images."""
+    """Raise DataError unless the images fit a model, and every tensor has as many rows as there are images."""
     images = vectors.images
     try:
         model.preprocessing.check(images)

@@ -1,4 +1,4 @@
-"""The library of kernels for layers of few bits: find it, register it in a session, ask it what it has and chose.
+"""The library of kernels for low-bit layers: find it, register it in a session, query its kernels and choices.
 
 It is a distribution of its own, qil-deploy-kernels, and nothing here needs it: without the library ONNX Runtime runs
 the function that the file brings along. When it is registered, the library chooses for each operator (`TernaryConv`,
@@ -35,7 +35,7 @@ _registering = threading.Lock()  # the library reads the variable while it is re
 
 @dataclass(frozen=True, kw_only=True)
 class KernelLibrary:
-    """A library of kernels, and which of its sets is to be used.
+    """A library of kernels, and the set to use.
 
     Attributes:
         path: the shared library.
@@ -62,12 +62,12 @@ class KernelLibrary:
                 ) from error
 
     def explain(self) -> tuple[str, ...]:
-        """Return one line for each set and operator, whether it wins here and why not, and what is chosen for each."""
+        """Return one line for each set and operator, with the reason if it loses, and one for each choice."""
         with _registering, _forced(self.kernel_set):
             return tuple(self._text("qil_deploy_kernels_explain").splitlines())
 
     def layers(self) -> tuple[str, ...]:
-        """Return one line for each node in a kernel of the sessions that are alive: which, and why no other."""
+        """Return one line for each node computed by a kernel in live sessions: which kernel, and why no other."""
         return tuple(self._text("qil_deploy_kernels_layers").splitlines())
 
     def runnable_sets(self, operators: Collection[str] = KERNEL_OPERATORS) -> tuple[str, ...]:
@@ -85,16 +85,16 @@ class KernelLibrary:
         return tuple(name for name in dict.fromkeys(found) if name not in (_CHOSEN, _FOR_TESTS))
 
     def choices_for(self, operators: Collection[str]) -> dict[str, str]:
-        """Return which set is chosen for each of these operators on this processor, and why; or 'none', and why."""
+        """Return the set chosen for each operator on this processor, with the reason; or 'none', with the reason."""
         said = {operator: choice for name, operator, choice in self._explained() if name == _CHOSEN}
         return {each: said[each] for each in sorted(operators) if each in said}
 
     def unused_for(self, operators: Collection[str]) -> dict[str, str]:
-        """Return of these operators those that no kernel is registered for on this processor, and why."""
+        """Return the operators without a registered kernel on this processor, with the reasons."""
         return {each: choice for each, choice in self.choices_for(operators).items() if choice.startswith(_NONE)}
 
     def _explained(self) -> list[tuple[str, str, str]]:
-        """Return what `explain` says as (set or 'chosen', operator, reason or choice)."""
+        """Parse the lines of `explain` to (set or 'chosen', operator, reason or choice)."""
         lines = [line.partition(": ") for line in self.explain()]
         labels = [label.partition(" for ") for label, _, _ in lines]
         return [(name, operator, said) for (name, _, operator), (_, _, said) in zip(labels, lines, strict=True)]
@@ -113,7 +113,7 @@ class KernelLibrary:
 
 
 def find_kernel_library(where: str) -> KernelLibrary:
-    """Return the library that a command line names.
+    """Return the library named on a command line.
 
     Args:
         where: `INSTALLED`, for that of the package qil-deploy-kernels, or the path of a shared library.
@@ -141,12 +141,12 @@ def find_kernel_library(where: str) -> KernelLibrary:
 
 
 def operators_in(graph: OnnxFile) -> set[str]:
-    """Return which operators of the library a file has."""
+    """Return the library's operators that a file contains."""
     return {node.op_type for node in graph.nodes if node.op_type in KERNEL_OPERATORS}
 
 
 def why_unused(graph: OnnxFile, choices: Mapping[str, str]) -> list[str]:
-    """Say where kernels have nothing to compute of a file, in a sentence each.
+    """Explain, in a sentence each, why kernels compute nothing of a file.
 
     Args:
         graph: the file.
@@ -167,7 +167,7 @@ def why_unused(graph: OnnxFile, choices: Mapping[str, str]) -> list[str]:
 
 @contextmanager
 def _forced(kernel_set: str) -> Iterator[None]:
-    """Let the library see a set in the environment, if one is forced."""
+    """Pass a forced set, if any, to the library in the environment."""
     before = os.environ.get(SET_VARIABLE)
     if kernel_set:
         os.environ[SET_VARIABLE] = kernel_set

@@ -94,7 +94,7 @@ def _disagreement(model: ExportedModel, layer: str) -> ModelFileError:
 
 
 def _weights_at(node: Node) -> int:
-    """Return which input of a layer holds its weights."""
+    """Return the index of a layer's weights among its inputs."""
     index = operator_of(node).weights
     if index is None:
         raise TypeError(f"{node.op_type} has no weights")
@@ -102,7 +102,7 @@ def _weights_at(node: Node) -> int:
 
 
 class _Constants:
-    """Constants that layers have to have."""
+    """Constants that layers require."""
 
     def __init__(self, model: ExportedModel, values: Mapping[str, NDArray[Any]]) -> None:
         self._model = model
@@ -190,7 +190,7 @@ def _describe(
 
 @dataclass(frozen=True, kw_only=True)
 class _Weights:
-    """Weight codes as they are multiplied: their shape, output channels first; how many are not zero; dead channels."""
+    """Weight codes as multiplied: their shape, output channels first; the number of nonzero ones; dead channels."""
 
     shape: tuple[int, ...]
     nonzero: int
@@ -198,7 +198,7 @@ class _Weights:
 
 
 def _count_weights(node: Node, constants: _Constants) -> _Weights:
-    """Count a few channels at a time: what is unpacked takes many times the room of what is stored."""
+    """Count a few channels at a time: unpacked weights are many times as large as stored ones."""
     if node.op_type in PACKED_MATMULS:
         outputs, columns = integer(node, "N", 0), integer(node, "K", 0)
         bits, block = integer(node, "bits", 4), integer(node, "block_size", 0)
@@ -218,7 +218,7 @@ def _count_weights(node: Node, constants: _Constants) -> _Weights:
 
 
 def _count_nonzero(shape: tuple[int, ...], rows: Iterable[NDArray[Any]]) -> _Weights:
-    """Count the codes of some channels after the other."""
+    """Count the nonzero codes of consecutive channels."""
     counts = [(np.count_nonzero(part), (~part.reshape(len(part), -1).any(axis=1)).sum()) for part in rows]
     return _Weights(
         shape=shape, nonzero=sum(int(count) for count, _ in counts), dead=sum(int(dead) for _, dead in counts)
@@ -235,7 +235,7 @@ def _multipliers(node: Node, constants: _Constants) -> NDArray[Any] | None:
 
 
 class _StoredFile:
-    """What a file stores, and what is computed from it."""
+    """Stored tensors of a file, and those computed from them."""
 
     def __init__(self, graph: OnnxFile) -> None:
         self._graph = graph

@@ -1,4 +1,4 @@
-"""Outputs of each backend counted while batches go by, and the few images that are kept to be run again."""
+"""Running counts of each backend's outputs, and the few images that are kept to run again."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class LogitCounts:
 
 
 class DifferingImages:
-    """The first images of which two backends have different outputs; until there is one, the first images of all.
+    """The first images whose outputs differ between two backends; until there is one, the first images of all.
 
     Attributes:
         pair: the names of the two.
@@ -143,7 +143,7 @@ class DifferingImages:
         self._kept: list[tuple[int, NDArray[np.uint8], dict[str, Outputs]]] = []
 
     def add(self, found: Mapping[str, Outputs], images: NDArray[np.uint8], start: int) -> None:
-        """Keep what is wanted of a batch whose first image has the index `start`."""
+        """Keep images of a batch, as needed; `start` is the index of its first image."""
         first, second = (found[name] for name in self.pair)
         wrong = [(first[name] != second[name]).reshape(len(images), -1).any(axis=1) for name in first]
         chosen = np.flatnonzero(np.any(wrong, axis=0))
@@ -156,7 +156,7 @@ class DifferingImages:
             self._kept.append((start + index, images[index].copy(), rows))
 
     def indices(self) -> tuple[int, ...]:
-        """Return where in the data set the images are."""
+        """Return the images' indices in the data set."""
         return tuple(index for index, _, _ in self._kept)
 
     def images(self) -> NDArray[np.uint8]:
@@ -164,6 +164,6 @@ class DifferingImages:
         return np.stack([image for _, image, _ in self._kept])
 
     def outputs(self, name: str) -> Outputs:
-        """Return what one of the two made of the images, by output."""
+        """Return the results of one of the two backends for the images, by output."""
         kept: Sequence[Outputs] = [rows[name] for _, _, rows in self._kept]
         return {key: np.stack([row[key] for row in kept]) for key in kept[0]}

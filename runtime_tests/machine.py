@@ -1,4 +1,4 @@
-"""Describe the processor (instructions, caches, clock), and measure who else kept it busy."""
+"""Describe the processor (instructions, caches, clock), and measure its load by other processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Hardware, as far as Linux tells; other systems leave it empty.
+    """Hardware, as far as Linux reports it; empty on other systems.
 
     Attributes:
         flags: instruction set extensions, sorted.
@@ -47,13 +47,13 @@ class Machine:
 
     @property
     def last_level_bytes(self) -> int | None:
-        """Size of the largest cache, if any is known."""
+        """Size of the largest cache, if known."""
         return max((cache.bytes for cache in self.caches), default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """What processors did during a measurement, as shares of their time.
+    """Activity of processors during a measurement, as shares of their time.
 
     None where the system does not tell, or the measurement was too short to say.
 
@@ -91,7 +91,7 @@ def describe_machine(cpus: Path = CPUS, cpuinfo: Path = CPUINFO) -> Machine:
 
 
 def usable_cpus() -> tuple[int, ...]:
-    """Return the logical processors that this process may run on; none where the system does not tell."""
+    """Return the logical processors that this process may use; none if the system does not report them."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
@@ -101,13 +101,13 @@ def cpu_flags(cpuinfo: Path) -> tuple[str, ...]:
 
 
 def cpuinfo_entry(keys: Collection[str], cpuinfo: Path = CPUINFO) -> str:
-    """Return the first value in a file like `/proc/cpuinfo` that has one of some keys and is not empty, else ''."""
+    """Return the first non-empty value of some keys in a file like `/proc/cpuinfo`, else ''."""
     entries = (line.partition(":") for line in read_text(cpuinfo).splitlines())
     return next((value.strip() for key, _, value in entries if key.strip() in keys and value.strip()), "")
 
 
 def cpu_caches(folder: Path) -> tuple[Cache, ...]:
-    """Return the caches that a folder like `/sys/devices/system/cpu/cpu0/cache` describes; what is odd is left out."""
+    """Return the caches in a folder like `/sys/devices/system/cpu/cpu0/cache`; unreadable entries are left out."""
     caches = []
     for index in sorted(folder.glob("index*")):
         level, kind, size = (read_line(index / name) for name in ("level", "type", "size"))
@@ -123,7 +123,7 @@ def read_line(path: Path) -> str:
 
 
 def read_ticks(cpus: Sequence[int], stat: Path = STAT) -> Ticks | None:
-    """Read the counters of some processors from a file like `/proc/stat`; None where the system does not tell."""
+    """Read the counters of some processors from a file like `/proc/stat`; None if the system does not report them."""
     names = {f"cpu{cpu}" for cpu in cpus}
     rows = [line.split() for line in read_text(stat).splitlines() if line.split(" ", 1)[0] in names]
     try:
@@ -138,7 +138,7 @@ def read_ticks(cpus: Sequence[int], stat: Path = STAT) -> Ticks | None:
 
 
 def activity_between(cpus: Sequence[int], before: Ticks | None, after: Ticks | None) -> Activity:
-    """Return what processors did between two readings."""
+    """Return the activity of processors between two readings."""
     if before is None or after is None or after.whole - before.whole < _FEWEST_TICKS:
         return Activity(cpus=tuple(cpus), others=None, steal=None)
     whole = after.whole - before.whole
@@ -163,7 +163,7 @@ def _load_average() -> float | None:
 
 
 def read_text(path: Path) -> str:
-    """Return what a file of the system says, '' where there is none."""
+    """Return the content of a system file, '' if there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""A bound on the memory that this process may still take: where more is asked for, the allocation fails."""
+"""A limit on the memory that this process may still allocate; allocations beyond it fail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SAID: Final = ("bad_alloc", "unable to allocate", "failed to allocate", "out of
 
 
 def limit_memory(more: int) -> bool:
-    """Let this process and the processes that it starts take at most `more` bytes beyond what it holds now.
+    """Let this process and its child processes allocate at most `more` bytes beyond the present ones.
 
     Counted is writable memory that is no file's, on Linux; elsewhere nothing is limited.
 
@@ -28,6 +28,6 @@ def limit_memory(more: int) -> bool:
 
 
 def is_out_of_memory(message: str) -> bool:
-    """Whether an error's text, NumPy's or ONNX Runtime's, says that memory could not be had."""
+    """Whether an error message, NumPy's or ONNX Runtime's, reports a failed allocation."""
     text = message.lower()
     return any(part in text for part in _SAID)

@@ -11,7 +11,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """Which file a report speaks of.
+    """File that a report is about.
 
     Attributes:
         path: as it was given.
@@ -27,7 +27,7 @@ class ModelFile:
 
     @property
     def label(self) -> str:
-        """What tells it apart from other files, and from itself with other kernels."""
+        """Label that distinguishes it from other files, and from the same file with other kernels."""
         return f"{self.path.removesuffix('.onnx')} [{self.kernels}]" if self.kernels else self.path
 
     @classmethod

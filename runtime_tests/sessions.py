@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on the CPU: which threads, which graph optimizations, and errors in sentences."""
+"""ONNX Runtime sessions on the CPU: threads, graph optimizations, and errors in sentences."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def run_session(
 
 
 def _too_old() -> str:
-    """Say so where ONNX Runtime is older than what can load all of our files."""
+    """Add a sentence if ONNX Runtime is older than the first version that loads all of our files."""
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2] if part.isdecimal())
     return f", older than {'.'.join(map(str, _OLDEST))}," if version < _OLDEST else ""
 

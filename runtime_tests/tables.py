@@ -13,7 +13,7 @@ from .verify import VerifyReport
 
 
 def verify_table(report: VerifyReport) -> Table:
-    """Return one row per backend: accuracy and, where there is something to compare, what differs."""
+    """Return one row per backend: accuracy and, if anything was compared, the differences."""
     title = f"{report.model.path} ({report.format}, {report.input} input), {report.images} images"
     notes = (
         _verdict(report),
@@ -47,7 +47,7 @@ def verify_table(report: VerifyReport) -> Table:
 
 
 def _outputs(report: VerifyReport) -> list[str]:
-    """Say how many numbers of each output were compared, and differ in the worst backend that has to be equal."""
+    """Describe the compared numbers of each output, and the differences in the worst backend that must be equal."""
     results = [backend.outputs for backend in report.backends if backend.must_equal]
     return [
         f"Output {same[0].name}: {max(output.differing for output in same):,} of {same[0].elements:,} numbers differ."
@@ -60,7 +60,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def short_names(paths: set[str]) -> dict[str, str]:
-    """Name files without their folders where that leaves them apart."""
+    """Drop the folders of file names if they stay distinct."""
     unique = len({Path(path).name for path in paths}) == len(paths)
     return {path: Path(path).name if unique else path for path in paths}
 
@@ -70,7 +70,7 @@ def _fails(backend: BackendResult) -> bool:
 
 
 def _result(backend: BackendResult) -> str:
-    """Say in a word or two how a backend did."""
+    """Describe a backend's result in a word or two."""
     broken = f", {backend.not_finite} not finite" if backend.not_finite else ""
     if backend.differing_logits == 0:
         return f"equal{broken}"

@@ -1,4 +1,4 @@
-"""Which backends a verification runs, which of them have to be equal, and which are compared node by node."""
+"""Backends of a verification: all of them, those that must be equal, and those that are compared node by node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_LEVEL = "all"
 
 
 def reference_of(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
-    """Return name and predictor of what everything is compared with."""
+    """Return name and predictor of the reference for all comparisons."""
     if model.format == FLOAT:
         return onnx_backend_name(DEFAULT_LEVEL), model.onnx_runner(threads=threads, level=DEFAULT_LEVEL)
     if model.float_parts:
@@ -28,7 +28,7 @@ def reference_of(model: ExportedModel, threads: int) -> tuple[str, Predictor]:
 def onnx_predictors(
     model: ExportedModel, levels: Sequence[str], threads: int, at_once: int | None, kernels: KernelLibrary | None
 ) -> dict[str, Predictor]:
-    """Return ONNX Runtime at every level by name, without kernels and, with a library of them, with it, too."""
+    """Return ONNX Runtime at every level by name, without kernels and, given a library of them, also with it."""
     if model.format == FLOAT:
         return {}
     libraries = (None,) if kernels is None else (None, kernels)
@@ -64,7 +64,7 @@ def required_backends(
     others: Collection[str],
     must_equal: Collection[str] | None,
 ) -> frozenset[str]:
-    """Return which backends have to equal the reference: those that are named, or by default all that are exact.
+    """Return the backends that must equal the reference: the named ones, or by default all exact ones.
 
     Raises:
         ConfigError: there is none, or no backend of a name.
@@ -93,7 +93,7 @@ def required_backends(
 def pairs_to_compare(
     pivot: str, others: Collection[str], required: Collection[str], between: tuple[str, str] | None
 ) -> tuple[tuple[str, str], ...]:
-    """Return which backends may have to be compared node by node.
+    """Return the backends that may have to be compared node by node.
 
     Raises:
         ConfigError: `between` names a backend that there is not, or one twice.

@@ -233,7 +233,7 @@ def _compare_nodes(
     always: Collection[tuple[str, str]],
     kernels: KernelLibrary | None,
 ) -> tuple[Comparison, ...]:
-    """Run a few images again and compare every code, of the pairs whose outputs differ and of those in `always`."""
+    """Run a few images again and compare every code, for pairs whose outputs differ and those in `always`."""
     chosen = {pair: images for pair, images in differing.items() if pair in always or images.differ}
     if not chosen:
         return ()
@@ -250,7 +250,7 @@ def _compare_nodes(
 
 
 def _kernel_warnings(model: ExportedModel, kernels: KernelLibrary | None) -> list[str]:
-    """Say where kernels had nothing to compute."""
+    """Explain where kernels had nothing to compute."""
     return [] if kernels is None else why_unused(model.graph, kernels.choices_for(operators_in(model.graph)))
 
 
@@ -278,7 +278,7 @@ def _check_data(model: ExportedModel, data: ImageBatches) -> None:
 
 
 def _metric(model: ExportedModel, data: ImageBatches) -> Callable[[], Metric] | None:
-    """Return what makes the metric that outputs and labels are for."""
+    """Return the function that makes the metric for outputs and labels."""
     first, labels, boxes = model.outputs[0], data.labels, model.boxes
     if model.has_classes:
         return lambda: Top1(first.name)
@@ -292,7 +292,7 @@ def _metric(model: ExportedModel, data: ImageBatches) -> Callable[[], Metric] | 
 def _checked_outputs(
     name: str, found: NDArray[Any] | Mapping[str, NDArray[Any]], images: int, model: ExportedModel
 ) -> Outputs:
-    """Return what a backend returned, as the file returns it."""
+    """Return a backend's results in the form that the file returns."""
     outputs = found if isinstance(found, Mapping) else {model.outputs[0].name: found}
     missing = [output.name for output in model.outputs if output.name not in outputs]
     if missing:
@@ -311,7 +311,7 @@ def _checked_outputs(
 def _warnings(
     model: ExportedModel, reference: BackendResult, images: tuple[int, int], *, constant: bool
 ) -> tuple[str, ...]:
-    """Return what makes the outcome say less than it seems to; `images`: how many were compared, of how many."""
+    """Return reservations about the outcome; `images`: how many were compared, of how many."""
     warnings = []
     if images[0] < images[1]:
         warnings.append(f"Interrupted: this is of the first {images[0]:,} of {images[1]:,} images.")

@@ -1,4 +1,4 @@
-"""Training: networks, data, recipes, the training loop and its stages, pictures of what was learned."""
+"""Training: networks, data, recipes, the training loop and its stages, pictures of the results."""
 
 from .distillation import distillation_loss
 from .optimizers import parameter_groups, recipe_optimizers, weight_parameters

@@ -1,4 +1,4 @@
-"""Choose one width per layer, so that the summed cost is least and the summed size within a budget.
+"""Choose one width per layer, for the least total cost within a size budget.
 
     minimise sum_i cost[i][k_i]   subject to   sum_i size[i][k_i] <= budget
 
@@ -25,7 +25,7 @@ class Choice:
 
 
 def choose_widths(layers: Sequence[Sequence[Choice]], budget: int) -> list[int] | None:
-    """Return the index of each layer's choice, with the least summed cost, or None where even the smallest do not fit.
+    """Return the index of each layer's choice, of least total cost, or None if even the smallest do not fit.
 
     Of several with the same cost, one of the least size is returned.
 
@@ -52,7 +52,7 @@ def choose_widths(layers: Sequence[Sequence[Choice]], budget: int) -> list[int] 
 
 
 def _unbeaten(sizes: NDArray[np.int64], costs: NDArray[np.float64], budget: int) -> NDArray[np.int64]:
-    """Return the indices of pairs within the budget that cost less than every smaller pair, by rising size."""
+    """Return the indices of pairs within the budget that cost less than every smaller pair, by increasing size."""
     order = np.lexsort((costs, sizes))
     order = order[sizes[order] <= budget]
     least = np.minimum.accumulate(costs[order])

@@ -1,4 +1,4 @@
-"""Distillation: a network learns from the labels and from the logits of a teacher, its float network as a rule.
+"""Distillation: a network learns from the labels and from the logits of a teacher, usually its float network.
 
 With logits `g` of the network (the student) and `f` of the teacher for the same images, temperature T and weight w, the
 loss is, for each image,
@@ -75,5 +75,5 @@ def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float = DIST
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
-    """Return logits that sums of exponentials can be taken of: half precision becomes float32."""
+    """Convert half-precision logits to float32, for sums of exponentials."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

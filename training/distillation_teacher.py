@@ -61,7 +61,7 @@ class DistillationLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class _Network:
-    """A network in evaluation mode, and how it reads input of the run: `x_c * factor_c + offset_c`."""
+    """A network in evaluation mode, and its map of the run's input: `x_c * factor_c + offset_c`."""
 
     model: nn.Module
     factor: Tensor
@@ -69,7 +69,7 @@ class _Network:
 
 
 class DistillationTeacher:
-    """The teacher of one run; it is read when it is first needed.
+    """The teacher of one run, read when it is first needed.
 
     Args:
         run: the run.
@@ -82,7 +82,7 @@ class DistillationTeacher:
         self._table: Tensor | None = None
 
     def logits_for(self, batches: Batches) -> LogitsOf:
-        """Return what answers for the batches of one phase: the table where one is kept, else the network.
+        """Return the source of logits for the batches of one phase: the table if one is kept, else the network.
 
         Raises:
             CheckpointError: the teacher's checkpoint cannot be read, or is not one for this run.
@@ -112,7 +112,7 @@ class DistillationTeacher:
 
     @property
     def _network(self) -> _Network:
-        """The teacher; before the float network is trained, another one like it, for the rehearsal."""
+        """The teacher; before the float network is trained, a similar network, for the rehearsal."""
         if self.section.teacher == OWN_FLOAT and not self.run.path("float").is_file():
             return self._made_of(self.run.build(), self.run.preprocessing)
         return self._read
@@ -141,7 +141,7 @@ class DistillationTeacher:
         return _Network(model=model.eval().requires_grad_(False), factor=factors, offset=offsets)
 
     def _keeps_table(self, batches: ArrayBatches) -> bool:
-        """Whether a table fits and asks the teacher no more than the epochs would, by recipe and data alone."""
+        """Whether a table fits in memory, and computing it takes no more inferences than the epochs would."""
         recipe, variants = self.run.recipe, 1 + batches.flip
         size = 4 * variants * len(batches.images) * len(self.run.data.class_names)
         sections = [recipe.float_training, *recipe.stages, *(stage.frozen_section() for stage in recipe.stages)]
@@ -172,7 +172,7 @@ class DistillationTeacher:
 def _check_teacher(
     path: Path, info: CheckpointInfo, preprocessing: Preprocessing, class_names: tuple[str, ...]
 ) -> None:
-    """Check that a teacher reads the images of a run and tells its classes apart.
+    """Check that a teacher reads the images of a run and distinguishes its classes.
 
     Raises:
         CheckpointError: it does not.

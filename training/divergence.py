@@ -12,7 +12,7 @@ from qil_deploy.quantizers import IntervalQuantizer, RangeQuantizer
 
 @torch.no_grad()
 def describe_divergence(model: nn.Module, x: Tensor) -> str:
-    """Say which part of a model is not finite, and which interval it has.
+    """Describe which part of a model is not finite, and its interval.
 
     Args:
         model: whose loss is infinite or no number; it is run once more.

@@ -115,11 +115,11 @@ class Record(Protocol):
         """Record an epoch; the position is the start of the next one."""
 
     def save(self, position: Position) -> None:
-        """Keep a position to go on from."""
+        """Save a position from which to resume."""
 
 
 def fit(run: Run, model: nn.Module, section: OptimizerSection, name: str, number: int, info: CheckpointInfo) -> float:
-    """Train `model` in place, from where an earlier start left it; return its accuracy on the test set.
+    """Train `model` in place, from the position of an earlier start; return its accuracy on the test set.
 
     Args:
         run: the run that the phase is one of.
@@ -162,7 +162,7 @@ def fit(run: Run, model: nn.Module, section: OptimizerSection, name: str, number
 
 
 def optimizers_of(run: Run, model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Return the optimizers of what the recipe trains: everything, or quantizers only."""
+    """Return the optimizers for the parts that the recipe trains: everything, or quantizers only."""
     return (make_optimizers if run.recipe.quantizer_only is None else quantizer_optimizers)(model, section)
 
 
@@ -243,13 +243,13 @@ def train_epochs(
 
 
 def _wrap(learner: Learner, accelerator: Accelerator) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
-    """Return model and optimizers as accelerate runs them: in several processes, with mixed precision."""
+    """Wrap model and optimizers for accelerate: several processes, mixed precision."""
     optimizers = [accelerator.prepare_optimizer(optimizer) for optimizer in learner.optimizers]
     return accelerator.prepare_model(learner.model), optimizers
 
 
 def training_mode(model: nn.Module, *, norms_stay: bool) -> None:
-    """Put a model into training mode, but BatchNorm into evaluation mode if its statistics are kept."""
+    """Put a model into training mode, but BatchNorm into evaluation mode if its statistics are fixed."""
     model.train()
     if norms_stay:
         for module in model.modules():
@@ -258,7 +258,7 @@ def training_mode(model: nn.Module, *, norms_stay: bool) -> None:
 
 
 def _seed_dropout(seed: int, step: int, accelerator: Accelerator) -> None:
-    """Make everything random in the forward pass depend on the step and the process only."""
+    """Seed the forward pass, so that its randomness depends only on the step and the process."""
     torch.manual_seed(seeded(seed, step, accelerator.process_index).initial_seed())
 
 
@@ -306,7 +306,7 @@ def _divergence(phase: Phase, position: Position, loss: float, model: nn.Module,
 
 
 def _end_epoch(phase: Phase, learner: Learner, record: Record, position: Position, seconds: float) -> None:
-    """Evaluate and report, and move the position to the next epoch."""
+    """Evaluate and report, and advance the position to the next epoch."""
     batches = len(phase.batches)
     count = None if learner.oscillation is None else learner.oscillation.count()
     metrics = EpochMetrics(

@@ -1,4 +1,4 @@
-"""Keep freed memory with the process, so that the next step need not fetch it from the system again.
+"""Keep freed memory with the process, so that the next step need not request it from the system again.
 
 Each step of training allocates and frees the same tensors. What is larger than a threshold of 32 MiB at the most, glibc
 maps anew each time, and what is free at the end of its heap it gives back: the system then clears the same pages, and
@@ -19,7 +19,7 @@ _OF_ENVIRONMENT = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, for its next allocations; return whether the C library took that.
+    """Let this process keep freed memory for its next allocations; return whether the C library supports that.
 
     Nothing happens where the C library has no `mallopt`, or where the environment sets a threshold itself.
     """

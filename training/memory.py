@@ -1,4 +1,4 @@
-"""Refuse what does not fit into this machine's memory before it is allocated: systems may notice only on first use."""
+"""Refuse allocations that exceed this machine's memory in advance: systems may notice only on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHARE = 0.8  # of the memory, the rest is for everything else
 
 
 def require_memory(size: float, what: str, advice: str) -> None:
-    """Check that so many bytes fit into this machine's memory.
+    """Check that `size` bytes fit into this machine's memory.
 
     Args:
         size: in bytes.
@@ -28,7 +28,7 @@ def require_memory(size: float, what: str, advice: str) -> None:
 
 
 def memory_of_machine() -> int | None:
-    """Return the bytes of memory of this machine, or of its container; None where the system does not say."""
+    """Return the bytes of memory of this machine, or of its container; None if the system does not report it."""
     sizes = []
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

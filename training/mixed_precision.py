@@ -29,7 +29,7 @@ FLOAT_EPOCHS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """All layers at one width, as far as the plan lowers it: bytes of packed weights, and the measurement."""
+    """All layers at one width, as far as the plan lowers them: bytes of packed weights, and the measurement."""
 
     width: int
     bytes: int
@@ -58,7 +58,7 @@ class Proposal:
 
 
 def budget_in_bytes(probe: Probe, bits_per_weight: float) -> int:
-    """Return the budget, in bytes, for an average of so many stored bits per weight over all quantized layers.
+    """Return the budget, in bytes, for an average number of stored bits per weight over all quantized layers.
 
     Raises:
         ConfigError: no number of bits.
@@ -92,7 +92,7 @@ def propose(probe: Probe, sensitivity: Sensitivity, budget: int) -> Proposal:
 
 
 def check_budget(probe: Probe, budget: int) -> None:
-    """Raise ConfigError if widths need no choosing: the budget cannot be met, or is met with nothing lowered."""
+    """Raise ConfigError if there is no choice of widths: the budget cannot be met, or is met with nothing lowered."""
     if probe.plan.what == "activations":
         raise ConfigError("a size budget needs weights to be lowered; choose --what both or --what weights.")
     largest, smallest = packed_bytes(probe, probe.bits), packed_bytes(probe, _lowered(probe, min(probe.plan.widths)))
@@ -204,7 +204,7 @@ def _float_checkpoint(info: CheckpointInfo, checkpoint: Path) -> Path | None:
 
 
 def _width(info: CheckpointInfo, checkpoint: Path) -> dict[str, int]:
-    """Return the width that the network was built with, if any; other arguments follow from the data."""
+    """Return the width that the network was built with, if any; the data determine its other arguments."""
     unknown = info.model_arguments.keys() - {"in_channels", "num_classes", "width"}
     if unknown:
         raise CheckpointError(
@@ -215,7 +215,7 @@ def _width(info: CheckpointInfo, checkpoint: Path) -> dict[str, int]:
 
 
 def _image_size(info: CheckpointInfo) -> int | None:
-    """Return the size to which images are resized, or None where the data set has it already."""
+    """Return the size to which images are resized, or None if it is the data set's."""
     own = load_batches(info.data, "train", batch_size=1).shape
     return None if own == info.preprocessing.shape else info.preprocessing.shape[1]
 
@@ -248,5 +248,5 @@ def _entries(values: dict[str, object] | dict[str, int]) -> list[str]:
 
 
 def _text(value: object) -> str:
-    """Return a string, number or truth value in TOML, which writes them as JSON does."""
+    """Format a string, number or truth value in TOML, which writes them as JSON does."""
     return json.dumps(value, ensure_ascii=False)

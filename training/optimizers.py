@@ -45,7 +45,7 @@ def parameter_groups(
     output_scale_learning_rate: float | None = None,
     weight_decay: float = STAGE_WEIGHT_DECAY,
 ) -> list[dict[str, Any]]:
-    """Return the parameters that are trained as groups for one optimizer; the defaults are those of recipes' stages.
+    """Return the trained parameters as groups for one optimizer; the defaults are those of recipes' stages.
 
     `torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3))`, for one. Intervals may diverge under SGD; where
     weights take it, use `recipe_optimizers`.
@@ -81,7 +81,7 @@ def parameter_groups(
 def _by_rate(
     intervals: list[nn.Parameter], of_intervals: float, scales: list[nn.Parameter], of_scales: float
 ) -> list[tuple[list[nn.Parameter], float]]:
-    """Return intervals and output scales with their rates: in one group where that is the same, or one is missing."""
+    """Group intervals and output scales by rate: in one group if the rates are equal, or one kind is missing."""
     if of_scales == of_intervals or not intervals:
         return [(intervals + scales, of_scales)]
     return [(intervals, of_intervals), (scales, of_scales)]
@@ -146,7 +146,7 @@ def output_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that a section asks for; errors as for `recipe_optimizers`."""
+    """Return the optimizers for a section; errors as for `recipe_optimizers`."""
     return recipe_optimizers(
         model,
         learning_rate=section.learning_rate,
@@ -158,7 +158,7 @@ def make_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.o
 
 
 def quantizer_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
-    """Make quantizers, output scales and shifts the only trained parameters; return what trains them.
+    """Make quantizers, output scales and shifts the only trained parameters; return their optimizers.
 
     At an `interval_learning_rate` of 0 quantizers stay, too.
 

@@ -1,4 +1,4 @@
-"""Weights that jump between two codes: counted, frozen, or dampened (Nagel et al., ICML 2022).
+"""Weights that oscillate between two codes: counted, frozen, or dampened (Nagel et al., ICML 2022).
 
 With the straight-through gradient a weight whose best value lies between two codes is pushed to and fro over the
 boundary between them, and which of them the last step leaves, and BatchNorm has seen, is a matter of chance. `W` is the
@@ -54,7 +54,7 @@ _ANNEALING_BEGINS = 0.25  # as a share of the phase
 
 @dataclass(frozen=True, kw_only=True)
 class OscillationCount:
-    """How many weights are watched, and which shares of them, in [0, 1], oscillate and are frozen."""
+    """Number of watched weights, and the shares of them, in [0, 1], that oscillate and that are frozen."""
 
     weights: int
     oscillating: float
@@ -62,7 +62,7 @@ class OscillationCount:
 
 
 class Oscillation:
-    """Watches the codes of a model's weights while it is trained, and freezes or dampens those that oscillate.
+    """Watches the codes of a model's weights during training, and freezes or dampens those that oscillate.
 
         oscillation = Oscillation(model, "freeze")
         for step in range(steps):
@@ -125,14 +125,14 @@ class Oscillation:
         self.weight.fill_(risen * self.dampening)
 
     def penalty(self) -> Tensor:
-        """Return what is added to the loss, a scalar; 0 unless weights are dampened."""
+        """Return the penalty that is added to the loss, a scalar; 0 unless weights are dampened."""
         if self.control != "dampen":
             return torch.zeros_like(self.weight)
         return self.weight * torch.stack([_distance_to_centers(layer) for layer in self.layers]).sum()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the codes after a step of the optimizer, and put frozen weights back at theirs."""
+        """Record the codes after a step of the optimizer, and reset frozen weights to theirs."""
         present = torch.where(self.frozen, self.codes, self._present_codes())
         change = (present - self.codes).sign_()
         self.frequency.lerp_((change * self.direction < 0).to(self.frequency.dtype), self.momentum)
@@ -161,7 +161,7 @@ class Oscillation:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state.
+        """Restore a state.
 
         Raises:
             ValueError: it is not one of these weights.
@@ -193,7 +193,7 @@ class Oscillation:
 
 
 def oscillation_of(model: nn.Module, section: OptimizerSection) -> Oscillation | None:
-    """Return what a section of a recipe asks for; None where it asks for nothing.
+    """Return the treatment of oscillation in a section of a recipe; None if there is none.
 
     Raises:
         ConfigError: it asks for what the model has not.
@@ -221,7 +221,7 @@ def _watched_layers(model: nn.Module, max_bits: int) -> list[QuantLayer]:
 
 
 def _magnitude(quantizer: WeightQuantizer, code: Tensor) -> Tensor:
-    """Return the magnitude in the middle of each code, codes from 0 to q; not below 0, where an interval may begin."""
+    """Return the magnitude in the middle of each code from 0 to q; never below 0, where an interval may begin."""
     position = code / quantizer.largest_code
     if quantizer.gamma is not None:
         position = position ** (1.0 / quantizer.gamma)

@@ -91,7 +91,7 @@ class PhaseRecord:
             save_checkpoint(self.run.folder / BEST_NAME / f"{self.name}.safetensors", info, self.learner.model)
 
     def save(self, position: Position) -> None:
-        """Keep a position to go on from."""
+        """Save a position from which to resume."""
         if self.curves is not None:
             self.curves.flush()  # before the state: a later start draws again only what comes behind it
             save_state(self.run.folder, self.name, position, self.learner)

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a training run, in one TOML file.
+"""Recipes: all settings of a training run, in one TOML file.
 
 A recipe names a data set and a network, says how the float network is trained, then lists the quantized
 stages in order, each of which starts where the last one ended. A stage with `frozen_epochs` ends in a side
@@ -157,12 +157,12 @@ class Recipe(Section):
         return self
 
     def _would_teach_itself(self, section: OptimizerSection) -> bool:
-        """Whether a phase is that of the float network, and the teacher, too."""
+        """Whether a phase trains the float network, and the float network is also the teacher."""
         own = self.distillation is not None and self.distillation.teacher == OWN_FLOAT
         return own and section is self.float_training
 
     def distillation_of(self, section: OptimizerSection) -> DistillationSection | None:
-        """Return how one phase learns from the teacher; None where it learns from labels alone."""
+        """Return the distillation of one phase; None if it learns from labels alone."""
         if self.distillation is None or self._would_teach_itself(section):
             return None
         changes = {"weight": section.distillation_weight, "temperature": section.distillation_temperature}

@@ -1,4 +1,4 @@
-"""Read recipes: a TOML file, or one that ships with the package, with single values changed (`--set`)."""
+"""Read recipes: a TOML file, or one included in the package, with single values changed (`--set`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a recipe: network, augmentation, and how each phase is trained."""
+"""The sections of a recipe: network, augmentation, and the training of each phase."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OSCILLATION_DAMPENING = 0.1
 
 
 class Section(BaseModel):
-    """A part of a recipe, or a whole one: keys that it does not know are refused, and nothing changes later."""
+    """A part of a recipe, or a whole one; immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +83,7 @@ class AugmentationSection(Section):
 
 
 class OptimizerSection(Section):
-    """How one phase is optimized.
+    """Optimization of one phase.
 
     Weights: SGD with Nesterov momentum 0.9, weight decay on convolution and linear weights only. Interval
     parameters: Adam or that SGD, without weight decay. Both rates rise linearly over the first `warmup` share of the
@@ -200,7 +200,7 @@ class StageSection(OptimizerSection):
         return rate * self.frozen_learning_rate / self.learning_rate
 
     def frozen_section(self) -> OptimizerSection:
-        """Return how the frozen epochs are optimized."""
+        """Return the optimization of the frozen epochs."""
         return OptimizerSection(
             epochs=self.frozen_epochs,
             batch_size=self.batch_size,
@@ -242,7 +242,7 @@ class QuantizerOnlySection(Section):
 
 
 class DistillationSection(Section):
-    """A teacher, whose predictions are learned from beside the labels (`distillation_loss`).
+    """A teacher, whose predictions are learned besides the labels (`distillation_loss`).
 
     Quantized and frozen epochs learn from it, and the float network where the teacher is another.
 

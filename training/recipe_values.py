@@ -1,4 +1,4 @@
-"""Types of the values of recipes: what is allowed, and the sentence where it is not."""
+"""Types of the values of recipes: their constraints, and the error sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Try one step of every phase on a few real images before the first epoch, to find at once what cannot be trained.
+"""Try one step of every phase on a few real images before the first epoch, to find untrainable ones at once.
 
 Each phase is tried as it will be: the float network, every stage with its quantizers, and frozen where it has frozen
 epochs. The networks are built for this and thrown away, and random numbers are put back, so that a run ends with the
@@ -38,7 +38,7 @@ _BYTES_TRAINED = 12  # of a parameter: its value, gradient and momentum
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """One phase to try: its name, the network as it begins, its optimization, and the images."""
+    """One phase to try: its name, initial network, optimization, and the images."""
 
     phase: str
     model: nn.Module
@@ -86,7 +86,7 @@ def _try_all(run: Run, sections: Sequence[OptimizerSection]) -> None:
 
 
 def _try_stage(run: Run, trial: _Trial, stage: StageSection) -> None:
-    """Try a stage, quantized and then frozen; `trial.model` is the float network that it begins with."""
+    """Try a stage, quantized and then frozen; `trial.model` is the float network from which it starts."""
     model = run.prepare(trial.model, stage, trial.images[:1])
     _require_calibration(run, stage, model, trial.images[:1])
     calibrate(model, [trial.images], float_model=None if run.data.teacher is None else trial.model)
@@ -98,7 +98,7 @@ def _try_stage(run: Run, trial: _Trial, stage: StageSection) -> None:
 
 
 def _require_calibration(run: Run, stage: StageSection, model: PreparedModel, image: Tensor) -> None:
-    """Refuse `calibration_batches` of a stage that takes every interval over from the stage before, as `train` does."""
+    """Refuse `calibration_batches` of a stage that takes all intervals from the stage before, as `train` does."""
     index = run.recipe.stages.index(stage)
     if stage.calibration_batches == CALIBRATION_BATCHES or stage.from_float or index == 0:
         return
@@ -127,7 +127,7 @@ def _check_labels(run: Run) -> None:
 
 
 def _check_memory(run: Run) -> None:
-    """Refuse a network that this machine cannot hold, with its gradients and what an optimizer keeps of it."""
+    """Refuse a network that does not fit in this machine's memory with its gradients and optimizer state."""
     name = run.recipe.model.name
     size = measure_network(lambda: run.builder(name, run.model_arguments), run.preprocessing.shape)
     if size is not None:
@@ -139,7 +139,7 @@ def _check_memory(run: Run) -> None:
 
 
 def _network(run: Run) -> nn.Module:
-    """Return a copy of the run's float network, to be thrown away."""
+    """Return a disposable copy of the run's float network."""
     network = run.build() if run.data.teacher is None else copy.deepcopy(run.data.teacher.model)
     return network.to(run.accelerator.device)
 
@@ -224,7 +224,7 @@ def _step(run: Run, trial: _Trial, trained: Sequence[nn.Parameter]) -> None:
 
 
 def _logits(run: Run, trial: _Trial, mode: str) -> Tensor:
-    """Run the network in `training` or `evaluation`; check what it returns."""
+    """Run the network in `training` or `evaluation`; check its output."""
     images, phase = trial.images, f"{trial.phase}, in {mode}"
     try:
         with run.accelerator.autocast():

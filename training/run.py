@@ -1,4 +1,4 @@
-"""One run of training: what its phases share."""
+"""One run of training: the data that its phases share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Precision = Literal["no", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a run is carried out; unlike the recipe, this may change from one start to the next.
+    """Settings of a start of a run; unlike the recipe, they may change from one start to the next.
 
     Attributes:
         mixed_precision: of convolutions and linear layers; quantizers and frozen phases stay float32.
@@ -42,7 +42,7 @@ class Settings:
 
 
 class Run:
-    """What all phases of one run share: recipe, data, output folder, processes, progress."""
+    """Common data of all phases of a run: recipe, data, output folder, processes, progress."""
 
     def __init__(
         self, recipe: Recipe, folder: Path, progress: Progress, accelerator: Accelerator, *, resume: bool,
@@ -77,7 +77,7 @@ class Run:
         return model.to(memory_format=memory_format_for(model)).train()
 
     def load_initial_weights(self, model: nn.Module, *, tell: bool) -> None:
-        """Load the initial weights that the recipe names, if any; `tell` prints what was changed or left as it was."""
+        """Load the initial weights that the recipe names, if any; `tell` prints the changes made to them."""
         section = self.recipe.model
         if section.weights is None:
             return
@@ -99,7 +99,7 @@ class Run:
         return self.data.batches(batch_size, self.seed(phase), share or self.share)
 
     def whole_batches(self, count: int, batch_size: int, phase: int) -> list[Tensor]:
-        """Return the first inputs of a phase, the same in every process, to set intervals and statistics from."""
+        """Return the first inputs of a phase, the same in every process, from which to set intervals and statistics."""
         batches = self.batches(batch_size, phase, Share())
         count = min(count, len(batches))
         return [x.to(self.accelerator.device) for _, (x, _) in zip(range(count), batches.epoch(0), strict=False)]
@@ -121,7 +121,7 @@ class Run:
         return self.resume and self.path(name).is_file()
 
     def info(self, kind: Kind, stage: StageSection | None, **metrics: float) -> CheckpointInfo:
-        """Return the information that a checkpoint of this run carries."""
+        """Return the metadata of a checkpoint of this run."""
         return CheckpointInfo(
             kind=kind,
             model_name=self.recipe.model.name,

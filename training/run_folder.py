@@ -1,4 +1,4 @@
-"""The folder of a run: lock it, and check that what is already in it belongs to this run."""
+"""The folder of a run: lock it, and check that its content belongs to this run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEST_NAME = "best"
 
 @contextlib.contextmanager
 def claimed_folder(recipe: Recipe, folder: Path, *, resume: bool) -> Iterator[None]:
-    """Lock the folder of a run until the block ends, and clear it of files that killed runs left unfinished.
+    """Lock the folder of a run until the block ends, and remove unfinished files of killed runs.
 
     Raises:
         ConfigError: as `check_folder`.

@@ -1,4 +1,4 @@
-"""The state of a phase, from which a run resumes in its middle: one safetensors file, `RUN/state.safetensors`.
+"""The state of a phase, from which a run resumes: one safetensors file, `RUN/state.safetensors`.
 
     model.NAME                 parameters and buffers
     average.NAME               their moving average, where the recipe asks for one
@@ -81,7 +81,7 @@ class Extent:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """Everything that training changes.
+    """All state that training changes.
 
     Attributes:
         model: the network.

@@ -1,4 +1,4 @@
-"""Measure which layers suffer most from fewer bits: lower one layer at a time, before any training.
+"""Measure which layers are most sensitive to fewer bits: lower one layer at a time, before any training.
 
 The network that is measured against has nothing lowered: a quantized checkpoint as it is, or a float one at
 `FLOAT_WEIGHT_BITS` and `FLOAT_ACTIVATION_BITS` throughout. Each trial lowers one layer, sets what changed anew from
@@ -104,7 +104,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
-    """One layer: its number of weights, its bits with nothing lowered, and its trials by falling width."""
+    """One layer: its number of weights, its bits with nothing lowered, and its trials by decreasing width."""
 
     name: str
     weights: int
@@ -119,7 +119,7 @@ class LayerSensitivity:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """All layers in graph order, and the network with nothing lowered. Of it, `baseline.kl` is 0."""
+    """All layers in graph order, and the network with nothing lowered, for which `baseline.kl` is 0."""
 
     baseline: Measurement
     layers: tuple[LayerSensitivity, ...]
@@ -204,7 +204,7 @@ class Probe:
         return {str(node.target) for node in edge_layers(captured)}
 
     def lowered(self, layer: str, width: int) -> LayerBits:
-        """Return the bits of a layer, lowered to a width as the plan says; the same bits where there is nothing to."""
+        """Return the bits of a layer, lowered to a width according to the plan, if there is anything to lower."""
         bits = self.bits[layer]
         if layer in self.edges and not self.plan.edges:
             return bits
@@ -287,7 +287,7 @@ def _check(plan: Plan) -> None:
 
 
 def _draw_images(info: CheckpointInfo, plan: Plan) -> tuple[ImageSet, ImageSet]:
-    """Draw the images to measure on, and others to calibrate with, from the training split."""
+    """Draw the images for the measurement, and others for calibration, from the training split."""
     batches = load_batches(info.data, "train", preprocessing=info.preprocessing, batch_size=1)
     count = plan.images + plan.calibration_images
     if count > len(batches):

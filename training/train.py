@@ -1,4 +1,4 @@
-"""Carry out a recipe: the float network, then its quantized stages in order, each saved when it is done.
+"""Carry out a recipe: the float network, then its quantized stages in order, each saved when finished.
 
     RUN/float.safetensors          the float network
     RUN/w4a4.safetensors           intervals learned at 4/4 bits, fake quantization
@@ -127,7 +127,7 @@ def _tell_finished(run: Run) -> None:
 
 
 def _float_phase(run: Run) -> StageResult:
-    """Train the float network, or take the one whose quantizers are to be learned."""
+    """Train the float network, or take the one to be quantized."""
     if not run.done("float"):
         if run.data.teacher is not None:
             model = run.data.teacher.model.to(run.accelerator.device)
@@ -155,7 +155,7 @@ def _quantized_phase(run: Run, stage: StageSection, index: int, previous: StageR
 
 
 def _starting_point(run: Run, stage: StageSection, index: int, previous: StageResult) -> PreparedModel:
-    """Return the prepared network that a stage begins with."""
+    """Return the prepared network from which a stage starts."""
     _, tensors = read_checkpoint(previous.checkpoint)
     if previous.name == "float":
         network = run.build()
@@ -187,7 +187,7 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
 
 
 def _frozen_phase(run: Run, stage: StageSection, index: int, result: StageResult) -> StageResult:
-    """Freeze a trained stage and go on training with the runtime's arithmetic; the unfrozen checkpoint stays."""
+    """Freeze a trained stage and continue training with the runtime's arithmetic; the unfrozen checkpoint stays."""
     name = f"{stage.name}_frozen"
     if not run.done(name):
         prepared = _prepared_model(run, result.checkpoint)

@@ -1,4 +1,4 @@
-"""The passes that rewrite a captured graph to the one that is written: one rule per file, listed in `pipeline`."""
+"""The passes that rewrite a captured graph to the written one: one rule per file, listed in `pipeline`."""
 
 from __future__ import annotations
 

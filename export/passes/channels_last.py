@@ -1,4 +1,4 @@
-"""Let linear layers read a feature map with its channels last, as ONNX Runtime's convolutions leave it.
+"""Let linear layers read a feature map with its channels last, the layout of ONNX Runtime's convolutions.
 
 ONNX Runtime computes convolutions and pools with the channels last, and moves them to the front for the Flatten in
 front of a linear layer; it does so before the last pool, which then takes ten times as long. Here the linear layer's
@@ -34,12 +34,12 @@ class ChannelsLast(Rule):
         self._rows: dict[ir.Value, ir.Value] = {}
 
     def pattern(self, op: Any, x: Any, codes: Any, spread: Any, bias: Any, w_scale: Any) -> Any:  # noqa: ANN401 - onnxscript's builder and variables of patterns
-        """A Flatten in front of a linear layer."""
+        """A Flatten before a linear layer."""
         rows = op.Flatten(x)
         return op.Gemm(rows, codes, spread, bias, w_scale, _domain=QIL_DOMAIN, _outputs=["result"])
 
     def check(self, op: MatchContext, result: ir.Value, **_: object) -> MatchResult:
-        """Leave alone what is flattened for others too, or has no order to change."""
+        """Skip maps that are flattened for other readers too, or have no order to change."""
         del op
         match, rows = MatchResult(), inputs_of(producer_of(result))[0]
         shape = _map_of(rows)
@@ -76,7 +76,7 @@ class ChannelsLast(Rule):
 
 
 def _map_of(rows: ir.Value) -> tuple[int, int, int] | None:
-    """Return [C, H, W] of what a Flatten reads; None where that is no feature map."""
+    """Return [C, H, W] of the input of a Flatten; None if that is no feature map."""
     flatten = rows.producer()
     source = None if flatten is None else flatten.inputs[0]
     if source is None or source.shape is None or source.shape.rank() != 4:

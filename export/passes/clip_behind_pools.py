@@ -1,4 +1,4 @@
-"""Clip behind a MaxPool instead of in front of it: there are fewer codes there.
+"""Clip after a MaxPool instead of before it, where there are fewer codes.
 
     MaxPool(clip(layer))        clip(MaxPool(layer))
 
@@ -20,7 +20,7 @@ _CLIPPED = ("Conv", "Gemm", "Rescale", "Add", "Mul", "Sigmoid", "LeakyRelu")
 
 
 class ClipBehindPools(NodeRule):
-    """Rewrites pools that alone read what an operator clips; `notes` names that operator."""
+    """Rewrites pools that are the only reader of clipped codes; `notes` names the operator that clips."""
 
     op_type = "MaxPool"
     removes = False  # the operator in front is no part of the pattern
@@ -31,7 +31,7 @@ class ClipBehindPools(NodeRule):
         return str(node.name if layer is None else layer.name)
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone pools behind which there is nothing to clip, or before which others read the clipped codes."""
+        """Skip pools whose input is not clipped, or has other readers."""
         del op
         match, source = MatchResult(), inputs_of(producer_of(result))[0]
         layer = source.producer()

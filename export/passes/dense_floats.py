@@ -1,4 +1,4 @@
-"""Write a convolution whose exact sums become floats: an output that is a map.
+"""Write a convolution whose exact sums become floats, for an output that is a map.
 
     qil.Conv, one pixel, stride 1    Transpose -> Reshape (pixels as rows) -> linear layer -> Reshape -> Transpose
     any other qil.Conv               ConvInteger -> Add(bias) -> Cast(float) -> Mul(x_scale * w_scale)
@@ -19,7 +19,7 @@ from .replacement import Replacement
 
 
 def is_pointwise(node: ir.Node) -> bool:
-    """Whether a convolution is a linear layer of every pixel by itself, of more than one."""
+    """Whether a convolution is a linear layer applied to each of several pixels."""
     codes, result = node.inputs[1], node.outputs[0]
     if codes is None or codes.shape is None or result.shape is None:
         raise ValueError(f"{node.name} has no weight codes, or no shape")

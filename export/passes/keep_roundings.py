@@ -24,14 +24,14 @@ class KeepRoundings(NodeRule):
     domain, op_type = QIL_DOMAIN, "Add"
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone additions that OpenVINO has nothing to fuse into."""
+        """Skip additions that OpenVINO fuses into nothing."""
         del op
         if any(map(_is_convolution_for, inputs_of(producer_of(result)))):
             return MatchResult()
         return MatchResult().fail("no convolution's codes go to it alone", result)
 
     def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
-        """Write the pools, and the addition of what comes out of them."""
+        """Write the pools, and the addition of their results."""
         node = producer_of(result)
         operands = [
             op.op("MaxPool", [value], f"{value.name}_rounded", attributes={"kernel_shape": [1, 1]})

@@ -1,4 +1,4 @@
-"""Rewrite additions around convolutions whose sums are looked up: ResidualAdd, LowBitRescale.
+"""Rewrite additions around convolutions that use lookup tables: ResidualAdd, LowBitRescale.
 
     qil.Add(a, b)        qil.deploy.ResidualAdd(a, a_scale, a_zero_point, b, ..., y_scale, y_zero_point)
     qil.Rescale(x)       qil.deploy.LowBitRescale(x, ..., y_scale, y_zero_point, low, high)
@@ -32,12 +32,12 @@ _CHANNEL_BY_CHANNEL = (TERNARY_CONV, LOW_BIT_MAX_POOL, RESIDUAL_ADD)
 
 
 class ResidualAdd(NodeRule):
-    """Rewrites sums of 8 bits, of codes that a `TernaryConv` makes and others."""
+    """Rewrites 8-bit sums of the codes of a `TernaryConv` and others."""
 
     domain, op_type = QIL_DOMAIN, "Add"
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone sums of few bits, and those of other codes."""
+        """Skip sums of few bits, and those of other codes."""
         del op
         node, match = producer_of(result), MatchResult()
         if not any(_is_made_by(value, (TERNARY_CONV,)) for value in inputs_of(node)):
@@ -55,12 +55,12 @@ class ResidualAdd(NodeRule):
 
 
 class LowBitRescale(NodeRule):
-    """Rewrites rescalings of codes to fewer bits, for a `TernaryConv` or behind one."""
+    """Rewrites rescalings of codes to fewer bits, before or after a `TernaryConv`."""
 
     domain, op_type = QIL_DOMAIN, "Rescale"
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone rescalings to 8 bits, and those whose codes may lie with the channels last."""
+        """Skip rescalings to 8 bits, and those whose codes may have channels last."""
         del op
         node, match = producer_of(result), MatchResult()
         readers = [(reader.domain, reader.op_type) for reader, _ in result.uses()]

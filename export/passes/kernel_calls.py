@@ -1,4 +1,4 @@
-"""Rewrite what stands between convolutions of few bits and behind them: LowBitMatMul, LowBitMaxPool.
+"""Rewrite operators between and after convolutions of few bits: LowBitMatMul, LowBitMaxPool.
 
     com.microsoft.MatMulNBits(A, B, scales, zero_points)      qil.deploy.LowBitMatMul(A, B, scales, zero_points)
     MaxPool(x)                                                qil.deploy.LowBitMaxPool(x)
@@ -47,7 +47,7 @@ class LowBitMaxPool(NodeRule):
     op_type = "MaxPool"
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone pools of other codes, and those with gaps in their windows or windows that reach beyond."""
+        """Skip pools of other codes, and those whose windows are dilated or extend beyond the image."""
         del op
         node, match = producer_of(result), MatchResult()
         source = inputs_of(node)[0].producer()

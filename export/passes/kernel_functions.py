@@ -1,4 +1,4 @@
-"""The functions that a file brings along for nodes of the kernel library, for runtimes that have no kernel for them.
+"""The functions that a file contains for nodes of the kernel library, for runtimes without a kernel for them.
 
 `qil_deploy.onnx_io.kernel_operators` says what they are, and every reader checks them against it.
 """
@@ -86,7 +86,7 @@ _FUNCTIONS: dict[str, values.OnnxFunction[Any, Any]] = {
 
 
 def kernel_function(name: str, opset: int) -> ir.Function:
-    """Return the function that stands for an operator where there is no kernel, in an operator set of ONNX."""
+    """Return the function that replaces an operator without a kernel, in an operator set of ONNX."""
     proto = _FUNCTIONS[name].to_function_proto()
     proto.name, proto.doc_string = name, ""
     del proto.opset_import[:], proto.metadata_props[:], proto.value_info[:]

@@ -43,7 +43,7 @@ class LowBitConv(NodeRule):
     domain, op_type = QIL_DOMAIN, "Conv"
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone what no kernel is made for."""
+        """Skip convolutions that no kernel supports."""
         del op
         node, match = producer_of(result), MatchResult()
         reason = _why_no_kernel(node, array_of(inputs_of(node)[1]))
@@ -75,7 +75,7 @@ class LowBitConv(NodeRule):
 
 
 def _why_no_kernel(node: ir.Node, codes: Any) -> str | None:  # noqa: ANN401 - an array of integers
-    """Return why a convolution stays as it is; None where it qualifies."""
+    """Return the reason why a convolution is not rewritten; None if it qualifies."""
     groups, channels = integer(node, "group"), codes.shape[1]
     largest = int(np.abs(codes.astype(np.int16)).max(initial=0))
     if "y_scale" not in node.attributes:
@@ -92,7 +92,7 @@ def _why_no_kernel(node: ir.Node, codes: Any) -> str | None:  # noqa: ANN401 - a
 
 
 def _is_looked_up(node: ir.Node, codes: Any) -> bool:  # noqa: ANN401 - an array of integers
-    """Whether lookup takes a convolution: ternary weights and codes 0..3, one group, sums of 16 bits.
+    """Whether the lookup kernel takes a convolution: ternary weights and codes 0..3, one group, sums of 16 bits.
 
     A 1x1 convolution of stride 1 is left out: ONNX Runtime's product of matrices is as fast there on x86.
     """

@@ -38,7 +38,7 @@ def qlinear_rules() -> list[Rule]:
 
 
 def output_name(node: ir.Node) -> str:
-    """Return the name of a node's result: its own, unless a pass has moved what follows."""
+    """Return the name of a node's result: its own, unless a pass has moved the operators after it."""
     return str(node.outputs[0].name)
 
 
@@ -76,7 +76,7 @@ def window_of(node: ir.Node) -> dict[str, object]:
 
 
 def clip(new: Replacement, node: ir.Node, unclipped: ir.Value) -> ir.Value:
-    """Return the codes between the node's `low` and `high`; a Clip only where uint8 does not saturate there itself."""
+    """Clip codes to the node's `low` and `high`; a Clip is written only if uint8 does not saturate there itself."""
     if "high" not in node.attributes:
         return unclipped
     low, high = integer(node, "low"), integer(node, "high")
@@ -89,7 +89,7 @@ def clip(new: Replacement, node: ir.Node, unclipped: ir.Value) -> ir.Value:
 
 
 def offset_operand(new: Replacement, node: ir.Node) -> list[ir.Value]:
-    """Return (codes, scale, zero point) of a one-element tensor that stands for minus the node's `offset`."""
+    """Return (codes, scale, zero point) of a one-element tensor that represents minus the node's `offset`."""
     offset = real(node, "offset")
     code, zero_point = (0, 1) if offset > 0 else (1, 0)
     if offset == 0:

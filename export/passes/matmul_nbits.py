@@ -46,7 +46,7 @@ class MatMulNBits(NodeRule):
         self._min_weights = MIN_WEIGHTS if min_weights is None else min_weights
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone layers that would be no faster, and those whose sums float32 would round."""
+        """Skip layers that would be no faster, and those whose sums float32 would round."""
         del op
         node, match = producer_of(result), MatchResult()
         codes = array_of(inputs_of(node)[1])
@@ -56,7 +56,7 @@ class MatMulNBits(NodeRule):
         return match if reason is None else match.fail(reason, node)
 
     def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
-        """Write the multiplication and what QGemm would do with its sums."""
+        """Write the multiplication, and QGemm's operations on its sums."""
         node = producer_of(result)
         return _emit(op, node, inputs_of(node))
 
@@ -80,7 +80,7 @@ def pack_blocks(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
 
 
 def _why_inexact(node: ir.Node, inputs: int) -> str | None:
-    """Return why MatMulNBits would not compute a layer's integers; None if it does."""
+    """Return the reason why MatMulNBits would not compute a layer's integers exactly; None if it does."""
     largest = integer(node, "x_high")
     bits = integer(node, "weight_bits")
     if bits > MAX_BITS:
@@ -101,7 +101,7 @@ def _stored_bits(bits: int) -> int:
 
 
 def _split(inputs: int) -> tuple[int, int]:
-    """Return how many blocks there are, and how many inputs each of them holds beside at least one constant."""
+    """Return the number of blocks, and the number of inputs that each holds beside at least one constant."""
     blocks = math.ceil(inputs / (BLOCK - 1))
     return blocks, math.ceil(inputs / blocks)
 
@@ -163,7 +163,7 @@ def _multiply(new: Replacement, node: ir.Node, x: ir.Value, codes: NDArray[np.in
 
 
 def _with_constants(new: Replacement, name: str, x: ir.Value, inputs: int) -> ir.Value:
-    """Return codes [batch, K] as float32 [batch, blocks * BLOCK], each block filled up with the constant."""
+    """Return codes [batch, K] as float32 [batch, blocks * BLOCK], each block padded with the constant."""
     blocks, per_block = _split(inputs)
 
     def pad(value: ir.Value, pads: list[int], code: int, what: str) -> ir.Value:

@@ -1,4 +1,4 @@
-"""From a captured model to the graph that is written: all passes in their order.
+"""All passes in order, from a captured model to the written graph.
 
     captured    every operator of the network is a node of the domain `qil`, or moves codes, or is kept in float
         channels_last, simplify, space_to_depth, matmul_nbits, kernels      optional: `ExportOptions`
@@ -49,7 +49,7 @@ from .tidy import Tidy
 
 
 class State(Enum):
-    """What is left of the domain `qil` in a graph."""
+    """Operators of the domain `qil` that remain in a graph."""
 
     CAPTURED = frozenset(
         {
@@ -61,7 +61,7 @@ class State(Enum):
     STORED = frozenset[str]()
 
     def check(self, graph: ir.Graph, error: type[Exception]) -> None:
-        """Raise `error` where more is left."""
+        """Raise `error` if others remain."""
         left = {node.op_type for node in graph if node.domain == QIL_DOMAIN} - self.value
         if left:
             raise error(f"{', '.join(sorted(left))} of the domain {QIL_DOMAIN!r} is no part of a {self.name} graph")
@@ -84,7 +84,7 @@ class Step:
 
 
 def steps(options: ExportOptions, float_opset: int | None = None) -> list[Step]:
-    """Return the passes in their order, those that are switched off left out.
+    """Return the passes in order, without those that are switched off.
 
     Args:
         options: how the model is written.
@@ -124,7 +124,7 @@ def steps(options: ExportOptions, float_opset: int | None = None) -> list[Step]:
 
 
 def run(graph: ir.Model, chosen: Sequence[Step]) -> dict[str, Notes]:
-    """Rewrite a graph in place; return, by name of an option, what the passes did that it switches on.
+    """Rewrite a graph in place; return the notes of the optional passes, by the name of their option.
 
     Raises:
         PreconditionError, PostconditionError: a pass does not find or leave what its step says.
@@ -141,7 +141,7 @@ def run(graph: ir.Model, chosen: Sequence[Step]) -> dict[str, Notes]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoweredModel:
-    """A model that is ready to be written.
+    """A model that is ready to write.
 
     Attributes:
         model: the ONNX model, without metadata.
@@ -177,7 +177,7 @@ def lower(model: fx.GraphModule, preprocessing: Preprocessing, options: ExportOp
 
 
 def _choose_float_opset(model: fx.GraphModule, options: ExportOptions) -> int:
-    """Return the opset in which to trace what is kept in float: the one that the file is going to have.
+    """Choose the opset in which to trace float parts: that of the file.
 
     Raises:
         ConfigError: the wanted one is too old.

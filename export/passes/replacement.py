@@ -1,4 +1,4 @@
-"""What rules write with: names that are free, constants that are stored once, nodes that take the place of others.
+"""Tools for rules: free names, constants that are stored once, nodes that replace others.
 
 Metadata, golden vectors and comparisons find tensors by the names of the network's modules, so these names are never
 left to chance: whatever a rule adds takes a name that is free.
@@ -18,7 +18,7 @@ from qil_deploy.export.emitter import QIL_DOMAIN, bits_of, free_name, is_shared,
 
 
 class Workspace:
-    """A graph while a pass rewrites it: names that are taken, and constants that are stored once."""
+    """A graph while a pass rewrites it: taken names, and constants that are stored once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -34,7 +34,7 @@ class Workspace:
         }
 
     def take_name(self, name: str) -> str:
-        """Return `name`, or the first like it that is free; it is taken from now on."""
+        """Return `name`, or the first free name like it, and mark it as taken."""
         free = free_name(name, self._taken)
         self._taken.add(free)
         return free
@@ -71,7 +71,7 @@ class Workspace:
 
 
 def _tell_nodes_apart(graph: ir.Graph) -> set[str]:
-    """Give every node a name of its own, first the layers, which metadata list by their names; return all names."""
+    """Give every node a unique name, beginning with the layers, which metadata list by name; return all names."""
     layers = [node for node in graph if node.domain == QIL_DOMAIN or node.op_type in ("Conv", "Gemm")]
     taken = {str(node.name) for node in layers}
     known = set(layers)
@@ -83,7 +83,7 @@ def _tell_nodes_apart(graph: ir.Graph) -> set[str]:
 
 
 class Replacement:
-    """Writes the nodes that take the place of others.
+    """Writes the nodes that replace others.
 
     A node that is called like the one that is replaced keeps this name; all other names are made free ones.
     """
@@ -141,7 +141,7 @@ class Replacement:
 
 
 def inputs_of(node: ir.Node) -> list[ir.Value]:
-    """Return the inputs of a node that are not left out."""
+    """Return the inputs of a node that are present."""
     return [value for value in node.inputs if value is not None]
 
 
@@ -158,7 +158,7 @@ def producer_of(value: ir.Value) -> ir.Node:
 
 
 def drop_unread(graph: ir.Graph) -> None:
-    """Remove constants that no node reads, and let go of their content.
+    """Remove constants that no node reads, and free their content.
 
     Nodes and tensors refer to each other: left alone, they would keep all weights in memory until Python looks for such
     circles, which may be long after.

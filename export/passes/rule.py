@@ -1,4 +1,4 @@
-"""What the rules of the export share: a pattern, a check that refuses with a sentence, and a rewrite that is noted.
+"""Base classes of the export's rules: a pattern, a check that may refuse with a sentence, and a recorded rewrite.
 
 A rule is one of `onnxscript.rewriter`: `pattern` says which nodes it looks at, `check` refuses those that it cannot or
 should not rewrite, `rewrite` writes what takes their place. `RulePass` makes a pass of `onnx_ir` of some rules. Two
@@ -30,7 +30,7 @@ from .replacement import Replacement, Workspace, drop_unread, inputs_of, produce
 
 @dataclass
 class Notes:
-    """What a pass did.
+    """Record of a pass.
 
     Attributes:
         rewritten: names of nodes, in order of execution.
@@ -41,18 +41,18 @@ class Notes:
     left_alone: dict[str, list[str]] = field(default_factory=dict)
 
     def leave(self, name: str, reason: str) -> None:
-        """Note why a node was left alone."""
+        """Record why a node was not rewritten."""
         self.left_alone.setdefault(reason, []).append(name)
 
     def add(self, others: Notes) -> None:
-        """Take over what other notes say."""
+        """Add the entries of other notes."""
         self.rewritten += others.rewritten
         for reason, names in others.left_alone.items():
             self.left_alone.setdefault(reason, []).extend(names)
 
 
 class Rule(RewriteRuleClassBase):
-    """A rule that notes what it rewrites and what it leaves alone.
+    """A rule that records the nodes it rewrites and those it skips.
 
     The result of a pattern is called `result`. `check` fails with a sentence that says why the node is left alone,
     without a full stop. `rewrite` is given a `Replacement` to write with, and returns what takes the place of `result`.
@@ -75,15 +75,15 @@ class Rule(RewriteRuleClassBase):
         self.notes, self._workspace, self._written = Notes(), workspace, set()
 
     def name_of(self, node: ir.Node) -> str:
-        """Return which name to note where a node is rewritten."""
+        """Return the name to record for a rewritten node."""
         return str(node.name)
 
     def rewrite(self, op: Any, *args: Any, **kwargs: Any) -> ir.Value | None:  # noqa: ANN401 - what a pattern binds
-        """Write what takes the place of a match, and return the value that takes the place of `result`."""
+        """Write the replacement of a match, and return the value that replaces `result`."""
         raise NotImplementedError
 
     def as_rule(self) -> RewriteRule:
-        """Return what `onnxscript` applies; without a name, which it would write into every node."""
+        """Return the rule that `onnxscript` applies; without a name, which it would write into every node."""
         return RewriteRule(self.pattern, self._rewrite_noted, self._check_noted, remove_nodes=self.removes)
 
     def _check_noted(self, context: MatchContext, result: ir.Value, **others: Any) -> MatchResult:  # noqa: ANN401 - values and attributes
@@ -107,7 +107,7 @@ class Rule(RewriteRuleClassBase):
 
 
 class NodeRule(Rule):
-    """A rule for one node by itself, whatever reads and makes what it reads and makes."""
+    """A rule for single nodes, whatever their neighbours are."""
 
     domain = ""
     op_type = ""
@@ -144,7 +144,7 @@ class RulePass(ir.passes.InPlacePass):
         self._rules = rules
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite the model in place, and drop constants that nothing reads any more."""
+        """Rewrite the model in place, and drop constants that are no longer read."""
         workspace = Workspace(model.graph)
         for rule in self._rules:
             rule.begin(workspace)

@@ -1,4 +1,4 @@
-"""Write down the versions that a file needs, once: its operator sets, and the file format of that time.
+"""Set the versions that a file needs: its operator sets, and the file format of that time.
 
 The functions of the kernel library's operators are written in the same operator set, so they are added here, too.
 """
@@ -28,7 +28,7 @@ def oldest_opset(types: Iterable[ir.DataType]) -> int:
 
 
 def choose_opset(types: Iterable[ir.DataType], wanted: int | None, weights: Storage, float_opset: int | None) -> int:
-    """Return the opset to write: the wanted one, or the oldest that holds the weights and what is kept in float.
+    """Return the opset to write: the requested one, or the oldest that supports the weights and float parts.
 
     Args:
         types: of the constants.
@@ -51,7 +51,7 @@ def choose_opset(types: Iterable[ir.DataType], wanted: int | None, weights: Stor
 
 
 class SetVersions(ir.passes.InPlacePass):
-    """Sets the operator sets of the domains that are used, and the IR version; adds the functions that nodes call."""
+    """Sets the IR version and the operator sets of the domains in use; adds the functions that nodes call."""
 
     def __init__(self, opset: int | None, weights: Storage, float_opset: int | None) -> None:
         """Take the arguments of `choose_opset`."""

@@ -1,4 +1,4 @@
-"""Compute once what two nodes compute alike: two quantizers of one tensor that learned the same interval, for example.
+"""Compute equal nodes once: two quantizers of one tensor that learned the same interval, for example.
 
     f(x), f(x)        one f(x), read twice
 
@@ -28,7 +28,7 @@ _REPEATED = frozenset(
 
 
 class ShareRepeated(ir.passes.InPlacePass):
-    """Lets the readers of a node that repeats an earlier one read that.
+    """Redirects the readers of a node that repeats an earlier one to the earlier one.
 
     Attributes:
         notes: of the last run: the nodes that are gone.

@@ -47,17 +47,17 @@ _ALIGNMENT = 4
 
 
 class SpaceToDepth(NodeRule):
-    """Rewrites convolutions that read the image, have few input channels, and gain from it."""
+    """Rewrites convolutions that read the image, have few input channels, and become faster."""
 
     domain, op_type = QIL_DOMAIN, "Conv"
 
     def __init__(self, min_results: int | None = None) -> None:
-        """Rewrite convolutions that make at least so many rows and columns, by default `MIN_RESULTS`."""
+        """Rewrite convolutions whose results have at least so many rows and columns, by default `MIN_RESULTS`."""
         super().__init__()
         self._min_results = MIN_RESULTS if min_results is None else min_results
 
     def check(self, op: MatchContext, result: ir.Value) -> MatchResult:
-        """Leave alone what is no stem, what cannot be cut into blocks, and what would be slower."""
+        """Skip convolutions that are no stem, cannot be cut into blocks, or would be slower."""
         del op
         stem = self._stem(producer_of(result))
         return MatchResult().fail(stem, result) if isinstance(stem, str) else MatchResult()
@@ -107,7 +107,7 @@ class _Axis:
 
     @classmethod
     def of(cls, size: int, kernel: int, stride: int, pads: tuple[int, int]) -> _Axis | None:
-        """Return the cheaper way, or None: the image would have to be cropped, or some taps see padding alone."""
+        """Return the cheaper way, or None if the image would be cropped, or some taps would meet only padding."""
         before, behind = pads
         results = (size + before + behind - kernel) // stride + 1
         if size < kernel or (results - 1) * stride < before:
@@ -128,7 +128,7 @@ class _Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stem:
-    """How one convolution is rewritten.
+    """Plan for rewriting one convolution.
 
     Attributes:
         block: `s`.
@@ -145,7 +145,7 @@ class _Stem:
 
     @classmethod
     def of(cls, node: ir.Node, image: tuple[int, int, int], min_results: int) -> _Stem | str:
-        """Return how to rewrite a convolution of an image [C, H, W], or why that is impossible or in vain."""
+        """Return the plan for a convolution of an image [C, H, W], or the reason why it is impossible or useless."""
         codes = node.inputs[1]
         if codes is None or codes.shape is None:
             raise ValueError(f"{node.name} has no weight codes")
@@ -201,7 +201,7 @@ class _Stem:
         return new.op("Pad", [x, *operands], f"{node.name}_padded")
 
     def _blocks(self, new: Replacement, name: str, x: ir.Value) -> ir.Value:
-        """Move the places of a block to channels: column within the block outermost, then row, then channel."""
+        """Move the places of a block to the channels: column within the block outermost, then row, then channel."""
         s, channels, height, width = self.block, self.channels, self.rows.size, self.columns.size
         if s == 1:
             return x

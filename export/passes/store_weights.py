@@ -1,4 +1,4 @@
-"""Store weight codes: packed to 4 or 2 bits with what unpacks them, or spread over int8.
+"""Store weight codes: packed to 4 or 2 bits with the operators that unpack them, or spread over int8.
 
     qil.Weight(codes, spread), int8      initializer int8 (codes * spread)
     qil.Weight(codes, spread), packed    initializer INT2 or INT4 -> Cast(int8) -> Mul(spread)
@@ -36,7 +36,7 @@ class StoreWeights(NodeRule):
         self._storage = storage
 
     def rewrite(self, op: Replacement, result: ir.Value) -> ir.Value:
-        """Write the stored weights, and what unpacks them."""
+        """Write the stored weights, and the operators that unpack them."""
         node = producer_of(result)
         codes, spread = (array_of(value) for value in inputs_of(node))
         factors = spread.reshape((-1,) + (1,) * (codes.ndim - 1))
@@ -55,14 +55,14 @@ class StoreWeights(NodeRule):
 
 
 def packed_dtype(bits: int) -> ir.DataType:
-    """Return the smallest ONNX type for weight codes of so many bits."""
+    """Return the smallest ONNX type for weight codes of `bits` bits."""
     return {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}[stored_bits(bits)]
 
 
 def _when_written(
     compute: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...], name: str
 ) -> ir.TensorProtocol:
-    """Return a tensor that is computed when it is written: otherwise all weights would be in memory once more."""
+    """Return a tensor that is computed when it is written: otherwise all weights would be in memory twice."""
     return ir.LazyTensor(
         lambda: ir.Tensor(compute(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
     )

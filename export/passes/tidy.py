@@ -1,4 +1,4 @@
-"""Leave in the file what readers of it need: constants in the order in which they are read, inputs and outputs.
+"""Tidy the graph for its readers: constants in the order of use, inputs and outputs.
 
 A node's weights stand in front of its scales and zero points.
 
@@ -17,10 +17,10 @@ from .replacement import inputs_of
 
 
 class Tidy(ir.passes.InPlacePass):
-    """Orders constants, drops what is known of tensors in between, and fixes the number of images if asked to."""
+    """Sorts constants, drops information about intermediate tensors, and fixes the number of images if requested."""
 
     def __init__(self, batch: int | None) -> None:
-        """Write so many images per run into inputs and outputs; None for any number."""
+        """Fix the number of images per run in inputs and outputs; None leaves it free."""
         super().__init__()
         self._batch = batch
 

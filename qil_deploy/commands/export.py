@@ -217,7 +217,7 @@ def _freezing_report(
 
 
 def _recorded_freezing(info: CheckpointInfo) -> FreezingReport | None:
-    """Return what a frozen checkpoint says about its freezing; earlier ones do not say how many predictions changed."""
+    """Return a frozen checkpoint's record of its freezing; earlier ones lack the number of changed predictions."""
     from qil_deploy.integers import FreezingReport
 
     metrics = info.metrics

@@ -145,7 +145,7 @@ def pooled(
 
 
 def multiplied(a: Operand, b: Operand, y_zero_point: float) -> Rescaled:
-    """Return what a product makes of every pair of codes, [codes of a, codes of b]; the ratio is that of both operands.
+    """Return the results of a product for every pair of codes, [codes of a, codes of b]; the ratio is both operands'.
 
     Results beyond the last code saturate, and float32 does not bring them back.
     """

@@ -1,4 +1,4 @@
-"""From a module of the user's to a prepared one: capture, sites of quantizers, calibration, other bits."""
+"""From the user's module to a prepared model: capture, sites of quantizers, calibration, other bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the batches of images that a caller hands over, before anything is done with them."""
+"""Check batches of images from a caller before they are used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FAR_OUTSIDE = 8.0
 
 
 def checked_batches(batches: Iterable[object], what: str, model: nn.Module) -> list[Tensor]:
-    """Return all batches as tensors on the model's device; those of the caller stay as they are.
+    """Return all batches as tensors on the model's device; the caller's stay unchanged.
 
     Args:
         batches: inputs of the network, [N, C, H, W] each, in the type of its parameters (float32); or what begins with
@@ -69,7 +69,7 @@ def image_shape(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def require_normalised(images: Tensor, which: str, grid: Preprocessing) -> None:
-    """Refuse images far outside the range that pixels are normalised to, such as pixels that never were.
+    """Refuse images far outside the range of normalised pixels, such as raw pixels.
 
     Values somewhat outside pass: augmentation and noise make them, and the integer graph clips them.
 

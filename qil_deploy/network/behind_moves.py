@@ -1,4 +1,4 @@
-"""What completes a layer although its values are moved first: behind a transposed convolution, a pixel shuffle, rows.
+"""Find the BatchNorm or ReLU of a layer after moves: a transposed convolution's, a pixel shuffle, rows.
 
 ReLU and its like commute with every move. BatchNorm does where each of its channels holds the values of as many
 channels of the layer, next to each other: `b * c` to `b * c + b - 1` for channel `c` of blocks of `b` pixels. Folded,
@@ -15,7 +15,7 @@ from .operator_row import Kind
 
 
 def completion_of(graph_module: fx.GraphModule, node: fx.Node, kind: Kind) -> fx.Node | None:
-    """Return the only node of a kind that reads what a node returns, directly or behind moves; None for any other.
+    """Return the only reader of a node's result, directly or after moves, if it is of a kind; else None.
 
     Moves that choose among values or repeat them, and dropout, are not passed.
     """
@@ -26,7 +26,7 @@ def completion_of(graph_module: fx.GraphModule, node: fx.Node, kind: Kind) -> fx
 
 
 def norm_behind(graph_module: fx.GraphModule, layer: fx.Node) -> fx.Node | None:
-    """Return the BatchNorm, or scales and shifts, that a layer takes in; None for a layer that takes none in."""
+    """Return the BatchNorm, or scales and shifts, that a layer absorbs; None if it absorbs none."""
     norm = completion_of(graph_module, layer, "bn")
     if norm is None:
         return None
@@ -35,7 +35,7 @@ def norm_behind(graph_module: fx.GraphModule, layer: fx.Node) -> fx.Node | None:
 
 
 def moves_between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """Return the nodes between two, each of which is all that reads the one in front of it."""
+    """Return the nodes between two, each the only reader of the one before it."""
     between: list[fx.Node] = []
     node = users_of(first)[0]
     while node is not last:
@@ -50,7 +50,7 @@ def _only_moves(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _keeps_channels(graph_module: fx.GraphModule, layer: fx.Node, moves: list[fx.Node]) -> bool:
-    """Whether each channel behind moves holds values of channels of a layer that are its own, next to each other."""
+    """Whether each channel after moves holds the values of channels of its own of a layer, next to each other."""
     _, channels, *sizes = shape_of(layer)
     numbers = torch.arange(channels).reshape(1, -1, *(1 for _ in sizes)).expand(1, -1, *sizes)
     for move in moves:

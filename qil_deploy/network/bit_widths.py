@@ -1,4 +1,4 @@
-"""Give a prepared model other bits: what keeps its width keeps what it learned, what changes is set anew from data.
+"""Change the bits of a prepared model: unchanged widths keep what was learned, changed ones are set from data.
 
 A change of one layer's bits can change the graph around it: in `integer` placement a tensor whose readers no longer
 want the same width gets 8-bit codes and one interval per width (decision 0008). Intervals are therefore found again by
@@ -89,7 +89,7 @@ def change_bits(
 
 
 def _require_same_kind(before: fx.GraphModule, changed: fx.GraphModule) -> None:
-    """Refuse a config or grid that makes another kind of model than there was.
+    """Refuse a config or grid that would make another kind of model.
 
     Raises:
         ConfigError: naming what differs.
@@ -116,7 +116,7 @@ def _require_same_kind(before: fx.GraphModule, changed: fx.GraphModule) -> None:
 
 
 def quantized_layers(model: fx.GraphModule) -> dict[str, QuantLayer]:
-    """Return the convolutions and linear layers of a prepared model that the network has, too, in graph order.
+    """Return the convolutions and linear layers of a prepared model that the float network has too, in graph order.
 
     What stands in for an average pooling, a lone BatchNorm or a lone ReLU has weights of 1 and is not among them.
     """
@@ -129,7 +129,7 @@ def quantized_layers(model: fx.GraphModule) -> dict[str, QuantLayer]:
 
 
 def bits_read(model: fx.GraphModule) -> dict[str, int]:
-    """Return by layer the width of the activations it reads: of its interval, or 8."""
+    """Return, by layer, the width of the activations it reads: its interval's, or 8."""
     widths = {}
     for name, interval in _intervals(model).items():
         quantizer = None if interval is None else model.get_submodule(interval)
@@ -142,7 +142,7 @@ def _called(model: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:
 
 
 def _intervals(model: fx.GraphModule) -> dict[str, str | None]:
-    """Return by layer the name of the interval quantizer it reads."""
+    """Return, by layer, the name of the interval quantizer it reads."""
     layers = quantized_layers(model)
     nodes = {str(node.target): node for node, _ in _called(model)}
     return {name: interval_before(model, nodes[name]) for name in layers}
@@ -183,7 +183,7 @@ def _weight_sources(changed: fx.GraphModule, prepared: fx.GraphModule, carry_ove
 
 
 def _load(changed: fx.GraphModule, prepared: fx.GraphModule, sources: dict[str, str | None]) -> None:
-    """Give `changed` every tensor of `prepared` that has a place in it.
+    """Load every tensor of `prepared` that `changed` has too.
 
     Raises:
         UnsupportedModelError: the network of one is not that of the other.
@@ -209,7 +209,7 @@ def _load(changed: fx.GraphModule, prepared: fx.GraphModule, sources: dict[str, 
 
 
 def _output_factors(changed: fx.GraphModule, prepared: fx.GraphModule, fresh: set[str]) -> dict[str, float]:
-    """Return, for layers with a scale and new quantizers, the ratio that the scale had to its thresholds' product.
+    """Return, for layers with a scale and new quantizers, the ratio of that scale to the product of their thresholds.
 
     It is 1 for a layer whose channels have scales of their own: these are fitted to the float network's anew.
     """

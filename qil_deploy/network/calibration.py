@@ -84,7 +84,7 @@ def calibrate(
 
 
 def estimate_batchnorm(model: nn.Module, batches: Iterable[object]) -> None:
-    """Estimate the running statistics of every BatchNorm anew, as plain means over batches; all else stays.
+    """Estimate the running statistics of every BatchNorm anew, as plain means over batches; nothing else changes.
 
     Args:
         model: float or prepared; the mode of every module stays.

@@ -1,4 +1,4 @@
-"""Start the intervals of a prepared model from data: what `calibrate` does to a model and batches it has checked."""
+"""Start the intervals of a prepared model from data: `calibrate` on a model and batches already checked."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def set_intervals(
 
 @contextmanager
 def calibration_modes(model: fx.GraphModule) -> Iterator[None]:
-    """Put a prepared model into evaluation mode for a while, in which each BatchNorm that learns goes by the batch."""
+    """Put a prepared model into evaluation mode for a while, with each BatchNorm that learns using batch statistics."""
     with evaluation_mode(model):
         for norm in (module for module in model.modules() if isinstance(module, BatchNorm)):
             norm.train(not model.meta.get(NORMS_STAY, False))
@@ -73,7 +73,7 @@ def calibration_modes(model: fx.GraphModule) -> Iterator[None]:
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Estimate BatchNorm's running statistics anew, as plain means over batches; all or none of them change.
+    """Estimate BatchNorm's running statistics anew, as plain means over batches; all of them change, or none.
 
     A BatchNorm that the model does not call keeps its statistics.
 
@@ -113,7 +113,7 @@ def _run(model: nn.Module, batch: Tensor, index: int) -> None:
 
 
 class _Calibrator(fx.Interpreter):
-    """Runs a prepared model and sets every quantizer from what reaches it, just before it is used."""
+    """Runs a prepared model and sets every quantizer from its input, just before it is used."""
 
     def __init__(
         self, model: fx.GraphModule, only: Collection[str] | None, output_factors: Mapping[str, float]
@@ -151,7 +151,7 @@ class _Calibrator(fx.Interpreter):
         return super().run_node(node)
 
     def _fit_scale(self, node: fx.Node, layer: QuantLayer) -> None:
-        """Set the output scale to that of least squared error against the float layer, over the batches so far."""
+        """Set the output scale of least squared error against the float layer, over the batches so far."""
         y, f = self._results(node, layer)
         if self._reads_grid_of_pixels(node):  # a part of the float layer's sums is a bias here (`image_layers`)
             over = [dim for dim in range(y.ndim) if dim != 1]
@@ -163,7 +163,7 @@ class _Calibrator(fx.Interpreter):
             layer.log_output_scale.fill_(math.log(along / squares))
 
     def _fit_channels(self, node: fx.Node, layer: QuantLayer) -> None:
-        """Set scale and shift of every channel to those of least squared error, over the batches so far.
+        """Set the scale and shift of every channel of least squared error, over the batches so far.
 
         A channel that the quantized layer keeps constant has the scale of the others together, and its shift.
         """
@@ -184,7 +184,7 @@ class _Calibrator(fx.Interpreter):
                 layer.output_shift.copy_(mean_f / scale - mean_y)
 
     def _results(self, node: fx.Node, layer: QuantLayer) -> tuple[Tensor, Tensor]:
-        """Return what a quantized layer makes of its input, unscaled, and what the float layer returned; float64."""
+        """Return the unscaled results of a quantized layer, and those of the float layer; float64."""
         y = layer.unscaled(self.env[input_of(node)]).double()
         return y, self.float_outputs[str(node.target)].double().reshape(y.shape)
 
@@ -209,7 +209,7 @@ class _Calibrator(fx.Interpreter):
 
 
 def layer_outputs(float_model: nn.Module, batch: Tensor, wanted: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Return what convolutions and linear layers return for a batch, without their bias, by name.
+    """Return the results of convolutions and linear layers for a batch, without their bias, by name.
 
     Args:
         float_model: any network.
@@ -259,7 +259,7 @@ def interval_before(model: fx.GraphModule, node: fx.Node) -> str | None:
 
 
 def input_unit(model: fx.GraphModule, node: fx.Node) -> float:
-    """What 1.0 more in the input of a layer stands for: the width of the interval, behind an interval quantizer."""
+    """Unit of a layer's input: the width of the interval, if an interval quantizer precedes it; else 1."""
     name = interval_before(model, node)
     quantizer = None if name is None else model.get_submodule(name)
     if not isinstance(quantizer, ActivationQuantizer):

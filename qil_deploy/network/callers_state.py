@@ -1,4 +1,4 @@
-"""What a caller's program has set up and finds unchanged: modes of modules, random numbers, inference mode."""
+"""Preserve the state of a caller's program: modes of modules, random numbers, inference mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def modes_kept(*models: nn.Module) -> Iterator[None]:
-    """Give, at the end, every single module back the mode it had.
+    """Restore the mode of every single module at the end.
 
     `model.train(model.training)` would not: a BatchNorm that the caller keeps in evaluation mode would start to learn.
     """
@@ -34,7 +34,7 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
-    """Draw no random numbers from the caller's generators, and make tensors that can be trained in inference mode, too.
+    """Leave the caller's random generators untouched, and make trainable tensors in inference mode, too.
 
     New layers start from random numbers although their weights are replaced at once, and a network's own code may draw
     some when it is captured.

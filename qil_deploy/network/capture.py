@@ -1,4 +1,4 @@
-"""The door: a network of the user's becomes a graph of plain modules that computes the same, or is refused.
+"""Entry point: convert the user's network to a graph of plain modules that computes the same, or refuse it.
 
 `torch.export` captures what the network does in evaluation mode, for any number of images (`captured_graph`); plain
 modules are rebuilt from that under the user's names (`rebuild`, `operators`). Behind this door nobody sees anything
@@ -27,7 +27,7 @@ def capture_network(
     float_scales: bool = False,
     float_rows: bool = False,
 ) -> fx.GraphModule:
-    """Return the graph of plain modules that computes what a network does; its tensors are the network's.
+    """Return a graph of plain modules that computes the same as a network and shares its tensors.
 
     Args:
         network: float32, with one input, in whatever mode.

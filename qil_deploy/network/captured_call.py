@@ -1,4 +1,4 @@
-"""One call of an operator in a captured graph, as rows of the table see it."""
+"""A call of an operator in a captured graph, in the form that rows of the table receive it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that the network computes from parameters alone; `view` is it where it is one in another shape."""
+    """A tensor that the network computes from parameters alone; `view` is the parameter it reshapes, if any."""
 
     names: tuple[str, ...]
     view: Tensor | None = None
@@ -49,7 +49,7 @@ class Call:
 
     @property
     def inputs(self) -> list[tuple[int, ...]]:
-        """The shapes of the data tensors, each as often as it is read."""
+        """The shapes of the data tensors, each as many times as it is read."""
         found: list[tuple[int, ...]] = []
         for value in self.arguments.values():
             values = value if isinstance(value, list | tuple) else [value]
@@ -78,4 +78,4 @@ class Call:
 
 
 class CallError(Exception):
-    """Why a call cannot be lowered: the end of a sentence that begins with 'it'."""
+    """A reason why a call cannot be lowered: the end of a sentence that begins with 'it'."""

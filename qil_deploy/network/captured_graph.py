@@ -32,7 +32,7 @@ _LIBRARIES = (*(sysconfig.get_path(name) for name in ("purelib", "platlib", "std
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a node comes from.
+    """Module call that a node comes from.
 
     Attributes:
         call: the call of the user's module, different for each call of the same one.
@@ -46,7 +46,7 @@ class Origin:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether it is a module that is taken as a whole: PyTorch's, or ours in the place of stochastic depth."""
+        """Whether the module is taken as a whole: PyTorch's, or our substitute for stochastic depth."""
         if isinstance(self.module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
             return False
         return isinstance(self.module, DropPath) or type(self.module).__module__.startswith("torch.nn")
@@ -86,7 +86,7 @@ class CapturedGraph:
         return (sizes[0] // self.images, *sizes[1:]) if sizes and node in self.data else tuple(sizes)
 
     def origin(self, node: fx.Node) -> Origin:
-        """Return where a node comes from."""
+        """Return the module call that a node comes from."""
         stack: dict[object, tuple[str, object]] = node.meta.get("nn_module_stack", {})
         call, path = "", ""
         for key, (found, _) in stack.items():
@@ -97,7 +97,7 @@ class CapturedGraph:
             return Origin(call, "", self.network)
 
     def describe(self, node: fx.Node) -> str:
-        """Return the words for a node in a message: the module or operation, and the line of the user's file."""
+        """Describe a node in a message: the module or operation, and the line of the user's file."""
         origin, line = self.origin(node), user_line(node.meta.get("stack_trace") or "")
         where = f" ({line})" if line else ""
         if origin.is_leaf:
@@ -113,7 +113,7 @@ def operation_name(node: fx.Node) -> str:
 
 
 def user_line(trace: str) -> str:
-    """Return `file, line N` of the last frame of a stack trace that is not of a library; nothing where none is."""
+    """Return `file, line N` of the last frame of a stack trace that is outside libraries; '' if there is none."""
     frames = [match for match in _FRAME.finditer(trace) if not match[1].startswith(_LIBRARIES)]
     return f"{Path(frames[-1][1]).name}, line {frames[-1][2]}" if frames else ""
 
@@ -174,7 +174,7 @@ def _require_one_input(network: nn.Module) -> None:
 
 
 def _draws_nothing(node: fx.Node) -> bool:
-    """Whether a node that can draw random numbers is told not to: dropout outside training, or of nothing."""
+    """Whether a node that can draw random numbers draws none: dropout outside training, or with rate 0."""
     schema = node.target._schema.arguments  # type: ignore[union-attr] # it has tags
     given = {argument.name: argument.default_value for argument in schema}
     given |= dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
@@ -210,7 +210,7 @@ def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgr
 
 
 def _explain(network: nn.Module, example: Tensor, error: Exception) -> str:
-    """Return a sentence for an error of `torch.export`: whose fault it is shows when the network simply runs."""
+    """Return a sentence for an error of `torch.export`; running the network shows whether the error is its own."""
     name, shape = type(network).__name__, list(example[:1].shape)
     parameter = next(network.parameters(), example)
     for count in (1, 2):
@@ -245,7 +245,7 @@ def _explain(network: nn.Module, example: Tensor, error: Exception) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    """Return `file, line N` of the last frame of the user's in a traceback."""
+    """Return `file, line N` of the last frame in the user's code of a traceback."""
     found, traceback = "", error.__traceback__
     while traceback is not None:
         code = traceback.tb_frame.f_code

@@ -27,7 +27,7 @@ _SHARES: Final = torch.linspace(1.0, 0.4, 25, dtype=torch.float64)
 
 
 def best_sizes(weights: Tensor, importance: Tensor, largest: int) -> Tensor:
-    """Return the magnitude that each channel's largest code stands for, [G, C_out / G, 1]; of zeros only it is 1.
+    """Return the magnitude of each channel's largest code, [G, C_out / G, 1]; 1 for a channel of zeros.
 
     Args:
         weights: float64 [G, C_out / G, K].
@@ -46,7 +46,7 @@ def best_sizes(weights: Tensor, importance: Tensor, largest: int) -> Tensor:
 
 
 def compensated_codes(real: Tensor, matrix: Tensor, largest: int) -> Tensor:
-    """Round codes one after the other so that errors cancel (module docstring).
+    """Round codes one after another so that errors cancel (module docstring).
 
     Args:
         real: codes before rounding, float64 [G, C_out / G, K]; they may lie beyond the largest.
@@ -73,7 +73,7 @@ def compensated_codes(real: Tensor, matrix: Tensor, largest: int) -> Tensor:
 
 
 def moved_codes(codes: Tensor, real: Tensor, matrix: Tensor, largest: int) -> Tensor:
-    """Return codes of no larger error than those given: each, in turn, is the best beside the others.
+    """Return codes of no larger error than the given ones: each in turn is set to the best, given the others.
 
     Arguments and result as in `compensated_codes`, whose result `codes` is.
     """
@@ -99,6 +99,6 @@ def _inverse_factor(matrix: Tensor) -> Tensor:
 
 
 def _reordered(values: Tensor, order: Tensor, dim: int) -> Tensor:
-    """Return [G, A, B] with the entries of dimension 1 or 2 in an order [G, A or B] of each group's own."""
+    """Return [G, A, B] with the entries of dimension 1 or 2 in a separate order [G, A or B] for each group."""
     index = order[:, :, None] if dim == 1 else order[:, None, :]
     return values.gather(dim, index.expand(values.shape))

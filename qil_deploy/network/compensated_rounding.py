@@ -45,7 +45,7 @@ def compensate_rounding(
     only: Collection[str] | None = None,
     float_model: nn.Module | None = None,
 ) -> set[str]:
-    """Replace the weights of a calibrated model by rounded ones that do what the float network does on data.
+    """Replace the weights of a calibrated model by rounded ones that reproduce the float network's results on data.
 
     Their layers get new output scales and shifts, too. Those of other layers, and statistics of BatchNorm, have to be
     set again afterwards; without a float network all of them.
@@ -81,7 +81,7 @@ def compensate_rounding(
 
 
 def _layers(model: fx.GraphModule, only: Collection[str] | None) -> dict[str, QuantLayer]:
-    """Return the layers to see to: those of `only` that have weights to themselves, in rows that are not too long."""
+    """Return the layers to process: those of `only` that share no weights and whose rows are not too long."""
     layers = quantized_layers(model)
     readers = Counter(id(layer.weight) for layer in layers.values())
     return {
@@ -104,7 +104,7 @@ def _require_start(name: str, layer: QuantLayer) -> None:
 
 
 def _portions(nodes: Sequence[fx.Node], images: int) -> Iterator[list[fx.Node]]:
-    """Yield layers, in order, whose float results fit into `_BYTES_AT_ONCE` together."""
+    """Yield groups of layers, in order, whose float results together fit into `_BYTES_AT_ONCE`."""
     portion: list[fx.Node] = []
     size = 0
     for node in nodes:
@@ -119,7 +119,7 @@ def _portions(nodes: Sequence[fx.Node], images: int) -> Iterator[list[fx.Node]]:
 
 
 def _places(node: fx.Node) -> int:
-    """Return how many results of an image a layer gives for each channel."""
+    """Return the number of results per image and channel of a layer."""
     return torch.Size(shape_of(node)[2:]).numel()
 
 
@@ -135,7 +135,7 @@ def _results(
     nodes: Sequence[fx.Node],
     chosen: Mapping[str, Sequence[Tensor]],
 ) -> dict[str, list[Tensor]]:
-    """Return what float layers return at positions, by name and batch; of those that do not read the image."""
+    """Return the results of float layers at positions, by name and batch; not of layers that read the image."""
     layers = quantized_layers(model)
     wanted = {str(node.target) for node in nodes if image_quantizer(model, node) is None}
     results: dict[str, list[Tensor]] = {}
@@ -149,7 +149,7 @@ def _results(
 def _moments(
     layer: QuantLayer, inputs: Iterator[Tensor], chosen: Sequence[Tensor], results: Sequence[Tensor] | None
 ) -> Moments:
-    """Return the moments of what a layer reads, and of what the float layer returns, at positions of each batch."""
+    """Return the moments of a layer's input, and of the float layer's results, at positions of each batch."""
     moments = Moments(layer, with_results=results is not None)
     for index, x in enumerate(inputs):
         moments.add(inputs_of_weights(layer, x, chosen[index]), None if results is None else results[index])
@@ -157,7 +157,7 @@ def _moments(
 
 
 def _problem(model: fx.GraphModule, node: fx.Node, moments: Moments, unit: float) -> Problem:
-    """Return what a layer's weights should be, in units of what the float layer reads."""
+    """Return the target of a layer's weights, in units of the float layer's input."""
     layer = quantized_layers(model)[str(node.target)]
     weights = layer.weight.double().reshape(groups_of(layer), -1, layer.weight[0].numel()) * unit
     norm_learns = layer.bias is None and not model.meta.get(NORMS_STAY, False)
@@ -170,7 +170,7 @@ def _problem(model: fx.GraphModule, node: fx.Node, moments: Moments, unit: float
 
 
 def _compensate(layer: QuantLayer, problem: Problem, unit: float) -> None:
-    """Give a layer the rounded weights that a problem asks for, and what sizes, scales and shifts go with them.
+    """Set the rounded weights that solve a problem, with the matching sizes, scales and shifts.
 
     Args:
         layer: its weights are replaced.
@@ -192,7 +192,7 @@ def _compensate(layer: QuantLayer, problem: Problem, unit: float) -> None:
 
 
 def _set_scale(layer: QuantLayer, problem: Problem, values: Tensor, otherwise: Tensor) -> None:
-    """Set output scale and shift to those nearest to the target; where the values are of no use, to `otherwise`."""
+    """Set output scale and shift to those nearest to the target; if the values are unusable, to `otherwise`."""
     if layer.log_output_scale is None:
         return
     over = (0, 1, 2) if layer.output_shift is None else (2,)

@@ -1,4 +1,4 @@
-"""Cut what has no integer form out of a captured graph, as an island with a graph of its own."""
+"""Cut operations without an integer form out of a captured graph, as an island with a graph of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROBE_IMAGES = 3
 
 
 def cut_out(captured: CapturedGraph, part: Sequence[fx.Node]) -> tuple[FloatIsland, list[fx.Node], fx.Node]:
-    """Return the island that does what some nodes do, the nodes that it reads, and the one whose value it makes.
+    """Return an island that replaces some nodes, the nodes that it reads, and the node whose value it makes.
 
     Args:
         captured: the whole graph.
@@ -68,7 +68,7 @@ class _Body:
         return fx.GraphModule(self.holder, self.graph)
 
     def _copy(self, node: fx.Node) -> fx.Node:
-        """Copy a node and whatever it needs that depends on no image, or on their number alone."""
+        """Copy a node and its predecessors that depend on no image, or on the number of images alone."""
         if node in self.copies:
             return self.copies[node]
         if node in self.captured.tensors:
@@ -87,7 +87,7 @@ class _Body:
         return copied
 
     def _slice(self, split: fx.Node, piece: fx.Node) -> fx.Node:
-        """Write one piece of a tensor that was split as an operation of its own."""
+        """Write one piece of a split tensor as an operation of its own."""
         target, pieces = split.target, split.meta["val"]
         names = [argument.name for argument in target._schema.arguments]  # type: ignore[union-attr] # an ATen operator
         given: dict[str, Any] = dict(zip(names, split.args, strict=False)) | split.kwargs
@@ -99,7 +99,7 @@ class _Body:
         return self.graph.call_function(torch.ops.aten.slice.Tensor, (source, dim, start, start + sizes[index]))
 
     def _constant(self, name: str, tensor: Tensor, path: str) -> fx.Node:
-        """Make a parameter or buffer the island's own; those of the module that it stands for keep their names."""
+        """Make a parameter or buffer the island's own; those of the module that it replaces keep their names."""
         own = name.removeprefix(f"{path}.") if path and name.startswith(f"{path}.") else ""
         holder, target = self.holder, own or f"constant{len(self.copies)}"
         if own and "." not in own:
@@ -129,7 +129,7 @@ def _sign(captured: CapturedGraph, result: fx.Node) -> Sign:
 
 @torch.no_grad()
 def _check_images_are_apart(captured: CapturedGraph, node: fx.Node, island: FloatIsland) -> None:
-    """Run an island on a few images at once and one by one: the same has to come out, in the shape of the node.
+    """Run an island on some images together and one by one: results must agree, and have the shape of the node.
 
     Raises:
         UnsupportedModelError: something else comes out.

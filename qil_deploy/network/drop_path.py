@@ -1,4 +1,4 @@
-"""Stochastic depth: in training, a residual branch is dropped for some images, and left as it is in evaluation.
+"""Stochastic depth: in training, a residual branch is dropped for some images; in evaluation, it is kept.
 
 The modules of torchvision and timm that do this are replaced by one of ours before a network is captured. In evaluation
 mode it calls dropout, which capture sees and rebuilds as a module of this class (`rebuild_moves.dropout`).
@@ -17,7 +17,7 @@ _KNOWN = {
 
 
 class DropPath(nn.Module):
-    """Zeros for some images, and the others enlarged so that the mean stays.
+    """Zeros for some images, and the others scaled so that the mean is preserved.
 
     Args:
         p: probability that an image is dropped.
@@ -28,7 +28,7 @@ class DropPath(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` of the images that are kept, divided by `1 - p`; all of `x` in evaluation mode."""
+        """Return `x` of the kept images, divided by `1 - p`; all of `x` in evaluation mode."""
         if not self.training:
             return F.dropout(x, self.p, training=False)
         return x * F.dropout(x.new_ones(len(x), *[1] * (x.ndim - 1)), self.p, training=True)
@@ -39,7 +39,7 @@ class DropPath(nn.Module):
 
 
 def replace_drop_paths(network: nn.Module) -> None:
-    """Put a `DropPath` in the place of every stochastic depth of torchvision or timm, in place.
+    """Replace every stochastic depth of torchvision or timm by a `DropPath`, in place.
 
     Those that drop whole batches, or do not enlarge what is kept, stay; training them is refused (`same_function`).
     """

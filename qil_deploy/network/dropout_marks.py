@@ -34,7 +34,7 @@ _MARKS = {
 
 
 def mark_dropout(program: torch.export.ExportedProgram) -> None:
-    """Put marks in the place of every dropout of a program that is about to be decomposed."""
+    """Replace every dropout of a program that is about to be decomposed by a mark."""
     for node in program.graph.nodes:
         if node.target in _MARKS:
             node.target, node.args = _MARKS[node.target], (node.args[0], float(node.args[1]))

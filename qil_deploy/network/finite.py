@@ -1,4 +1,4 @@
-"""Refuse NaN and infinity among the tensors of a network: quantized, they would become codes like any other."""
+"""Refuse NaN and infinity in the tensors of a network: quantized, they would become codes like any other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def require_finite(
 
 @torch.no_grad()
 def is_finite(tensor: Tensor) -> bool:
-    """Tell whether no value is NaN or infinite; integers and empty tensors have none that could be.
+    """Tell whether no value is NaN or infinite; integers and empty tensors pass.
 
     Needs no memory of the tensor's size: the smallest and the largest value are NaN if any is.
     """
@@ -53,5 +53,5 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return 8-bit floats, which know neither minimum nor `isfinite`, as float32."""
+    """Convert 8-bit floats, which support neither minimum nor `isfinite`, to float32."""
     return tensor if tensor.dtype in _DIRECT or tensor.is_complex() else tensor.float()

@@ -38,7 +38,7 @@ class FloatIsland(nn.Module):
         return result
 
     def is_signed(self, inputs: Sequence[bool]) -> bool:
-        """Whether results can be negative, for inputs that can be."""
+        """Whether results can be negative for inputs that can be."""
         return self.sign == "any" or (self.sign == "of a product" and any(inputs))
 
     def extra_repr(self) -> str:

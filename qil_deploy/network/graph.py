@@ -1,4 +1,4 @@
-"""Graphs of plain modules: what a captured network is, and what is asked of its nodes.
+"""Graphs of plain modules: the form of a captured network, and queries about its nodes.
 
 After `capture` every node is the input, the output, or a call of a module that has a row in the table of operators
 (`operators`); every node carries the shape of its result for the example input in `node.meta["shape"]`.
@@ -18,7 +18,7 @@ from .operators import operator_of
 
 
 def kind_of(graph_module: fx.GraphModule, node: fx.Node) -> Kind | None:
-    """Return the kind of a node: what it does to values; None for a quantizer, or what is frozen."""
+    """Return the kind of a node: its effect on values; None for a quantizer or a frozen module."""
     if node.op == "placeholder":
         return "input"
     if node.op == "output":
@@ -38,7 +38,7 @@ def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module:
 
 
 def free_name(network: nn.Module, name: str) -> str:
-    """Return `name`, or with a number behind it the first name that no module of a network has yet."""
+    """Return `name`, or with a number appended the first name that no module of a network has yet."""
     taken = {existing for existing, _ in network.named_modules(remove_duplicate=False)}
     candidates = (f"{name}_{number}" for number in itertools.count(2))
     return name if name not in taken else next(candidate for candidate in candidates if candidate not in taken)
@@ -70,7 +70,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 @torch.no_grad()
 def shape_behind(module: nn.Module, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape of what a module makes of tensors of these shapes, without its numbers.
+    """Return the shape of a module's result for tensors of these shapes, without computing it.
 
     It is the same in training, but a BatchNorm refuses to learn from a single value per channel, as one image may give.
     """

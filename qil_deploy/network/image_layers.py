@@ -1,4 +1,4 @@
-"""Take the statistics of an image's channels into the layers that read the image.
+"""Fold the statistics of an image's channels into the layers that read the image.
 
 A network was trained on `x_c = a_c * g_c + b_c`; a prepared one reads `g`, the pixels on a grid that all channels
 share (`qil_deploy.preprocessing`). A convolution or linear layer computes the same of it with other weights,
@@ -27,7 +27,7 @@ _TRANSPARENT = (nn.MaxPool2d, nn.Upsample, nn.Identity, nn.Flatten, EdgePad)
 
 
 def take_in_statistics(graph_module: fx.GraphModule, pixels: Preprocessing) -> None:
-    """Let a captured network read the grid of pixels instead of normalised images; its weights change.
+    """Make a captured network read the grid of pixels instead of normalised images; its weights change.
 
     Args:
         graph_module: from `capture_network`.
@@ -81,7 +81,7 @@ def _is_transparent(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _ends_in_layers(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether all that reads a node, behind what is transparent, are layers."""
+    """Whether all readers of a node, past transparent ones, are layers."""
     return all(
         _is_layer(graph_module, user) or (_is_transparent(graph_module, user) and _ends_in_layers(graph_module, user))
         for user in users_of(node)
@@ -89,7 +89,7 @@ def _ends_in_layers(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _insert_affine(graph_module: fx.GraphModule, source: fx.Node, readers: list[fx.Node], module: ImageAffine) -> None:
-    """Put a module between a node and some of its readers."""
+    """Insert a module between a node and some of its readers."""
     name = add_module(graph_module, "normalize", module)
     with graph_module.graph.inserting_after(source):
         affine = graph_module.graph.call_module(name, (source,))
@@ -99,7 +99,7 @@ def _insert_affine(graph_module: fx.GraphModule, source: fx.Node, readers: list[
 
 
 def _take_in(layer: nn.Module, gain: Tensor, shift: Tensor, folded: dict[int, tuple[nn.Parameter, Tensor]]) -> None:
-    """Give a layer the weights and bias for inputs on the grid of pixels.
+    """Convert a layer's weights and bias to inputs on the grid of pixels.
 
     Args:
         layer: convolution or linear.

@@ -1,4 +1,4 @@
-"""Which calls `QuantConfig` keeps in float, as earlier versions did: gates, operators on rows, scales of channels."""
+"""Calls that `QuantConfig` can keep in float, as earlier versions did: gates, operators on rows, scales of channels."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def makes_gate(target: object, _modules: Modules) -> bool:
 
 
 def makes_rows(target: object, modules: Modules) -> bool:
-    """Tell whether a call is one on rows of those that `float_rows` keeps in float."""
+    """Tell whether a call is an operator on rows that `float_rows` keeps in float."""
     if target in (aten.constant_pad_nd.default, aten.pad.default):
         return isinstance(modules[0], Reshape) if modules else False
     return any(target in row.captured_rows for row in OPERATORS)
 
 
 def makes_scale(target: object, modules: Modules) -> bool:
-    """Tell whether the modules of a call are what `float_scales` keeps in float."""
+    """Tell whether `float_scales` keeps the modules of a call in float."""
     if target in (aten.flip.default, aten.roll.default, aten.repeat.default, aten.neg.default):
         return True
     if target is aten.mean.dim:

@@ -1,4 +1,4 @@
-"""What the layers of a prepared model read, layer after layer, while those before change.
+"""Inputs of a prepared model's layers, one layer after another, while those before change.
 
 A layer that was changed changes what all behind it read. So all batches are brought to one layer before any goes on to
 the next, with the layers before as they are by then. What is needed behind a layer is kept where it fits into memory
@@ -19,7 +19,7 @@ _KEPT_BYTES: Final = 2**30
 
 
 class LayerInputs:
-    """Runs a prepared model to one layer after the other.
+    """Runs a prepared model up to one layer after another.
 
     Args:
         model: prepared; it runs in the mode that it is in.
@@ -35,7 +35,7 @@ class LayerInputs:
         self._kept: list[dict[fx.Node, Tensor]] = [{image: batch} for batch in batches]
 
     def of(self, node: fx.Node) -> Iterator[Tensor]:
-        """Yield what the layer of a node reads, batch by batch.
+        """Yield the input of a node's layer, batch by batch.
 
         Args:
             node: a layer with one input, behind those that were asked for before, in graph order.
@@ -54,7 +54,7 @@ class LayerInputs:
 
     @torch.no_grad()
     def _run(self, values: dict[fx.Node, Tensor], stop: int) -> dict[fx.Node, Tensor]:
-        """Go on with one batch; return what nodes from `stop` on need of it."""
+        """Continue with one batch; return the values that nodes from `stop` on need."""
         interpreter = self._interpreter
         interpreter.env = values
         for node in self._nodes[self._start : stop]:

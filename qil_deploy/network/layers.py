@@ -22,7 +22,7 @@ Pads: TypeAlias = tuple[int, int, int, int]
 
 
 class PaddedConv2d(nn.Conv2d):
-    """Convolution with zeros on each side by itself.
+    """Convolution with separate zero padding on each side.
 
     Attributes:
         pads: the zeros; they are there beside `padding`, which is none.
@@ -36,14 +36,14 @@ class PaddedConv2d(nn.Conv2d):
 
 
 def pads_of(layer: nn.Conv2d) -> Pads:
-    """Return the zeros that a convolution puts around an image."""
+    """Return the zero padding of a convolution on each side."""
     top, left = pair(layer.padding)
     own: Pads | None = getattr(layer, "pads", None)
     return own or (top, left, top, left)
 
 
 def pad_image(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Return images [N, C, H, W] with those zeros around them that `layer.padding` does not make."""
+    """Pad images [N, C, H, W] with the zeros that `layer.padding` does not add."""
     own: Pads | None = getattr(layer, "pads", None)
     if own is None:
         return x
@@ -71,7 +71,7 @@ class QuantConv2d(nn.Conv2d):
         return _scale_and_shift(self.unscaled(x), self)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        """Return `conv(x, w_hat)`: what output shift, scale and bias are applied to."""
+        """Return `conv(x, w_hat)`, before output shift, scale and bias."""
         y: Tensor = self._conv_forward(pad_image(x, self), self.weight_quantizer(weight_to_quantize(self)), None)
         return y
 
@@ -89,12 +89,12 @@ class QuantLinear(nn.Linear):
         return _scale_and_shift(self.unscaled(x), self)
 
     def unscaled(self, x: Tensor) -> Tensor:
-        """Return `x @ w_hat.T`: what output shift, scale and bias are applied to."""
+        """Return `x @ w_hat.T`, before output shift, scale and bias."""
         return F.linear(x, self.weight_quantizer(weight_to_quantize(self)))
 
 
 class AveragingConv2d(QuantConv2d):
-    """What `averaging_layer` returns: weights, scale and bias are buffers, and stay whatever the caller trains."""
+    """Result of `averaging_layer`: weights, scale and bias are buffers, which no optimizer of the caller changes."""
 
 
 class ChannelAffine(nn.Module):
@@ -136,7 +136,7 @@ Norm: TypeAlias = BatchNorm | ChannelAffine
 
 
 def weight_to_quantize(layer: QuantLayer) -> Tensor:
-    """Return the weights that a layer's quantizer reads: in units of their channel's size, where channels have one."""
+    """Return the weights that a layer's quantizer reads: divided by the size of their channel, if channels have one."""
     return layer.weight if layer.channel_sizes is None else layer.weight / layer.channel_sizes
 
 
@@ -194,7 +194,7 @@ def quantize_layer(
 
 @torch.no_grad()
 def _channel_sizes(weight: Tensor) -> Tensor:
-    """Return the largest magnitude of each output channel beside that of all, [C_out, 1, ...].
+    """Return the largest magnitude of each output channel relative to that of all, [C_out, 1, ...].
 
     A channel of zeros, or of weights so much smaller than others that float32 would lose their ratio, counts as 1.
     """
@@ -272,7 +272,7 @@ class Add(nn.Module):
 
 
 class Product(nn.Module):
-    """Product of two tensors that broadcast: a gate and what it is for."""
+    """Product of two tensors that broadcast: a gate and the values it scales."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return `a * b`."""
@@ -280,7 +280,7 @@ class Product(nn.Module):
 
 
 class Standalone(nn.Module):
-    """Stands in front of a BatchNorm or ReLU that no layer before it takes in, and returns what it gets.
+    """Identity before a BatchNorm or ReLU that no preceding layer absorbs.
 
     In `integer` placement an `averaging_layer` with a window of one takes its place.
     """
@@ -291,7 +291,7 @@ class Standalone(nn.Module):
 
 
 class ImageAffine(Standalone):
-    """Normalises an image that comes on the grid of its pixels: `gain * g + shift`, for each channel.
+    """Normalises an image on the grid of its pixels: `gain * g + shift`, for each channel.
 
     In `integer` placement an `affine_layer` takes its place.
 

@@ -1,4 +1,4 @@
-"""What weights meet, and what they should make of it: the moments that compensated rounding goes by.
+"""Moments for compensated rounding: of the inputs that weights multiply, and of the results they should give.
 
 With `x` [K] what the weights of one output channel meet in the quantized network, `f` what the float layer returns at
 the same place of the same image, and `w` the float weights, as they act on `x`, a channel's error is in the mean
@@ -30,7 +30,7 @@ DAMPING: Final = 0.01
 
 @dataclass(frozen=True)
 class Problem:
-    """The weights that a layer should have, and what it costs to have others (module docstring); all float64.
+    """Target of a layer's weights, and the cost of deviating from it (module docstring); all float64.
 
     Attributes:
         matrix: `M`, [G, K, K], damped, positive definite; G groups.
@@ -45,7 +45,7 @@ class Problem:
 
 
 class Moments:
-    """Sums over what the weights of a layer meet, and over what the float layer returns.
+    """Sums over the inputs of a layer's weights, and over the float layer's results.
 
     Args:
         layer: says how many weights there are.
@@ -62,7 +62,7 @@ class Moments:
         self._results = self._products.new_zeros((groups, outputs))
 
     def add(self, x: Tensor, f: Tensor | None) -> None:
-        """Take in inputs [G, P, K] and what the float layer returns [G, P, C_out / G]."""
+        """Add inputs [G, P, K] and the float layer's results [G, P, C_out / G]."""
         x = x.double()
         self._count += x.shape[1]
         self._products += x.transpose(1, 2) @ x
@@ -73,7 +73,7 @@ class Moments:
             self._results += f.sum(1)
 
     def problem(self, weights: Tensor, *, centred: bool, pull: float = DAMPING) -> Problem:
-        """Return what the sums ask for.
+        """Return the problem that the sums pose.
 
         Args:
             weights: `w`, float64 [G, C_out / G, K].
@@ -98,12 +98,12 @@ class Moments:
 
 
 def groups_of(layer: QuantLayer) -> int:
-    """Return how many groups a layer has: 1 if it is linear."""
+    """Return the number of groups of a layer: 1 if it is linear."""
     return layer.groups if isinstance(layer, QuantConv2d) else 1
 
 
 def inputs_of_weights(layer: QuantLayer, x: Tensor, chosen: Tensor) -> Tensor:
-    """Return what the weights of an output channel meet, in their order: [G, P, K].
+    """Return the inputs that an output channel's weights multiply, in their order: [G, P, K].
 
     Args:
         layer: convolution or linear.
@@ -126,7 +126,7 @@ def inputs_of_weights(layer: QuantLayer, x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def results_of_weights(layer: QuantLayer, f: Tensor, chosen: Tensor) -> Tensor:
-    """Return what a float layer returned, [N, C_out, ...], where `inputs_of_weights` looks: [G, P, C_out / G]."""
+    """Return a float layer's results, [N, C_out, ...], at the places of `inputs_of_weights`: [G, P, C_out / G]."""
     if isinstance(layer, QuantLinear):
         return f.reshape(1, -1, len(layer.weight))
     results = f.reshape(len(f), layer.groups, len(layer.weight) // layer.groups, -1)[..., chosen]

@@ -1,4 +1,4 @@
-"""Modules that move values: joins, slices, other shapes, dimensions in another order, padding, bilinear upsampling."""
+"""Modules that move values: joins, slices, reshapes, permutations, padding, bilinear upsampling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qil_deploy.quantizers import InputQuantizer, RangeQuantizer
 
 
 class Concat(nn.Module):
-    """Tensors behind each other along one dimension, by default the channels.
+    """Concatenation of tensors along one dimension, by default the channels.
 
     Args:
         dim: the dimension, counted from the front; not that of the images.
@@ -32,7 +32,7 @@ class Concat(nn.Module):
 
 
 class Permute(nn.Module):
-    """Dimensions in another order, the images' first as ever.
+    """Permutation of dimensions; the images' stays first.
 
     Args:
         dims: for each dimension of the result, which one of the input it is.
@@ -52,7 +52,7 @@ class Permute(nn.Module):
 
 
 class Reshape(nn.Module):
-    """The values of each image in another shape, their order as it was.
+    """Reshape of each image's values, in unchanged order.
 
     Args:
         shape: of one image.
@@ -72,7 +72,7 @@ class Reshape(nn.Module):
 
 
 class Slice(nn.Module):
-    """Some of what lies along one dimension: a channel in two, a piece of a split, a part of the image.
+    """Slice along one dimension: every second channel, a piece of a split, a part of the image.
 
     Args:
         dim: the dimension, counted from the front; not that of the images.
@@ -89,12 +89,12 @@ class Slice(nn.Module):
         return x[(slice(None),) * self.dim + (slice(self.start, self.stop, self.step),)]
 
     def extra_repr(self) -> str:
-        """Where."""
+        """Dimension and range."""
         return f"dim={self.dim}, {self.start}:{self.stop}:{self.step}"
 
 
 class Flip(nn.Module):
-    """What lies along one dimension in reverse order.
+    """Reversal along one dimension.
 
     Args:
         dim: the dimension, counted from the front; not that of the images.
@@ -114,7 +114,7 @@ class Flip(nn.Module):
 
 
 class EdgePad(nn.Module):
-    """Pixels around an image that repeat it: its border, or what lies behind that.
+    """Padding around an image by its border pixels, or by a reflection at them.
 
     Args:
         pads: rows and columns on the left, right, top and bottom, as `F.pad` takes them.
@@ -135,7 +135,7 @@ class EdgePad(nn.Module):
 
 
 class OnGrid(nn.Module):
-    """What keeps the grid of the values that it reads, and has to know it.
+    """Base class of modules that keep the grid of their input, and must know it.
 
     Attributes:
         quantizer: of that grid, the module in a tuple, since it is another's; empty in a float network.
@@ -145,7 +145,7 @@ class OnGrid(nn.Module):
 
 
 class ConstantPad(OnGrid):
-    """A constant around an image.
+    """Padding around an image by a constant.
 
     Args:
         pads: rows and columns on the left, right, top and bottom, as `F.pad` takes them.
@@ -184,7 +184,7 @@ class BilinearUpsample(OnGrid):
         self.factors = factors
 
     def between(self, x: Tensor) -> Tensor:
-        """Return what lies between the pixels of [N, C, H, W], without rounding."""
+        """Return values interpolated between the pixels of [N, C, H, W], without rounding."""
         factors = tuple(map(float, self.factors))
         return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)
 
@@ -204,7 +204,7 @@ class BilinearUpsample(OnGrid):
 
 
 class PaddedMaxPool2d(nn.MaxPool2d):
-    """Maximum pooling with padding on each side by itself.
+    """Maximum pooling with separate padding on each side.
 
     Attributes:
         pads: rows and columns on the left, right, top and bottom; they are there beside `padding`, which is none.
@@ -223,7 +223,7 @@ class PaddedMaxPool2d(nn.MaxPool2d):
 
 
 class Branches(nn.Module):
-    """Ways from one tensor to several, which are joined; each becomes modules of the graph, and this is none of them.
+    """Paths from one tensor to several, which are joined; each becomes modules of the graph, and this module does not.
 
     Args:
         paths: modules one after the other, for each way.

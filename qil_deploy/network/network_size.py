@@ -1,4 +1,4 @@
-"""How large a network is, found before memory is taken for it: it is built and run on the meta device, without data."""
+"""Size of a network, found before memory is allocated for it: it is built and run on the meta device, without data."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def _largest_result(network: nn.Module, image: tuple[int, int, int]) -> float | 
 
 
 def _overflows(error: Exception) -> bool:
-    """Whether an error of torch says that a tensor has more values than 64 bits count."""
+    """Whether an error of torch says that a tensor has more values than 64 bits can count."""
     return "overflow" in str(error).lower()

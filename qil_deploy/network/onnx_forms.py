@@ -1,4 +1,4 @@
-"""How modules that move or choose values are written in ONNX: one operator each, alike for codes and for floats."""
+"""ONNX forms of modules that move or choose values: one operator each, alike for codes and for floats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .moves import BilinearUpsample, Concat, ConstantPad, EdgePad, Flip, PaddedM
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxForm:
-    """The ONNX operator that an operator is written as.
+    """ONNX form of an operator.
 
     Attributes:
         name: of the operator.
@@ -55,7 +55,7 @@ def write_upsample(module: nn.Upsample) -> OnnxForm:
 
 
 def write_bilinear(module: BilinearUpsample) -> OnnxForm:
-    """Resize that computes what lies between pixels."""
+    """Resize that interpolates between pixels."""
     attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     scales = np.array([1, 1, *module.factors], np.float32)
     return OnnxForm(name="Resize", attributes=attributes, constants=(None, ("factors", scales)))
@@ -97,7 +97,7 @@ def write_flatten(module: nn.Flatten) -> OnnxForm:
 
 
 def write_reshape(module: Reshape) -> OnnxForm:
-    """Reshape, whose 0 stands for as many images as there are."""
+    """Reshape, whose 0 keeps the number of images."""
     shape = np.array([0, *module.shape], np.int64)
     return OnnxForm(name="Reshape", attributes={}, constants=(("shape", shape),))
 

@@ -1,4 +1,4 @@
-"""What is said of an operator that a network may consist of: a row of the table in `operators`.
+"""A row of the table in `operators`: the properties of an operator that a network may consist of.
 
 What a kind means to the integers:
 

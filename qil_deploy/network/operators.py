@@ -1,4 +1,4 @@
-"""The table of operators: one row for each that a network may consist of, with all that is known of it.
+"""The table of operators: one row for each that a network may consist of, with all its properties.
 
 A row says how the operator is captured (its ATen names, and the plain modules that stand for a call), what it does to
 values (its kind, `operator_row`), and, for operators that only move values, how ONNX writes it. Whoever needs to know
@@ -370,12 +370,12 @@ SUPPORTED = ", ".join(dict.fromkeys(row.title for row in OPERATORS if row.captur
 
 
 def operator_of(module: nn.Module) -> Operator | None:
-    """Return the row of a plain module, or of the quantized layer that took its place; None for any other module."""
+    """Return the row of a plain module, or of the quantized layer that replaced it; None for any other module."""
     return next((_BY_MODULE[cls] for cls in type(module).__mro__ if cls in _BY_MODULE), None)
 
 
 def rebuilt_by(target: object, result: int = 0) -> Callable[[Call], Modules] | None:
-    """Return what rebuilds the calls of an ATen operator.
+    """Return the function that rebuilds the calls of an ATen operator.
 
     Args:
         target: the ATen operator.

@@ -1,4 +1,4 @@
-"""What a network returns: one tensor, or several under the names of the keys and fields that they come in.
+"""Outputs of a network: one tensor, or several, named after the keys and fields that hold them.
 
 The output node of a graph returns the one tensor, or a tuple of all; what containers they came in stands in its `meta`,
 so that a prepared model returns what the user's network did. One tensor is returned without its container.
@@ -26,7 +26,7 @@ _ODD = re.compile(r"[^0-9A-Za-z_.\-]")
 
 @dataclass(frozen=True, kw_only=True)
 class Returned:
-    """The tensors that a network returns, and the containers around them.
+    """Tensors that a network returns, and the containers around them.
 
     Attributes:
         names: of the tensors, in order.
@@ -41,7 +41,7 @@ class Returned:
     containers: pytree.TreeSpec | None = None
 
     def restore(self, result: object) -> object:
-        """Return what the network would, given what its graph returns: a tensor, or a tuple of tensors."""
+        """Restore the network's output from its graph's: a tensor, or a tuple of tensors."""
         if self.containers is None or not isinstance(result, tuple):
             return result
         leaves = list(self.leaves)
@@ -51,7 +51,7 @@ class Returned:
 
 
 def returned_by(leaves: Sequence[object], containers: pytree.TreeSpec) -> tuple[list[fx.Node], Returned]:
-    """Return the nodes whose tensors a captured network returns, and how.
+    """Return the nodes whose tensors a captured network returns, and their containers.
 
     Args:
         leaves: nodes and constants, as `torch.export` lists them.
@@ -85,7 +85,7 @@ def returned_by(leaves: Sequence[object], containers: pytree.TreeSpec) -> tuple[
 
 
 def _names(leaves: Sequence[object], places: Sequence[int], containers: pytree.TreeSpec) -> tuple[str, ...]:
-    """Return a name for each tensor: its keys and fields, joined; what begins with a number is an `output`."""
+    """Return a name for each tensor: its keys and fields, joined; a leading index gets the prefix `output`."""
     tree = pytree.tree_unflatten(list(leaves), containers)
     paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     names: list[str] = []
@@ -105,7 +105,7 @@ def _names(leaves: Sequence[object], places: Sequence[int], containers: pytree.T
 
 
 def returned_of(graph: fx.Graph) -> Returned:
-    """Return how a graph returns its tensors."""
+    """Return the output structure of a graph."""
     returned: Returned = graph.output_node().meta.get(RETURNED, Returned())
     return returned
 
@@ -118,12 +118,12 @@ def outputs_of(graph: fx.Graph) -> list[fx.Node]:
 
 
 def tensors_of(result: object) -> list[Tensor]:
-    """Return the tensors in what a network returned, in order."""
+    """Return the tensors of a network's output, in order."""
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def logits_of(result: object) -> Tensor:
-    """Return the logits in what a network returned, [N, classes]; of several tensors the first one has them.
+    """Return the logits of a network's output, [N, classes]: its first tensor.
 
     Raises:
         DataError: it is no row for each image.
@@ -138,7 +138,7 @@ def logits_of(result: object) -> Tensor:
 
 
 def named_tensors(result: object) -> list[tuple[str, Tensor]]:
-    """Return the tensors in what a network returned, in order, each with the name that its output has in a file."""
+    """Return the tensors of a network's output, in order, each with the name of its output in a file."""
     leaves, containers = pytree.tree_flatten(result)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     names = _names(leaves, places, containers) if len(places) > 1 else (OUTPUT_NAME,) * len(places)

@@ -1,4 +1,4 @@
-"""Refuse modules whose weights are computed by something around them, and say which call undoes it."""
+"""Refuse modules whose weights are computed by a wrapper, and name the call that removes it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def require_plain_modules(network: nn.Module) -> None:
 
 
 def _undoing(module: nn.Module) -> str:
-    """Return what to call on a module; nothing for a plain one."""
+    """Return the call that makes a module plain; nothing for a plain one."""
     if parametrize.is_parametrized(module):
         tensor = next(iter(dict(module.named_children())["parametrizations"].named_children()))[0]
         undo = "torch.nn.utils.parametrize.remove_parametrizations"

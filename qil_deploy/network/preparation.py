@@ -1,4 +1,4 @@
-"""Put quantizers into a float network, where `placement` says they belong.
+"""Insert quantizers into a float network at the places that `placement` determines.
 
 `paper` placement: one interval quantizer in front of every inner convolution and linear layer; the first and
 last layer, residual stream and pooled features stay float.
@@ -80,7 +80,7 @@ def prepare(
 
 
 def prepare_structure(network: nn.Module, config: QuantConfig, *, input_grid: Preprocessing) -> PreparedModel:
-    """Do what `prepare` does to the network itself, whose tensors are loaded later and therefore not looked at.
+    """Prepare the network itself, as `prepare` does a copy; its tensors are loaded later, and therefore not examined.
 
     Args:
         network: as its builder returned it; its layers are taken over.
@@ -96,7 +96,7 @@ def prepare_structure(network: nn.Module, config: QuantConfig, *, input_grid: Pr
 
 
 def _copy(network: nn.Module) -> nn.Module:
-    """Return a copy without the gradients of a training that is over."""
+    """Return a copy without the gradients of an earlier training."""
     try:
         copied = copy.deepcopy(network)
     except Exception as error:  # whatever a network holds beside its tensors
@@ -142,7 +142,7 @@ def _require_float32(network: nn.Module) -> None:
 def _prepared(
     network: nn.Module, config: QuantConfig, example: Tensor, input_grid: Preprocessing, *, compared: bool
 ) -> PreparedModel:
-    """Trace a network, put quantizers into the graph, and return it; the network's layers are taken over."""
+    """Trace a network, insert quantizers into the graph, and return it; it reuses the network's layers."""
     replace_drop_paths(network)
     graph_module = capture_network(
         network,
@@ -192,7 +192,7 @@ def _place_quantizers(graph_module: fx.GraphModule, config: QuantConfig, input_g
 
 
 def _tell_grids(graph_module: fx.GraphModule) -> None:
-    """Let what has to know the grid that it keeps know the quantizer in front of it."""
+    """Give modules that must know the grid that they keep the quantizer before them."""
     for node in graph_module.graph.nodes:
         module = module_of(graph_module, node) if node.op == "call_module" else None
         if isinstance(module, OnGrid):
@@ -205,7 +205,7 @@ def _tell_grids(graph_module: fx.GraphModule) -> None:
 
 
 def _write_only_where_nobody_reads(graph_module: fx.GraphModule) -> None:
-    """Let no ReLU write into the images, which are the caller's, nor into what other nodes read."""
+    """Let no ReLU write into the images, which are the caller's, nor into values that other nodes read."""
     read: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
         row = row_of(graph_module, node)
@@ -235,13 +235,13 @@ def _quantize_layer(graph_module: fx.GraphModule, site: Site, bits: LayerBits, c
 
 
 def _move_into_mean(norm: nn.Module | None, bias: Tensor) -> None:
-    """Let a BatchNorm, if there is one, do what a bias in front of it did."""
+    """Fold a bias into the mean of the BatchNorm after it, if there is one."""
     if isinstance(norm, BatchNorm) and norm.running_mean is not None:
         norm.running_mean -= bias
 
 
 def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: QuantConfig) -> None:
-    """Replace an average pooling, or what stands in for a lone BatchNorm or ReLU, by a convolution that does it."""
+    """Replace an average pooling, or the substitute for a lone BatchNorm or ReLU, by an equivalent convolution."""
     module = module_of(graph_module, site.producer)
     channels = shape_of(site.producer)[1]
     norm = module_of(graph_module, site.norm) if site.norm is not None else None
@@ -260,7 +260,7 @@ def _use_averaging_layer(graph_module: fx.GraphModule, site: Site, config: Quant
 
 
 def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preprocessing, config: QuantConfig) -> None:
-    """Put onto one group what its readers want in `integer` placement."""
+    """Insert the quantizers that one group's readers want in `integer` placement."""
     first = group.sites[0]
     widths = {reader.interval_bits for reader in group.readers}
     if _makes_float_outputs(graph_module, group, config):
@@ -286,7 +286,7 @@ def _insert_grid(graph_module: fx.GraphModule, group: Group, input_grid: Preproc
 
 
 def _makes_float_outputs(graph_module: fx.GraphModule, group: Group, config: QuantConfig) -> bool:
-    """Whether a group is nothing but outputs that stay float: exact sums of a layer, or pooled to one pixel."""
+    """Whether a group is only outputs that stay float: exact sums of a layer, or pooled to one pixel."""
     site = group.sites[0]
     if len(group.sites) > 1 or any(reader.node.op != "output" for reader in group.readers):
         return False
@@ -299,7 +299,7 @@ def _makes_float_outputs(graph_module: fx.GraphModule, group: Group, config: Qua
 
 
 def _is_rearranged(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
-    """Whether a node holds the values of another, moved and not chosen among."""
+    """Whether a node only moves the values of another, without choosing among them."""
     while node is not source:
         row = row_of(graph_module, node)
         if row is None or row.chooses:
@@ -311,7 +311,7 @@ def _is_rearranged(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node)
 def _insert_interval(
     graph_module: fx.GraphModule, source: fx.Node, readers: list[Reader], config: QuantConfig, *, signed: bool
 ) -> None:
-    """Put one interval quantizer between `source` and the given readers."""
+    """Insert one interval quantizer between `source` and the given readers."""
     name = _add_interval(graph_module, readers[0], config, signed=signed)
     _insert_after(graph_module, source, name, [reader.node for reader in readers])
 
@@ -328,7 +328,7 @@ def _add_interval(graph_module: fx.GraphModule, reader: Reader, config: QuantCon
 def _insert_after(
     graph_module: fx.GraphModule, source: fx.Node, name: str, users: Sequence[fx.Node] | None = None
 ) -> fx.Node:
-    """Insert a call of module `name` behind `source`, read by `users` (by all its users if None)."""
+    """Insert a call of module `name` after `source`, read by `users` (by all its users if None)."""
     chosen = users_of(source) if users is None else users
     with graph_module.graph.inserting_after(source):
         new = graph_module.graph.call_module(name, (source,))

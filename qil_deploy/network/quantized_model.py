@@ -1,4 +1,4 @@
-"""The models that `prepare` and `freeze` return: graphs of classes of their own, which every copy keeps.
+"""The models that `prepare` and `freeze` return: graphs of their own classes, which every copy keeps.
 
 What a prepared model does beside its graph it does in `__call__`: its first batch in training mode sets its intervals,
 and until they are set it refuses to be evaluated. A forward hook would do the same only until the model is copied, for
@@ -26,10 +26,10 @@ CONFIG: Final = "config"
 
 
 class QuantizedModel(fx.GraphModule):
-    """A prepared or frozen model: a graph whose nodes say what shapes they make."""
+    """A prepared or frozen model: a graph whose nodes carry the shapes of their results."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
-        """Return what the float network returned for images: its logits, or tensors in the same containers.
+        """Return the float network's form of output for images: logits, or tensors in the same containers.
 
         Raises:
             DataError: images of integers: pixels as they are would count as what they are normalised to.
@@ -52,7 +52,7 @@ class QuantizedModel(fx.GraphModule):
         return result
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled, as by `torch.save(model)`: a graph without shapes would come back."""
+        """Refuse to be pickled, as by `torch.save(model)`: the graph would lose its shapes."""
         raise UnsupportedModelError(
             "a prepared or frozen model cannot be pickled whole; write it with qil_deploy.save_checkpoint, or save its "
             "state_dict() and load that into a model prepared in the same way."
@@ -69,7 +69,7 @@ class PreparedModel(QuantizedModel):
     calibrated: Tensor
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
-        """Return what the float network did; the first batch in training mode sets the intervals before.
+        """Return outputs as the float network does; the first batch in training mode sets the intervals first.
 
         Raises:
             UnsupportedModelError: evaluated before its intervals were set.
@@ -84,7 +84,7 @@ class PreparedModel(QuantizedModel):
         return super().__call__(*args, **kwargs)
 
     def _calibrate(self, images: object) -> None:
-        """Set the intervals from the first batch in training mode, where that is right."""
+        """Set the intervals from the first batch in training mode, if that is possible."""
         if not self.training:
             raise UnsupportedModelError(
                 "the model's intervals were never set, so what it computes means nothing yet; call "
@@ -108,7 +108,7 @@ class FrozenModel(QuantizedModel):
     """A model from `freeze`, which computes with the integers of the exported file."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
-        """Return what the float network did, computed in integers.
+        """Return outputs as the float network does, computed in integers.
 
         Raises:
             DataError: images of another shape than the model is for: the windows of its poolings are constants.
@@ -122,7 +122,7 @@ class FrozenModel(QuantizedModel):
         return super().__call__(*args, **kwargs)
 
     def fold(self) -> None:
-        """Bring the integers of a model in training mode up to date with its parameters."""
+        """Update the integers of a model in training mode from its parameters."""
         for module in self.modules():
             fold = getattr(module, "fold_to_buffers", None)
             if module.training and callable(fold):
@@ -130,12 +130,12 @@ class FrozenModel(QuantizedModel):
 
 
 def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    """Return what a model is called with."""
+    """Return the images that a model is called with."""
     return next(iter((*args, *kwargs.values())), None)
 
 
 def refuse_single_values(model: fx.GraphModule, doing: str, images: Tensor, *, norms_learn: bool = False) -> None:
-    """Refuse images of which some BatchNorm in training mode would see one value per channel, which has no variance.
+    """Refuse batches that give a BatchNorm in training mode a single value per channel, which has no variance.
 
     Args:
         model: with shapes on its nodes.

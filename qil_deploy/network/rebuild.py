@@ -44,7 +44,7 @@ def rebuild(
     float_scales: bool = False,
     float_rows: bool = False,
 ) -> fx.GraphModule:
-    """Return the graph of plain modules that computes what a captured network does; tensors are shared.
+    """Return the graph of plain modules that computes the same as a captured network; tensors are shared.
 
     Args:
         captured: of the network.
@@ -107,7 +107,7 @@ class _Rebuilder:
         return result
 
     def _take_in_pads(self) -> None:
-        """Let convolutions and poolings take in the padding in front of them; where others read it, it stays."""
+        """Merge padding into the convolutions and poolings after it; if other nodes read it too, it stays."""
         for node, modules in list(self.attempts.items()):
             padding = _only(modules)
             readers = [_only(self.attempts.get(user)) for user in node.users]
@@ -124,7 +124,7 @@ class _Rebuilder:
                 self.attempts[node] = CallError(f"pads with {padding.value}")
 
     def _take_in(self, padding: fx.Node, padded: Sequence[nn.Module | None]) -> bool:
-        """Put modules that pad by themselves in the place of those behind a padding, unless there is none for some."""
+        """Replace the modules after a padding by ones that pad themselves, unless one of them has no such form."""
         ready = [module for module in padded if module is not None]
         if len(ready) < len(padded):
             return False
@@ -134,7 +134,7 @@ class _Rebuilder:
         return True
 
     def _with_shapes_of_rows(self, node: fx.Node, reads: fx.Node, module: nn.Module) -> Modules:
-        """Return a module of images for a node, between other shapes if it is one of rows.
+        """Return a module of images for a node, between reshapes if it is one of rows.
 
         Args:
             node: that the module stands for.
@@ -146,7 +146,7 @@ class _Rebuilder:
         return in_one_row(shape, [module], self.captured.shape(node)) if len(shape) == 3 else [module]
 
     def _join_affines(self) -> None:
-        """Let one module do what scales and shifts one after the other do."""
+        """Merge consecutive scales and shifts into one module."""
         for node, modules in self.attempts.items():
             sources = [source for source in node.all_input_nodes if source in self.captured.data]
             before = self.attempts.get(sources[0]) if len(sources) == 1 else None
@@ -158,7 +158,7 @@ class _Rebuilder:
                     self.attempts[sources[0]], self.attempts[node] = [], [both]
 
     def _parts(self) -> dict[fx.Node, Sequence[fx.Node]]:
-        """Return what has to be kept in float: for each of its nodes all of them, in order.
+        """Return the parts to keep in float: for each of their nodes, all nodes of its part, in order.
 
         A module of PyTorch's is kept whole, whatever part of it is in the way.
         """
@@ -185,7 +185,7 @@ class _Rebuilder:
         return parts
 
     def _place(self, node: fx.Node) -> None:
-        """Put calls of plain modules, one after the other, in the place of a node."""
+        """Replace a node by calls of plain modules, one after another."""
         modules = self.attempts[node]
         if isinstance(modules, CallError):
             raise modules
@@ -216,7 +216,7 @@ class _Rebuilder:
     def _branch(
         self, node: fx.Node, branches: Branches, inputs: tuple[fx.Node, ...], numbers: Iterator[int]
     ) -> fx.Node:
-        """Put calls of all modules of several ways behind their input; return what joins them."""
+        """Insert calls of all modules of several paths after their input; return the module that joins them."""
         ends = []
         for index, path in enumerate(branches.paths):
             way = inputs if len(inputs) == 1 else inputs[index : index + 1]
@@ -238,7 +238,7 @@ class _Rebuilder:
     def _insert(
         self, node: fx.Node, index: int, module: nn.Module, inputs: tuple[fx.Node, ...], shape: tuple[int, ...]
     ) -> fx.Node:
-        """Add one call of a module, whose result has a shape, behind its inputs.
+        """Insert one call of a module, whose result has a given shape, after its inputs.
 
         Args:
             node: that the module stands for, alone or with others.
@@ -259,7 +259,7 @@ class _Rebuilder:
         return new
 
     def _placed(self, target: str, module: nn.Module) -> str:
-        """Register a module under a name, or under one like it where that is another's; the same one is used again."""
+        """Register a module under a name, or a similar one if that is taken; reuse a module already registered."""
         first, dot, rest = target.partition(".")
         if first in _RESERVED or hasattr(fx.GraphModule, first):
             target = f"{first}_{dot}{rest}"
@@ -303,7 +303,7 @@ class _Rebuilder:
 
 
 def _only(modules: Modules | CallError | None) -> nn.Module | None:
-    """Return the only module of a call; of one on rows, the one between other shapes."""
+    """Return the only module of a call; of a call on rows, the one between reshapes."""
     if not isinstance(modules, list):
         return None
     if len(modules) == 3 and isinstance(modules[0], Reshape) and isinstance(modules[2], Reshape):
@@ -327,7 +327,7 @@ def _module_at(root: nn.Module, name: str) -> nn.Module | None:
 
 
 def _can_be_shared(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two equal modules can be one: a layer that is called twice, or what keeps nothing of its own."""
+    """Whether two equal modules can be one: a layer that is called twice, or a module without state."""
     row = operator_of(a)
     if row is None or row.kind not in ("conv", "linear", "bn", "relu", "pass"):
         return False
@@ -337,5 +337,5 @@ def _can_be_shared(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _identity(tensor: Tensor) -> int:
-    """Return what two tensors have in common that are one, or one seen in another shape."""
+    """Return a key that is equal for a tensor and its views of other shapes."""
     return tensor.data_ptr() or id(tensor)

@@ -26,7 +26,7 @@ def scale(call: Call) -> Modules:
 
 
 def divide(call: Call) -> Modules:
-    """ChannelAffine of the reciprocal, of what is not trained."""
+    """ChannelAffine of the reciprocal, of a divisor that is not trained."""
     if call.arguments.get("rounding_mode") is not None or not isinstance(call.arguments["self"], Data):
         raise CallError("divides otherwise than a tensor of the network by a constant")
     divisor = _constant(call, "other", "divides by")
@@ -43,7 +43,7 @@ def shift(call: Call) -> Modules:
 
 
 def subtract(call: Call) -> Modules:
-    """ChannelAffine of a shift, with a gain of -1 where the tensor of the network is what is subtracted.
+    """ChannelAffine of a shift, with a gain of -1 if the network's tensor is subtracted.
 
     Of two tensors of the network, the sum of one and the other times -1.
     """
@@ -51,7 +51,7 @@ def subtract(call: Call) -> Modules:
 
 
 def weighted_sum(call: Call, factor: float) -> Modules:
-    """Return what adds two tensors of one shape, the second one times a factor."""
+    """Return modules that add two tensors of one shape, the second one times a factor."""
     if len(set(call.inputs)) > 1:
         raise CallError(f"adds tensors of different shapes, {list(call.inputs[0])} and {list(call.inputs[1])}")
     if not math.isfinite(factor):
@@ -63,7 +63,7 @@ def weighted_sum(call: Call, factor: float) -> Modules:
 
 
 def _as_map(shape: tuple[int, ...], module: nn.Module) -> Modules:
-    """Return a module of maps or rows for a tensor of any shape, its pixels in one row where need be."""
+    """Return a module of maps or rows for a tensor of any shape, its pixels in one row if necessary."""
     _, channels, *sizes = shape
     if len(shape) in (2, 4):
         return [module]
@@ -71,7 +71,7 @@ def _as_map(shape: tuple[int, ...], module: nn.Module) -> Modules:
 
 
 def _shifted(call: Call, sign: float) -> Modules:
-    """Return what computes `self + sign * alpha * other`, one of which is a constant."""
+    """Return modules that compute `self + sign * alpha * other`, one of which is a constant."""
     if call.arguments.get("alpha", 1) != 1:
         raise CallError(f"adds a tensor {call.arguments['alpha']} times")
     takes_away = isinstance(call.arguments["other"], Data)
@@ -97,7 +97,7 @@ def negate(call: Call) -> Modules:
 
 
 def joined(first: ChannelAffine, second: ChannelAffine) -> ChannelAffine | None:
-    """Return what does the work of two, one after the other; None where it would have to compute with parameters."""
+    """Return one affine equivalent to two in sequence; None if it would have to compute with parameters."""
     if first.offset or second.offset:
         return None
     if _is(second.gain, 1.0) and _is(first.shift, 0.0):
@@ -108,7 +108,7 @@ def joined(first: ChannelAffine, second: ChannelAffine) -> ChannelAffine | None:
 
 
 def prelu(call: Call) -> Modules:
-    """PReLU of one slope; of one for each channel, a sum of the input and what is missing below zero."""
+    """PReLU of one slope; of one per channel, a sum of the input and a correction below zero."""
     slope = call.parameter("weight")
     if not isinstance(slope, torch.Tensor):
         raise CallError("has no slope")
@@ -122,7 +122,7 @@ def prelu(call: Call) -> Modules:
 
 
 def _constant(call: Call, name: str, what: str) -> Tensor:
-    """Return an argument that is a number, a parameter, a buffer, or one of these in another shape."""
+    """Return an argument that is a number, a parameter, a buffer, or a reshaped one of these."""
     value = call.arguments[name]
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
@@ -138,7 +138,7 @@ def _constant(call: Call, name: str, what: str) -> Tensor:
 
 
 def _affine(call: Call, gain: Tensor, added: Tensor) -> Modules:
-    """Return scale and shift of what lies along one dimension, and moves that make it that of the channels."""
+    """Return scale and shift along one dimension, and moves that make it the dimension of the channels."""
     (source,) = call.inputs
     if call.shape != source:
         raise CallError(f"turns {list(source)} into {list(call.shape)} by constants")

@@ -14,7 +14,7 @@ from .rebuild_affine import scale
 
 
 def multiply(call: Call) -> Modules:
-    """Product, of two tensors that broadcast; of one and constants a scale."""
+    """Product, of two tensors that broadcast; of a tensor and constants, a scale."""
     if len(call.inputs) != 2:
         return scale(call)
     a, b = call.inputs
@@ -36,12 +36,12 @@ def hard_sigmoid(_call: Call) -> Modules:
 
 
 def silu(_call: Call) -> Modules:
-    """Sigmoid, and its product with what it reads."""
+    """Sigmoid, and its product with its input."""
     return [nn.Sigmoid(), Product()]
 
 
 def hard_swish(_call: Call) -> Modules:
-    """Hardsigmoid, and its product with what it reads."""
+    """Hardsigmoid, and its product with its input."""
     return [nn.Hardsigmoid(), Product()]
 
 

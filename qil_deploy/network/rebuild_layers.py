@@ -36,7 +36,7 @@ def convolution(call: Call) -> Modules:
 
 
 def padded_convolution(layer: nn.Module | None, pads: Sequence[int]) -> nn.Conv2d | None:
-    """Return a rebuilt convolution with more zeros around the image; None for any other module.
+    """Return a rebuilt convolution with additional zero padding; None for any other module.
 
     Args:
         layer: the convolution, or any other module.
@@ -75,7 +75,7 @@ def _convolution(
 
 
 def linear(call: Call) -> Modules:
-    """Linear, of one row per image; of every pixel or other place of an image it is a 1x1 convolution."""
+    """Linear, for one row per image; applied to every pixel or other place of an image, a 1x1 convolution."""
     weight, bias = _parameter(call, "weight"), _parameter(call, "bias")
     if weight is None:
         raise CallError("has no weight")
@@ -88,7 +88,7 @@ def linear(call: Call) -> Modules:
 
 
 def _linear_everywhere(call: Call, source: tuple[int, ...], weight: nn.Parameter, bias: nn.Parameter | None) -> Modules:
-    """Return a convolution of [N, ..., C] with the channels in front, and what brings them there and back."""
+    """Return a convolution of [N, ..., C] with the channels first, and the moves that bring them there and back."""
     rank, (outputs, inputs) = len(source), weight.shape
     layer = plain_convolution(viewed(weight, (outputs, inputs, 1, 1)), bias, (0, 0, 0, 0), 1)
     front, back = Permute((0, rank - 1, *range(1, rank - 1))), Permute((0, *range(2, rank), 1))
@@ -99,7 +99,7 @@ def _linear_everywhere(call: Call, source: tuple[int, ...], weight: nn.Parameter
 
 
 def batch_norm(call: Call) -> Modules:
-    """BatchNorm2d of images and of rows [N, C, L], BatchNorm1d of [N, C]; the user's module says how it learns."""
+    """BatchNorm2d of images and of rows [N, C, L], BatchNorm1d of [N, C]; it learns as the user's module does."""
     mean, variance = call.parameter("running_mean"), call.parameter("running_var")
     if mean is None or variance is None:
         raise CallError("has no running statistics")
@@ -130,7 +130,7 @@ def relu(call: Call) -> Modules:
 
 
 def clamp(call: Call) -> Modules:
-    """ReLU, ReLU6 and clips to any bounds, however they are spelled."""
+    """ReLU, ReLU6 and clips to any bounds, in any spelling."""
     arguments = call.arguments
     low = arguments.get("min", arguments.get("min_val"))
     high = arguments.get("max", arguments.get("max_val"))
@@ -152,17 +152,17 @@ def relu6(call: Call) -> Modules:
 
 
 def add(call: Call) -> Modules:
-    """Add, of two tensors of one shape; of one and constants a shift."""
+    """Add, of two tensors of one shape; of a tensor and constants, a shift."""
     return weighted_sum(call, float(call.arguments.get("alpha", 1))) if len(call.inputs) == 2 else shift(call)
 
 
 def _writes(call: Call) -> bool:
-    """Whether the user's module writes over its input; where that would be seen it is undone later."""
+    """Whether the user's module overwrites its input; where that would be visible it is undone later."""
     return getattr(call.module, "inplace", False) is True
 
 
 def _parameter(call: Call, name: str) -> nn.Parameter | None:
-    """Return a weight or bias as what a module trains."""
+    """Return a weight or bias as a parameter for a module to train."""
     tensor = call.parameter(name)
     if tensor is None or isinstance(tensor, nn.Parameter):
         return tensor

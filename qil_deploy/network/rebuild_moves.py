@@ -19,7 +19,7 @@ def concatenate(call: Call) -> Modules:
 
 
 def stack(call: Call) -> Modules:
-    """Concat, in another shape: blocks along a dimension, whose number becomes a dimension in front of it."""
+    """Concat, reshaped: blocks along a dimension, whose number becomes a dimension before it."""
     dim = _within_images(call, len(call.shape), "stacks")
     if len(call.inputs) != len(call.arguments["tensors"]):
         raise CallError("stacks tensors of the network with parameters")
@@ -33,7 +33,7 @@ def stack(call: Call) -> Modules:
 
 
 def _within_images(call: Call, rank: int, what: str) -> int:
-    """Return the dimension of a call, counted from the front; it has to be one of each image's own."""
+    """Return the dimension of a call, counted from the front; it must lie within each image."""
     dim: int = call.arguments["dim"] % rank
     if dim == 0:
         raise CallError(f"{what} along the dimension of the images")
@@ -41,7 +41,7 @@ def _within_images(call: Call, rank: int, what: str) -> int:
 
 
 def reshape(call: Call) -> Modules:
-    """Flatten to one row per image, any other shape of each image, or nothing where the shape stays."""
+    """Flatten to one row per image, a Reshape to any other shape of each image, or nothing if the shape stays."""
     (source,) = call.inputs
     if source == call.shape:
         return []
@@ -107,14 +107,14 @@ def narrow(call: Call) -> Modules:
 
 
 def select(call: Call) -> Modules:
-    """Slice of one, and a dimension less."""
+    """Slice of length one, and the removal of its dimension."""
     (source,) = call.inputs
     dim = _within_images(call, len(source), "takes a part")
     return _selected(call, source, dim, call.arguments["index"] % source[dim])
 
 
 def unbind(call: Call) -> Modules:
-    """Each of what lies along a dimension."""
+    """One slice for each index along a dimension."""
     (source,) = call.inputs
     return _selected(call, source, _within_images(call, len(source), "splits"), call.result)
 
@@ -127,7 +127,7 @@ def _selected(call: Call, source: tuple[int, ...], dim: int, index: int) -> Modu
 
 
 def piece(call: Call) -> Modules:
-    """Slice, which is one piece of a tensor that is cut into several."""
+    """Slice: one piece of a tensor that is split into several."""
     (source,) = call.inputs
     dim = _within_images(call, len(source), "splits")
     start = _start_of_piece(call, source[dim])
@@ -135,7 +135,7 @@ def piece(call: Call) -> Modules:
 
 
 def _start_of_piece(call: Call, whole: int) -> int:
-    """Return where a piece begins, however the operator says how large the pieces are."""
+    """Return the start of a piece, for any way in which the operator gives the sizes of pieces."""
     arguments, index = call.arguments, call.result
     sizes = arguments.get("split_sizes", arguments.get("split_size"))
     if isinstance(sizes, list | tuple):
@@ -164,7 +164,7 @@ def flip(call: Call) -> Modules:
 
 
 def roll(call: Call) -> Modules:
-    """Two pieces in the other order, along each of some dimensions."""
+    """Two slices in swapped order, along each of some dimensions."""
     (source,) = call.inputs
     dims = [dim % len(source) for dim in call.arguments["dims"]]
     if not dims or 0 in dims:
@@ -179,7 +179,7 @@ def roll(call: Call) -> Modules:
 
 
 def repeat(call: Call) -> Modules:
-    """Copies behind each other, along each dimension that is repeated."""
+    """Concatenation of copies, along each dimension that is repeated."""
     (source,) = call.inputs
     times = [int(each) for each in call.arguments["repeats"]]
     if len(times) != len(source) or times[0] != 1 or min(times) < 1:
@@ -188,7 +188,7 @@ def repeat(call: Call) -> Modules:
 
 
 def permute(call: Call) -> Modules:
-    """Permute, where images stay apart."""
+    """Permute that keeps images apart."""
     rank = len(call.shape)
     dims = [value % rank for value in call.arguments["dims"]]
     return _permutation(dims)
@@ -226,7 +226,7 @@ def same(call: Call) -> Modules:
 
 
 def expand(call: Call) -> Modules:
-    """Nothing, or copies of the one pixel that each channel has."""
+    """Nothing, or copies of the single pixel that each channel has."""
     source = call.inputs[0]
     if len(source) == 4 and source[2:] == (1, 1) and source[:2] == call.shape[:2] and call.shape != source:
         return [nn.Upsample(scale_factor=(float(call.shape[2]), float(call.shape[3])))]
@@ -257,7 +257,7 @@ def upsample(call: Call) -> Modules:
 
 
 def interpolate(call: Call) -> Modules:
-    """BilinearUpsample by powers of two; copies where a direction has one pixel, between which nothing lies."""
+    """BilinearUpsample by powers of two; copies in a direction of one pixel, where there is nothing to interpolate."""
     factors = _factors(call)
     source, result = call.inputs[0][2:], call.shape[2:]
     if result == source:
@@ -278,7 +278,7 @@ _POWERS_OF_TWO = (1, 2, 4, 8, 16, 32)
 
 
 def _factors(call: Call) -> tuple[int, int]:
-    """Return how often each pixel is repeated, or 0 where that is no whole number."""
+    """Return the number of repetitions of each pixel, or 0 if it is not a whole number."""
     (source,) = call.inputs
     if len(source) != 4:
         raise CallError(f"scales a tensor of {len(source)} dimensions")
@@ -288,7 +288,7 @@ def _factors(call: Call) -> tuple[int, int]:
 
 
 def pad(call: Call) -> Modules:
-    """ZeroPad2d, which convolutions take in, as poolings do with minus infinity; or any other padding."""
+    """ZeroPad2d, which convolutions absorb, as poolings do minus infinity; or any other padding."""
     mode, value = call.arguments.get("mode", "constant"), call.arguments.get("value")
     if mode != "constant":
         return edge_pad(call)
@@ -322,7 +322,7 @@ def _sides(call: Call) -> tuple[int, int, int, int]:
 
 
 def _cropped(call: Call, sides: tuple[int, int, int, int]) -> Modules:
-    """Return slices, for what cuts and pads nowhere."""
+    """Return slices for a padding that only crops."""
     if max(sides) > 0:
         raise CallError("pads on one side and cuts on another")
     source = call.inputs[0]

@@ -15,7 +15,7 @@ from .rebuild_rows import in_one_row
 
 
 def adaptive_average_pool(call: Call) -> Modules:
-    """Windows of one size, if the image divides into them; copies of each pixel, if the result does."""
+    """Windows of one size if the image divides into them; copies of each pixel if the result is a multiple of it."""
     found, wanted = _map(call), call.shape[2:]
     if wanted == found:
         return []
@@ -42,7 +42,7 @@ def _average(kernel: tuple[int, int], stride: tuple[int, int], divisor: int) -> 
 
 
 def average_pool(call: Call) -> Modules:
-    """AvgPool2d; a global pooling where the window is the image; rounded down where that changes no shape."""
+    """AvgPool2d; a global pooling if the window is the image; rounded down if that changes no shape."""
     kernel, padding = call.pair("kernel_size"), call.pair("padding")
     stride = call.pair("stride") if call.arguments["stride"] else kernel
     divisor = call.arguments["divisor_override"]
@@ -63,7 +63,7 @@ def average_pool(call: Call) -> Modules:
 
 
 def mean(call: Call) -> Modules:
-    """GlobalAveragePool, where the mean is over all pixels or a row; a window of all of it over one direction."""
+    """GlobalAveragePool, for a mean over all pixels or a row; over a single direction, a window along all of it."""
     dimensions = call.arguments["dim"]
     rank = len(call.inputs[0])
     if rank == 3 and dimensions and {value % 3 for value in dimensions} == {2}:
@@ -111,7 +111,7 @@ def _global_pool(call: Call) -> GlobalAveragePool:
 
 
 def _map(call: Call) -> tuple[int, ...]:
-    """Return height and width of what is pooled."""
+    """Return height and width of the pooled map."""
     shape = call.inputs[0]
     if len(shape) != 4:
         raise CallError(f"pools a tensor of {len(shape)} dimensions")
@@ -119,12 +119,12 @@ def _map(call: Call) -> tuple[int, ...]:
 
 
 def _rounded_down(rooms: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    """Count the windows that fit: `rooms` is what is left of image and padding beside the first."""
+    """Count the windows that fit: `rooms` is the space that image and padding leave beside the first."""
     return tuple(room // stride + 1 for room, stride in zip(rooms, strides, strict=True))
 
 
 def padded_pool(pool: nn.Module | None, pads: tuple[int, int, int, int]) -> nn.Module | None:
-    """Return a rebuilt maximum pooling with minus infinity around the image; None for what cannot take it in.
+    """Return a rebuilt maximum pooling padded with minus infinity; None for modules that cannot pad so.
 
     Args:
         pool: the pooling, or any other module.

@@ -1,4 +1,4 @@
-"""Poolings whose windows are not all alike, as poolings of parts of the image, which are put side by side.
+"""Poolings whose windows differ, as poolings of parts of the image that are joined.
 
 Along each axis, windows that are of one size, count one number and follow each other by one step are a run; what a run
 of rows and one of columns have in common is an ordinary pooling of a part of the image. Nothing is rounded twice.
@@ -24,7 +24,7 @@ MakePool: TypeAlias = Callable[[Pair, Pair, int], nn.Module]
 
 @dataclass(frozen=True)
 class Extent:
-    """One window along one axis: where it begins and ends inside the image, and how many places it counts."""
+    """One window along one axis: its begin and end inside the image, and the number of places it counts."""
 
     start: int
     stop: int

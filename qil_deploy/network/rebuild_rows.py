@@ -1,4 +1,4 @@
-"""Plain modules for captured calls on rows [N, C, L]: those of images [N, C, 1, L], with other shapes around them.
+"""Plain modules for captured calls on rows [N, C, L]: those of images [N, C, 1, L], between reshapes.
 
 An operator of rows is the one of images with a height of 1: its windows are one pixel high, move one row at a time,
 and pad neither above nor below.
@@ -30,7 +30,7 @@ _ONLY_OF_IMAGES = {"divisor_override": None}
 
 
 def of_rows(rebuild: Callable[[Call], Modules]) -> Callable[[Call], Modules]:
-    """Return what rebuilds calls on rows and on images, from what rebuilds those on images.
+    """Return a function that rebuilds calls on rows and on images, from one for calls on images.
 
     Args:
         rebuild: of the operator of images.
@@ -45,7 +45,7 @@ def of_rows(rebuild: Callable[[Call], Modules]) -> Callable[[Call], Modules]:
 
 
 def in_one_row(source: tuple[int, ...], modules: Modules, result: tuple[int, ...]) -> Modules:
-    """Return modules of images for rows: with a height of 1 in front of them, and without it behind.
+    """Wrap modules of images for rows: a height of 1 is added before them and removed after.
 
     Args:
         source: the shape of what is read, [1, C, L].
@@ -57,7 +57,7 @@ def in_one_row(source: tuple[int, ...], modules: Modules, result: tuple[int, ...
 
 
 def _as_image(call: Call) -> Call:
-    """Return a call on rows as the call on images that it amounts to."""
+    """Convert a call on rows to the equivalent call on images."""
     arguments = {name: _with_height(name, value) for name, value in call.arguments.items()}
     return replace(call, arguments=_ONLY_OF_IMAGES | arguments, shape=_with_one_row(call.shape))
 
@@ -81,7 +81,7 @@ def _with_one_row(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def viewed(weight: _Weight, shape: tuple[int, ...]) -> _Weight:
-    """Return a weight in another shape, trained if it is; both have one memory."""
+    """Return a weight in another shape, trained if the weight is; both share memory."""
     view: Any = weight.detach().view(shape)
     if isinstance(weight, nn.Parameter):
         view = nn.Parameter(view, requires_grad=weight.requires_grad)

@@ -26,7 +26,7 @@ from .rebuild_layers import plain_convolution
 
 
 def transposed_convolution(call: Call) -> Modules:
-    """Conv2d of blocks, moves that take them apart, and slices."""
+    """Conv2d of blocks, moves that rearrange them to pixels, and slices."""
     weight, bias = call.parameter("weight"), call.parameter("bias")
     if weight is None or weight.ndim != 4:
         raise CallError("is no transposed convolution of images [N, C, H, W] or rows [N, C, L]")
@@ -60,7 +60,7 @@ def transposed_convolution(call: Call) -> Modules:
 
 
 def _of_blocks(weight: Tensor, stride: tuple[int, int], groups: int) -> nn.Parameter:
-    """Return the weights [C_out * s * s, C_in / groups, T, T] for those of the transposed convolution."""
+    """Rearrange the weights of a transposed convolution to [C_out * s * s, C_in / groups, T, T]."""
     (rows, columns), (s_y, s_x) = weight.shape[2:], stride
     padded = F.pad(weight.detach(), (0, -columns % s_x, 0, -rows % s_y))
     t_y, t_x = padded.shape[2] // s_y, padded.shape[3] // s_x
@@ -70,7 +70,7 @@ def _of_blocks(weight: Tensor, stride: tuple[int, int], groups: int) -> nn.Param
 
 
 def _repeated(bias: Tensor | None, stride: tuple[int, int]) -> nn.Parameter | None:
-    """Return a bias for every place of a block."""
+    """Repeat a bias for every place of a block."""
     if bias is None:
         return None
     return nn.Parameter(torch.repeat_interleave(bias.detach(), stride[0] * stride[1]), bias.requires_grad)

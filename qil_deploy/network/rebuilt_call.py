@@ -1,4 +1,4 @@
-"""What the table of operators makes of each call of a captured network: plain modules, or the reason why not."""
+"""Rebuild calls of a captured network by the table of operators: as plain modules, or with a reason for refusal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VIEWS = (
 def modules_of_call(
     captured: CapturedGraph, node: fx.Node, keeps: Sequence[Callable[[object, Modules], bool]]
 ) -> Modules | CallError:
-    """Return the plain modules that stand for a call, or why there are none.
+    """Return the plain modules that replace a call, or the reason why there are none.
 
     Args:
         captured: the network.
@@ -71,7 +71,7 @@ def _value(captured: CapturedGraph, source: fx.Node) -> Any:  # noqa: ANN401 - a
 
 
 def _view_of(captured: CapturedGraph, node: fx.Node) -> Tensor | None:
-    """Return what is nothing but a parameter, buffer or constant in another shape; a parameter as one."""
+    """Return the value of a call that only reshapes a parameter, buffer or constant; a parameter as one."""
     shape, source = captured.shape(node), node
     while source.target in _VIEWS:
         source = source.all_input_nodes[0]
@@ -93,7 +93,7 @@ def _parameters_of(captured: CapturedGraph, node: fx.Node) -> tuple[str, ...]:
 
 
 def call_of(node: fx.Node) -> tuple[fx.Node, int]:
-    """Return the call that makes a value, and which of its results that is."""
+    """Return the call that makes a value, and the value's index among its results."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         index: Any = node.args[1]
         return node.args[0], int(index)

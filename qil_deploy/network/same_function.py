@@ -1,4 +1,4 @@
-"""Compare a captured graph with the network that it came from, in evaluation mode and in training mode.
+"""Compare a captured graph with its network, in evaluation mode and in training mode.
 
 The graph is what the network did once, on one shape, in evaluation mode. That is not all that a network can do: hooks
 change results, code may look at numbers or at the training mode, and a path that is dropped at random in training is
@@ -86,7 +86,7 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
 
 
 class _DifferentValuesError(UnsupportedModelError):
-    """Outputs differ in nothing but their values."""
+    """Outputs that differ only in their values."""
 
 
 def _compare_on(network: nn.Module, graph: nn.Module, inputs: Mapping[str, Tensor]) -> None:
@@ -98,7 +98,7 @@ def _compare_on(network: nn.Module, graph: nn.Module, inputs: Mapping[str, Tenso
 
 
 def _same_between_layers(network: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
-    """Tell whether every part of a graph makes of what the network's layers in front of it made what the next ones did.
+    """Tell whether every part of a graph, given the network's results before it, gives the network's next results.
 
     Parts that compute the same are a network that computes the same, however much each of them multiplies up what those
     in front of it have rounded. A part ends at a layer that the graph has as the network has it, and with an output.
@@ -122,7 +122,7 @@ def _keep(made: list[Tensor], _module: nn.Module, _inputs: object, result: Tenso
 
 
 class _Walk(fx.Interpreter):
-    """Runs a graph, and goes on behind each layer with what the network made there.
+    """Runs a graph, and after each layer continues with the network's own result.
 
     Attributes:
         same: whether it was the same each time.
@@ -211,7 +211,7 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
 
 
 class _NoDropout(TorchFunctionMode):
-    """Lets dropout return its input, and notes where any other random numbers are drawn.
+    """Makes dropout return its input, and records where any other random numbers are drawn.
 
     Attributes:
         calls: of dropout.
@@ -285,7 +285,7 @@ def _compare_tensors(expected: Tensor, found: Tensor, name: str) -> None:
 
 
 def _is_close(expected: Tensor, found: Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by no more than `tolerance` times the largest value."""
+    """Whether two tensors differ by at most `tolerance` times the largest value."""
     if expected.shape != found.shape:
         return False
     return float((expected - found).abs().max()) <= tolerance * float(expected.abs().max())

@@ -1,4 +1,4 @@
-"""Where quantizers belong: the sites of a captured graph, the groups that share a grid, and what their readers want.
+"""Sites of quantizers in a captured graph, the groups of sites that share a grid, and the bits their readers want.
 
 A site is a producer (input, convolution or linear with its BatchNorm and ReLU or hard sigmoid, addition, product or
 float island with its ReLU, table, pooling, a lone hard sigmoid, BatchNorm or ReLU) and ends where its value is whole.
@@ -36,7 +36,7 @@ _BEHIND_LAST: tuple[Kind, ...] = ("pass", "bn", "relu", "hard sigmoid", "table",
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A place where a value is whole and may be quantized.
+    """A place where a value is complete and may be quantized.
 
     Attributes:
         producer: input, convolution, linear, addition, product, table, hard sigmoid, pooling or stand-in for a lone
@@ -54,13 +54,13 @@ class Site:
 
     @property
     def end(self) -> fx.Node:
-        """The node whose result is the whole value."""
+        """The node whose result is the complete value."""
         return self.relu or self.norm or self.producer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """A node that reads a site, `via` the node directly before it, and the bits it wants (None: 8-bit range)."""
+    """A node that reads a site, `via` the node directly before it, with the bits it wants (None: 8-bit range)."""
 
     node: fx.Node
     via: fx.Node
@@ -69,7 +69,7 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Sites that share one grid, one unless a concatenation joins several, and all their readers."""
+    """Sites that share one grid (one, unless a concatenation joins several), and all their readers."""
 
     sites: tuple[Site, ...]
     readers: tuple[Reader, ...]
@@ -81,7 +81,7 @@ class Group:
 
 
 def isolate(graph_module: fx.GraphModule, config: QuantConfig) -> None:
-    """Put a `Standalone` in front of every BatchNorm and ReLU that no site takes in, and of a concatenated input.
+    """Insert a `Standalone` before every BatchNorm and ReLU that no site absorbs, and before a concatenated input.
 
     One that carries a BatchNorm takes in the ReLU behind that, too, except with `norms_apart`.
 
@@ -108,7 +108,7 @@ def isolate(graph_module: fx.GraphModule, config: QuantConfig) -> None:
 
 
 def _is_image(graph_module: fx.GraphModule, node: fx.Node, *, normalised: bool = False) -> bool:
-    """Whether a node is the image, or nothing but parts of it in another place; if so asked, normalised on the way."""
+    """Whether a node is the image, or only moved parts of it; optionally normalised on the way."""
     kind = kind_of(graph_module, node)
     if kind == "input":
         return True
@@ -117,14 +117,14 @@ def _is_image(graph_module: fx.GraphModule, node: fx.Node, *, normalised: bool =
 
 
 def _let_through_a_layer(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> None:
-    """Put a `Standalone` between the image and a node; where what the node reads is no map, where that began."""
+    """Insert a `Standalone` between the image and a node; if the node's input is no map, before it ceased to be one."""
     while len(shape_of(source)) != 4:
         node, source = source, source.all_input_nodes[0]
     _stand_in_front(graph_module, node, source)
 
 
 def _stand_in_front(graph_module: fx.GraphModule, node: fx.Node, source: fx.Node) -> fx.Node:
-    """Put a `Standalone` between two nodes, and return it; what is no map becomes one of a single row for it."""
+    """Insert a `Standalone` between two nodes, and return it; a tensor that is no map becomes a one-row map for it."""
     count, channels, *sizes = shape_of(source)
     name = f"{str(node.target).replace('.', '_')}_input"
     stand_in = source
@@ -216,7 +216,7 @@ def _only_user(graph_module: fx.GraphModule, node: fx.Node, kind: Kind) -> fx.No
 
 
 def find_groups(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx.Node]) -> list[Group]:
-    """Return the sites of an isolated graph, those that concatenations join together, with what reads them."""
+    """Return the sites of an isolated graph, grouped by the concatenations that join them, with their readers."""
     groups: list[tuple[list[Site], list[Reader], set[fx.Node]]] = []
     for site in find_sites(graph_module, config):
         readers, joined = _readers_of(graph_module, site, config, edges)
@@ -233,7 +233,7 @@ def find_groups(graph_module: fx.GraphModule, config: QuantConfig, edges: set[fx
 def _readers_of(
     graph_module: fx.GraphModule, site: Site, config: QuantConfig, edges: set[fx.Node]
 ) -> tuple[list[Reader], set[fx.Node]]:
-    """Return what reads the site, and the concatenations it passes on the way."""
+    """Return the readers of the site, and the concatenations on the way to them."""
     readers: list[Reader] = []
     joined: set[fx.Node] = set()
     pending = [(site.end, user) for user in users_of(site.end)]
@@ -258,7 +258,7 @@ def _readers_of(
 
 
 def edge_layers(graph_module: fx.GraphModule) -> set[fx.Node]:
-    """Return the first and last layers: those that read the input, and for each output the one that makes it.
+    """Return the first and last layers: those that read the input, and the one that makes each output.
 
     The last ones are found through whatever follows them (ReLU, pooling, flatten); an output that comes from an
     addition or a concatenation has none.

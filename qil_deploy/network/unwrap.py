@@ -1,4 +1,4 @@
-"""Find the prepared model in what a caller hands over, or say what is missing and which call makes it."""
+"""Find the prepared model in an argument, or name the missing step and the call that does it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def prepared_model(
     model: object, needed_by: str, *, may_be_frozen: bool = True, calibrated: bool = True
 ) -> fx.GraphModule:
-    """Return the prepared or frozen model that was given, wrapped or not, checked for what every use of it needs.
+    """Return the given prepared or frozen model, unwrapped, after the checks that every use of it needs.
 
     A frozen model in training mode is folded, so that its integers are those of its present parameters.
 
@@ -96,7 +96,7 @@ def _ends(values: Tensor) -> tuple[float, float]:
 
 
 def float_network(model: object, needed_by: str) -> nn.Module:
-    """Return the float network that was given, wrapped or not.
+    """Return the given float network, unwrapped.
 
     Raises:
         UnsupportedModelError: something else, or a network that is or holds a prepared or frozen model.
@@ -117,7 +117,7 @@ def float_network(model: object, needed_by: str) -> nn.Module:
 
 
 def _got(found: object) -> str:
-    """Describe what was given instead, and say what to do."""
+    """Describe the object that was given instead, and the remedy."""
     if isinstance(found, dict):
         return (
             ", but got a dict; if it is a state_dict, load it into a model: prepare(network, ...), then "

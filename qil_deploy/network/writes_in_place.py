@@ -1,4 +1,4 @@
-"""Turn writes in place into plain operators, so that the graph alone says which value is read where.
+"""Turn in-place writes into plain operators, so that the graph alone determines which value is read where.
 
     y = relu_(x)     ->     y = relu(x)      where nobody reads x, or a view of it, after the write
 
@@ -43,7 +43,7 @@ def _replace_plain_writes(graph: fx.Graph, images: Collection[object]) -> bool:
 
 
 def _plain_form(write: fx.Node, position: Mapping[fx.Node, int]) -> object | None:
-    """Return the operator that does the same and writes nothing; None where somebody would see the write."""
+    """Return the equivalent operator that does not write in place; None if another reader would see the write."""
     written = write.args[0]
     if not isinstance(written, fx.Node) or _is_view(written):
         return None

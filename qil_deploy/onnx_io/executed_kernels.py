@@ -1,4 +1,4 @@
-"""Ask ONNX Runtime for the graph that it executes of a file, after its optimizer has fused, moved and folded it."""
+"""Get the graph that ONNX Runtime executes for a file, after its optimizer has fused, moved and folded it."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def write_optimized_model(path: Path, optimized: Path) -> None:
 
 
 def executed_operators(path: Path) -> list[tuple[str, str]]:
-    """Return (operator, node name) of everything that is executed."""
+    """Return (operator, node name) of every executed node."""
     return [(node.op_type, node.name) for node in optimized_model(path).nodes]

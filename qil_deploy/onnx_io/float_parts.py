@@ -1,4 +1,4 @@
-"""What an exported file in `integer` placement keeps in float, found by its names and cut out as one node each.
+"""Float parts of an exported file in `integer` placement, found by their names and cut out as one node each.
 
 The metadata lists the names (`float_parts`). A part reads codes, and its nodes are called `name/...`: DequantizeLinear,
 float operators, QuantizeLinear. Around it everything is integers. Needs neither torch nor onnx.
@@ -32,13 +32,13 @@ def is_inside(part: str, name: str) -> bool:
 
 
 def kept_parts(model: OnnxFile) -> tuple[str, ...]:
-    """Return the names of what a file in `integer` placement keeps in float; none for any other file."""
+    """Return the names of the float parts of a file in `integer` placement; none for any other file."""
     metadata = read_metadata(model)
     return tuple(metadata.get("float_parts", ())) if metadata.get("placement") == "integer" else ()
 
 
 def cut_out_parts(model: OnnxFile) -> tuple[Node, ...]:
-    """Return the nodes of a file, each part that is kept in float as one node `qil.Float` from codes to codes.
+    """Return the nodes of a file, each float part as one node `qil.Float` from codes to codes.
 
     Raises:
         ModelFileError: a part reads anything but codes through DequantizeLinear and constants, or more than the codes
@@ -61,7 +61,7 @@ def cut_out_parts(model: OnnxFile) -> tuple[Node, ...]:
 
 
 def _owner(parts: Collection[str], name: str) -> str | None:
-    """Return the part that a node of this name lies inside."""
+    """Return the part that contains a node of this name."""
     end = name.find("/")
     while end >= 0:
         if name[:end] in parts:
@@ -71,7 +71,7 @@ def _owner(parts: Collection[str], name: str) -> str | None:
 
 
 def _cut_out(model: OnnxFile, inside: list[Node], part: str, read: Mapping[str, set[str | None]]) -> tuple[Node, Node]:
-    """Return the last node of a part, and all of its nodes as one; `read` says which parts read a tensor."""
+    """Return the last node of a part, and all of its nodes as one; `read` maps a tensor to the parts that read it."""
     made = {output: node for node in inside for output in node.outputs}
     leaving = [name for name in made if read.get(name, set()) - {part}]
     reading = [

@@ -50,7 +50,7 @@ _STANDARD = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class _Step:
-    """A node of a function; tensors are numbered: first the function's inputs, then what its nodes make."""
+    """A node of a function; tensors are numbered: first the function's inputs, then the results of its nodes."""
 
     domain: str
     op_type: str
@@ -111,7 +111,7 @@ KERNEL_FUNCTIONS: Final = {
 
 
 def check_functions(model: Message) -> None:
-    """Raise unless the functions of a ModelProto are those of the kernel library's operators, word for word, or none.
+    """Raise unless the functions of a ModelProto are exactly those of the kernel library's operators, or none.
 
     Raises:
         DefectError: another function, or one of these names that computes something else.

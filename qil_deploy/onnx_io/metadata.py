@@ -1,4 +1,4 @@
-"""What an exported ONNX file says about itself: one JSON object under `METADATA_KEY` of its metadata properties.
+"""Metadata of an exported ONNX file: one JSON object under `METADATA_KEY` of its metadata properties.
 
 Files come from anywhere. Whatever a reader takes from the object has its type and range checked here, once; an entry
 that is left out is left to the reader that needs it.
@@ -19,7 +19,7 @@ _LARGEST = 2**31 - 1  # of any size, code or count
 
 
 def read_metadata(model: OnnxFile) -> dict[str, Any]:
-    """Return the metadata object of a file; an empty one where it carries none.
+    """Return the metadata object of a file; an empty one if it has none.
 
     Raises:
         ModelFileError: it is no JSON object, of another schema, or an entry has a type or value that it cannot have.

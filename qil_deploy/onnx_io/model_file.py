@@ -116,7 +116,7 @@ def read_model(path: Path, *, left_out: list[str] | None = None) -> OnnxFile:
 
 
 def parse_file(path: Path) -> Message:
-    """Return the message that the ONNX file at `path` is, with nothing in it looked at.
+    """Parse the ONNX file at `path` to a protobuf message, without checking its content.
 
     Raises:
         ModelFileError: there is no such file, it is a folder, it is truncated or not ONNX.
@@ -145,7 +145,7 @@ def convert_model(path: Path, model: Message, *, left_out: list[str] | None = No
 
 
 def loadable(path: Path) -> str | bytes:
-    """Return what ONNX Runtime loads a file from: its name, or its content where the name is not UTF-8."""
+    """Return the argument by which ONNX Runtime loads a file: its name, or its content if the name is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -170,7 +170,7 @@ def _read_bytes(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def _leaving_out(left_out: list[str] | None) -> Iterator[None]:
-    """Note a defect in `left_out` where that is a list."""
+    """Append a defect to `left_out` if that is a list."""
     try:
         yield
     except (DefectError, UnicodeDecodeError) as defect:
@@ -214,7 +214,7 @@ def _convert_model(path: Path, model: Message, left_out: list[str] | None) -> On
 
 
 def _text(value: str | bytes) -> str:
-    """Return a string field; one that is not UTF-8 comes from protobuf as bytes, and raises UnicodeDecodeError here."""
+    """Return a string field; protobuf returns bytes for one that is not UTF-8, which raises UnicodeDecodeError here."""
     return value.decode() if isinstance(value, bytes) else value
 
 

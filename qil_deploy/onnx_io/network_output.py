@@ -1,4 +1,4 @@
-"""What an exported file returns: for each output its name, shape and kind, as its metadata say.
+"""Outputs of an exported file: name, shape and kind of each, from its metadata.
 
     logits          float32 [N, classes], one row for each image
     dense logits    float32 [N, C, H, W] or of any other shape: exact sums of integers, times one scale per channel
@@ -45,13 +45,13 @@ class NetworkOutput:
         return "uint8" if self.kind == "codes" else "float32"
 
     def values(self, found: NDArray[Any]) -> NDArray[np.float32]:
-        """Return what it stands for as float32: of codes `(code - zero_point) * scale`, of floats themselves."""
+        """Return the float32 values of an output: of codes, `(code - zero_point) * scale`; floats are unchanged."""
         if self.scale is None or self.zero_point is None or found.dtype != np.uint8:
             return found.astype(np.float32, copy=False)
         return (found.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
     def as_returned(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return values as the file returns them: the codes that floats stand for, where it returns codes."""
+        """Convert float values to the form that the file returns: codes, if it returns codes."""
         if self.scale is None or self.zero_point is None or values.dtype == np.uint8:
             return values
         codes = np.rint(values / np.float32(self.scale)) + self.zero_point
@@ -67,7 +67,7 @@ def outputs_in_metadata(outputs: Sequence[NetworkOutput]) -> dict[str, Any]:
 
 
 def outputs_of_metadata(metadata: Mapping[str, Any]) -> tuple[NetworkOutput, ...]:
-    """Return the outputs that metadata, as `read_metadata` has checked them, tell of.
+    """Return the outputs described by metadata that `read_metadata` has checked.
 
     Raises:
         KeyError: an entry is missing.

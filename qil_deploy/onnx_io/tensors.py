@@ -44,7 +44,7 @@ _MAX_RANK = 32
 
 
 class DefectError(Exception):
-    """What is wrong in a file, before the file's name is known."""
+    """A defect in a file whose name is not known yet."""
 
 
 def data_type_name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Pages: HTML from jinja2 templates, as files that need nothing but themselves.
+"""Pages: self-contained HTML files from jinja2 templates.
 
 A room's own templates extend `page.html.jinja`, which has the style of all pages; tables and notes come from
 `macros.html.jinja`. Whatever a template shows is escaped by jinja2, and before that made printable and cut by
@@ -21,7 +21,7 @@ TEXT_LENGTH: Final = 10_000
 
 
 def page_environment(folder: Path) -> Environment:
-    """Return what renders the templates of a folder, and those that all pages share."""
+    """Return the environment that renders a folder's templates, and those that all pages share."""
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
@@ -35,15 +35,15 @@ def page_environment(folder: Path) -> Environment:
 
 
 def _shown(value: object) -> object:
-    """Make text fit to be shown; numbers and finished markup are."""
+    """Make text safe to display; numbers and finished markup already are."""
     return excerpt(value, TEXT_LENGTH) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def lines(text: str) -> Markup:
-    """Return text for a `pre`: whole, lines and tabulators as they are, all else printable."""
+    """Return text for a `pre`: complete, with its lines and tabs, all other characters printable."""
     return escape("\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n")))
 
 
 def png_source(png: bytes) -> Markup:
-    """Return the `src` of a picture that is part of the page."""
+    """Return the `src` of a picture embedded in the page."""
     return Markup(f"data:image/png;base64,{base64.b64encode(png).decode()}")  # noqa: S704 - base64 has no markup

@@ -1,4 +1,4 @@
-"""What every method of learning quantizers provides, and all that other rooms know of it.
+"""Interface of every method of learning quantizers; other packages know nothing else of a method.
 
 A quantizer spreads codes evenly over an interval `[l, u]` with centre `c` and distance `d > 0`:
 
@@ -37,7 +37,7 @@ with a few thousand."""
 
 
 class IntervalQuantizer(nn.Module, ABC):
-    """A learned interval; what quantizers of weights and of activations share.
+    """A learned interval: the common part of quantizers of weights and of activations.
 
     Args:
         bits: 2 to 8.
@@ -63,7 +63,7 @@ class IntervalQuantizer(nn.Module, ABC):
 
     @property
     def thresholds(self) -> tuple[float, float]:
-        """`(l, u)`: what lies below `l` is pruned, what lies above `u` is clipped; of weights, magnitudes."""
+        """`(l, u)`: values below `l` are pruned, values above `u` are clipped; for weights, magnitudes."""
         center, distance = float(self.center.detach()), float(self.distance.detach())
         return center - distance, center + distance
 
@@ -72,7 +72,7 @@ class IntervalQuantizer(nn.Module, ABC):
         """Start with an interval that ends at `largest > 0`."""
 
     def fault(self) -> str | None:
-        """Say what is impossible about the present parameters, finite numbers from a file; None if nothing is."""
+        """Describe what is invalid about the present parameters, finite numbers from a file; None if nothing is."""
         for name, tensor in self.state_dict().items():
             value = float(tensor)
             if name.startswith("log_") and abs(value) > LARGEST_LOG:
@@ -112,7 +112,7 @@ class WeightQuantizer(IntervalQuantizer):
         """Return the codes before rounding, in [-q, q]; `rint` of them are the codes."""
 
     def let_return(self, values: Tensor, weight: Tensor, largest: int = 1) -> Tensor:
-        """Return what a method made of weights, with a gradient outside of the interval where that is asked for.
+        """Return a method's values of weights, with a gradient outside the interval if that is switched on.
 
         `largest` is the value at the end of the interval.
         """

@@ -74,7 +74,7 @@ def compile_quantizers(enabled: bool = True) -> None:
 
 
 def run_forward(kernel: Kernel, x: Tensor, *arguments: Any) -> Tensor:
-    """Return what `kernel` writes for `x`, in the layout of `x`."""
+    """Return the result of `kernel` for `x`, in the layout of `x`."""
     out = torch.empty_like(x, memory_format=_layout(x))
     if _Compilation.enabled:
         kernel = _compiled(kernel)
@@ -86,7 +86,7 @@ def run_forward(kernel: Kernel, x: Tensor, *arguments: Any) -> Tensor:
 def run_backward(
     kernel: Kernel, finish: Finish, grad: Tensor, x: Tensor, *arguments: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the gradient that `kernel` writes for `x`, and what `finish` makes of its sums over all of `x`.
+    """Return the gradient that `kernel` writes for `x`, and the result of `finish` for its sums over all of `x`.
 
     Args:
         kernel: of a backward pass; it returns sums, scalars.
@@ -107,7 +107,7 @@ def run_backward(
 
 
 def as_summed(sums: tuple[Tensor, ...], *_: Any) -> tuple[Tensor, ...]:
-    """Return the sums of a backward pass that are gradients already: what `run_backward` takes as `finish` then."""
+    """Return the sums of a backward pass unchanged: the `finish` of `run_backward` for sums that are gradients."""
     return sums
 
 
@@ -118,7 +118,7 @@ def _total(sums: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 
 @cache
 def _into_a_new_tensor(kernel: Kernel, finish: Finish) -> Kernel:
-    """Return both functions of a backward pass as one that returns all gradients.
+    """Combine both functions of a backward pass into one that returns all gradients.
 
     The compiler makes one loop of the gradient and its sums. Where the gradient is written into a tensor that is there,
     it makes two. What is done to the sums costs nothing there; step by step each operation takes some microseconds.
@@ -137,7 +137,7 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 
 def _flat(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """Return the values of a tensor in the order of a layout: a view, or a copy where it has another."""
+    """Return the values of a tensor in the order of a layout: a view, or a copy if its layout differs."""
     return (tensor.permute(0, 2, 3, 1) if layout is torch.channels_last else tensor).reshape(-1)
 
 

@@ -59,7 +59,7 @@ def _forward_real(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> Non
 def _backward(
     out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int, q: int, _step_factor: float, scaling: float
 ) -> tuple[Tensor]:
-    """Write the gradient of `x`; return the sum that the gradient of `s` is made of."""
+    """Write the gradient of `x`; return the sum from which the gradient of `s` is computed."""
     grad = grad / q
     if scaling:
         real = torch.empty_like(x)
@@ -141,7 +141,7 @@ def codes_by_steps(x: Tensor, s: Tensor, low: int, high: int, *, step_factor: fl
 
 
 class _LsqInterval(IntervalQuantizer):
-    """A learned step; the interval is what its codes cover, `[low * s, (low + q) * s]`.
+    """A learned step; the interval is the range of its codes, `[low * s, (low + q) * s]`.
 
     Attributes:
         lowest: `low`, the number of the first code, not above 0.
@@ -160,17 +160,17 @@ class _LsqInterval(IntervalQuantizer):
 
     @property
     def distance(self) -> Tensor:
-        """Half of what the codes cover: `q * s / 2`."""
+        """Half the range of the codes: `q * s / 2`."""
         return self.step * (0.5 * self.largest_code)
 
     @property
     def center(self) -> Tensor:
-        """The middle of what the codes cover: `(low + q/2) * s`."""
+        """The middle of the range of the codes: `(low + q/2) * s`."""
         return self.step * (self.lowest + 0.5 * self.largest_code)
 
     @torch.no_grad()
     def set_largest(self, largest: float) -> None:
-        """Let codes reach from 0 to `largest`, or from `-largest` where there are negative ones.
+        """Set the range of the codes to 0 to `largest`, or from `-largest` if there are negative ones.
 
         Raises:
             ValueError: unless it is positive and finite.

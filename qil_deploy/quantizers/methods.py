@@ -1,4 +1,4 @@
-"""The methods there are, and the quantizers that a `QuantConfig` asks for."""
+"""The available methods, and the quantizers for a `QuantConfig`."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _weight_forward_rounded(out: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma:
 def _weight_backward(
     out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor, gamma: Tensor | None, q: int, scaling: float
 ) -> tuple[Tensor, ...]:
-    """Write the gradient of `w`; return the sums that those of `c`, `d` and `gamma` are made of."""
+    """Write the gradient of `w`; return the sums from which those of `c`, `d` and `gamma` are computed."""
     if scaling:
         real = torch.empty_like(w)
         _weight_forward(real, w, c, d, gamma, q)
@@ -95,13 +95,13 @@ def _weight_backward(
 def _weight_scalars(
     sums: tuple[Tensor, ...], _c: Tensor, d: Tensor, _gamma: Tensor | None, _q: int, _scaling: float
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of `c` and `d`, and of `gamma` where it is trained."""
+    """Return the gradients of `c` and `d`, and of `gamma` if it is trained."""
     total, by_t, *by_gamma = sums
     return (*_interval_gradients(total, by_t, d), *by_gamma)
 
 
 def _interval_gradients(total: Tensor, by_t: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `c` and `d`, of the sums of `g * k` and of `g * k * t`."""
+    """Return the gradients of `c` and `d` from the sums of `g * k` and of `g * k * t`."""
     return -0.5 * total / d, (0.5 * total - by_t) / d
 
 
@@ -119,7 +119,7 @@ def _activation_forward_rounded(out: Tensor, x: Tensor, c: Tensor, d: Tensor, q:
 def _activation_backward(
     out: Tensor, grad: Tensor, x: Tensor, c: Tensor, d: Tensor, q: int, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Write the gradient of `x`; return the sums that those of `c` and `d` are made of."""
+    """Write the gradient of `x`; return the sums from which those of `c` and `d` are computed."""
     if scaling:
         real = torch.empty_like(x)
         _activation_forward(real, x, c, d, q)
@@ -263,7 +263,7 @@ class _QilInterval(IntervalQuantizer):
         self.center_ratio.fill_((upper + lower) / 2 / distance)
 
     def fault(self) -> str | None:
-        """Say what is impossible about the present parameters; None if nothing is."""
+        """Describe what is invalid about the present parameters; None if nothing is."""
         ratio = float(self.center_ratio.detach())
         if abs(ratio) > _LARGEST_CENTER_RATIO:
             return f"center_ratio is {ratio:.6g}: its thresholds are the same"

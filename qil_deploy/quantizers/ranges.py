@@ -29,7 +29,7 @@ def _range_forward(out: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> No
 
 
 def _range_backward(out: Tensor, grad: Tensor, x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor]:
-    """Write the gradient of `x`; return the sum that is that of `s`."""
+    """Write the gradient of `x`; return the sum that is the gradient of `s`."""
     steps = x / s
     code = steps.round()
     limits = low - 0.5, high + 0.5
@@ -101,7 +101,7 @@ class RangeQuantizer(nn.Module):
 
     @torch.no_grad()
     def set_largest(self, largest: float) -> None:
-        """Set the step so that the largest code stands for `largest > 0`."""
+        """Set the step so that the largest code represents `largest > 0`."""
         self.log_step.fill_(math.log(largest / self.high))
 
     def extra_repr(self) -> str:
@@ -141,7 +141,7 @@ class InputQuantizer(nn.Module):
 
     @classmethod
     def of(cls, pixels: Preprocessing) -> Self:
-        """Return the quantizer of images that are made as `pixels` says."""
+        """Return the quantizer of images with a given preprocessing."""
         if not pixels.is_per_channel:
             return cls(pixels.scale, pixels.zero_point)
         return cls(pixels.scale, pixels.zero_point, pixels.shift.tolist(), (1.0 / pixels.factor).tolist())
@@ -157,7 +157,7 @@ class InputQuantizer(nn.Module):
         return (self.codes(x) - self.zero_point) * self.scale
 
     def maps_like(self, other: InputQuantizer) -> bool:
-        """Whether it takes the same images for the same codes on the same grid."""
+        """Whether it maps the same images to the same codes on the same grid."""
         own, its = (
             [quantizer.scale, quantizer.zero_point, quantizer.shift, quantizer.unit] for quantizer in (self, other)
         )
@@ -166,7 +166,7 @@ class InputQuantizer(nn.Module):
         )
 
     def describe(self) -> str:
-        """Return the words for its grid in a message."""
+        """Describe the grid in a message."""
         grid = f"scale {float(self.scale):.9g} and zero point {int(self.zero_point)}"
         if self.shift is None or self.unit is None:
             return grid

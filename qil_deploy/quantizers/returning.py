@@ -1,4 +1,4 @@
-"""A gradient for weights outside of their interval, so that they can return.
+"""A gradient for weights outside their interval, which lets them return.
 
 A weight outside of its interval has the same code wherever it is. By the methods' own gradients it therefore never
 learns again, however much the loss would gain by another code, and nothing but weight decay and a moving interval
@@ -30,7 +30,7 @@ from .kernels import as_summed, full_precision, run_backward
 
 
 def _gradient_outside(out: Tensor, grad: Tensor, w: Tensor, c: Tensor, d: Tensor, largest: int) -> tuple[()]:
-    """Write the gradient of `w` that the method leaves out; there is nothing to sum up."""
+    """Write the gradient of `w` that the method omits; there are no sums."""
     t = w.abs().sub_(c - d).mul_(0.5 / d)
     outside = (t < 0).logical_or_(t >= 1)
     torch.mul(torch.where(outside, grad, 0.0), 0.5 * largest / d, out=out)
@@ -52,7 +52,7 @@ class _LetReturn(torch.autograd.Function):
 
 
 def let_weights_return(values: Tensor, w: Tensor, c: Tensor, d: Tensor, largest: int = 1) -> Tensor:
-    """Return `values`, through which weights outside of the interval have a gradient, too (module docstring).
+    """Return `values` with a gradient also for weights outside the interval (module docstring).
 
     Args:
         values: what a method made of the weights, with the method's gradient.

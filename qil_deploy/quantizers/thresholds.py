@@ -1,4 +1,4 @@
-"""The clipping threshold of least squared error, at which intervals start."""
+"""The clipping threshold of least squared error, the initial end of intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SMALLEST = 2.0**-100
 
 
 def strided_sample(values: Tensor) -> Tensor:
-    """Return about 65,536 of the values, flat, or all if there are fewer than twice as many.
+    """Return a sample of about 65,536 values, flat, or all if there are fewer than twice as many.
 
     What is computed of these takes no memory of the tensor's size.
     """

@@ -1,4 +1,4 @@
-"""NumPy integer reference: what an exported ONNX file computes, with no tolerance and no runtime.
+"""NumPy integer reference: execution of an exported ONNX file, with no tolerance and no runtime.
 
 It executes the file itself, so that it shares no code with the exporter whose work it checks.
 """

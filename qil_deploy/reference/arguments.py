@@ -1,4 +1,4 @@
-"""Read the inputs and attributes of a node: those it must have, those with a default, grids and windows."""
+"""Read the inputs and attributes of a node: required ones, those with a default, grids and windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Inputs = Sequence[Array | None]
 
 
 def required(inputs: Inputs, index: int) -> Array:
-    """Return an input, or raise ValueError where it is left out."""
+    """Return an input, or raise ValueError if it is left out."""
     value = inputs[index] if index < len(inputs) else None
     if value is None:
         raise ValueError(f"input {index} is missing")
@@ -24,7 +24,7 @@ def required(inputs: Inputs, index: int) -> Array:
 
 
 def optional(inputs: Inputs, index: int) -> Array | None:
-    """Return an input, or None where it is left out."""
+    """Return an input, or None if it is left out."""
     return inputs[index] if index < len(inputs) else None
 
 
@@ -77,7 +77,7 @@ def real(node: Node, name: str, default: float) -> float:
 
 
 def window_of(node: Node, kernel: Sequence[int]) -> Window:
-    """Return the window that a node's attributes describe; its size is `kernel` where they leave it out.
+    """Return the window that a node's attributes describe; `kernel` is its size if they do not give one.
 
     Raises:
         ValueError: the window is not two-dimensional, or an entry is out of range.

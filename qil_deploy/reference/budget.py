@@ -1,4 +1,4 @@
-"""What reading and running a file may take: bytes that are held at a time, and elementary operations.
+"""Budget for reading and running a file: bytes held at a time, and elementary operations.
 
 A file of a few kB can ask for terabytes, by a constant that is expanded, a map that is resized or a batch that is huge,
 and for years of work, by any of these a thousand times. So everything that the reference computes is paid for before it
@@ -24,12 +24,12 @@ _OPERATIONS: Final = 2**37 * 4 / 3
 
 
 class BudgetError(ValueError):
-    """What is to be computed takes more than there is."""
+    """A computation that exceeds the budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What computing something takes.
+    """Cost of a computation.
 
     Attributes:
         bytes: of the result.
@@ -68,7 +68,7 @@ class Budget:
         return cls(int(gib * _GIB) + _PER_FILE_BYTE * file_bytes, gib * _OPERATIONS)
 
     def rest(self) -> Budget:
-        """Return a budget of its own of the bytes that are not held, and as many operations."""
+        """Return a separate budget of the bytes that are not held, and as many operations."""
         return Budget(self.left, self._operations)
 
     @property
@@ -77,7 +77,7 @@ class Budget:
         return self._limit - self._held
 
     def pay(self, cost: Cost) -> None:
-        """Hold the bytes of a result that is to be computed.
+        """Hold the bytes of a result that is about to be computed.
 
         Raises:
             BudgetError: they, or the operations, are more than there are.
@@ -98,7 +98,7 @@ class Budget:
         self._held += cost.bytes
 
     def give_back(self, count: int) -> None:
-        """Hold some bytes no longer."""
+        """Release some bytes."""
         self._held -= count
 
 

@@ -1,4 +1,4 @@
-"""The smallest and largest code that a node can make of codes in known ranges."""
+"""The smallest and largest code that a node can make from codes in known ranges."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def largest_codes(nodes: Iterable[Node], constants: Mapping[str, Array]) -> dict
 
 
 def _number(node: Node, constants: Mapping[str, Array], index: int) -> float | None:
-    """Return a constant input of a node; None where it is left out."""
+    """Return a constant input of a node; None if it is left out."""
     name = node.inputs[index] if index < len(node.inputs) else ""
     if not name:
         return None
@@ -71,5 +71,5 @@ def range_of_result(
 
 
 def _overshoots(node: Node) -> bool:
-    """Whether results may lie outside of what is read: those of cubic interpolation, and the zero of a ReLU."""
+    """Whether results may lie outside the range of the inputs: those of cubic interpolation, and the zero of a ReLU."""
     return node.op_type == "Relu" or (node.op_type == "Resize" and node.attributes.get("mode") == "cubic")

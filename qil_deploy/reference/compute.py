@@ -46,7 +46,7 @@ def qlinear_conv(node: Node, inputs: Inputs) -> Array:
 
 
 def low_bit_conv(node: Node, inputs: Inputs) -> Array:
-    """Convolution of codes without zero points, clipped: what the function of that operator computes."""
+    """Convolution of codes without zero points, clipped, as the function of that operator computes it."""
     for index in (2, 5):
         if required(inputs, index).any():
             raise ValueError(f"input {index} (a zero point) must be 0")
@@ -93,7 +93,7 @@ def qlinear_add(_node: Node, inputs: Inputs) -> Array:
 
 
 def low_bit_rescale(node: Node, inputs: Inputs) -> Array:
-    """Sum of two tensors of codes, clipped: what the function of that operator computes."""
+    """Sum of two tensors of codes, clipped, as the function of that operator computes it."""
     low, high = required(inputs, 8), required(inputs, 9)
     if low.size != 1 or high.size != 1:
         raise ValueError("inputs 8 and 9 (limits) must each be one code")
@@ -140,7 +140,7 @@ def qlinear_global_average_pool(_node: Node, inputs: Inputs) -> Array:
 
 
 def clip(_node: Node, inputs: Inputs) -> Array:
-    """Elements cut at two limits."""
+    """Elements clipped at two limits."""
     x, low, high = required(inputs, 0), optional(inputs, 1), optional(inputs, 2)
     if low is not None:
         x = np.maximum(x, low)
@@ -178,7 +178,7 @@ def reshape(_node: Node, inputs: Inputs) -> Array:
 
 
 def take_slice(_node: Node, inputs: Inputs) -> Array:
-    """Every so many elements along some axes, forwards or backwards."""
+    """Elements at a step along some axes, forwards or backwards."""
     x, starts, stops = (required(inputs, index) for index in range(3))
     axes = range(len(starts)) if optional(inputs, 3) is None else required(inputs, 3)
     steps = np.ones(len(starts), np.int64) if optional(inputs, 4) is None else required(inputs, 4)
@@ -218,7 +218,7 @@ def cast(node: Node, inputs: Inputs) -> Array:
 
 
 def add(_node: Node, inputs: Inputs) -> Array:
-    """Sum of int32; or of two float32, rounded once, as where normalised images become pixels."""
+    """Sum of int32; or of two float32, rounded once, as when normalised images become pixels."""
     a, b = required(inputs, 0), required(inputs, 1)
     return a + b if a.dtype == b.dtype == np.float32 else kernels.exact_int32(np.add, a, b)
 
@@ -238,7 +238,7 @@ def reduce_sum(node: Node, inputs: Inputs) -> Array:
 
 
 def resize(node: Node, inputs: Inputs) -> Array:
-    """Every pixel repeated, or what lies between the middles of pixels."""
+    """Pixels repeated, or interpolated between their middles."""
     x, factors = images_of(inputs), required(inputs, 2)
     found = {name: node.attributes.get(name) for name in ("mode", "coordinate_transformation_mode", "nearest_mode")}
     whole = factors.shape == (4,) and not np.any(factors[:2] != 1) and not np.any(factors != np.rint(factors))
@@ -296,7 +296,7 @@ def matmul_nbits(node: Node, inputs: Inputs) -> Array:
 
 
 def kept_in_float(node: Node, _inputs: Inputs) -> Array:
-    """Refuse: what is kept in float has no integers."""
+    """Refuse a float part, which has no integers."""
     raise ValueError(
         f"{node.name!r} is kept in float, and the integer reference computes integers only; "
         "`verify` compares such a file with ONNX Runtime"

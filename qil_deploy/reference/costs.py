@@ -1,4 +1,4 @@
-"""What each operator takes, computed from the shapes of its inputs: its result, and what it needs on the way.
+"""Cost of each operator, computed from the shapes of its inputs: its result, and its temporary memory.
 
 Kernels work through large arrays in blocks, whose size is fixed and not counted here. What is counted beside results
 are copies of whole inputs: padded images, in the type that sums are made in.
@@ -26,55 +26,55 @@ _WIDEST = 8
 
 
 def same_size(_node: Node, inputs: Inputs) -> Cost:
-    """As much as the first input."""
+    """Cost of a result as large as the first input."""
     x = required(inputs, 0)
     return _cost(x.shape, x.dtype.itemsize)
 
 
 def broadcast(_node: Node, inputs: Inputs) -> Cost:
-    """As much as all inputs, broadcast to one shape."""
+    """Cost of a result as large as all inputs broadcast to one shape."""
     given = [value for value in inputs if value is not None]
     return _cost(np.broadcast_shapes(*(value.shape for value in given)), np.result_type(*given).itemsize)
 
 
 def joined(_node: Node, inputs: Inputs) -> Cost:
-    """As much as all inputs together."""
+    """Cost of a result as large as all inputs together."""
     given = [value for value in inputs if value is not None]
     itemsize = np.result_type(*given).itemsize if given else 1
     return _cost((sum(value.size for value in given),), itemsize)
 
 
 def quantized_sum(_node: Node, inputs: Inputs) -> Cost:
-    """The sum of two tensors of codes."""
+    """Cost of the sum of two tensors of codes."""
     return _cost(np.broadcast_shapes(required(inputs, 0).shape, required(inputs, 3).shape), 1)
 
 
 def on_grid(node: Node, inputs: Inputs) -> Cost:
-    """What QuantizeLinear and DequantizeLinear make."""
+    """Cost of QuantizeLinear and DequantizeLinear."""
     x = required(inputs, 0)
     grid = grid_along_axis(node, inputs, np.dtype(np.uint8))
     return _cost(np.broadcast_shapes(x.shape, grid.scale.shape, grid.zero_point.shape), np.dtype(np.float32).itemsize)
 
 
 def cast(node: Node, inputs: Inputs) -> Cost:
-    """The first input in another type."""
+    """Cost of the first input in another type."""
     return _cost(required(inputs, 0).shape, np.dtype(data_type_name(integer(node, "to", 0))).itemsize)
 
 
 def expanded(_node: Node, inputs: Inputs) -> Cost:
-    """What Expand makes."""
+    """Cost of Expand."""
     x = required(inputs, 0)
     return _cost(np.broadcast_shapes(x.shape, _sizes(required(inputs, 1))), x.dtype.itemsize)
 
 
 def reduced(_node: Node, inputs: Inputs) -> Cost:
-    """What a sum over axes makes, on the way in a wider type."""
+    """Cost of a sum over axes, computed in a wider type."""
     x = required(inputs, 0)
     return _cost(x.shape, _WIDEST)
 
 
 def padded(_node: Node, inputs: Inputs) -> Cost:
-    """What Pad makes: at most all of its pads on all axes that it names."""
+    """Cost of Pad: at most all of its pads on all axes that it names."""
     x, pads, axes = required(inputs, 0), _sizes(required(inputs, 1)), optional(inputs, 3)
     shape = list(x.shape)
     named = range(x.ndim) if axes is None else _sizes(axes)
@@ -84,19 +84,19 @@ def padded(_node: Node, inputs: Inputs) -> Cost:
 
 
 def resized(_node: Node, inputs: Inputs) -> Cost:
-    """What Resize makes."""
+    """Cost of Resize."""
     x, factors = required(inputs, 0), required(inputs, 2)
     shape = [size * max(math.ceil(factor), 1) for size, factor in zip(x.shape, factors.ravel().tolist(), strict=False)]
     return _cost(shape, x.dtype.itemsize)
 
 
 def convolved(node: Node, inputs: Inputs) -> Cost:
-    """What QLinearConv makes."""
+    """Cost of QLinearConv."""
     return _convolution(node, images_of(inputs), required(inputs, 3), 1)
 
 
 def convolved_to_sums(node: Node, inputs: Inputs) -> Cost:
-    """What ConvInteger makes."""
+    """Cost of ConvInteger."""
     return _convolution(node, images_of(inputs), required(inputs, 1), np.dtype(np.int32).itemsize)
 
 
@@ -110,7 +110,7 @@ def _convolution(node: Node, x: Array, w: Array, itemsize: int) -> Cost:
 
 
 def pooled(node: Node, inputs: Inputs) -> Cost:
-    """What a pooling makes."""
+    """Cost of a pooling."""
     x = images_of(inputs)
     window = window_of(node, [])
     shape = (*x.shape[:2], *window.output_size(*x.shape[2:]))
@@ -122,7 +122,7 @@ def pooled(node: Node, inputs: Inputs) -> Cost:
 
 
 def multiplied(node: Node, inputs: Inputs) -> Cost:
-    """What QGemm makes."""
+    """Cost of QGemm."""
     a, b = required(inputs, 0), required(inputs, 3)
     if a.ndim != 2 or b.ndim != 2:
         raise ValueError(f"data of shape {list(a.shape)} and weights of shape {list(b.shape)} are no matrices")
@@ -131,7 +131,7 @@ def multiplied(node: Node, inputs: Inputs) -> Cost:
 
 
 def multiplied_nbits(node: Node, inputs: Inputs) -> Cost:
-    """What MatMulNBits makes."""
+    """Cost of MatMulNBits."""
     a = required(inputs, 0)
     if a.ndim != 2:
         raise ValueError(f"data of shape {list(a.shape)} are no matrix")
@@ -139,7 +139,7 @@ def multiplied_nbits(node: Node, inputs: Inputs) -> Cost:
 
 
 def nothing(_node: Node, _inputs: Inputs) -> Cost:
-    """Of what is not computed."""
+    """Cost of an operator that is not executed."""
     return Cost(bytes=0)
 
 
@@ -149,7 +149,7 @@ def _matrix(a: Array, outputs: int) -> Cost:
 
 
 def _images(x: Array, window: Window, itemsize: int) -> int:
-    """Return the bytes of copies of images that are as large as all windows need them."""
+    """Return the size in bytes of copies of images, padded as far as all windows need."""
     reach = [
         max(size, (count - 1) * stride + extent)
         for size, count, stride, extent in zip(

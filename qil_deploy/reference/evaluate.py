@@ -28,7 +28,7 @@ Tensors = dict[str, Array]
 
 
 class IntegerReference:
-    """An exported model, ready to be run on images.
+    """An exported model, ready to run on images.
 
     A file in the QDQ format is evaluated as the integer operators that ONNX Runtime fuses it to (`fuse_qdq`). What a
     file keeps in float is one node each (`float_parts`), which can be looked at, but not run. Whatever is computed is
@@ -42,7 +42,7 @@ class IntegerReference:
     """
 
     def __init__(self, model: OnnxFile) -> None:
-        """Check every operator and compute what depends on no image.
+        """Check every operator and compute the values that depend on no image.
 
         Raises:
             ModelFileError: an operator or attribute without an integer kernel, a tensor that nothing produces, a graph
@@ -115,7 +115,7 @@ class IntegerReference:
         return found
 
     def images_at_once(self, image: Array, bytes_per_code: int) -> int:
-        """Return how many images another runtime may compute at a time within the budget; one at least.
+        """Return how many images another runtime may compute at a time within the budget; at least one.
 
         Args:
             image: one image, or the batch that the graph has; it is computed.
@@ -131,7 +131,7 @@ class IntegerReference:
         return max(1, self._budget.left // max(1, taken.peak * bytes_per_code)) * len(image)
 
     def _in_blocks(self, images: Array, keep: Callable[[Tensors], Tensors], *, free: bool) -> Tensors:
-        """Compute as many images at a time as are fast, or fewer where these take more than there is.
+        """Compute images in blocks of the fastest size, or smaller ones if the budget requires it.
 
         Args:
             images: all of them.
@@ -157,7 +157,7 @@ class IntegerReference:
     def _first_block(
         self, images: Array, most: int, keep: Callable[[Tensors], Tensors], *, free: bool
     ) -> tuple[int, int, Tensors]:
-        """Compute the first `most` images, or fewer; return how many, the bytes that took, and what is wanted of it."""
+        """Compute the first `most` images, or fewer; return their number, the bytes used, and the requested results."""
         self._check_batch(images)
         try:
             tensors, budget = self._execute(images[:most], free=free)
@@ -169,7 +169,7 @@ class IntegerReference:
         return self._first_block(images, most // _SMALLER or 1, keep, free=free)
 
     def _check_batch(self, images: Array) -> None:
-        """Refuse a fixed batch that takes more than there is, as far as one of its images tells, before it is computed.
+        """Refuse a fixed batch that exceeds the budget, judged by one of its images, before it is computed.
 
         Raises:
             ModelFileError: it does.
@@ -253,7 +253,7 @@ class IntegerReference:
         return tuple(remaining)
 
     def _check_promises(self) -> None:
-        """Refuse a node for kernels that may read larger codes than it says, for which they are not made.
+        """Refuse a node for kernels that may receive larger codes than its attributes state, which they cannot handle.
 
         Raises:
             ModelFileError: one may.
@@ -272,7 +272,7 @@ class IntegerReference:
                 raise self._refuse(node, f"its x_high is {found}, but the codes that it reads may reach {proven}")
 
     def _fold(self, node: Node) -> Array:
-        """Compute a constant; a view of another one takes nothing."""
+        """Compute a constant; a view of another one needs no memory."""
         before = self._budget.left
         result = self._compute(node, {}, self._budget)
         if any(name and np.may_share_memory(result, self.constants[name]) for name in node.inputs):
@@ -313,7 +313,7 @@ def _one_blas_thread() -> AbstractContextManager[object]:
 
 
 def _last_uses(nodes: tuple[Node, ...], keep: set[str]) -> list[list[str]]:
-    """List, per node, the tensors that it is the last to read; what nothing reads stays, as it does in ONNX Runtime."""
+    """List, per node, the tensors that it is the last to read; unread ones stay, as in ONNX Runtime."""
     last = {name: index for index, node in enumerate(nodes) for name in node.inputs}
     finished: list[list[str]] = [[] for _ in nodes]
     for name, index in last.items():

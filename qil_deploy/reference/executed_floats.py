@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes in float of the graph that it executes, and for which part of the network.
+"""Float computations in the graph that ONNX Runtime executes, and the parts of the network they belong to.
 
 `float_nodes` goes by what every tensor holds. ONNX Runtime's kernels for integers take and return codes, and there is
 nothing to say about them. Around them, four kinds of float tensors are allowed:
@@ -32,7 +32,7 @@ _SUFFIX = re.compile(r"(_nchwc|_token_\d+)$")
 
 
 class Content(Enum):
-    """What a tensor holds."""
+    """Content of a tensor."""
 
     CONSTANT = auto()
     CODES = auto()
@@ -47,7 +47,7 @@ _CODES = frozenset({Content.CODES})
 
 
 def float_kernels(path: Path) -> list[tuple[str, str]]:
-    """Return (operator, node name) of what `optimized_model` computes in float (module docstring)."""
+    """Return (operator, node name) of the float computations in `optimized_model` (module docstring)."""
     return [(node.op_type, node.name) for node in float_nodes(optimized_model(path))]
 
 
@@ -70,7 +70,7 @@ def _float_nodes(graph: OnnxFile) -> Iterator[Node]:
 
 
 def _result(node: Node, inputs: list[Content]) -> Content:
-    """Return what an operator makes of inputs that hold this; FLOAT if it computes in float."""
+    """Return the content of an operator's result for inputs of given contents; FLOAT if it computes in float."""
     data = frozenset(inputs) - {Content.CONSTANT}
     if not data:
         return Content.CONSTANT
@@ -107,7 +107,7 @@ _AROUND_INTEGERS = {
 
 
 def parts_of_executed(executed: OnnxFile, model: OnnxFile) -> dict[str, str]:
-    """Return which part every node that ONNX Runtime executes belongs to, by the node's first output.
+    """Map every node that ONNX Runtime executes to its part of the network, by the node's first output.
 
     ONNX Runtime fuses nodes, takes them apart and gives them new names or none. A node is of a part if it, its result
     or a float that it reads is called so; a node of another name that the file does not have either is of the part
@@ -150,5 +150,5 @@ def _makes_codes(node: Node) -> bool:
 
 
 def _reads_codes(node: Node) -> bool:
-    """Whether an operator leads from codes to codes."""
+    """Whether an operator maps codes to codes."""
     return _makes_codes(node) and node.op_type != "QuantizeLinear"

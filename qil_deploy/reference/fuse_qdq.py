@@ -31,7 +31,7 @@ from .operators import OPERATORS
 
 
 def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[str, Array]) -> tuple[Node, ...]:
-    """Return the nodes of an equivalent graph of integer operators, without those that fusing leaves unused.
+    """Return the nodes of an equivalent graph of integer operators, without those that fusion leaves unused.
 
     Args:
         nodes: the graph in topological order.
@@ -59,7 +59,7 @@ def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[s
 
 
 def _sink_dequantize(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """Move every DQ behind the operators that only move codes around."""
+    """Move every DQ after the operators that only move codes."""
     moved: list[Node] = []
     dequantized: dict[str, Node] = {}
     for node in nodes:
@@ -86,7 +86,7 @@ def _swap(dequantize: Node, mover: Node) -> list[Node]:
 
 
 def _reaching(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
-    """Return the nodes that some outputs are computed from."""
+    """Return the nodes from which some outputs are computed."""
     used = set(outputs)
     kept: list[Node] = []
     for node in reversed(tuple(nodes)):
@@ -98,7 +98,7 @@ def _reaching(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]
 
 @dataclass(frozen=True)
 class _Graph:
-    """Nodes with what is needed to look around in them."""
+    """Nodes, indexed by the tensors they make and read."""
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
@@ -216,5 +216,5 @@ class _Graph:
 
 
 def _parameters(node: Node) -> list[str]:
-    """Return tensor, scale and zero point of a Q or DQ; '' for a zero point that is left out."""
+    """Return tensor, scale and zero point of a Q or DQ; '' for an omitted zero point."""
     return [*node.inputs[:2], node.inputs[2] if len(node.inputs) > 2 else ""]

@@ -31,7 +31,7 @@ def saturate(rounded: Array, dtype: npt.DTypeLike) -> Array:
 
 
 def parts(shape: Sequence[int], most: int = _PART_ELEMENTS) -> Iterator[Place]:
-    """Yield slices that cut an array of this shape into parts of at most so many elements, along its longest axes."""
+    """Yield slices that cut an array of this shape into parts of at most `most` elements, along its longest axes."""
     waiting: list[tuple[tuple[int, int], ...]] = [tuple((0, size) for size in shape)]
     while waiting:
         ranges = waiting.pop()
@@ -52,7 +52,7 @@ def blocks(rows: int, columns: int, most: int = _PART_ELEMENTS) -> list[slice]:
 
 
 def elementwise(function: Callable[..., Array], dtype: npt.DTypeLike, *operands: Array) -> Array:
-    """Apply a function of broadcasting arrays part by part, so that wide types on the way take little memory."""
+    """Apply a function of broadcasting arrays part by part, so that wide temporary types take little memory."""
     result = np.empty(np.broadcast_shapes(*(operand.shape for operand in operands)), dtype)
     whole = [np.broadcast_to(operand, result.shape) for operand in operands]
     for part in parts(result.shape):
@@ -62,7 +62,7 @@ def elementwise(function: Callable[..., Array], dtype: npt.DTypeLike, *operands:
 
 @dataclass(frozen=True)
 class Grid:
-    """What codes stand for: scale * (code - zero_point).
+    """Grid of codes, whose values are scale * (code - zero_point).
 
     Attributes:
         scale: float32, a scalar, or one per output channel for weights.
@@ -139,7 +139,7 @@ def qlinear_average_pool(x: Array, x_grid: Grid, y_grid: Grid, window: Window, *
 
 
 def _planes_at_once(x: Array) -> int:
-    """Return how many planes of [N, C, H, W] are few enough to be widened."""
+    """Return how many planes of [N, C, H, W] can be widened at a time."""
     return max(1, _PART_ELEMENTS // max(1, math.prod(x.shape[2:])))
 
 

@@ -1,4 +1,4 @@
-"""MatMulNBits where it is exact: integer codes, times weights of a few bits, in blocks of scale 1.
+"""MatMulNBits for cases in which it is exact: integer codes times weights of a few bits, in blocks of scale 1.
 
 ONNX Runtime's kernel with accuracy level 4 rounds the floats of a block to int8 by a scale of its own,
 `max(|A|) / 127`. Of integers that reach 127 in every block, as one constant lane makes sure, the scale is 1 and nothing
@@ -24,7 +24,7 @@ SUM_LIMIT = 2**24
 
 
 def unpack_blocks(packed: Array, shape: tuple[int, int], bits: int, block: int) -> Array:
-    """Return weights [N, blocks, block], int16, from what MatMulNBits stores.
+    """Unpack weights stored for MatMulNBits to [N, blocks, block], int16.
 
     Args:
         packed: uint8 [N, blocks, block * bits / 8], low bits first, codes with an offset of 2**(bits - 1).
@@ -42,7 +42,7 @@ def unpack_blocks(packed: Array, shape: tuple[int, int], bits: int, block: int) 
 
 
 def check_blocks(packed: Array, shape: tuple[int, int], bits: int, block: int) -> None:
-    """Raise ValueError unless `unpack_blocks` can unpack what it takes the same arguments for."""
+    """Raise ValueError unless `unpack_blocks` accepts the same arguments."""
     outputs, inputs = shape
     if bits not in (2, 4, 8) or block < 1 or inputs % block:
         raise ValueError(f"{inputs} inputs in blocks of {block} with {bits} bits are not supported")
@@ -60,7 +60,7 @@ def zero_point_byte(bits: int) -> int:
 
 
 def check_zero_points(zero_points: Array | None, outputs: int, blocks: int, bits: int) -> None:
-    """Raise unless the zero points of weights are there, and the middle of their range.
+    """Raise unless weights have zero points, in the middle of their range.
 
     Args:
         zero_points: uint8, `bits` each, low bits first: for each of `outputs` those of `blocks`, in whole bytes.

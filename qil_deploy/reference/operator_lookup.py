@@ -25,7 +25,7 @@ _FIXED_ATTRIBUTES: dict[str, int | float | str] = {
 
 
 def operator_of(node: Node) -> Operator:
-    """Return the row of a node; of an operator that has none, one that says nothing.
+    """Return the row of a node; for an operator without one, an empty row.
 
     ONNX Runtime calls whatever leads from codes to codes QLinear..., and there are more than anybody asks about.
     """
@@ -38,7 +38,7 @@ def operator_of(node: Node) -> Operator:
 
 
 def effect_of(node: Node) -> Effect:
-    """Return what a node does to the elements it reads: without a grid for its result, it makes no codes."""
+    """Return the effect of a node on the elements it reads: without a grid for its result, it makes no codes."""
     operator = operator_of(node)
     result = operator.result
     if operator.effect is Effect.QUANTIZES and result is not None and len(node.inputs) <= result.scale:
@@ -52,7 +52,7 @@ def names_of(*effects: Effect) -> frozenset[str]:
 
 
 def find_operator(node: Node) -> Operator:
-    """Return the operator of a node that the reference is to execute.
+    """Return the operator of a node that the reference must execute.
 
     Raises:
         ValueError: it cannot, or an attribute asks for what no kernel here computes.

@@ -1,4 +1,4 @@
-"""What a row of the table of ONNX operators says (`operators`)."""
+"""A row of the table of ONNX operators (`operators`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOAT32: Final = "float32"
 
 
 class Effect(Enum):
-    """What an operator does to the elements it reads.
+    """Effect of an operator on the elements it reads.
 
     MOVES      hands them on in another place, with constants where it fills up
     LAYOUT     moves of floats that ONNX Runtime itself puts around its float convolutions
@@ -42,7 +42,7 @@ class Effect(Enum):
 
 @dataclass(frozen=True)
 class GridAt:
-    """Where a grid stands among the inputs of an operator.
+    """Position of a grid among the inputs of an operator.
 
     Attributes:
         what: it is the grid of, such as "weights".
@@ -58,7 +58,7 @@ class GridAt:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """What is known of one ONNX operator.
+    """Properties of one ONNX operator.
 
     Attributes:
         name: its type; no two domains have operators of one name.
@@ -102,7 +102,7 @@ class Operator:
 
     @property
     def result(self) -> GridAt | None:
-        """The grid of what it makes."""
+        """The grid of its result."""
         return next((grid for grid in self.grids if grid.what == "result"), None)
 
     @property
@@ -117,5 +117,5 @@ class Operator:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is found in quantized models alone."""
+        """Whether it occurs only in quantized models."""
         return self.quantized or bool(self.grids) or self.arithmetic == INT8

@@ -32,7 +32,7 @@ _BINARY = (GridAt("first input", 1, 2), GridAt("second input", 4, 5), GridAt("re
 
 
 def _executed() -> Iterable[Operator]:
-    """Yield what the reference executes: what exports write, and what QDQ files are fused to."""
+    """Yield the operators that the reference executes: those of exports, and those that QDQ files are fused to."""
     yield Operator(
         name="QLinearConv",
         effect=Effect.QUANTIZES,
@@ -265,7 +265,7 @@ def _executed() -> Iterable[Operator]:
 
 
 def _float_operators() -> Iterable[Operator]:
-    """Yield what computes in float, and may be fused to an integer kernel."""
+    """Yield the operators that compute in float, and may be fused to an integer kernel."""
     yield Operator(name="Conv", weights=1, bias=2, arithmetic=FLOAT32, least_inputs=2, fused_to="QLinearConv")
     yield Operator(name="Gemm", weights=1, bias=2, arithmetic=FLOAT32, least_inputs=2, fused_to="QGemm")
     yield Operator(name="MatMul", weights=1, arithmetic=FLOAT32, fused_to="QLinearMatMul")
@@ -284,7 +284,7 @@ def _float_operators() -> Iterable[Operator]:
 
 
 def _quantized_operators() -> Iterable[Operator]:
-    """Yield what other programs' quantized models hold, or ONNX Runtime makes of them."""
+    """Yield the operators of quantized models from other programs, and those that ONNX Runtime makes of them."""
     # What ONNX Runtime makes of MaxPool between convolutions.
     yield Operator(name="NhwcMaxPool", domain=MICROSOFT, effect=Effect.CHOOSES, exact=True)
     yield Operator(
@@ -312,7 +312,7 @@ def _quantized_operators() -> Iterable[Operator]:
 
 
 def _other_operators() -> Iterable[Operator]:
-    """Yield what moves elements or makes results of a type of its own, and is not executed here."""
+    """Yield the operators that move elements or have a fixed result type, and are not executed here."""
     for name in ("DepthToSpace", "Gather", "SpaceToDepth", "Split", "Squeeze", "Tile", "Unsqueeze"):
         yield Operator(name=name, effect=Effect.MOVES)
     for name in ("ReorderInput", "ReorderOutput"):

@@ -92,7 +92,7 @@ def _convolve(  # noqa: PLR0913 - a convolution has as many
     finish: Callable[[Array], Array],
     dtype: np.dtype[Any],
 ) -> Array:
-    """Return what `finish` makes of the sums [Co, places] of a convolution, [N, Co, OH, OW] of a type."""
+    """Return the results of `finish` for the sums [Co, places] of a convolution, [N, Co, OH, OW] of a type."""
     channels_out, channels_per_group = w.shape[:2]
     if tuple(w.shape[2:]) != window.kernel:
         raise ValueError(f"weights of shape {list(w.shape)} do not fit a window of {list(window.kernel)}")
@@ -140,7 +140,7 @@ def _centre_weights(w: Array, zero_point: Array) -> Array:
 
 
 def _integer_bias(bias: Array | None, channels: int) -> Array:
-    """Return one int64 per output channel: zeros for no bias, repeated where the bias has one entry."""
+    """Return one int64 per output channel: zeros for no bias, repeated if the bias has one entry."""
     return np.broadcast_to(np.int64(0) if bias is None else bias.astype(np.int64).ravel(), (channels,))
 
 
@@ -206,7 +206,7 @@ def qgemm(
 
 
 def _multiply_codes(a: Array, a_grid: Grid, weights: Array, grid: Grid, y_grid: Grid | None, offsets: Array) -> Array:
-    """Return some columns of what `qgemm` returns; `weights` are [M, K]."""
+    """Return some columns of the result of `qgemm`; `weights` are [M, K]."""
     centred = _centre_weights(weights, grid.zero_point)
     sum_bound, total_bound = _bounds(a, a_grid.zero_point, centred, offsets)
     kind = exact_float(sum_bound)

@@ -15,7 +15,7 @@ __all__ = ["Progress", "TaskID"]
 
 
 class Progress(rich.progress.Progress):
-    """Rich's progress on a console of ours."""
+    """Rich's progress on our console."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Progress(rich.progress.Progress):
 
     @classmethod
     def get_default_columns(cls) -> tuple[ProgressColumn, ...]:
-        """Return the columns of rich, with descriptions on one line."""
+        """Return rich's columns, with descriptions on one line."""
         _, *others = super().get_default_columns()
         return _Description(table_column=Column(no_wrap=True)), *others
 

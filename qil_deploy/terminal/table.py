@@ -1,4 +1,4 @@
-"""Tables that can be read on a terminal of any width: no figure is ever broken or cut, no name is shortened.
+"""Tables that are readable on a terminal of any width: no figure is ever broken or cut, no name is shortened.
 
 Where a table is wider than the terminal, its headings are folded; then its columns of text; and what still does not fit
 follows below in further blocks, each with the names of the rows in front.
@@ -70,14 +70,14 @@ class Table:
         self._rows: list[_Row] = []
 
     def row(self, *cells: str, style: str = "", apart: bool = False) -> None:
-        """Add a row; `apart` leaves space between it and the rows before."""
+        """Add a row; `apart` leaves a gap before it."""
         if len(cells) != len(self.columns):
             raise ValueError(f"a row has {len(cells)} cells, and the table {len(self.columns)} columns")
         shown = tuple(one_line(cell, CELL_LENGTH) for cell in cells)
         self._rows.append(_Row(cells=shown, style=style, apart=apart))
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
-        """Render as wide as the terminal."""
+        """Render to the width of the terminal."""
         yield from self._lines(options.max_width)
 
     def _lines(self, width: int) -> Iterator[RenderableType]:
@@ -93,7 +93,7 @@ class Table:
             yield line(note)
 
     def _measure(self, index: int, width: int) -> _Widths:
-        """Return how wide a column may be; names of rows may have half of the terminal."""
+        """Return the maximum width of a column; names of rows may take half of the terminal."""
         column = self.columns[index]
         heading = one_line(column.heading, CELL_LENGTH)
         cells = [row.cells[index] for row in self._rows]
@@ -108,7 +108,7 @@ class Table:
         return _Widths(wide=wide, folded=folded, least=least)
 
     def _block(self, chosen: Sequence[int], widths: Sequence[int]) -> RichTable:
-        """Return some of the columns as a table of rich's."""
+        """Return some of the columns as a rich table."""
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), show_edge=False, pad_edge=False)
         for index, width in zip(chosen, widths, strict=True):
             column = self.columns[index]
@@ -128,7 +128,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class _Widths:
-    """How wide a column is with its heading on one line, with its heading folded, and at least."""
+    """Widths of a column: with its heading on one line, with its heading folded, and the minimum."""
 
     wide: int
     folded: int
@@ -144,7 +144,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _blocks(columns: Sequence[_Widths], groups: Sequence[str], width: int) -> list[list[int]]:
-    """Share columns out to blocks, by their indices; the first column stands in each."""
+    """Distribute columns over blocks, by their indices; each block begins with the first column."""
     blocks: list[list[int]] = [[0]]
     for unit in _units(columns, groups, width):
         if len(blocks[-1]) > 1 and _total([columns[index].least for index in (*blocks[-1], *unit)]) > width:
@@ -154,7 +154,7 @@ def _blocks(columns: Sequence[_Widths], groups: Sequence[str], width: int) -> li
 
 
 def _units(columns: Sequence[_Widths], groups: Sequence[str], width: int) -> list[list[int]]:
-    """Return the indices of all columns but the first, those together that are not to be torn apart."""
+    """Return the indices of all columns but the first, in groups that must stay together."""
     units: list[list[int]] = []
     for index in range(1, len(columns)):
         together = units[-1] if units else []
@@ -167,7 +167,7 @@ def _units(columns: Sequence[_Widths], groups: Sequence[str], width: int) -> lis
 
 
 def _fit(columns: Sequence[_Widths], width: int) -> list[int]:
-    """Return how wide each column of a block is: the widest are folded first, and none below its least."""
+    """Return the width of each column of a block: the widest are folded first, and none below its minimum."""
     widths = [column.wide for column in columns]
     if _total(widths) <= width:
         return widths

@@ -1,4 +1,4 @@
-"""How long one inference takes, how sure that is, and what else a model costs.
+"""Latency of an inference, with its uncertainty, and the other costs of a model.
 
 `benchmark` measures ONNX files on this machine. `statistics.bench_report` makes the same report of samples that were
 taken elsewhere, such as in a browser.

@@ -1,4 +1,4 @@
-"""Empty the caches: read so much other memory before a run that nothing of the model is left in them."""
+"""Empty the caches before a run by reading enough other memory that nothing of the model remains in them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CacheEvictor:
         self._buffer = np.ones(self.bytes // 8, np.uint64)
 
     def evict(self, cpus: Sequence[int] = ()) -> None:
-        """Read one word of each cache line, on each of several processors: cores have caches of their own."""
+        """Read one word of each cache line, on several processors in turn: cores have caches of their own."""
         if len(cpus) < 2:
             self._buffer[::_LINE_WORDS].sum()
             return

@@ -1,4 +1,4 @@
-"""Count the multiplications that a model executes for one image, and find their arithmetic, whoever wrote the file.
+"""Count the multiplications that a model executes for one image, and find its arithmetic, for any ONNX file.
 
 Weights and results have the shapes that ONNX Runtime infers when the file is loaded as it is. An operator multiplies
 each element of its result `K` times:
@@ -59,7 +59,7 @@ def count_macs(path: Path) -> int:
 
 
 def arithmetic_of(path: Path) -> str | None:
-    """Return what layers with weights compute in after optimization: `INT8`, `FLOAT32` or `MIXED`; None without any.
+    """Return the arithmetic of layers with weights after optimization: `INT8`, `FLOAT32` or `MIXED`; None without any.
 
     Raises:
         ModelFileError: the file cannot be loaded, or read without the `onnx` package.
@@ -69,7 +69,7 @@ def arithmetic_of(path: Path) -> str | None:
 
 
 def _shapes(path: Path, graph: OnnxFile, nodes: list[Node]) -> Mapping[str, Shape]:
-    """Return the shapes of all that some nodes read and of what they make, as ONNX Runtime infers them."""
+    """Return the shapes of all inputs and results of some nodes, as ONNX Runtime infers them."""
     known: dict[str, Shape] = {name: array.shape for name, array in graph.initializers.items()}
     known |= {info.name: info.shape for info in graph.inputs if info.shape is not None}
     wanted = [

@@ -14,7 +14,7 @@ MOST_STEAL = 0.01
 
 
 def control_warnings(controls: Sequence[Control]) -> list[str]:
-    """Say where the first model differs from itself, or where nobody could tell: ratios there mean little."""
+    """Warn if the first model differs from itself, or if that was not measured: ratios mean little then."""
     sentences = []
     for control in controls:
         interval = control.ratio_interval
@@ -35,7 +35,7 @@ def control_warnings(controls: Sequence[Control]) -> list[str]:
 
 
 def machine_warnings(machine: Machine, activity: Activity, *, threads: int, processors: int) -> list[str]:
-    """Say what else had a hand in the figures.
+    """Warn about other influences on the figures.
 
     Args:
         machine: as it was before the measurement.

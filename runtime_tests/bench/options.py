@@ -14,7 +14,7 @@ MOST_THREADS = 1024  # ONNX Runtime takes any number, and ends the process when 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """How to measure.
+    """Options of a measurement.
 
     Attributes:
         threads: thread counts to measure with.
@@ -69,6 +69,6 @@ def check_timeout(seconds: float) -> None:
 
 
 def check_unique(name: str, values: Sequence[object]) -> None:
-    """Raise `ConfigError` if a value is there twice."""
+    """Raise `ConfigError` if a value occurs twice."""
     if len(set(values)) != len(values):
         raise ConfigError(f"{name} are {list(values)}; name each once.")

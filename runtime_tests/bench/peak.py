@@ -1,4 +1,4 @@
-"""Measure how fast this processor multiplies at best: large matrix products in ONNX Runtime itself.
+"""Measure this processor's peak throughput of multiplications: large matrix products in ONNX Runtime itself.
 
 Matrix products are what convolutions become, and large ones hide everything else. A network that reaches 60 % of this
 peak spends 40 % of its time on something else than multiplying at full speed.
@@ -60,7 +60,7 @@ def measure_peak(arithmetic: str, threads: int, cpus: Sequence[int], clock: Call
 def _shortest_run(
     session: onnxruntime.InferenceSession, a: NDArray[np.generic], cpus: Sequence[int], clock: Callable[[], int]
 ) -> int:
-    """Return the nanoseconds of the fastest of `RUNS` runs: what the processor can do, whoever else is busy."""
+    """Return the nanoseconds of the fastest of `RUNS` runs: the processor's speed without interference by others."""
     durations = []
     with pinned(cpus):
         for _ in range(_WARMUP + RUNS):

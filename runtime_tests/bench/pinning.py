@@ -34,14 +34,14 @@ def choose_cpus(threads: int, usable: Sequence[int], folder: Path = CPUS) -> tup
 
 
 def _capacity(cpu: Path) -> int:
-    """Return how fast a processor is beside the others, 1024 for the fastest; 0 where nobody says."""
+    """Return a processor's relative speed, 1024 for the fastest; 0 if unknown."""
     capacity = read_line(cpu / "cpu_capacity")
     return int(capacity) if capacity.isdecimal() else 0
 
 
 @contextlib.contextmanager
 def pinned(cpus: Sequence[int]) -> Iterator[None]:
-    """Keep the calling thread on the first of `cpus` inside the block, and let it go where it might before after it.
+    """Pin the calling thread to the first of `cpus` inside the block, and restore its affinity afterwards.
 
     Does nothing without `cpus`.
     """

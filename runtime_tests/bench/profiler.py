@@ -33,7 +33,7 @@ def profile_model(
     cpus: Sequence[int] = (),
     kernels: KernelLibrary | None = None,
 ) -> Profile:
-    """Run a model under the profiler, `WARMUP` times and `RUNS` times more.
+    """Run a model under the profiler, `WARMUP` times, then `RUNS` times.
 
     Args:
         model: the file.

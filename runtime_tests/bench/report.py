@@ -1,4 +1,4 @@
-"""The report of `bench`. Any target's samples, a browser's too, become one by `statistics.bench_report`."""
+"""The report of `bench`, made from any target's samples, also a browser's, by `statistics.bench_report`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """What one model costs besides its latency.
+    """Costs of one model besides its latency.
 
     Attributes:
         model: the file.
@@ -50,7 +50,7 @@ class ModelCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """The most that this processor was seen to do: a large matrix product in ONNX Runtime.
+    """Highest throughput observed on this processor: a large matrix product in ONNX Runtime.
 
     Attributes:
         arithmetic: "int8" (uint8 codes times int8 weights) or "float32".
@@ -138,7 +138,7 @@ class OperatorTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where the time of one model goes, by ONNX Runtime's profiler, which slows it down.
+    """Time of one model by operator, from ONNX Runtime's profiler, which slows it down.
 
     Attributes:
         model: the file.
@@ -155,7 +155,7 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A model that could not be measured, or not to the end, and why: a sentence."""
+    """A model that could not be measured completely, and the reason in a sentence."""
 
     path: str
     reason: str

@@ -1,4 +1,4 @@
-"""Rounds of a benchmark: every model once in every setting, in an order drawn anew, and what each run took."""
+"""Rounds of a benchmark: every model once in every setting, in a newly drawn order, and the time of each run."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """One file, and the kernel library that computes its low-bit convolutions; without one, ONNX Runtime does."""
+    """One file, and the kernel library for its low-bit convolutions; without one, ONNX Runtime computes them."""
 
     path: Path
     kernels: KernelLibrary | None = None
 
     @property
     def file(self) -> ModelFile:
-        """What the report says of it."""
+        """Describe the file in a report."""
         return replace(ModelFile.of(self.path), kernels="" if self.kernels is None else self.kernels.kernel_set)
 
 
@@ -61,7 +61,7 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One run in each round, and what it took so far."""
+    """One run in each round, and its times so far."""
 
     setting: Setting
     loaded: Loaded
@@ -81,7 +81,7 @@ def settings_of(options: BenchOptions, last_level_bytes: int | None) -> list[Set
 
 
 def setting_warnings(settings: Sequence[Setting]) -> list[str]:
-    """Return what readers must know of the settings: threads that were not pinned, caches that stay warm."""
+    """Return warnings about the settings: threads that were not pinned, caches that stay warm."""
     free = [setting for setting in settings if not setting.cpus]
     sentences = [
         f"{threads} {'thread was' if threads == 1 else 'threads were'} not pinned: this process may use "
@@ -95,7 +95,7 @@ def setting_warnings(settings: Sequence[Setting]) -> list[str]:
 def load_models(
     costs: dict[Row, ModelCost], settings: Sequence[Setting], options: BenchOptions, failures: dict[Row, str]
 ) -> list[Slot]:
-    """Load each model with each number of threads; return what a round consists of."""
+    """Load each model with each number of threads; return the slots of a round."""
     loaded: dict[tuple[Row, int], Loaded] = {}
     for row in costs:
         try:
@@ -147,7 +147,7 @@ def measure_rounds(
 
 
 def _time_once(slot: Slot, clock: Clock) -> int:
-    """Bring the caches into the state that the setting asks for, and return the nanoseconds of one run."""
+    """Prepare the caches for the setting, and return the nanoseconds of one run."""
     loaded = slot.loaded
     with pinned(slot.setting.cpus):
         if slot.setting.evictor is None:

@@ -1,4 +1,4 @@
-"""Measure how long one inference takes: several models side by side, interleaved, so that a busy moment hits all.
+"""Measure latency: several models side by side, interleaved, so that interference affects all alike.
 
 Each round runs every model once in every setting (number of threads, state of the caches), in an order drawn anew, and
 the first model a second time as its own control; the warm-up rounds are not counted. Right before a measured run, the
@@ -112,7 +112,7 @@ def benchmark(
 
 
 def _rows(path: Path, kernels: KernelLibrary | None) -> list[Row]:
-    """Return what is measured of a file."""
+    """Return the rows to measure for a file."""
     rows = [Row(path)]
     if kernels is not None:
         sets = kernels.runnable_sets(_low_bit_operators(path))
@@ -144,7 +144,7 @@ def check_models(paths: Sequence[Path]) -> None:
 def _try_models(
     rows: Sequence[Row], options: BenchOptions, progress: Progress
 ) -> tuple[dict[Row, ModelCost], dict[Row, str]]:
-    """Run each model in processes of its own; return what they cost, and why others failed."""
+    """Run each model in processes of its own; return their costs, and the reasons of failures."""
     costs: dict[Row, ModelCost] = {}
     failures: dict[Row, str] = {}
     runtime_bytes = try_runtime(options.timeout)
@@ -177,7 +177,7 @@ def _try_models(
 
 
 def describe_work(path: Path, model: ModelFile) -> ModelCost:
-    """Count a model's multiplications, and say in which arithmetic it does them, as far as the file tells."""
+    """Count a model's multiplications, and find their arithmetic, as far as the file allows."""
     macs, unknown, arithmetic = None, None, None
     try:
         macs = count_macs(path)
@@ -194,7 +194,7 @@ def _measure_peaks(costs: dict[Row, ModelCost], settings: Sequence[Setting], clo
 
 
 def _with_profiles(report: BenchReport, slots: Sequence[Slot], progress: Progress) -> BenchReport:
-    """Add the profile of each model with each number of threads; where there is none, a warning says so."""
+    """Add the profile of each model with each number of threads; warn if there is none."""
     models = {cost.model.label: cost.model for cost in report.models}
     labels = {slot.loaded.row: slot.loaded.row.file.label for slot in slots}
     chosen = {(label, slot.setting.threads): slot for slot in slots if (label := labels[slot.loaded.row]) in models}

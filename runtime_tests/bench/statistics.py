@@ -1,4 +1,4 @@
-"""Medians, ratios and their intervals from samples, wherever these were taken: functions of nanoseconds per round.
+"""Medians, ratios and their intervals from samples of any origin, as functions of nanoseconds per round.
 
 In each round every model runs once, so that sample `i` of one model is paired with sample `i` of every other. Ratios
 are of medians; how sure they are says the bootstrap: rounds are drawn with replacement, the same for both models, and
@@ -33,7 +33,7 @@ _CHUNK = 2**20  # samples that are drawn at once
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What was measured in one setting: one target, one number of threads, one state of the caches.
+    """Samples of one setting: one target, one number of threads, one state of the caches.
 
     Attributes:
         target: "native", or a description such as "wasm (Chromium 140, SIMD)".
@@ -65,7 +65,7 @@ def bench_report(
     failures: Sequence[Failure] = (),
     warnings: Sequence[str] = (),
 ) -> BenchReport:
-    """Return the report on samples, wherever they were taken.
+    """Return the report on samples of any origin.
 
     Args:
         options: how they were taken.
@@ -145,7 +145,7 @@ def summarize(samples: Samples, *, batch: int, seed: int, peaks: Sequence[Peak] 
 
 
 def summarize_control(samples: Samples, *, seed: int) -> Control | None:
-    """Return what the first model's second run in each round shows; None if it did not run twice.
+    """Return the result of the first model's second run in each round; None if it did not run twice.
 
     Raises:
         ConfigError: see `summarize`.
@@ -169,7 +169,7 @@ def ratio(runs: Sequence[int], first: Sequence[int]) -> float:
 
 
 def ratio_interval(runs: Sequence[int], first: Sequence[int], *, seed: int) -> Interval | None:
-    """Return where the ratio of two medians lies (module docstring), for samples that are paired by round.
+    """Return the interval of the ratio of two medians (module docstring), for samples that are paired by round.
 
     None if there are fewer than `FEWEST_ROUNDS`.
     """
@@ -183,7 +183,7 @@ def ratio_interval(runs: Sequence[int], first: Sequence[int], *, seed: int) -> I
 
 
 def median_interval(runs: Sequence[int], *, seed: int) -> Interval | None:
-    """Return where the median of one model's samples lies, in nanoseconds, by the same bootstrap.
+    """Return the interval of the median of one model's samples, in nanoseconds, by the same bootstrap.
 
     None if there are fewer than `FEWEST_ROUNDS`.
     """
@@ -196,7 +196,7 @@ def median_interval(runs: Sequence[int], *, seed: int) -> Interval | None:
 
 
 def _interval(resampled: NDArray[np.float64]) -> Interval:
-    """Return what encloses `COVERAGE` percent of what was drawn."""
+    """Return the interval that contains `COVERAGE` percent of the resampled values."""
     low, high = np.percentile(resampled, [(100 - COVERAGE) / 2, (100 + COVERAGE) / 2])
     return Interval(low=float(low), high=float(high))
 

@@ -15,7 +15,7 @@ _UNKNOWN = "-"
 
 
 def bench_tables(report: BenchReport) -> list[Table]:
-    """Return every table of a report: latencies, what else the models cost, profiles."""
+    """Return all tables of a report: latencies, other costs of the models, profiles."""
     targets = dict.fromkeys(latency.target for latency in report.latencies)
     profiles = (profile_table(profile) for profile in report.profiles)
     return [*(latency_table(report, target) for target in targets), model_table(report), *profiles]
@@ -60,7 +60,7 @@ def _latency_cells(latency: Latency) -> list[str]:
 
 
 def model_table(report: BenchReport) -> Table:
-    """Return one row per model: what it costs besides its latency."""
+    """Return one row per model: its costs besides latency."""
     peaks = [
         f"{peak.gmacs:.0f} GMAC/s {peak.arithmetic} on {peak.threads} thread{'s'[: peak.threads > 1]}"
         for peak in report.peaks
@@ -98,14 +98,14 @@ def profile_table(profile: Profile) -> Table:
 
 
 def _names(paths: Iterable[str]) -> dict[str, str]:
-    """Name files as shortly as leaves them apart."""
+    """Shorten file names as far as they stay distinct."""
     names = short_names(set(paths))
     stems = {path: name.removesuffix(".onnx") for path, name in names.items()}
     return stems if len(set(stems.values())) == len(names) else names
 
 
 def _milliseconds(value: float) -> str:
-    """Show four digits, or all that stand before the point."""
+    """Format with four digits, or all digits before the point."""
     return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 

@@ -1,4 +1,4 @@
-"""Load and run a model once in a process of its own: how long that takes, how much memory, and whether it can be done.
+"""Load and run a model once in a process of its own, to measure time and memory, and to see whether it runs at all.
 
 A model that crashes ONNX Runtime, never comes back or takes more memory than the file and its input account for does so
 here, where it can be stopped.
@@ -38,7 +38,7 @@ _MEMORY_PER_INPUT_BYTE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a model took in processes of its own, medians over them; `None` for times where no model was loaded."""
+    """Costs of a model in processes of its own, medians over them; times are `None` if no model was loaded."""
 
     load_ms: float | None
     first_run_ms: float | None
@@ -47,7 +47,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions:
-    """How to try a model.
+    """Options for trying a model.
 
     Attributes:
         threads, batch, seed: as in `run.BenchOptions`.
@@ -91,7 +91,7 @@ def try_runtime(timeout: float) -> int:
 
 
 def _try_once(arguments: list[str], path: Path, timeout: float) -> tuple[dict[str, int], int]:
-    """Return what the process wrote, and its peak memory."""
+    """Return the process's output, and its peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         try:
@@ -113,7 +113,7 @@ def _command(output: Path, arguments: list[str]) -> list[str]:
 
 
 def _reason(path: Path, ended: Ended) -> str:
-    """Say why a process failed: its own sentence, or what ended it."""
+    """Explain why a process failed: its own sentence, or the cause of its end."""
     if ended.exit_code == 2 and ended.last_words:
         return one_line(ended.last_words)
     if ended.signal is not None:
@@ -126,7 +126,7 @@ def _reason(path: Path, ended: Ended) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Be the process that tries a model; return its exit code."""
+    """Try a model, as the main function of the process; return its exit code."""
     output, *rest = arguments
     result: dict[str, int] = {}
     if rest:

@@ -1,4 +1,4 @@
-"""Target `wasm`: the page of `phone/`, opened by a Chromium on this machine instead of by a person.
+"""Target `wasm`: the page of `phone/`, opened by Chromium on this machine instead of by a person.
 
 A room of its own, since a phone needs none of it: it starts and ends browsers, which needs playwright, and measures
 latencies in them (`bench.py`).

@@ -1,4 +1,4 @@
-"""Latency in a browser: the rounds of `bench` in ONNX Runtime Web, through the same statistics.
+"""Latency in a browser: the rounds of `bench` in ONNX Runtime Web, evaluated by the same statistics.
 
 A page can choose its number of threads once. So each setting (number of threads) has a browser of its own, one after
 the other; within it, models are interleaved round by round as on the machine itself. Inputs are drawn by the same rule
@@ -50,7 +50,7 @@ _Inputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class BrowserSamples:
-    """What the page sends.
+    """Message of the page with its samples.
 
     Attributes:
         schema: `SCHEMA`.
@@ -119,7 +119,7 @@ def benchmark_in_browser(
 
 
 def _draw_inputs(paths: Sequence[Path], options: BenchOptions, failures: dict[Path, str]) -> dict[Path, _Inputs]:
-    """Draw the inputs of each model; where that fails, say why."""
+    """Draw the inputs of each model, or report why that fails."""
     drawn: dict[Path, _Inputs] = {}
     for path in paths:
         try:
@@ -145,7 +145,7 @@ def _measure_all(
     failures: dict[Path, str],
     progress: Progress,
 ) -> tuple[list[BrowserSamples], list[str]]:
-    """Measure one setting after the other; keep those that were finished when one fails."""
+    """Measure one setting after another; keep the finished ones if one fails."""
     found: list[BrowserSamples] = []
     paths = list(drawn)
     for threads in options.threads:
@@ -172,7 +172,7 @@ def _measure_all(
 def _measure(
     drawn: dict[Path, _Inputs], threads: int, options: BenchOptions, runtime: Mapping[str, Path], progress: Progress
 ) -> BrowserSamples:
-    """Measure with one number of threads."""
+    """Measure with a given number of threads."""
     service = bench_service(drawn, threads, options, runtime)
     with PageServer(service) as server, browser_at(server.url("127.0.0.1"), options.timeout) as browser:
         patience = Patience(
@@ -186,7 +186,7 @@ def _measure(
 
 
 def _tell(progress: Progress, threads: int, words: str) -> None:
-    """Turn the page's "measuring: 3 of 110" into progress."""
+    """Report the page's "measuring: 3 of 110" as progress."""
     told = re.fullmatch(r"(\w+): (\d{1,9}) of (\d{1,9})", words)
     if told is not None:
         progress(f"{NAME}, threads {threads}: {told[1]}", int(told[2]), int(told[3]))
@@ -195,7 +195,7 @@ def _tell(progress: Progress, threads: int, words: str) -> None:
 def bench_service(
     drawn: Mapping[Path, _Inputs], threads: int, options: BenchOptions, runtime: Mapping[str, Path]
 ) -> Service:
-    """Return what the server needs to measure models in one setting.
+    """Return the service with which the server measures models in one setting.
 
     Args:
         drawn: the inputs of each model.
@@ -245,7 +245,7 @@ def _check(samples: BrowserSamples, threads: int, models: int, repeats: int) -> 
 
 
 def _samples(samples: BrowserSamples, paths: Sequence[Path], costs: Mapping[Path, ModelCost]) -> Samples:
-    """Return the samples of models that ran in every setting, as the statistics take them."""
+    """Return the samples of models that ran in every setting, in the form that the statistics take."""
     kept = [(path, runs) for path, runs in zip(paths, samples.runs_ns, strict=True) if path in costs]
     first = next(path for path, reason in zip(paths, samples.reasons, strict=True) if reason is None)
     return Samples(
@@ -259,6 +259,6 @@ def _samples(samples: BrowserSamples, paths: Sequence[Path], costs: Mapping[Path
 
 
 def browser_name(user_agent: str | None) -> str:
-    """Return a browser's name and version from how it describes itself."""
+    """Return a browser's name and version from its own description."""
     found = re.search(r"(Chrome|Firefox|Version)/(\d+)", user_agent or "")
     return f"ONNX Runtime Web {VERSION}" if found is None else f"{found[1]} {found[2]}"

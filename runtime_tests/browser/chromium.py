@@ -51,7 +51,7 @@ class Browser:
     end: str | None = None
 
     def ended(self) -> str | None:
-        """Return how it ended, as the end of a sentence, or None as long as it runs."""
+        """Describe its end, for the end of a sentence; None while it runs."""
         return self.end
 
 
@@ -104,7 +104,7 @@ def _show(program: str, url: str, timeout: float, browser: Browser, stop: thread
 
 
 def describe_end(message: str) -> str:
-    """Return how a browser ended, as the end of a sentence, from playwright's message, which has all of its log."""
+    """Describe a browser's end, for the end of a sentence, from playwright's message, which contains its whole log."""
     code = re.search(r"<process did exit: ([^>]*)>", message)
     words = re.findall(r"^\[pid=\d+\]\[(?:out|err)\] (.*)", message, re.MULTILINE) or message.splitlines()[:1]
     shown = printable(" ".join(words))[-_LAST_WORDS:]
@@ -112,5 +112,5 @@ def describe_end(message: str) -> str:
 
 
 def _has_sandbox() -> bool:
-    """Chromium refuses to run as root with its sandbox, which needs a user to change to."""
+    """Whether Chromium can use its sandbox: not as root, since the sandbox needs a user to change to."""
     return not (hasattr(os, "geteuid") and os.geteuid() == 0)

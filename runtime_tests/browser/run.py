@@ -1,4 +1,4 @@
-"""Run a model in a browser on this machine, wait as long as it shows progress, and take its report."""
+"""Run a model in a browser on this machine, wait as long as it shows progress, and read its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TRIAL_TIMEOUT = 120.0
 
 
 def browser_state() -> str | None:
-    """Return None if a model can be run in a browser here, else the reason why not, as a sentence."""
+    """Return None if a model can run in a browser here, else the reason, as a sentence."""
     try:
         find_chromium()
     except TargetError as error:
@@ -90,7 +90,7 @@ def set_up_browser(say: Callable[[str], None]) -> Path:
 
 
 def _try(files: Mapping[str, Path]) -> None:
-    """Run a model of two operators. A machine without a browser may still serve the page to phones."""
+    """Run a model of two operators. Without a browser, the machine may still serve the page to phones."""
     try:
         find_chromium()
     except TargetError:

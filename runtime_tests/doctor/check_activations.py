@@ -19,12 +19,12 @@ _PASSED: Final = MOVES | names_of(Effect.CHOOSES, Effect.BOUNDS)
 
 
 def is_x86(machine: str) -> bool:
-    """Whether an instruction set, as Python names it, is x86."""
+    """Whether an instruction set, by Python's name for it, is x86."""
     return machine.lower() in X86
 
 
 def signed_activations(executed: Sequence[Graph], machine: str) -> list[Finding]:
-    """Find layers that read int8 codes where that is slow.
+    """Find layers that read int8 codes on processors where that is slow.
 
     Args:
         executed: what ONNX Runtime executes on this machine, where it may have made uint8 of int8.
@@ -58,7 +58,7 @@ def _reads_signed_codes(graph: Graph, node: Node) -> bool:
 
 
 def dynamic_quantization(graphs: Sequence[Graph]) -> list[Finding]:
-    """Find what quantizes with scales that are measured on each input."""
+    """Find quantization with scales that are measured on each input."""
     return found(
         "dynamic-quantization",
         "slow",

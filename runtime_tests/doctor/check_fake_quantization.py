@@ -30,7 +30,7 @@ _LONGEST_CHAIN: Final = 8
 
 
 def fake_quantization(graphs: Sequence[Graph], *, loads: bool) -> list[Finding]:
-    """Return what written graphs round to a grid in float.
+    """Find values of written graphs that are rounded to a grid in float.
 
     Args:
         graphs: the graphs of the file.
@@ -53,7 +53,7 @@ def fake_quantization(graphs: Sequence[Graph], *, loads: bool) -> list[Finding]:
 
 
 def is_fake_quantizer(node: Node) -> bool:
-    """Whether a node is an operator of somebody's that rounds to a grid."""
+    """Whether a node is a custom operator that rounds to a grid."""
     if node.op_type in _LEARNED or _NAMES.search(node.op_type):
         return True
     if node.op_type in ("ATen", "PythonOp"):

@@ -1,4 +1,4 @@
-"""Findings about what computes in float in the graph that ONNX Runtime executes, after its optimizer.
+"""Findings about float computations in the graph that ONNX Runtime executes, after its optimizer.
 
 A *float island* is a connected set of operators that compute in float, whose inputs were codes before and whose results
 become codes again. What lies between the input and the first codes, or behind the last, is an end.
@@ -44,12 +44,12 @@ class FloatPart:
 
     @property
     def is_island(self) -> bool:
-        """Whether it lies between codes; a layer in a branch or a loop does not stand at the network's end, either."""
+        """Whether it lies between codes; a layer in a branch or a loop is not at the network's end, either."""
         return bool(self.before and self.after) or (bool(self.place) and self.has_layers)
 
 
 def float_findings(graphs: Sequence[Graph]) -> list[Finding]:
-    """Return what the executed graphs of a quantized model, with the types of their tensors, compute in float."""
+    """Find float computations in the executed graphs of a quantized model, given the types of their tensors."""
     parts = [part for graph in graphs for part in float_parts(graph)]
     islands = [part for part in parts if part.is_island]
     heavy = [part for part in parts if part.has_layers and not part.is_island]
@@ -104,7 +104,7 @@ def float_parts(graph: Graph) -> Iterator[FloatPart]:
 
 
 def _moves_floats(graph: Graph, node: Node) -> bool:
-    """Whether a node hands floats on, of another width at most."""
+    """Whether a node only passes floats on, possibly with another width."""
     if not node.outputs or not graph.is_float(node.outputs[0]):
         return False
     is_cast = node.op_type == "Cast" and bool(node.inputs) and graph.types.get(node.inputs[0]) in FLOAT_TYPES
@@ -120,7 +120,7 @@ def _computes_in_float(graph: Graph, node: Node) -> bool:
 
 
 def _connected(graph: Graph, members: dict[int, Node], start: int) -> set[int]:
-    """Return all members that float tensors connect with one."""
+    """Return all members connected with one by float tensors."""
     part, waiting = {start}, [members[start]]
     while waiting:
         node = waiting.pop()

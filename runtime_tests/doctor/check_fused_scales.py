@@ -1,4 +1,4 @@
-"""Findings about scales that ONNX Runtime's optimizer took for others when it fused a layer.
+"""Findings about scales that ONNX Runtime's optimizer misread when it fused a layer.
 
     layer    sums over the input channels: only scales along the output channels can be taken out of the sum, whose own
              scale is that of the input times that of the weights; the bias is added to it
@@ -28,7 +28,7 @@ Scales = NDArray[np.float64]
 
 
 def fused_scales(written: Sequence[Graph], executed: Sequence[Graph]) -> list[Finding]:
-    """Return written layers that became integer kernels, though no integer kernel computes what they say."""
+    """Find written layers that became integer kernels, though no integer kernel computes the same."""
     return [
         *found(
             "scale-axis",
@@ -78,7 +78,7 @@ def bias_scales(graph: Graph, bias: Node, data: Node, weights: Node) -> tuple[Sc
 
 
 def differing_scale(own: Scales, expected: Scales) -> tuple[float, float] | None:
-    """Return the first scale of a bias that is not the expected one, and that; None where there is none.
+    """Return the first scale of a bias that differs from the expected one, and the expected one; None if none does.
 
     Raises:
         ValueError: they are not as many, nor one.

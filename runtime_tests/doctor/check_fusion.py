@@ -1,4 +1,4 @@
-"""Why ONNX Runtime left operators in float that read dequantized codes, as far as the executed graph tells.
+"""Reasons why ONNX Runtime did not fuse operators that read dequantized codes, as seen in the executed graph.
 
 It fuses DequantizeLinear, an operator and QuantizeLinear to one integer kernel under conditions that it does not
 report. They are checked one by one on the graph that it executes, those in front of the operator first
@@ -28,7 +28,7 @@ _UNKNOWN: Final = Reason(
 
 
 def unfused_findings(graphs: Sequence[Graph], machine: str) -> Iterator[Finding]:
-    """Yield what was not fused in executed graphs, with the types of their tensors; a finding for each remedy.
+    """Find unfused operators in executed graphs, given the types of their tensors; one finding for each remedy.
 
     Args:
         graphs: what is executed.
@@ -51,7 +51,7 @@ def unfused_findings(graphs: Sequence[Graph], machine: str) -> Iterator[Finding]
 
 
 def _why_unfused(graph: Graph, node: Node, machine: str) -> Reason | None:
-    """Return why an operator was not fused; None where it computes no floats, or of no codes."""
+    """Return why an operator was not fused; None if it computes no floats, or reads no dequantized codes."""
     if not operator_of(node).fused_to or not graph.is_float(node.outputs[0]):
         return None
     sources = {name: graph.source(name, CASTS) for name in graph.data_inputs(node)}

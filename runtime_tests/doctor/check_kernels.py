@@ -1,4 +1,4 @@
-"""Findings about whether a library of kernels changes the results of a model, and where it has nothing to compute."""
+"""Findings about a kernel library: changed results of a model, and files without work for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEP = "run_kernels"
 
 
 def kernel_findings(file: OnnxFile, choices: Mapping[str, str], trial: RuntimeTrial) -> Iterator[Finding]:
-    """Yield what running a model with a library says.
+    """Yield the findings of running a model with a library.
 
     Args:
         file: the model.

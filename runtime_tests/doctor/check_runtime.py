@@ -25,7 +25,7 @@ _ADVICE: Final = (
 
 
 def runtime_findings(trial: RuntimeTrial, kinds: Collection[str]) -> Iterator[Finding]:
-    """Yield what loading and running a model says.
+    """Yield the findings of loading and running a model.
 
     Args:
         trial: what ONNX Runtime did with it.
@@ -176,7 +176,7 @@ def _changed_results(
 
 
 def counted(difference: TensorDifference) -> str:
-    """Return how much a tensor differs, in words."""
+    """Describe the difference of a tensor in words."""
     if difference.unlike == difference.elements and not difference.largest:
         return "another shape, or no finite numbers"
     text = f"{difference.differing:,} of {difference.elements:,} differ, by up to {difference.largest:.4g}"

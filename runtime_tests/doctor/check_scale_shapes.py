@@ -1,4 +1,4 @@
-"""Findings about how many scales there are, along which axis, and whether zero points are as many.
+"""Findings about the number of scales, their axis, and the number of zero points.
 
 DequantizeLinear  y = (x - zero_point) * scale, with one scale for all of x, one for each index along `axis`, or one
 for each block of `block_size` along it
@@ -21,7 +21,7 @@ _SCALE, _ZERO_POINT = 4, 5  # of the weights of integer layers
 
 
 def scale_shapes(written: Sequence[Graph], executed: Sequence[Graph], *, fails: bool) -> list[Finding]:
-    """Return where scales and zero points do not fit what they belong to.
+    """Find scales and zero points whose shapes do not fit their tensor.
 
     Args:
         written: the graphs of the file.
@@ -47,7 +47,7 @@ def scale_shapes(written: Sequence[Graph], executed: Sequence[Graph], *, fails: 
 
 
 def scale_axis(graph: Graph, node: Node) -> int | None:
-    """Return the axis of a QuantizeLinear or DequantizeLinear, counted from the front, where that can be said."""
+    """Return the axis of a QuantizeLinear or DequantizeLinear, counted from the front, if it can be determined."""
     axis = node.attributes.get("axis", _DEFAULT_AXIS)
     if not isinstance(axis, int):
         return None
@@ -70,7 +70,7 @@ def _defects(graph: Graph, node: Node) -> Iterator[str]:
 
 
 def _pair_defects(graph: Graph, node: Node) -> Iterator[str]:
-    """Yield what is wrong with a QuantizeLinear or DequantizeLinear."""
+    """Yield the defects of a QuantizeLinear or DequantizeLinear."""
     scale, zero_point = graph.shape_of(node.inputs[1]), None
     if len(node.inputs) > 2 and node.inputs[2]:
         zero_point = graph.shape_of(node.inputs[2])
@@ -96,7 +96,7 @@ def _pair_defects(graph: Graph, node: Node) -> Iterator[str]:
 
 
 def _is_other(scale: Sequence[int], zero_point: Sequence[int | str | None]) -> bool:
-    """Whether shapes differ in more than how they write a single number."""
+    """Whether shapes differ beyond the notation of a single number."""
     sizes = [size for size in zero_point if isinstance(size, int)]
     is_single = math.prod(scale) == 1 and len(sizes) == len(zero_point) and math.prod(sizes) == 1
     return not is_single and list(scale) != list(zero_point)
@@ -124,7 +124,7 @@ def _is_channel_first(node: Node) -> bool:
 
 
 def _activations_by_channel(graphs: Sequence[Graph]) -> list[str]:
-    """Return where activations of written graphs are dequantized with several scales, which fused kernels fail on."""
+    """Find activations of written graphs dequantized with several scales, which fused kernels cannot handle."""
     places = []
     for graph in graphs:
         for node in graph.file.nodes:

@@ -1,4 +1,4 @@
-"""Findings about scales that mean nothing, and about weights that some machines multiply by other roundings."""
+"""Findings about meaningless scales, and about weights whose products some machines round differently."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROUNDING_LEVEL: Final = 4
 
 
 def bad_scales(graphs: Sequence[Graph]) -> list[Finding]:
-    """Return operators of written graphs whose scales are no positive numbers."""
+    """Find operators of written graphs whose scales are not positive numbers."""
     return found(
         "bad-scale",
         "inexact",
@@ -31,7 +31,7 @@ def bad_scales(graphs: Sequence[Graph]) -> list[Finding]:
 
 
 def rounding_by_machine(executed: Sequence[Graph], written: Sequence[Graph]) -> list[Finding]:
-    """Return executed multiplications by 4-bit weights that round differently on some machines.
+    """Find executed multiplications by 4-bit weights that round differently on some machines.
 
     Args:
         executed: what ONNX Runtime executes, which makes MatMulNBits of DequantizeLinear and MatMul; or what is

@@ -33,7 +33,7 @@ _MOST_SUMS = 2**24
 
 @dataclass(frozen=True)
 class _Layer:
-    """What can come of an integer layer's sums.
+    """Bounds on an integer layer's sums.
 
     Attributes:
         label: of its node.
@@ -47,7 +47,7 @@ class _Layer:
 
 
 def sum_findings(graphs: Sequence[Graph]) -> list[Finding]:
-    """Return what saturates, overflows or may round differently in executed graphs with types and shapes."""
+    """Find sums that saturate, overflow or may round differently in executed graphs with types and shapes."""
     layers = [layer for graph in graphs for layer in _layers(graph)]
     return [*_saturation(layers), *_overflow(layers), *_ties(graphs)]
 
@@ -89,7 +89,7 @@ def _layers(graph: Graph) -> Iterator[_Layer]:
 
 
 def _layer(graph: Graph, node: Node, stored: Array, codes: Range, zero_point: float) -> _Layer:
-    """Work out the largest sums of a layer with 8-bit weights that reads `codes`."""
+    """Compute the largest sums of a layer with 8-bit weights that reads `codes`."""
     is_convolution = node.op_type == "QLinearConv"
     weights = np.abs(stored.astype(np.int64))
     if not is_convolution and not (node.op_type == "QGemm" and node.attributes.get("transB", 0)):
@@ -164,7 +164,7 @@ def _close_additions(graph: Graph, node: Node) -> int:
 
 
 def _codes(graph: Graph, node: Node, index: int) -> NDArray[np.float64]:
-    """Return every code that an operand of an addition can be."""
+    """Return all codes that an operand of an addition can take."""
     constant = graph.constant(node, index)
     if constant is not None:
         return np.unique(constant).astype(np.float64)
@@ -184,7 +184,7 @@ def _close_pools(graph: Graph, node: Node) -> int:
 
 
 def _window(graph: Graph, node: Node) -> int | None:
-    """Return how many codes one mean is taken of."""
+    """Return the number of codes in one mean."""
     if node.op_type == "QLinearAveragePool":
         kernel = node.attributes.get("kernel_shape")
         return math.prod(int(size) for size in kernel) if isinstance(kernel, list) else None

@@ -1,4 +1,4 @@
-"""Findings about how weights are stored: packed, with one scale for all channels, dequantized by hand, or float."""
+"""Findings about stored weights: packed, with one scale for all channels, dequantized by hand, or float."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MADE_BY_RUNTIME: Final = "_weight_q"  # what ONNX Runtime calls codes that it c
 
 
 def packed_weights(graphs: Sequence[Graph], *, loads: bool) -> Iterator[Finding]:
-    """Find DequantizeLinear straight on packed weights of convolutions and linear layers.
+    """Find DequantizeLinear directly on packed weights of convolutions and linear layers.
 
     Args:
         graphs: what ONNX Runtime executes, or what is written where it does not load.
@@ -103,7 +103,7 @@ def _output_channels(layer: Node, weights: NDArray[Any]) -> int:
 
 
 def dequantized_by_hand(graphs: Sequence[Graph]) -> list[Finding]:
-    """Find layers of written graphs whose weights are codes that Cast and Mul make float."""
+    """Find layers of written graphs whose weights are codes that Cast and Mul convert to float."""
     places = [
         f"{graph.label(node)}: weights {quoted(codes)}, {graph.file.stored_types[codes]}"
         for graph in graphs

@@ -1,4 +1,4 @@
-"""Run a model once with ONNX Runtime's optimizer and once without, and say how much the results differ.
+"""Run a model once with ONNX Runtime's optimizer and once without, and measure how much the results differ.
 
 What the optimizer may change is the order in which sums are rounded: a result near a tie becomes the next code. So two
 results are taken as equal up to rounding where
@@ -40,7 +40,7 @@ _NOT_FETCHED: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """How much one tensor differs between two runs.
+    """Difference of one tensor between two runs.
 
     Attributes:
         tensor: its name.
@@ -73,7 +73,7 @@ class TensorDifference:
 
     @property
     def is_rounding(self) -> bool:
-        """Whether rounding explains it (module docstring)."""
+        """Whether the difference is explained by rounding (module docstring)."""
         if self.unlike:
             return False
         if not (self.dtype in _CODES or self.dtype.startswith("float")):
@@ -84,7 +84,7 @@ class TensorDifference:
 
 
 def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, step: float = 0) -> TensorDifference:
-    """Compare a tensor that was computed without the optimizer with the same computed with it.
+    """Compare a tensor computed without the optimizer with the same tensor computed with it.
 
     Args:
         tensor: its name.
@@ -116,12 +116,12 @@ def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, ste
 
 
 def _bounded(number: float) -> float:
-    """Return a number that JSON can hold."""
+    """Return a number that JSON can represent."""
     return float(min(number, np.finfo(np.float64).max))
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, NDArray[Any]]:
-    """Return what a session makes of inputs, without what NumPy cannot hold."""
+    """Return a session's results for inputs, except those that NumPy cannot represent."""
     names = [tensor.name for tensor in session.get_outputs() if not tensor.type.startswith(_NOT_FETCHED)]
     if not names:
         session.run_with_ort_values(None, {name: _runtime_value(value) for name, value in inputs.items()})
@@ -136,14 +136,14 @@ def _runtime_value(value: Any) -> onnxruntime.OrtValue:  # noqa: ANN401 - an arr
 def differences(
     plain: Mapping[str, NDArray[Any]], optimized: Mapping[str, NDArray[Any]], steps: Mapping[str, float]
 ) -> list[TensorDifference]:
-    """Compare all results that both runs have; `steps` are those of floats that were made of codes, by name."""
+    """Compare all results of both runs; `steps` are the steps of floats dequantized from codes, by name."""
     return [
         difference(name, plain[name], optimized[name], step=steps.get(name, 0)) for name in plain if name in optimized
     ]
 
 
 def first_difference(path: Path, fused: Path, inputs: Inputs) -> TensorDifference | None:
-    """Return the first tensor, in the order of execution, whose codes differ, or whose floats do by more than rounding.
+    """Return the first tensor in execution order whose codes differ, or whose floats differ by more than rounding.
 
     Tensors are matched by their names, types and shapes; None if none is found.
 

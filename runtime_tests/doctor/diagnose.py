@@ -1,4 +1,4 @@
-"""Read a file, ask ONNX Runtime about it, and collect the findings."""
+"""Read a file, test it in ONNX Runtime, and collect the findings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _LARGEST_GROWTH: Final = 8
 
 
 def diagnose(path: Path, limits: Limits | None = None, kernels: KernelLibrary | None = None) -> Diagnosis:
-    """Find what holds the ONNX file at `path` back in ONNX Runtime on CPUs.
+    """Find what slows down or falsifies the ONNX file at `path` in ONNX Runtime on CPUs.
 
     Args:
         path: the file.
@@ -106,7 +106,7 @@ def _tried(
 
 
 def _input_ranges(graph: Graph) -> dict[str, Range]:
-    """Return what float inputs can be told apart by: the range of the codes that they are quantized to first."""
+    """Return the ranges that matter for float inputs: those of the codes to which they are quantized first."""
     ranges = {}
     for info in graph.file.inputs:
         for reader in graph.readers.get(info.name, []):
@@ -120,7 +120,7 @@ def _input_ranges(graph: Graph) -> dict[str, Range]:
 
 
 def _output_steps(graph: Graph) -> dict[str, float]:
-    """Return the step between two codes of float outputs that are made of codes."""
+    """Return the step between two codes of float outputs dequantized from codes."""
     steps = {}
     for info in graph.file.outputs:
         source = graph.source(info.name)

@@ -1,4 +1,4 @@
-"""What `doctor` finds, as it is written to JSON."""
+"""The findings of `doctor` as written to JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .findings import Finding
 
 @dataclass(frozen=True, kw_only=True)
 class KernelCount:
-    """How many nodes of one operator ONNX Runtime executes, those in branches and loops included."""
+    """Number of nodes of one operator that ONNX Runtime executes, including those in branches and loops."""
 
     operator: str
     nodes: int
@@ -21,7 +21,7 @@ class KernelCount:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedOutput:
-    """How much one result differs between a run with ONNX Runtime's optimizer and one without.
+    """Difference of one result between a run with ONNX Runtime's optimizer and one without.
 
     Attributes:
         output: its name.
@@ -40,7 +40,7 @@ class ComparedOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstDiagnosis:
-    """A diagnosis as it was written before results were compared, and what is not known was told from notes.
+    """A diagnosis as it was written before results were compared, with missing knowledge reported as notes.
 
     Attributes:
         schema: name and version of this format, `SCHEMA`.
@@ -65,7 +65,7 @@ class FirstDiagnosis:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis(FirstDiagnosis):
-    """Everything that `diagnose` found, the worst first.
+    """All findings of `diagnose`, the worst first.
 
     Attributes:
         compared: results with and without the optimizer, for one input; empty where they could not be compared. All
@@ -82,5 +82,5 @@ class Diagnosis(FirstDiagnosis):
 
     @property
     def healthy(self) -> bool:
-        """Whether there are notes at most."""
+        """Whether there are at most notes."""
         return all(finding.severity == "note" for finding in self.findings)

@@ -1,4 +1,4 @@
-"""Element types of a graph's tensors by what its operators make, where ONNX Runtime was not or cannot be asked.
+"""Element types of a graph's tensors, inferred from its operators, where ONNX Runtime cannot tell them.
 
 It tells types for the main graph of what it executes; of subgraphs, and of files that do not load, it tells none.
 """
@@ -14,7 +14,7 @@ from qil_deploy.reference import operator_of
 
 
 def infer_types(file: OnnxFile, known: Mapping[str, str]) -> dict[str, str]:
-    """Return the element types of a graph's tensors by numpy's names, as far as its operators tell.
+    """Return the element types of a graph's tensors by numpy's names, as far as its operators determine them.
 
     Args:
         file: the graph.
@@ -29,7 +29,7 @@ def infer_types(file: OnnxFile, known: Mapping[str, str]) -> dict[str, str]:
 
 
 def _results(node: Node, types: Mapping[str, str]) -> list[str]:
-    """Return the types of a node's results; '' for one that is not known."""
+    """Return the types of a node's results; '' for an unknown one."""
     if node.op_type == "DynamicQuantizeLinear":
         return ["uint8", "float32", "uint8"]
     if node.op_type == "Constant":

@@ -1,4 +1,4 @@
-"""Initializers that lie in files beside the model: read from its own folder, and nowhere else.
+"""Initializers stored in files beside the model: read from its own folder, and nowhere else.
 
 An ONNX file may name any path. What leads out of the model's folder (an absolute path, `..`, a link) is not opened, by
 this project or by ONNX Runtime on its behalf: its content would show in what is printed, and it may be a device that
@@ -27,12 +27,12 @@ _LONGEST_NUMBER: Final = 18  # digits: 2**63 has 19
 
 
 class OutsideError(DefectError):
-    """Data that nobody may open, for they lie outside the model's folder or in no file."""
+    """Data that must not be opened: outside the model's folder, or in no regular file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where the bytes of a tensor lie."""
+    """Location of a tensor's bytes."""
 
     path: Path
     offset: int
@@ -40,12 +40,12 @@ class _Place:
 
 
 def is_external(tensor: Message) -> bool:
-    """Whether a TensorProto's elements lie in another file."""
+    """Whether a TensorProto's elements are stored in another file."""
     return bool(tensor.data_location == 1 or tensor.external_data)
 
 
 def read_external(tensor: Message, folder: Path) -> Array:
-    """Return the elements of a TensorProto that lie in a file in `folder` or below, mapped into memory, read-only.
+    """Return a TensorProto's elements stored in a file in `folder` or below, mapped into memory, read-only.
 
     Raises:
         OutsideError: they lie elsewhere, or in what is no file.
@@ -92,7 +92,7 @@ def _entries(tensor: Message, where: str) -> dict[str, str]:
 
 
 def _path(location: str, folder: Path, where: str) -> Path:
-    """Return the file that a tensor names, which lies in `folder` or below."""
+    """Return the file that a tensor names, in `folder` or below."""
     if not location or "\0" in location:
         raise DefectError(f"{where} names no file that its data lie in.")
     shown = f"{where} lies in {quoted(location)}"

@@ -1,4 +1,4 @@
-"""What a finding says, and how severe it is."""
+"""Findings and their severity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ADDED: Final = re.compile(r"^(fused |InsertedPrecisionFreeCast_)+|(_token_\d+|_
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that holds a model back, or that could not be found out.
+    """A problem of a model, or a question that could not be answered.
 
     Attributes:
         kind: which finding of docs/doctor.md it is.
@@ -42,7 +42,7 @@ class Finding:
 
 
 def found(kind: str, severity: str, where: Sequence[str], *, what: str, why: str, remedy: str) -> list[Finding]:
-    """Return the finding at these places in a list, which is empty if there are none."""
+    """Return a list with the finding at these places, empty if there are none."""
     if not where:
         return []
     shown = tuple(where[:_SHOWN])
@@ -50,7 +50,7 @@ def found(kind: str, severity: str, where: Sequence[str], *, what: str, why: str
 
 
 def label(node: Node) -> str:
-    """Return a node's operator and name; where it has none, the tensor it makes, or its weights."""
+    """Return a node's operator and name; for one without a name, the tensor it makes, or its weights."""
     names = [name for name in (node.name, *node.outputs) if name]
     own = next((name for name in (_ADDED.sub("", name) for name in names) if name), "")
     if not own and operator_of(node).is_integer_layer and len(node.inputs) > 3:
@@ -59,5 +59,5 @@ def label(node: Node) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name of the file's in quotes, cut and escaped where need be."""
+    """Return a name from the file in quotes, cut and escaped if necessary."""
     return f"'{excerpt(name)}'"

@@ -1,4 +1,4 @@
-"""What in front of an operator keeps ONNX Runtime from fusing it: codes and scales of its inputs, weights and bias."""
+"""Obstacles to fusion before an operator: codes and scales of its inputs, weights and bias."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BIAS_REMEDY: Final = (
 
 
 def input_reasons(graph: Graph, node: Node, sources: dict[str, Node | None]) -> Iterator[Reason | None]:
-    """Yield what there is in front of an operator, the reason that counts first.
+    """Yield the obstacles before an operator, the decisive one first.
 
     Args:
         graph: the executed graph, with the types of its tensors.
@@ -43,7 +43,7 @@ def input_reasons(graph: Graph, node: Node, sources: dict[str, Node | None]) -> 
 
 
 def float_parameters(graph: Graph, node: Node) -> Iterator[Reason | None]:
-    """Yield weights and bias that are float: ONNX Runtime quantizes them itself where all else is as it should be."""
+    """Yield float weights and bias: ONNX Runtime quantizes them itself if everything else is in order."""
     for index, what in ((1, "weights"), (2, "bias")):
         if not operator_of(node).is_float_layer or len(node.inputs) <= index or not node.inputs[index]:
             continue
@@ -75,7 +75,7 @@ def _float_input(graph: Graph, node: Node, sources: dict[str, Node | None]) -> R
 
 
 def _codes(graph: Graph, dequantizer: Node, what: str) -> Reason | None:
-    """Say whether a DequantizeLinear reads or makes what no integer kernel takes."""
+    """Return the reason if a DequantizeLinear reads or makes a type that no integer kernel takes."""
     kind = graph.type_of(dequantizer.inputs[0])
     made = graph.types.get(dequantizer.outputs[0]) or graph.type_of(dequantizer.inputs[1])
     if made in FLOAT_TYPES - {"float32"}:
@@ -93,7 +93,7 @@ def _codes(graph: Graph, dequantizer: Node, what: str) -> Reason | None:
 
 
 def _weights(graph: Graph, node: Node, data: Node) -> Iterator[Reason | None]:
-    """Yield what is wrong with the weights or the bias of a layer."""
+    """Yield the defects of a layer's weights or bias."""
     weights = graph.source(node.inputs[1], CASTS)
     if weights is None or not dequantizes(weights):
         return
@@ -112,7 +112,7 @@ def _weights(graph: Graph, node: Node, data: Node) -> Iterator[Reason | None]:
 
 
 def _bias(graph: Graph, node: Node, data: Node, weights: Node) -> Iterator[Reason | None]:
-    """Yield what is wrong with the bias of a layer."""
+    """Yield the defects of a layer's bias."""
     for name in ("alpha", "beta"):
         if node.attributes.get(name, 1.0) != 1.0:
             yield Reason(
@@ -132,7 +132,7 @@ def _bias(graph: Graph, node: Node, data: Node, weights: Node) -> Iterator[Reaso
 
 
 def _bias_scale(graph: Graph, bias: Node, data: Node, weights: Node) -> Iterator[Reason | None]:
-    """Yield what is wrong with the scale of a convolution's bias, which ONNX Runtime compares with that of its sums."""
+    """Yield the defects of the scale of a convolution's bias, which ONNX Runtime compares with that of its sums."""
     for name in (bias.inputs[1], data.inputs[1], weights.inputs[1]):
         if name in graph.overridable:
             yield overridable(f"{quoted(name)}, which the scale of its sums depends on,")

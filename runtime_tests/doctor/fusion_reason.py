@@ -1,4 +1,4 @@
-"""A reason why ONNX Runtime did not fuse an operator, and what the checks for reasons share."""
+"""A reason why ONNX Runtime did not fuse an operator, and helpers for finding reasons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASTS: Final = names_of(Effect.CASTS, Effect.LAYOUT)
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an operator was not fused, and what to do about it."""
+    """Reason why an operator was not fused, and a remedy."""
 
     text: str
     remedy: str
@@ -30,7 +30,7 @@ def dequantizes(node: Node | None) -> bool:
 
 
 def readers(graph: Graph, name: str) -> list[Node]:
-    """Return the nodes that read a tensor, looking through changes of its layout in memory and of its width."""
+    """Return the nodes that read a tensor, past changes of its layout in memory and of its width."""
     found = graph.readers.get(name, [])
     if len(found) == 1 and found[0].op_type in CASTS and graph.is_float(found[0].outputs[0]):
         return graph.readers.get(found[0].outputs[0], [])
@@ -38,7 +38,7 @@ def readers(graph: Graph, name: str) -> list[Node]:
 
 
 def many_scales(graph: Graph, node: Node, what: str) -> Reason | None:
-    """Say whether activations have more than one scale."""
+    """Return the reason that activations have more than one scale, if they do."""
     scale = graph.constant(node, 1)
     if scale is None or scale.size == 1:
         return None

@@ -1,4 +1,4 @@
-"""What behind an operator keeps ONNX Runtime from fusing it: activations, readers of its result, other codes."""
+"""Obstacles to fusion after an operator: activations, readers of its result, other codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLACE_PAIR: Final = (
 
 
 def result_reasons(graph: Graph, node: Node, data: Sequence[Node], machine: str) -> Iterator[Reason | None]:
-    """Yield what there is behind an operator, the reason that counts first.
+    """Yield the obstacles after an operator, the decisive one first.
 
     Args:
         graph: the executed graph, with the types of its tensors.
@@ -86,7 +86,7 @@ def _readers_reason(graph: Graph, node: Node, behind: Sequence[Node]) -> Reason 
 
 
 def _codes(graph: Graph, node: Node, data: Sequence[Node], quantizer: Node) -> Iterator[Reason | None]:
-    """Yield what the codes of the result have to do with it."""
+    """Yield the obstacles in the codes of the result."""
     made = graph.type_of(quantizer.outputs[0])
     read = sorted({graph.type_of(source.inputs[0]) for source in data} - {made})
     if made and made not in EIGHT_BITS:
@@ -121,7 +121,7 @@ def _clip_bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
 
 
 def _clipping(graph: Graph, operator: str, bounds: tuple[float, float] | None, quantizer: Node) -> Reason | None:
-    """Say why ReLU or Clip before QuantizeLinear is not done by QuantizeLinear's own saturation."""
+    """Explain why QuantizeLinear's own saturation does not replace the ReLU or Clip before it."""
     kind = graph.type_of(quantizer.outputs[0])
     numbers = graph.scalars(quantizer, [1, 2] if len(quantizer.inputs) > 2 and quantizer.inputs[2] else [1])
     if kind not in _RANGES or numbers is None or numbers[0] <= 0:

@@ -1,4 +1,4 @@
-"""A graph with its edges: who makes a tensor, who reads it, which are constant."""
+"""A graph with its edges: producers and readers of tensors, and constants."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Graph:
     overridable: frozenset[str] = frozenset()
 
     def label(self, node: Node) -> str:
-        """Return a node's operator and name, and which subgraph it stands in."""
+        """Return a node's operator and name, and the subgraph that contains it."""
         return f"{self.place}{label(node)}"
 
     def data_inputs(self, node: Node) -> list[str]:
@@ -55,7 +55,7 @@ class Graph:
         return [name for name in node.inputs if name and name not in self.constants]
 
     def stored(self, name: str) -> Array | None:
-        """Return the value of a tensor that the file holds as an initializer or a Constant."""
+        """Return the value of a tensor stored in the file as an initializer or a Constant."""
         if name in self.file.initializers:
             return self.file.initializers[name]
         producer = self.producers.get(name)
@@ -73,7 +73,7 @@ class Graph:
         return numbers if len(numbers) == len(values) and all(map(math.isfinite, numbers)) else None
 
     def source(self, name: str, through: frozenset[str] = MOVES) -> Node | None:
-        """Return the node that a tensor comes from, past operators in `through`; None for inputs and constants."""
+        """Return the node that makes a tensor, past operators in `through`; None for inputs and constants."""
         for _ in range(_LONGEST_WALK):
             producer = self.producers.get(name)
             if producer is None or producer.op_type not in through or not producer.inputs:
@@ -86,14 +86,14 @@ class Graph:
         return name not in self.constants and self.types.get(name) in FLOAT_TYPES
 
     def type_of(self, name: str) -> str:
-        """Return the element type of a tensor, as it is stored where it is, or ''."""
+        """Return the element type of a tensor, for a stored one as stored, or ''."""
         if (stored := self.file.stored_types.get(name)) is not None:
             return stored
         value = self.stored(name)
         return str(value.dtype) if value is not None else self.types.get(name, "")
 
     def shape_of(self, name: str) -> Sequence[int | str | None] | None:
-        """Return the shape of a tensor, where it is known."""
+        """Return the shape of a tensor, if known."""
         value = self.stored(name)
         return value.shape if value is not None else self.shapes.get(name)
 

@@ -37,11 +37,11 @@ _BIT_PATTERNS: Final = {
 
 
 class UndrawnError(Exception):
-    """Why no input is drawn for a model."""
+    """Reason why no input can be drawn for a model."""
 
 
 def drawn_inputs(session: onnxruntime.InferenceSession, *, seed: int, ranges: Mapping[str, Range]) -> Iterator[Inputs]:
-    """Yield inputs for a session, the likeliest first: some sizes of free dimensions may not go through the network.
+    """Yield inputs for a session, the likeliest first: the network may not accept some sizes of free dimensions.
 
     A free first dimension, the batch, is 1. Codes are drawn over their whole range; floats over `ranges`, by the name
     of the input, and from N(0, 1) where there is none; wider integers, which may be indices, and booleans are 0 or 1.

@@ -1,4 +1,4 @@
-"""Read all graphs of an ONNX file: the main graph, what it branches to and repeats, and the bodies of its functions.
+"""Read all graphs of an ONNX file: the main graph, the bodies of branches and loops, and those of functions.
 
 Initializers in files beside the model are read, too (external_data.py). What cannot be read is named, not refused.
 """
@@ -47,7 +47,7 @@ Shapes = Mapping[str, Sequence[int | str | None]]
 
 @dataclass
 class Unread:
-    """What could not be read.
+    """Parts of a file that could not be read.
 
     Attributes:
         parts: a sentence for each part of the file that is left out.
@@ -62,7 +62,7 @@ class Unread:
 
 @dataclass(frozen=True)
 class _Subgraph:
-    """A graph inside a node: its bytes, and where it stands."""
+    """A graph inside a node: its bytes and its location."""
 
     content: bytes
     place: str
@@ -70,7 +70,7 @@ class _Subgraph:
 
 @dataclass(frozen=True)
 class _Taken:
-    """What was taken out of a GraphProto, because `convert_model` refuses it."""
+    """Parts removed from a GraphProto because `convert_model` refuses them."""
 
     subgraphs: list[_Subgraph] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def read_graphs(
     types: Mapping[str, str] | None = None,
     shapes: Shapes | None = None,
 ) -> list[Graph]:
-    """Return the main graph of the file at `path` and all others in it.
+    """Return the main graph of the file at `path` and all graphs inside it.
 
     Args:
         path: the file.
@@ -124,7 +124,7 @@ class _Reader:
         place: str = "",
         around: Sequence[Graph] = (),
     ) -> Iterator[Graph]:
-        """Yield the graph of a ModelProto and those inside it; `around` are those around it, the nearest first."""
+        """Yield the graph of a ModelProto and those inside it; `around` are the outer ones, the innermost first."""
         taken = self._take(message.graph, place)
         file = convert_model(self.path, message, left_out=self.unread.parts)
         file = _completed(file, taken)
@@ -174,7 +174,7 @@ class _Reader:
         return inner
 
     def _take(self, graph: Message, place: str) -> _Taken:
-        """Take subgraphs, data in other files and texts out of a GraphProto."""
+        """Remove subgraphs, data in other files and texts from a GraphProto."""
         taken = _Taken()
         for node in graph.node:
             for index in reversed(range(len(node.attribute))):
@@ -193,7 +193,7 @@ class _Reader:
         return taken
 
     def _take_initializer(self, tensor: Message, taken: _Taken) -> bool:
-        """Take an initializer if `convert_model` would refuse it; return whether it does."""
+        """Remove an initializer if `convert_model` would refuse it; return whether it would."""
         value: Array | None = None
         if is_external(tensor):
             taken.types[tensor.name] = DATA_TYPES.get(tensor.data_type, (UNREAD,))[0]
@@ -208,7 +208,7 @@ class _Reader:
         return True
 
     def _bfloat16(self, tensor: Message) -> Array | None:
-        """Return numbers of 16 bits that are the upper halves of float32."""
+        """Convert 16-bit numbers, the upper halves of float32, to floats."""
         halves = type(tensor)()
         halves.CopyFrom(tensor)
         halves.data_type = next(number for number, (name, *_) in DATA_TYPES.items() if name == "uint16")
@@ -230,7 +230,7 @@ class _Reader:
 
 
 def _completed(file: OnnxFile, taken: _Taken) -> OnnxFile:
-    """Return a graph with what was taken out of it."""
+    """Return a graph with its removed parts added again."""
     return replace(
         file,
         initializers={**file.initializers, **taken.values},
@@ -241,7 +241,7 @@ def _completed(file: OnnxFile, taken: _Taken) -> OnnxFile:
 
 
 def _take_infos(infos: Any, taken: list[TensorInfo]) -> None:  # noqa: ANN401 - protobuf's lists are untyped
-    """Take inputs or outputs of types that NumPy does not have out of a list."""
+    """Remove inputs or outputs of types that NumPy does not have from a list."""
     for index in reversed(range(len(infos))):
         kind = infos[index].type.tensor_type.elem_type
         if kind in _OTHER_TYPES:
@@ -250,7 +250,7 @@ def _take_infos(infos: Any, taken: list[TensorInfo]) -> None:  # noqa: ANN401 - 
 
 
 def _with_outer(file: OnnxFile, around: Sequence[Graph]) -> OnnxFile:
-    """Return a subgraph with what it takes from the graphs around it as initializers and inputs of its own."""
+    """Return a subgraph with tensors of the surrounding graphs as initializers and inputs of its own."""
     made = {name for node in file.nodes for name in node.outputs} | {info.name for info in file.inputs}
     names = {name for node in file.nodes for name in node.inputs if name} - made - file.stored_types.keys()
     types, values, inputs = {}, {}, []

@@ -1,4 +1,4 @@
-"""What `doctor` asks ONNX Runtime about a model, in a process of its own: try_runtime.py starts it and stops it.
+"""Steps of `doctor` that run ONNX Runtime on a model, in a process of its own, which try_runtime.py starts and stops.
 
     python -P -m qil_deploy.runtime_tests.doctor.runtime_steps REQUEST.json
 
@@ -43,7 +43,7 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to do.
+    """Steps to run, and their arguments.
 
     Attributes:
         model: path of the model.
@@ -68,7 +68,7 @@ class Request:
 
 @dataclass
 class _Session:
-    """What steps hand on to later ones."""
+    """Results of steps for later ones."""
 
     request: Request
     inputs: Inputs | None = None
@@ -84,7 +84,7 @@ class _Session:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Be the process that tries a model; return its exit code."""
+    """Try a model, as the main function of the process; return its exit code."""
     request = Request(**json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
     limit_memory(request.memory)
     session = _Session(request)
@@ -169,7 +169,7 @@ def _run_kernels(session: _Session) -> Answer:
 def _first_that_runs(
     session: _Session, runtime: onnxruntime.InferenceSession
 ) -> tuple[Inputs, dict[str, NDArray[Any]]]:
-    """Return the first inputs that a session takes, and its results; raises what it says of the first it was given."""
+    """Return the first inputs that a session accepts, and its results; raises the error for the first inputs tried."""
     failures: list[Exception] = []
     for inputs in drawn_inputs(runtime, seed=session.request.seed, ranges=session.request.ranges):
         try:
@@ -180,7 +180,7 @@ def _first_that_runs(
 
 
 def _is_random(session: _Session) -> bool:
-    """Whether the model gives other results for the same inputs without the optimizer, too."""
+    """Whether the model gives different results for the same inputs even without the optimizer."""
     again = run(create_session(session.model, level="disabled"), session.inputs or {})
     return not all(each.is_rounding for each in differences(session.plain, again, session.request.output_steps))
 

@@ -23,7 +23,7 @@ _STYLES = {
 
 
 def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[Text | Padding]:
-    """Yield what to print, line by line: the file, its findings, and the verdict."""
+    """Yield the lines to print: the file, its findings, and the verdict."""
     model, environment = diagnosis.model, diagnosis.environment
     versions = f"ONNX Runtime {environment.onnxruntime}, {environment.machine}"
     yield line((f"{model.path}: {model.bytes:,} bytes; {versions}", "bold"))

@@ -1,4 +1,4 @@
-"""Ask ONNX Runtime about a model in processes of its own, with bounds on time and memory (runtime_steps.py)."""
+"""Run ONNX Runtime on a model in processes of its own, with limits on time and memory (runtime_steps.py)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MEMORY_PER_BYTE: Final = 8  # what loading, optimizing and writing a model take
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What ONNX Runtime may take for one model.
+    """Limits on ONNX Runtime for one model.
 
     Attributes:
         seconds: of each process that tries it.
@@ -40,7 +40,7 @@ class Limits:
     memory: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Validate the numbers.
 
         Raises:
             ConfigError: one of them is not positive, or too large.
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What a file tells about itself that trying it needs.
+    """Properties of a file that are needed to try it.
 
     Attributes:
         bytes: its size, with the data beside it.
@@ -72,7 +72,7 @@ class Hints:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a step failed.
+    """Failure of a step.
 
     Attributes:
         how: "failed" (ONNX Runtime said why), "crashed", "hung", "memory", or "undrawn" (no input was drawn for it).
@@ -84,13 +84,13 @@ class Failure:
 
     @property
     def is_bound(self) -> bool:
-        """Whether it was a bound of our own that stopped it."""
+        """Whether it was stopped by one of our own limits."""
         return self.how in ("hung", "memory", "undrawn")
 
 
 @dataclass
 class RuntimeTrial:
-    """What ONNX Runtime did with a model.
+    """Results of running ONNX Runtime on a model.
 
     Attributes:
         failures: by step (runtime_steps.py), of those that failed.
@@ -154,7 +154,7 @@ def try_runtime(path: Path, folder: Path, hints: Hints, limits: Limits) -> Runti
 
 
 def _do(request: Request, trial: RuntimeTrial, seconds: float) -> None:
-    """Do steps in as few processes as they survive, and note in `trial` what comes of them."""
+    """Run steps in as few processes as they survive, and record the results in `trial`."""
     folder, steps = Path(request.folder), request.steps
     while steps:
         written = folder / "request.json"
@@ -171,7 +171,7 @@ def _do(request: Request, trial: RuntimeTrial, seconds: float) -> None:
 
 
 def _run_steps(request: Path, seconds: float) -> Ended | None:
-    """Return how the process ended; None if it had to be stopped."""
+    """Return the end of the process; None if it had to be stopped."""
     try:
         return run_apart([sys.executable, "-P", "-m", _MODULE, str(request)], timeout=seconds)
     except TimeoutError:
@@ -179,7 +179,7 @@ def _run_steps(request: Path, seconds: float) -> Ended | None:
 
 
 def _stopped(ended: Ended | None, seconds: float, memory: int) -> Failure:
-    """Say what stopped a process in the middle of a step.
+    """Explain what stopped a process during a step.
 
     Raises:
         OSError: it was not the step.
@@ -200,7 +200,7 @@ def _too_much(memory: int) -> str:
 
 
 def _shortened(reason: str) -> str:
-    """Return beginning and end of ONNX Runtime's words, between which it names its own source."""
+    """Return beginning and end of ONNX Runtime's message, without its source paths in between."""
     if len(reason) <= _REASON_START + _REASON_END:
         return printable(reason)
     return f"{printable(reason[:_REASON_START])} ... {printable(reason[-_REASON_END:])}"

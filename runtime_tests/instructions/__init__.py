@@ -1,4 +1,4 @@
-"""Executed instructions of one inference on an emulated processor: a proxy for its latency, and not a time.
+"""Instructions executed by one inference on an emulated processor: a proxy for its latency, not a time.
 
 qemu-user with a small plugin (`count.c`) runs a worker (`guest.py`) which marks where each inference begins and ends.
 """

@@ -1,4 +1,4 @@
-"""The emulator that counts: where it lies, whether it can run, and how to start Python in it.
+"""The emulator that counts: its location, whether it can run, and how to start Python in it.
 
 Debian's static qemu cannot load plugins, so that the counter has the dynamic one of the same version, with the
 libraries and the loader it was built for; whatever this machine's own are, they do not matter:
@@ -23,12 +23,12 @@ PLUGIN = "count.so"
 
 
 def counter_folder() -> Path:
-    """Return where the counter is set up."""
+    """Return the folder of the counter."""
     return targets_folder() / COUNTER
 
 
 def counter_state() -> str | None:
-    """Return None if the counter can be run, else the reason why not, as a sentence."""
+    """Return None if the counter can run, else the reason, as a sentence."""
     folder = counter_folder()
 
     def needed() -> Iterator[Path]:
@@ -39,7 +39,7 @@ def counter_state() -> str | None:
 
 
 def read_loader(folder: Path) -> tuple[Path, tuple[Path, ...]]:
-    """Return the loader of a counter's folder, and where it finds libraries.
+    """Return the loader in a counter's folder, and its library path.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: what the folder says about it is damaged.
@@ -54,7 +54,7 @@ def qemu_name(emulator: Emulator) -> str:
 
 
 def counted_python(emulator: Emulator, cpu: str, python: Path, counts: Path, folder: Path) -> Command:
-    """Return how to start a Python in the emulator that counts.
+    """Return the command that starts Python in the emulator that counts.
 
     Args:
         emulator: the instruction set, set up.
@@ -70,7 +70,7 @@ def counted_python(emulator: Emulator, cpu: str, python: Path, counts: Path, fol
 
 
 def counting_qemu(emulator: Emulator, counts: Path, folder: Path) -> tuple[str, ...]:
-    """Return how to start the emulator that counts, up to its other options."""
+    """Return the command that starts the emulator that counts, without its other options."""
     loader, libraries = read_loader(folder)
     plugin = f"{_escaped(folder / PLUGIN)},counts={_escaped(counts)}"
     qemu = folder / "usr" / "bin" / qemu_name(emulator)
@@ -78,5 +78,5 @@ def counting_qemu(emulator: Emulator, counts: Path, folder: Path) -> tuple[str, 
 
 
 def _escaped(path: Path) -> str:
-    """Write a path for qemu, to which a comma ends it and two are one."""
+    """Escape a path for qemu, in which a comma ends it and two commas are one."""
     return str(path).replace(",", ",,")

@@ -1,4 +1,4 @@
-"""Run a model in an emulator that counts instructions (`count.c`), and mark where each counted run begins and ends.
+"""Run a model in an emulator that counts instructions (`count.c`), and mark the begin and end of each counted run.
 
     python guest.py PROGRAM.pyz MODEL.onnx INPUTS.npz WARMUP REPEATS CPU [KERNELS.so] > guest.json
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 def run_marked(
     session: onnxruntime.InferenceSession, inputs: dict[str, NDArray[Any]], warmup: int, repeats: int
 ) -> None:
-    """Run a session, with a mark before and after each run that counts."""
+    """Run a session, with a mark before and after each counted run."""
     gc.disable()  # or it would be counted in some runs and not in others
     for _ in range(warmup):
         session.run(None, inputs)
@@ -64,13 +64,13 @@ def run_marked(
 
 
 def mark() -> None:
-    """Have the plugin write down what was executed until now."""
+    """Make the plugin record the count so far."""
     with contextlib.suppress(OSError):
         os.close(MARK)
 
 
 def progress(what: str, done: int, total: int) -> None:
-    """Tell whoever waits that work goes on."""
+    """Report progress to the waiting process."""
     sys.stderr.write(f"progress: {what}: {done} of {total} runs\n")
     sys.stderr.flush()
 

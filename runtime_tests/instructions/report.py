@@ -40,7 +40,7 @@ class ModelInstructions:
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionsReport:
-    """Outcome of `count_instructions`. There are no times in it.
+    """Outcome of `count_instructions`. It contains no times.
 
     Attributes:
         schema: `SCHEMA`.
@@ -75,12 +75,12 @@ class InstructionsReport:
 
 
 def differences(marks: Sequence[int]) -> tuple[int, ...]:
-    """Return what was executed between the first mark and the second, the third and the fourth, and so on."""
+    """Return the counts between the first mark and the second, the third and the fourth, and so on."""
     return tuple(end - begin for begin, end in zip(marks[::2], marks[1::2], strict=False))
 
 
 def summarize(counts: Sequence[tuple[Path, Counts]]) -> tuple[ModelInstructions, ...]:
-    """Return each model's instructions, of which there are some, and their ratio to the first one's."""
+    """Return each model's instructions, and their ratio to the first one's."""
     medians = [round(statistics.median(run for runs in processes for run in runs)) for _, processes in counts]
     return tuple(
         ModelInstructions(
@@ -101,7 +101,7 @@ def spread(counts: Counts) -> float:
 
 
 def unsteady(models: Sequence[ModelInstructions]) -> tuple[str, ...]:
-    """Say which models' counts differ by more than `STEADY`."""
+    """Describe the models whose counts differ by more than `STEADY`."""
     return tuple(
         f"counts of {model.model.path} differ by {model.spread:.1%} from run to run; give it more --warmup."
         for model in models

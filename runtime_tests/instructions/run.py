@@ -1,4 +1,4 @@
-"""Count the instructions of one inference on an emulated processor, which a busy machine cannot change.
+"""Count the instructions of one inference on an emulated processor, unaffected by the load of the machine.
 
 Each model runs in two processes, one after the other. What lies between two marks of a process is one inference; what
 Python and ONNX Runtime execute to start and to load is before the first mark and not in it.
@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class CountOptions:
-    """How to count.
+    """Options for counting.
 
     Attributes:
         batch: images per run, for models whose first dimension is free.
@@ -71,7 +71,7 @@ class CountOptions:
 
 @dataclass(kw_only=True)
 class _Findings:
-    """What is known so far."""
+    """Results so far."""
 
     counts: dict[Path, Counts] = field(default_factory=dict)
     failures: dict[Path, str] = field(default_factory=dict)
@@ -156,7 +156,7 @@ def _count(
     findings: _Findings,
     progress: Progress,
 ) -> None:
-    """Run one model in all of its processes; add what they counted, or why they could not."""
+    """Run one model in all of its processes; add their counts, or the reasons of failures."""
     inputs, marks, output = folder / "inputs.npz", folder / "marks", folder / "guest.json"
     program = folder / device_program.NAME
     try:
@@ -203,14 +203,14 @@ def _run(command: Command, path: Path, output: Path, timeout: float, progress: C
 
 
 def _tell(progress: Progress, what: str, words: str) -> None:
-    """Turn the worker's "counting: 1 of 3 runs" into progress."""
+    """Report the worker's "counting: 1 of 3 runs" as progress."""
     told = re.fullmatch(r"([\w-]+): (\d+) of (\d+) runs", words)
     if told is not None:
         progress(f"{what}: {told[1]}", int(told[2]), int(told[3]))
 
 
 def read_runs(marks: Path, path: Path) -> tuple[int, ...]:
-    """Return the instructions of each run that a process finished, from what the plugin wrote.
+    """Return the instructions of each run that a process finished, from the plugin's output.
 
     Raises:
         TargetError: more than one thread ran.

@@ -1,4 +1,4 @@
-"""Set up what counts instructions, with this machine's own apt and C compiler.
+"""Set up the instruction counter, with this machine's own apt and C compiler.
 
 Nothing is installed and nothing needs root: the package qemu-user and every library it needs, down to the loader, are
 downloaded into a folder of their own, and the plugin is compiled there and tried on every emulated target that is
@@ -51,7 +51,7 @@ for _ in range(2):
 
 
 def set_up_counter(say: Callable[[str], None] | None = None) -> Path:
-    """Set up what counts instructions; return its folder.
+    """Set up the instruction counter; return its folder.
 
     Args:
         say: called with what is being done.
@@ -100,7 +100,7 @@ def _check_possible() -> tuple[list[Emulator], str]:
 
 
 def _keep_emulators(whole: Path, folder: Path) -> None:
-    """Move the emulators and every library they need out of what was unpacked."""
+    """Keep only the emulators and the libraries they need of the unpacked files."""
     (folder / "usr" / "bin").mkdir(parents=True)
     for emulator in EMULATORS.values():
         shutil.move(whole / "usr" / "bin" / qemu_name(emulator), folder / "usr" / "bin")
@@ -109,7 +109,7 @@ def _keep_emulators(whole: Path, folder: Path) -> None:
 
 
 def _describe(folder: Path) -> None:
-    """Say in the folder where loader and libraries are, wherever this architecture has them.
+    """Record in the folder where loader and libraries are, at this architecture's paths.
 
     Raises:
         TargetError: there is no loader.
@@ -126,7 +126,7 @@ def _describe(folder: Path) -> None:
 
 
 def _try(emulator: Emulator, folder: Path) -> None:
-    """Count what lies between two marks, on every processor that the emulator is to play."""
+    """Count the instructions between two marks, on every processor to be emulated."""
     for cpu in emulator.cpus:
         marks = folder.parent / "marks"
         marks.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The page that runs a model in a browser and compares every code there, its server, and the phone that opens it.
+"""The page that runs a model in a browser and compares every code there, its server, and its use on a phone.
 
 `server.py` hands out the page in `page/`, ONNX Runtime Web (`web_runtime.py`), the model and its golden vectors, and
 takes the report that the page posts (`verification.py`), in the form that devices have (`targets/report.py`). It needs

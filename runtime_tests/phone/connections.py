@@ -1,4 +1,4 @@
-"""Connections to the page's server: how many there may be, who makes room for newcomers, and how long each may take.
+"""Connections to the page's server: their maximum number, which one yields to newcomers, and their time limits.
 
 A connection is *reading* until a request is there as a whole, *answering* until its answer is sent, and *idle* between
 two requests. One more than `MOST` takes the place of another: of one that is reading, else of an idle one, else of one
@@ -27,7 +27,7 @@ IDLE_SECONDS: Final = 60.0
 
 
 class Stage(IntEnum):
-    """How far a connection is; a lower one makes room first."""
+    """Progress of a connection; lower stages yield first."""
 
     READING = 0
     IDLE = 1
@@ -35,13 +35,13 @@ class Stage(IntEnum):
 
 
 class BoundedConnection(H11Protocol):
-    """A connection of uvicorn's that is ended at its deadline, or when another one needs its place."""
+    """A connection of uvicorn's that is closed at its deadline, or when another one needs its place."""
 
     _step: object = None
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in the base class
-        """Take the connection in, ending another one where there are too many."""
+        """Accept the connection, closing another one if there are too many."""
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
         self._keep_deadline()
@@ -50,7 +50,7 @@ class BoundedConnection(H11Protocol):
             choose_to_end(others).transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Read on."""
+        """Continue reading."""
         super().data_received(data)
         self._keep_deadline()
 
@@ -60,14 +60,14 @@ class BoundedConnection(H11Protocol):
         self._keep_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Cancel the deadline."""
         super().connection_lost(exc)
         if self._deadline is not None:
             self._deadline.cancel()
 
     @property
     def stage(self) -> Stage:
-        """How far it is now."""
+        """Present progress."""
         if self.transport.get_write_buffer_size() or self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             return Stage.ANSWERING
         waits = self.conn.their_state is h11.IDLE and self._answered is not None and not self.conn.trailing_data[0]
@@ -75,12 +75,12 @@ class BoundedConnection(H11Protocol):
 
     @property
     def _answered(self) -> bool | None:
-        """Whether the last request has its whole answer; None before the first."""
+        """Whether the last request was answered completely; None before the first."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return None if cycle is None else cycle.response_complete
 
     def _keep_deadline(self) -> None:
-        """Set a new deadline if the connection has come further since the last; bytes alone move none."""
+        """Set a new deadline if the connection has reached a new stage; received bytes alone do not extend it."""
         step = (self.stage, self.cycle, self._answered)
         if step == self._step or self.transport.is_closing():
             return
@@ -90,7 +90,7 @@ class BoundedConnection(H11Protocol):
         self._deadline = self.loop.call_later(self._seconds(), self.transport.abort)
 
     def _seconds(self) -> float:
-        """Return how long the step that has begun may take."""
+        """Return the time limit of the current step."""
         if self.stage is Stage.READING:
             return HEAD_SECONDS if self.conn.their_state is h11.IDLE else BODY_SECONDS + self._body_length() / SLOWEST
         if self._answered:
@@ -102,12 +102,12 @@ class BoundedConnection(H11Protocol):
 
 
 def open_connections(state: ServerState) -> list[BoundedConnection]:
-    """Return the connections of a server that are not about to end."""
+    """Return the connections of a server that are not closing."""
     known = [each for each in state.connections if isinstance(each, BoundedConnection)]
     return [each for each in known if not each.transport.is_closing()]
 
 
 def choose_to_end(connections: Sequence[BoundedConnection]) -> BoundedConnection:
-    """Return which of some connections makes room."""
+    """Return the connection that yields."""
     held = Counter(each.address for each in connections)
     return min(connections, key=lambda each: (each.stage, -held[each.address], each.since))

@@ -1,4 +1,4 @@
-"""What the page needs to draw on its pictures what a file's outputs say: boxes, or a class for each pixel.
+"""Data with which the page draws a file's outputs on its pictures: boxes, or a class for each pixel.
 
 A file with a decoder of boxes is a detector. A map without one is drawn as the class of every pixel, its largest
 channel, unless the file has names for another number of classes than the map has channels. Rows of logits are not
@@ -25,7 +25,7 @@ _LONGEST_NAME: Final = 40
 
 
 def pictures_in_job(model: ExportedModel) -> dict[str, Any] | None:
-    """Return the entry of a job; None for a file of which nothing is drawn.
+    """Return the entry of a job; None for a file whose outputs are not drawn.
 
     Args:
         model: the file; a decoder that does not fit its outputs is left alone.
@@ -44,7 +44,7 @@ def pictures_in_job(model: ExportedModel) -> dict[str, Any] | None:
 
 
 def _outputs_of(decoder: BoxDecoder, outputs: Sequence[NetworkOutput]) -> list[NetworkOutput] | None:
-    """Return the outputs that a decoder reads, in its order; None where they are not what it reads."""
+    """Return the outputs that a decoder reads, in its order; None if they do not fit it."""
     by_name = {output.name: output for output in outputs}
     try:
         decoder.decode({name: np.zeros((0, *output.shape)) for name, output in by_name.items()})

@@ -1,4 +1,4 @@
-"""Turn what a page posted into a report, or refuse it."""
+"""Convert a page's posted result to a report, or refuse it."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ Resource = bytes | Callable[[], bytes]
 
 
 def page_resources(page: str, runtime: Mapping[str, Path]) -> dict[str, Resource]:
-    """Return the files of the folder `page`, each read when it is asked for, and those of ONNX Runtime Web.
+    """Return the files of the folder `page`, each read on request, and those of ONNX Runtime Web.
 
     Args:
         page: file that is the page itself.
@@ -77,7 +77,7 @@ def page_resources(page: str, runtime: Mapping[str, Path]) -> dict[str, Resource
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that the page did: asked for a resource, told progress, failed, or sent a result that was taken."""
+    """Action of the page: a request for a resource, progress, a failure, or an accepted result."""
 
     kind: Literal["asked", "progress", "failure", "result"]
     text: str = ""
@@ -86,7 +86,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What is served.
+    """Content of the server.
 
     Attributes:
         resources: by name, below the token; "" is the page itself.
@@ -160,16 +160,16 @@ class PageServer:
         self._thread.join()
 
     def url(self, name: str) -> str:
-        """Return the page's address, with this machine called `name`."""
+        """Return the page's address, with `name` as this machine's."""
         return f"http://{name}:{self.port}/{self._token}/"
 
     @property
     def connections(self) -> list[BoundedConnection]:
-        """The connections that are open now."""
+        """The open connections."""
         return open_connections(self._server.server_state)
 
     def next_event(self, timeout: float) -> Event | None:
-        """Return what the page did next, or None if it did nothing for `timeout` seconds."""
+        """Return the page's next action, or None if there is none for `timeout` seconds."""
         try:
             return self._events.get(timeout=timeout)
         except queue.Empty:
@@ -197,7 +197,7 @@ class PageServer:
         return Response(content, headers={"Content-Type": kind})
 
     async def _take(self, request: Request) -> Response:
-        """Take progress, a failure, or the result."""
+        """Receive progress, a failure, or the result."""
         name = self._name(request)
         if name not in ("progress", "failure", "result"):
             raise HTTPException(404)
@@ -210,7 +210,7 @@ class PageServer:
         return Response()
 
     async def _take_result(self, content: bytes) -> None:
-        """Take a result, the first that is right."""
+        """Accept a result: the first valid one."""
         async with self._taking:
             if self._taken:
                 raise HTTPException(409, "A result was sent already; start the command again for another.")
@@ -222,7 +222,7 @@ class PageServer:
         self._events.put(Event(kind="result", result=result))
 
     def _name(self, request: Request) -> str:
-        """Return what is asked for; refuse requests of other pages and without the token."""
+        """Return the name of the requested resource; refuse requests from other pages and without the token."""
         origin = request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() not in self._origins:
             raise HTTPException(403, "Requests of other pages are refused.")
@@ -233,7 +233,7 @@ class PageServer:
 
 
 async def _read_body(request: Request, largest: int) -> bytes:
-    """Return the body of a post, which says its length and keeps to it (h11 sees to that)."""
+    """Return the body of a post, whose length is declared and enforced (by h11)."""
     length = request.headers.get("Content-Length")
     # What is not read of a refused request would be taken for the next one.
     close = {"Connection": "close"}

@@ -1,4 +1,4 @@
-"""What a browser is given to verify a model, and what of its answer is believed."""
+"""Prepare a verification in a browser, and validate its result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ELEMENTS = ("uint8", "int8", "int32", "float32")
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """One job, the vectors it is about, and the files of the runtime that does it; what the job says is `job.json`."""
+    """One job, its vectors, and the runtime's files; `job.json` describes the job."""
 
     job: dict[str, Any]
     options: RunOptions
@@ -37,7 +37,7 @@ class Verification:
     runtime: Mapping[str, Path]
 
     def service(self) -> Service:
-        """Return what a server needs for it."""
+        """Return the service for the server."""
         content = self.model.path.read_bytes()
         resources = page_resources("index.html", self.runtime)
         resources["job.json"] = json.dumps(self.job, allow_nan=False).encode()
@@ -49,7 +49,7 @@ class Verification:
         return Service(resources=resources, accept=self.accept, largest_result=most)
 
     def accept(self, content: bytes) -> DeviceReport:
-        """Turn what was posted into a report.
+        """Convert a posted result to a report.
 
         Raises:
             DataError: it is no report, or not one of this job.
@@ -63,7 +63,7 @@ class Verification:
 def prepare_verification(
     model: Path, data: Path, options: RunOptions, runtime: Mapping[str, Path], folder: Path, *, autostart: bool
 ) -> Verification:
-    """Make ready what a browser needs to verify a model.
+    """Prepare a browser's verification of a model.
 
     Args:
         model: the ONNX file.

@@ -1,4 +1,4 @@
-"""Serve the page to a phone, or to whatever else has a browser, and wait for what it found."""
+"""Serve the page to a phone, or any other device with a browser, and wait for its result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ELSEWHERE = ("192.0.2.1", 9)
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where the page is served.
+    """Address of the page.
 
     Attributes:
         host: address to listen on.
@@ -41,7 +41,7 @@ class Address:
 
 
 def choose_address(*, host: str | None, lan: bool, port: int) -> Address:
-    """Return where to serve: on the loopback address unless more is asked for.
+    """Return the address to serve at: the loopback address unless another is requested.
 
     Args:
         host: address to listen on, or None.

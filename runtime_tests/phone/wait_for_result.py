@@ -1,4 +1,4 @@
-"""Wait for the result that a page sends, as long as the page shows that it is at work."""
+"""Wait for a page's result as long as the page shows progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOOK = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait, and what to say in the end.
+    """Time limits of waiting, and the messages when they expire.
 
     Attributes:
         name: of the target, as sentences have it.

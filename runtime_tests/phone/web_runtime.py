@@ -1,4 +1,4 @@
-"""ONNX Runtime Web, the build for browsers: three files of its npm package, of one version that was tried.
+"""ONNX Runtime Web, the build for browsers: three files of its npm package, at one tested version.
 
 Its folder lies beside those of the other targets and is there as a whole or not at all:
 
@@ -39,12 +39,12 @@ _LARGEST_FILE = 100 * 2**20
 
 
 def runtime_folder() -> Path:
-    """Return where it is set up."""
+    """Return the folder of the runtime."""
     return targets_folder() / "wasm"
 
 
 def runtime_state() -> str | None:
-    """Return None if ONNX Runtime Web is set up, else why not, as a sentence."""
+    """Return None if ONNX Runtime Web is set up, else the reason, as a sentence."""
     folder = runtime_folder()
     anew = f"remove {folder} and set it up again."
     if not (folder / ABOUT).is_file():
@@ -62,7 +62,7 @@ def runtime_state() -> str | None:
 
 
 def runtime_files() -> dict[str, Path]:
-    """Return its files by the names that the page asks for.
+    """Return the runtime's files by the names that the page requests.
 
     Raises:
         TargetError: it is not set up.
@@ -74,7 +74,7 @@ def runtime_files() -> dict[str, Path]:
 
 
 def set_up_runtime(say: Callable[[str], None], try_it: Callable[[Mapping[str, Path]], None]) -> Path:
-    """Fetch ONNX Runtime Web with npm, configured as it is here, and try it; return its folder.
+    """Fetch ONNX Runtime Web with npm, as configured here, and try it; return its folder.
 
     Args:
         say: called with what is being done.
@@ -107,7 +107,7 @@ def set_up_runtime(say: Callable[[str], None], try_it: Callable[[Mapping[str, Pa
 
 
 def _download(npm: str, folder: Path) -> Path:
-    """Return the package, which npm has compared with the digest that the registry has of it."""
+    """Return the package, whose digest npm has checked against the registry's."""
     command = [npm, "pack", f"onnxruntime-web@{VERSION}", "--silent", "--ignore-scripts", "--pack-destination", "."]
     try:
         done = subprocess.run(  # noqa: S603 - npm of this machine, without a shell
@@ -131,7 +131,7 @@ def _download(npm: str, folder: Path) -> Path:
 
 
 def _unpack(package: Path, folder: Path) -> None:
-    """Take the files that are needed out of the package, each by its name, and compare their digests."""
+    """Unpack the required files by name, and check their digests."""
     try:
         with tarfile.open(package) as archive:
             for name in FILES:

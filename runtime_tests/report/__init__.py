@@ -1,4 +1,4 @@
-"""Reports of `verify`, `bench`, targets and `doctor` together: one page for whoever signs off, one JSON behind it."""
+"""Reports of `verify`, `bench`, targets and `doctor` combined: one page for whoever signs off, and its JSON."""
 
 from .collect import collect
 from .deployment import DeploymentReport

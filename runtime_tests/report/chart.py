@@ -1,4 +1,4 @@
-"""Bars and dots with intervals: what is drawn, and how far each value reaches (`templates/chart.html.jinja` draws)."""
+"""Bars and dots with intervals: their data and geometry (`templates/chart.html.jinja` draws them)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Chart:
 
     @cached_property
     def end(self) -> float:
-        """A round number that no value lies beyond, nor an interval that is not out of all proportion."""
+        """A round number at or above all values, and all intervals that are not out of proportion."""
         largest = max((*(mark.value for mark in self.marks), 1.0 if self.dots else 0.0))
         highs = [mark.high for mark in self.marks if mark.high is not None and mark.high <= 3 * largest]
         largest = max([largest, *highs])
@@ -58,10 +58,10 @@ class Chart:
         return next(step * unit for step in steps if step * unit >= largest)
 
     def share(self, value: float) -> str:
-        """Return how far a value reaches, of the whole width."""
+        """Return the position of a value as a share of the width."""
         return f"{100 * min(max(value / self.end, 0.0), 1.0):.3f}%"
 
     @staticmethod
     def number(value: float) -> str:
-        """Return a number for the axis."""
+        """Format a number for the axis."""
         return f"{value:,.0f}" if 1000 <= value < 1e15 else f"{value:g}"

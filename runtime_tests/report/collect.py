@@ -1,4 +1,4 @@
-"""Read runs: files of JSON, or folders of them, and put their figures together."""
+"""Read runs from JSON files, or folders of them, and combine their figures."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _OTHER_COMMANDS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """The runs that a path stands for, and remarks about files that hold none."""
+    """The runs found at a path, and remarks about files that contain none."""
 
     runs: list[Run]
     remarks: list[Remark]
 
 
 def collect(paths: Sequence[Path], *, now: datetime | None = None) -> DeploymentReport:
-    """Read runs and say what they come to.
+    """Read runs and judge them.
 
     Args:
         paths: each a JSON file, a folder of them, or a folder of such folders; what an earlier `report` wrote stands
@@ -78,7 +78,7 @@ def _read_file(path: Path) -> _Found:
 
 
 def _left_out(path: Path, error: OtherSchemaError) -> Remark:
-    """Say why a file is left out that another command wrote; raise `error` if none did."""
+    """Explain why a file from another command is left out; raise `error` if no command wrote it."""
     command = _OTHER_COMMANDS.get(error.schema) if isinstance(error.schema, str) else None
     if command is None:
         raise error
@@ -103,7 +103,7 @@ def _earlier(path: Path, report: DeploymentReport) -> list[Run]:
 
 
 def _read_folder(folder: Path) -> _Found:
-    """Return the run that a folder of reports is, or the runs of the folders in it where it holds no JSON itself."""
+    """Return the run in a folder of reports, or the runs in its subfolders if it contains no JSON itself."""
     try:
         entries = sorted(folder.iterdir())
         folders = [path for path in entries if path.is_dir() and any(path.glob("*.json"))]
@@ -120,7 +120,7 @@ def _read_folder(folder: Path) -> _Found:
 
 
 def _read_folders(folders: Sequence[Path]) -> _Found:
-    """Return each folder as a run of its own; one that has no report is a remark."""
+    """Return each folder as a run of its own; a folder without reports becomes a remark."""
     runs: list[Run] = []
     remarks: list[Remark] = []
     for folder in folders:
@@ -135,7 +135,7 @@ def _read_folders(folders: Sequence[Path]) -> _Found:
 
 
 def _read_files(folder: Path, paths: Sequence[Path]) -> tuple[list[Run], list[Remark]]:
-    """Return the run that the files of a folder are, or the runs of earlier reports where there is nothing else.
+    """Return the run in the files of a folder, or the runs of earlier reports if there is nothing else.
 
     Returns:
         Runs, with remarks about files that are left out; and these remarks by themselves where there is no run.
@@ -163,7 +163,7 @@ def _read_files(folder: Path, paths: Sequence[Path]) -> tuple[list[Run], list[Re
 
 
 def _unread(path: Path, error: DataError) -> Remark:
-    """Return the remark about a file of a folder that is left out; a grave one if it may have held a difference."""
+    """Return the remark about a file that is left out; a grave one if it may contain a difference."""
     if isinstance(error, OtherSchemaError):
         with contextlib.suppress(DataError):
             return _left_out(path, error)
@@ -171,7 +171,7 @@ def _unread(path: Path, error: DataError) -> Remark:
 
 
 def _name(runs: Sequence[Run]) -> list[Run]:
-    """Give runs of the same name numbers."""
+    """Number runs of the same name."""
     counts = Counter(run.name for run in runs)
     taken = {name for name, count in counts.items() if count == 1}
     named = []

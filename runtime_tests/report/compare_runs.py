@@ -1,4 +1,4 @@
-"""Runs beside the first run: the same figures of the same model, whatever changed between them."""
+"""Comparison with the first run: the same figures of the same model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _pairs(first: Run, run: Run) -> list[tuple[Model, Model]]:
 
 
 def _by_name(models: Iterable[Model]) -> dict[str, Model]:
-    """Return models by name, without names that several have."""
+    """Return models by name, without ambiguous names."""
     groups: dict[str, list[Model]] = {}
     for model in models:
         groups.setdefault(model.name, []).append(model)
@@ -79,7 +79,7 @@ def _changes(first: Run, run: Run, before: Model, after: Model) -> Iterator[Chan
 
 
 def _step(before: float, after: float, *, ratio: bool = False) -> dict[str, Any]:
-    """Return a figure in both runs, and its ratio where that says something, as fields of `Change`."""
+    """Return a figure in both runs, and their ratio if meaningful, as fields of `Change`."""
     old, new = float(before), float(after)
     return {"before": old, "after": new, "ratio": _divide(new, old) if ratio else None, "overlap": None}
 
@@ -104,34 +104,34 @@ def _comparison(row: Exactness) -> tuple[object, ...]:
 
 
 def setting_of(row: Latency | Control) -> tuple[object, ...]:
-    """Return what two latencies have to share to be comparable."""
+    """Return the key in which two latencies must agree to be comparable."""
     return row.by, row.target, row.threads, row.batch, row.caches
 
 
 def counted_on(row: InstructionCount) -> tuple[object, ...]:
-    """Return what two counts of instructions have to share to be comparable."""
+    """Return the key in which two counts of instructions must agree to be comparable."""
     return row.target, row.batch
 
 
 def describe_count(row: InstructionCount) -> str:
-    """Return the setting of a count of instructions in words."""
+    """Describe the setting of a count of instructions."""
     return f"{row.target}, batch {row.batch}"
 
 
 def describe_setting(row: Latency) -> str:
-    """Return the setting of a latency in words."""
+    """Describe the setting of a latency."""
     threads = "1 thread" if row.threads == 1 else f"{row.threads} threads"
     return f"{row.target}, {threads}, batch {row.batch}, caches {row.caches} ({row.by})"
 
 
 def place(row: Exactness) -> str:
-    """Return where a comparison was made, in words."""
+    """Describe where a comparison was made."""
     level = "" if row.level is None else f" ({row.level})"
     return f"{row.backend}{level} on {row.target}"
 
 
 def _divide(value: float, by: float) -> float | None:
-    """Return a ratio; None where it is no number."""
+    """Return a ratio; None if it is undefined."""
     ratio = value / by if by else math.inf
     return ratio if math.isfinite(ratio) else None
 
@@ -151,7 +151,7 @@ def _above(low: float | None, high: float | None) -> bool:
 
 
 def _hardware(first: Run, run: Run, target: str) -> str | None:
-    """Say what of a target is not the same in two runs."""
+    """Describe the differences of a target between two runs."""
     old, new = (_facts(each, target) for each in (first, run))
     other = [name for name in _HARDWARE if old.get(name) != new.get(name)]
     return None if not other else f"not the same {', '.join(other)}"

@@ -1,4 +1,4 @@
-"""What of a report stands in its tables of exactness, accuracy and changes: rows put together and in order."""
+"""Tables of exactness, accuracy and changes: rows grouped and sorted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedGroup:
-    """What one backend on one target had to compare, level by level; the level of a backend that has none is None."""
+    """Comparisons of one backend on one target, level by level; the level is None for a backend without levels."""
 
     run: str
     target: str
@@ -34,7 +34,7 @@ class ComparedGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedModel:
-    """The comparisons of one model: on this machine first, then on targets in the order they are met.
+    """The comparisons of one model: on this machine first, then on targets in order of appearance.
 
     Attributes:
         label: what the model is called.
@@ -50,7 +50,7 @@ class ComparedModel:
 
 
 def compared_models(runs: Sequence[Run]) -> list[ComparedModel]:
-    """Return the models that anything was compared of, or should have been."""
+    """Return the models that were compared, or should have been."""
     return [
         _compared_model(label, own, gaps)
         for model, label in model_labels(runs).items()
@@ -106,7 +106,7 @@ def accuracy_rows(runs: Sequence[Run]) -> list[AccuracyRow]:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedFigure:
-    """One kind of figure in several runs: what changed of it, and how many comparisons are the same."""
+    """One kind of figure in several runs: its changes, and the number of unchanged comparisons."""
 
     title: str
     changes: list[Change]
@@ -115,7 +115,7 @@ class ChangedFigure:
 
 
 def changed_figures(every: Sequence[Change]) -> list[ChangedFigure]:
-    """Return the kinds of figures that two runs have."""
+    """Return the kinds of figures that two runs share."""
     changed = []
     for figure, title in _CHANGES.items():
         own = [change for change in every if change.figure == figure]
@@ -136,7 +136,7 @@ def changed_figures(every: Sequence[Change]) -> list[ChangedFigure]:
 
 
 def _worth_showing(change: Change) -> bool:
-    """Return whether two figures are not simply the same and as they should be."""
+    """Return whether two figures differ or are not as expected."""
     wrong = change.figure == "differing" and change.after > 0
     return change.before != change.after or wrong or change.remark is not None
 
@@ -149,7 +149,7 @@ def figure_of(value: float, change: Change) -> str:
 
 
 def step_of(change: Change) -> str:
-    """Return how much a figure changed."""
+    """Return the change of a figure."""
     difference = change.after - change.before
     if not difference:
         return "none"

@@ -1,4 +1,4 @@
-"""What the page shows, as plain data: the figures of all runs, and what they come to."""
+"""Content of the page as plain data: the figures of all runs, and the verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .figures import Remark, Run
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVerdict:
-    """What can be said of one model in one run.
+    """Verdict on one model in one run.
 
     Attributes:
         run, model, name: which.
@@ -33,7 +33,7 @@ class ModelVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The worst status of all models that were compared, in words, and each model's."""
+    """The worst status of all compared models, in words, and each model's."""
 
     status: str
     sentence: str
@@ -42,7 +42,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One figure of a run beside the same of the first run.
+    """One figure of a run beside that of the first run.
 
     Attributes:
         run, first: their names.

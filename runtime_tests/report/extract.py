@@ -1,4 +1,4 @@
-"""Figures out of reports that say what is equal, and what `doctor` found."""
+"""Extract figures from reports of comparisons, and the findings of `doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REFERENCE = "integer reference"
 
 
 def of_verify(report: VerifyReport) -> Run:
-    """Return logits compared and accuracies."""
+    """Return the comparisons of logits, and accuracies."""
     file = Model.of(report.model)
     levels = {onnx_backend_name(level): level for level in OPTIMIZATION_LEVELS}
     firsts = {
@@ -64,7 +64,7 @@ def of_verify(report: VerifyReport) -> Run:
 
 
 def of_targets(report: TargetsReport) -> Run:
-    """Return codes and logits compared on targets, their latency, and what was not run."""
+    """Return comparisons of codes and logits on targets, their latency, and the runs that are missing."""
     file = Model.of(report.model)
     counted = report.exact is None or report.exact == (
         not any(result.failed for result in report.targets)
@@ -76,13 +76,13 @@ def of_targets(report: TargetsReport) -> Run:
 
 
 def of_device(report: DeviceReport, target: str) -> Run:
-    """Return the same of what `device_runner.py` wrote; `target` is what it is called."""
+    """Return the same from a report of `device_runner.py`; `target` is its name."""
     file = Model.measured(report.model, report.sha256, None)
     return _of_device(file, target, report)
 
 
 def of_diagnosis(report: FirstDiagnosis) -> Run:
-    """Return what `doctor` found, today or when it wrote its first version."""
+    """Return the findings of `doctor`, in the present or the first version of its report."""
     file = Model.of(report.model)
     return Run(
         name="doctor",

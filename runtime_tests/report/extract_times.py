@@ -1,4 +1,4 @@
-"""Figures out of what `bench` reports: latencies, what models cost besides, and instructions."""
+"""Extract figures from reports of `bench`: latencies, other costs of models, and instructions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KERNELS_LEFT_OUT = "latencies with the kernel library are not shown here; they 
 
 
 def of_bench(report: bench.BenchReport) -> Run:
-    """Return latencies and costs, and what makes them doubtful.
+    """Return latencies and costs, and reasons to doubt them.
 
     A page has one row for each file. What the kernel library made of it stays in the report of `bench` alone.
     """

@@ -1,4 +1,4 @@
-"""What reports say about machines, as pairs of names and texts, whichever fields they have."""
+"""Descriptions of machines in reports, as pairs of names and texts, for any fields."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _ACTIVITY_NAMES = {
 
 
 def describe_place(target: str, measured: str, *parts: object) -> Environment:
-    """Return where a report was made: every field of the dataclasses that describe it, as text."""
+    """Describe where a report was made: all fields of its dataclasses about that, as text."""
     return Environment(target=target, measured=(measured,), facts=tuple(_facts(parts)))
 
 
 def _facts(parts: Iterable[object]) -> Iterable[Fact]:
-    """Yield every field of some dataclasses as text; what is None or empty is left out."""
+    """Yield every field of some dataclasses as text, except None and empty ones."""
     for part in parts:
         names = _ACTIVITY_NAMES if isinstance(part, Activity) else _FACT_NAMES
         for name, value in _items(part):

@@ -1,4 +1,4 @@
-"""What was measured, as plain data, whichever command measured it. None means that it was not measured."""
+"""Measured figures as plain data, from any command. None means not measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATENCY: Final = "latency"
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A report that figures come from."""
+    """A report that contains figures."""
 
     path: str
     schema: str
@@ -28,7 +28,7 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CertificateLine:
-    """One line of the certificate in a model's metadata: the worst that can occur, and what is allowed."""
+    """One line of the certificate in a model's metadata: the worst possible value, and its bound."""
 
     name: str
     worst: float
@@ -37,13 +37,13 @@ class CertificateLine:
 
     @property
     def holds(self) -> bool:
-        """Whether the worst is allowed."""
+        """Whether the worst value is within the bound."""
         return self.worst <= self.bound
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelContent:
-    """What a model file says of itself.
+    """Description of a model in its own file.
 
     Attributes:
         format, input: "qlinear", "qdq" or "float"; "uint8" or "float".
@@ -63,7 +63,7 @@ class ModelContent:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One file that something was measured of.
+    """One file that was measured.
 
     Attributes:
         sha256: digest; what tells models apart.
@@ -82,12 +82,12 @@ class Model:
 
     @classmethod
     def of(cls, file: ModelFile) -> Model:
-        """Return a model of which a report has path, size and digest."""
+        """Return a model from its path, size and digest in a report."""
         return cls.measured(file.path, file.sha256, file.bytes)
 
     @classmethod
     def measured(cls, path: str, sha256: str, size: int | None) -> Model:
-        """Return a model as a report names it; its name ends folders as Windows has them, or as others do."""
+        """Return a model from its path in a report, with separators of Windows or others."""
         name = PureWindowsPath(path).name or path
         return cls(sha256=sha256, name=name, path=path, bytes=size, content=None, unread=None)
 
@@ -136,7 +136,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long one run takes, in milliseconds.
+    """Duration of one run, in milliseconds.
 
     Attributes:
         model: digest.
@@ -174,7 +174,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """The first model of a setting measured twice: its ratio to itself, and where that lies (95 %)."""
+    """The first model of a setting measured twice: its ratio to itself, with its interval (95 %)."""
 
     model: str
     by: str
@@ -189,7 +189,7 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorTime:
-    """All nodes of one operator in a profile: how many, microseconds of one run, and their share of its time."""
+    """All nodes of one operator in a profile: number, microseconds per run, and share of the run's time."""
 
     model: str
     threads: int
@@ -201,7 +201,7 @@ class OperatorTime:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a model costs besides its latency: time to load and memory, bytes above those of a process without it."""
+    """Costs of a model besides its latency: time to load and memory, bytes above those of a process without it."""
 
     model: str
     macs: int | None
@@ -212,7 +212,7 @@ class Cost:
 
     @property
     def memory(self) -> int | None:
-        """What a process with the model needs at most, above one that loads no model, in bytes."""
+        """Peak memory of a process with the model, above that of one that loads no model, in bytes."""
         return None if self.peak_bytes is None or self.runtime_bytes is None else self.peak_bytes - self.runtime_bytes
 
 
@@ -248,7 +248,7 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where something was measured, and what: target and kind of report."""
+    """Place and subject of a measurement: target and kind of report."""
 
     target: str
     measured: tuple[str, ...]
@@ -257,7 +257,7 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class NotRun:
-    """Something that was asked for and is missing or incomplete.
+    """A requested measurement that is missing or incomplete.
 
     Attributes:
         model: digest, or None where only its path is known.
@@ -276,7 +276,7 @@ class NotRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What `doctor` found."""
+    """A finding of `doctor`."""
 
     model: str
     severity: str
@@ -287,7 +287,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Remark:
-    """What makes figures say less than they seem to.
+    """Reservation about figures.
 
     Attributes:
         text: a sentence or more.
@@ -302,7 +302,7 @@ class Remark:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All figures that belong together: of one date, one commit, one machine."""
+    """Figures of one run: of one date, one commit, one machine."""
 
     name: str
     sources: tuple[SourceFile, ...] = ()
@@ -322,13 +322,13 @@ class Run:
 
 
 def merge(name: str, *parts: Run) -> Run:
-    """Put the figures of some runs together, in order."""
+    """Concatenate the figures of some runs, in order."""
     names = [field.name for field in fields(Run) if field.name != "name"]
     return Run(name=name, **{each: tuple(row for part in parts for row in getattr(part, each)) for each in names})
 
 
 def copy_fields(row_class: type[Row], *sources: object, **given: object) -> Row:
-    """Make a row of the fields that reports have under the same names, the first report that has one, and of others."""
+    """Make a row from fields of the same names in reports, each from the first report that has it, and from others."""
     names = [field.name for field in fields(row_class)]  # type: ignore[arg-type] # a dataclass
     found = {name: getattr(each, name) for each in reversed(sources) for name in names if hasattr(each, name)}
     return row_class(**(found | given))

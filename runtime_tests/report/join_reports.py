@@ -1,4 +1,4 @@
-"""Put the reports of one run together: what they say of the same model, the same machine, the same setting."""
+"""Join the reports of one run: their figures of the same model, the same machine, the same setting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .read_report import SingleReport, figures_of
 
 
 def join_reports(name: str, reports: Sequence[tuple[Path, SingleReport]], remarks: Sequence[Remark]) -> Run:
-    """Put the reports of one run together.
+    """Join the reports of one run.
 
     Args:
         name: of the run.
@@ -48,7 +48,7 @@ def join_reports(name: str, reports: Sequence[tuple[Path, SingleReport]], remark
 
 
 def _tell_apart(parts: Sequence[Run], names: Sequence[str]) -> list[Run]:
-    """Say which file a latency is from, where two reports of a run measured the same model in the same setting."""
+    """Add the file of a latency if two reports of a run measured the same model in the same setting."""
     counts = Counter(key for part in parts for key in {(setting_of(row), row.model) for row in part.latencies})
     told = []
     for part, name in zip(parts, names, strict=True):
@@ -62,7 +62,7 @@ def _tell_apart(parts: Sequence[Run], names: Sequence[str]) -> list[Run]:
 
 
 def _models(models: Sequence[Model], places: dict[str, Path]) -> list[Model]:
-    """Describe every file once, by its digest; of what several reports say, the first with a size counts."""
+    """Describe every file once, by its digest; the first report with a size counts."""
     chosen: dict[str, Model] = {}
     for model in sorted(models, key=lambda model: model.bytes is None):
         chosen.setdefault(model.sha256, model)
@@ -87,7 +87,7 @@ def _namesakes(models: Sequence[Model]) -> list[Remark]:
 
 
 def _merge_environments(environments: Sequence[Environment]) -> tuple[Environment, ...]:
-    """Leave each machine once where several reports describe it alike."""
+    """Keep each machine once if several reports describe it alike."""
     merged: dict[tuple[object, ...], Environment] = {}
     for each in environments:
         key = (each.target, each.facts)

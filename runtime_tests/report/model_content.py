@@ -1,4 +1,4 @@
-"""What a model file says of itself, where the file that was measured can still be found."""
+"""Description of a model from its own file, if the measured file can still be found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .figures import CertificateLine, Model, ModelContent
 
 
 def read_content(file: Model, folder: Path) -> tuple[ModelContent | None, str | None]:
-    """Read a model's metadata from the file that its report names, or that lies beside the report.
+    """Read a model's metadata from the file that its report names, or from one beside the report.
 
     Only a file of the reported size and digest is read.
 

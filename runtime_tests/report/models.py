@@ -1,4 +1,4 @@
-"""Models of all runs, each once, and what they are called on the page."""
+"""Models of all runs, each once, and their names on the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .figures import Model, Run
 
 
 def models_of(runs: Sequence[Run]) -> list[Model]:
-    """Return every file once; of what several runs say, what was read from the file counts."""
+    """Return every file once; a description read from the file itself takes precedence."""
     found: dict[str, Model] = {}
     for model in (model for run in runs for model in run.models):
         earlier = found.get(model.sha256)
@@ -19,7 +19,7 @@ def models_of(runs: Sequence[Run]) -> list[Model]:
 
 
 def model_labels(runs: Sequence[Run]) -> dict[str, str]:
-    """Return what models are called: by their name, where several share it with the beginning of the digest."""
+    """Return labels of models: their names, with the beginning of the digest if several share one."""
     models = models_of(runs)
     counts = Counter(model.name for model in models)
     return {

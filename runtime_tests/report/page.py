@@ -1,4 +1,4 @@
-"""The page: the verdict first, then what it rests on. `templates/` says how, this what."""
+"""The page: the verdict first, then its grounds. `templates/` defines its form, this module its content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ORDER = (DIFFERS, INCOMPLETE, EQUAL, NOT_COMPARED)
 
 
 def render(report: DeploymentReport) -> str:
-    """Return the page as HTML that needs nothing but itself."""
+    """Return the page as self-contained HTML."""
     runs, labels = report.runs, model_labels(report.runs)
     files = models_of(runs)
     sizes = [(labels[file.sha256], file.bytes) for file in files if file.bytes is not None]
@@ -63,12 +63,12 @@ def render(report: DeploymentReport) -> str:
 
 
 def _remarks(report: DeploymentReport, *, grave: bool) -> list[str]:
-    """Return what makes the figures say less than they seem to; the latency section has its own."""
+    """Return the reservations about figures; the latency section has its own."""
     own = _of_runs(report.runs, lambda remark: remark.grave == grave and remark.about != LATENCY)
     return [*(remark.text for remark in report.remarks if remark.grave == grave), *own]
 
 
 def _of_runs(runs: Sequence[Run], wanted: Callable[[Remark], bool]) -> list[str]:
-    """Return the texts of some remarks about runs, which name the run where there are several."""
+    """Return the texts of some remarks about runs, with the run's name if there are several runs."""
     texts = [(run.name, remark.text) for run in runs for remark in run.remarks if wanted(remark)]
     return [f"{name}: {text}" if len(runs) > 1 else text for name, text in texts]

@@ -1,4 +1,4 @@
-"""Read one report of any kind and take its figures, which have to be such as can be."""
+"""Read one report of any kind, and validate and extract its figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LARGEST: Final = 2**28  # bytes; reports of large networks have some 2**20
 
 
 def read_any_report(path: Path) -> SingleReport | DeploymentReport:
-    """Read a report of any kind; DataError if it is none."""
+    """Read a report of any kind; DataError for any other file."""
     try:
         if not path.is_file():
             raise DataError(f"there is no file {path}; name a JSON file or a folder of them.")
@@ -43,7 +43,7 @@ def read_any_report(path: Path) -> SingleReport | DeploymentReport:
 
 
 def figures_of(path: Path, report: SingleReport) -> Run:
-    """Return the figures of a report, as a run that has no name yet; DataError if they cannot be."""
+    """Return the figures of a report, as a run without a name; DataError if they are impossible."""
     _check_devices(path, report)
     run = _extract(path, report)
     check_figures(path, run)
@@ -68,7 +68,7 @@ def _extract(path: Path, report: SingleReport) -> Run:
 
 
 def _check_devices(path: Path, report: SingleReport) -> None:
-    """Raise DataError if what a device sent contradicts itself."""
+    """Raise DataError if a device's report contradicts itself."""
     devices = [report] if isinstance(report, DeviceReport) else []
     if isinstance(report, TargetsReport):
         devices = [device for result in report.targets for device in result.reports]
@@ -80,7 +80,7 @@ def _check_devices(path: Path, report: SingleReport) -> None:
 
 
 def check_figures(path: Path, run: Run) -> None:
-    """Raise DataError if there is a count or a time that cannot be."""
+    """Raise DataError if a count or a time is impossible."""
     for row in run.exactness:
         if not 0 <= row.differing <= row.elements:
             raise DataError(f"{path} is damaged: of {row.elements:,} {row.what}, {row.differing:,} differ.")

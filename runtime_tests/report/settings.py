@@ -1,4 +1,4 @@
-"""What was measured in the same setting, model beside model: latencies, and instructions on emulated processors."""
+"""Figures grouped by setting, model beside model: latencies, and instructions on emulated processors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SettingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What was measured in one setting.
+    """Figures of one setting.
 
     Attributes:
         name: of the setting, in words.
@@ -53,7 +53,7 @@ def latency_settings(runs: Sequence[Run]) -> list[Setting]:
 
 
 def instruction_settings(runs: Sequence[Run]) -> list[Setting]:
-    """Return what was counted on each emulated processor."""
+    """Return the counts on each emulated processor."""
     labels = model_labels(runs)
     settings = []
     for rows in _by_setting(runs, lambda run: run.instructions, counted_on):
@@ -82,7 +82,7 @@ def instruction_settings(runs: Sequence[Run]) -> list[Setting]:
 def _by_setting(
     runs: Sequence[Run], rows_of: Callable[[Run], Iterable[Row]], key: Callable[[Row], tuple[object, ...]]
 ) -> list[list[tuple[int, Row]]]:
-    """Return rows of the same key together, each with the number of its run."""
+    """Group rows by key, each with the number of its run."""
     settings: dict[tuple[object, ...], list[tuple[int, Row]]] = {}
     for index, run in enumerate(runs):
         for row in rows_of(run):
@@ -97,7 +97,7 @@ def _setting(
     figures: Sequence[dict[str, str]],
     runs: Sequence[Run],
 ) -> Setting:
-    """Put a setting together from the figures of each row, by their headings; what no row has gets no column."""
+    """Build a setting from the figures of each row, by heading; headings without figures get no column."""
     heads = [head for head in figures[0] if any(each[head] != NOT_MEASURED for each in figures)]
     return Setting(
         name=name,
@@ -146,7 +146,7 @@ def _latency_setting(rows: Sequence[tuple[int, Latency]], labels: dict[str, str]
 
 
 def _is_first(row: Latency) -> bool:
-    """Return whether a latency is that of the model that ratios refer to."""
+    """Return whether a latency belongs to the model that ratios refer to."""
     return row.first == row.model
 
 
@@ -180,5 +180,5 @@ def _latency_figures(row: Latency) -> dict[str, str]:
 
 
 def _in_run(text: str, index: int, runs: Sequence[Run]) -> str:
-    """Return a text with the name of its run behind it, where there are several."""
+    """Append the name of the run to a text if there are several runs."""
     return f"{text}, {runs[index].name}" if len(runs) > 1 else text

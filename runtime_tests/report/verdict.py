@@ -1,4 +1,4 @@
-"""What it comes to, for whoever signs off: counts of what had to be equal, in words."""
+"""The verdict, for whoever signs off: counts of required comparisons, in words."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def judge(runs: Sequence[Run], remarks: Sequence[Remark] = ()) -> Verdict:
 
 
 def _wrong_targets(runs: Sequence[Run], verdict: ModelVerdict) -> Iterable[str]:
-    """Return where a model differs in its run."""
+    """Return the targets on which a model differs in its run."""
     rows = [row for run in runs if run.name == verdict.run for row in run.exactness if row.model == verdict.model]
     return dict.fromkeys(row.target for row in rows if row.must_equal and row.differing)
 
 
 def _gaps(models: Sequence[ModelVerdict], remarks: Sequence[Remark]) -> list[str]:
-    """Return sentences about what may hide a difference."""
+    """Return sentences about gaps that may hide a difference."""
     broken = [each.name for each in models if each.status == INCOMPLETE]
     grave = sum(remark.grave for remark in remarks)
     sentences = [f"A target failed for {', '.join(dict.fromkeys(broken))}."] if broken else []
@@ -91,7 +91,7 @@ def _judge(run: Run, model: Model) -> ModelVerdict:
 
 
 def _counts(rows: Sequence[Exactness], differing: int) -> str:
-    """Say what was compared, and what of it differs."""
+    """Describe the comparisons, and their differences."""
     kinds = []
     for what in ("codes", "logits"):
         own = [row for row in rows if row.what == what]
@@ -112,7 +112,7 @@ def _counts(rows: Sequence[Exactness], differing: int) -> str:
 
 
 def _nothing(rows: Sequence[Exactness], *, measured: bool) -> str:
-    """Say why nothing was compared; `measured`: whether the accuracy was."""
+    """Explain why nothing was compared; `measured`: whether the accuracy was measured."""
     if rows:
         return "Nothing had to be equal: the file has float parts, whose last bits depend on the machine."
     if measured:

@@ -25,7 +25,7 @@ COUNTER = "instructions"  # no target: what counts the instructions of emulated 
 
 @dataclass(frozen=True, kw_only=True)
 class Emulator:
-    """An instruction set that qemu-user runs.
+    """An instruction set that qemu-user emulates.
 
     Attributes:
         name: of the folder, and what `target setup` calls it.
@@ -46,13 +46,13 @@ class Emulator:
 
     @property
     def folder(self) -> Path:
-        """Where it is set up."""
+        """The folder of the emulator."""
         return targets_folder() / self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where a model can be run: on this machine, unless it has one of emulator, browser and remote.
+    """A machine that can run a model: this one, unless it has one of emulator, browser and remote.
 
     Attributes:
         name: as the command line has it.
@@ -93,7 +93,7 @@ TARGETS = {
 
 
 def target_names(text: str) -> tuple[str, ...]:
-    """Return the targets that a name stands for: itself, every `arm64:CPU` for `arm64`, or `all` but devices.
+    """Return the targets of a name: itself, every `arm64:CPU` for `arm64`, or all but devices for `all`.
 
     Raises:
         TargetError: there is no such target.
@@ -127,7 +127,7 @@ def find_target(name: str, device_python: str = DEFAULT_PYTHON) -> Target:
 
 
 def target_state(target: Target) -> str | None:
-    """Return None if a target can be run, else the reason why not, as a sentence."""
+    """Return None if a target can run, else the reason, as a sentence."""
     if target.browser:
         from qil_deploy.runtime_tests.browser import browser_state
 
@@ -140,7 +140,7 @@ def target_state(target: Target) -> str | None:
 
 
 def _why_not_ready(emulator: Emulator) -> str | None:
-    """Return what is wrong with an emulator's folder, or None."""
+    """Return the defect of an emulator's folder, or None."""
     folder = emulator.folder
     state = folder_state(folder, lambda: (folder / emulator.qemu, emulator_python(emulator)))
     if state is None and emulator.system is None and emulator_python(emulator) != this_python():
@@ -152,7 +152,7 @@ def _why_not_ready(emulator: Emulator) -> str | None:
 
 
 def why_impossible(emulator: Emulator) -> str | None:
-    """Return why this machine can never run it, or None."""
+    """Return why this machine can never run a target, or None."""
     if not sys.platform.startswith("linux"):
         return f"qemu-user runs on Linux, and this is {sys.platform}."
     if emulator.system is None and platform.machine() != emulator.architecture:
@@ -161,7 +161,7 @@ def why_impossible(emulator: Emulator) -> str | None:
 
 
 def emulator_python(emulator: Emulator) -> Path:
-    """Return the Python that an emulator runs, which may have gone since.
+    """Return the Python for an emulator, which may have been removed since.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: what its folder says about it is damaged.

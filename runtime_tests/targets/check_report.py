@@ -32,7 +32,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def largest_report(golden: GoldenChunks, options: RunOptions) -> int:
-    """Return how many bytes the report of a run may have."""
+    """Return the maximum size in bytes of a run's report."""
     each = 16 * len(golden.images) + 4096 * (len(golden.tensors) + 1)
     return 2**16 + each * len(options.levels)
 
@@ -40,7 +40,7 @@ def largest_report(golden: GoldenChunks, options: RunOptions) -> int:
 def check_report(
     report: DeviceReport, model: ExportedModel, golden: GoldenChunks, options: RunOptions, *, browser: bool
 ) -> None:
-    """Check that a report can be that of a run, and that what it calls equal is.
+    """Check that a report is possible for a run, and that tensors reported as equal are.
 
     Args:
         report: what a target sent.
@@ -71,7 +71,7 @@ def check_report(
 
 
 def _check_choices(report: DeviceReport, options: RunOptions) -> None:
-    """Check what a report says of a library of kernels."""
+    """Check a report's entries about a library of kernels."""
     within("kernels", len(report.kernels), 0, 0 if options.kernels is None else len(KERNEL_OPERATORS))
     for choice in report.kernels:
         check_word("kernels", choice)
@@ -95,7 +95,7 @@ def check_consistency(report: DeviceReport) -> None:
 
 
 def _check_form(report: DeviceReport) -> None:
-    """Check counts, names and digests as far as a report tells what they have to be."""
+    """Check counts, names and digests as far as the report determines them."""
     for what in ("images", "batch", "threads"):
         within(what, getattr(report, what), 1, _MOST)
     if report.latency is not None:
@@ -121,7 +121,7 @@ def _check_form(report: DeviceReport) -> None:
 
 
 def _check_counts(where: str, result: TensorResult, report: DeviceReport) -> None:
-    """Check the counts of one tensor, whatever the golden one is."""
+    """Check the counts of one tensor, for any golden one."""
     check_word(where, result.dtype)
     if not _DIGEST.fullmatch(result.sha256):
         raise DataError(f"{where} has no digest")
@@ -145,7 +145,7 @@ def _check_counts(where: str, result: TensorResult, report: DeviceReport) -> Non
 
 
 def _check_level(level: LevelResult, golden: GoldenChunks, model: ExportedModel) -> None:
-    """Check one level beside the golden tensors, where there are some."""
+    """Check one level against the golden tensors, if there are any."""
     where = f"level {level.level}"
     expect(f"{where}, outputs", tuple(tensor.tensor for tensor in level.outputs), model.output_names)
     expect(f"{where}, predictions", len(level.predictions), len(golden.images) if model.has_classes else 0)
@@ -162,7 +162,7 @@ def _check_level(level: LevelResult, golden: GoldenChunks, model: ExportedModel)
 
 
 def _check_tensor(where: str, result: TensorResult, golden: GoldenChunks) -> None:
-    """Check that one tensor's counts can be true, beside the golden one."""
+    """Check that one tensor's counts are possible, given the golden one."""
     expected = golden.tensors[result.tensor]
     differing = result.differing or 0
     expect(f"{where}, elements", result.elements, expected.size)

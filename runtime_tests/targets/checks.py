@@ -13,7 +13,7 @@ _MAX_CPUS = 2**16
 
 
 def expect(what: str, found: object, expected: object) -> None:
-    """Raise `DataError` unless something is what it has to be."""
+    """Raise `DataError` unless a value is the expected one."""
     if found != expected:
         raise DataError(f"{what} is {_short(found)}, and has to be {_short(expected)}")
 
@@ -25,7 +25,7 @@ def within(what: str, found: float, least: float, most: float) -> None:
 
 
 def check_environment(environment: DeviceEnvironment, *, browser: bool) -> None:
-    """Raise `DataError` unless an environment can be a browser's, or that of a Python."""
+    """Raise `DataError` unless an environment is possible for a browser, or for a Python."""
     within("environment, cpus", environment.cpus, 1, _MAX_CPUS)
     within("environment, features", len(environment.features), 0, _MAX_FEATURES)
     names = ("browser",) if browser else ("numpy", "python")
@@ -37,7 +37,7 @@ def check_environment(environment: DeviceEnvironment, *, browser: bool) -> None:
 
 
 def check_word(where: str, word: str) -> None:
-    """Raise `DataError` unless a text can be shown: of no control characters, which terminals obey, and not endless."""
+    """Raise `DataError` unless a text is safe to display: short, no control characters, which terminals obey."""
     if len(word) > _MAX_WORD or not word.isprintable():
         raise DataError(f"{where} has a text that is too long or cannot be printed")
 

@@ -1,4 +1,4 @@
-"""Folders that `target setup` makes: each is there as a whole, tried, or not at all.
+"""Folders that `target setup` makes: each exists complete and tried, or not at all.
 
 A folder is built beside its place and renamed; its `about.json`, written last, says what a later start has to know.
 """
@@ -23,13 +23,13 @@ _COMMAND_TIMEOUT = 1800.0
 
 
 def targets_folder() -> Path:
-    """Return the folder of everything that is set up: `QIL_DEPLOY_TARGETS`, or one in the user's cache."""
+    """Return the folder of all targets: `QIL_DEPLOY_TARGETS`, or one in the user's cache."""
     named = os.environ.get(FOLDER_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "qil_deploy" / "targets"
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Return what a folder says about itself.
+    """Return a folder's description of itself.
 
     Raises:
         OSError, ValueError: it says nothing, or no JSON.
@@ -38,7 +38,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def folder_state(folder: Path, needed: Callable[[], Iterable[Path]]) -> str | None:
-    """Return None if a folder is set up and has what it needs, else the reason why not, as a sentence.
+    """Return None if a folder is set up and has everything it needs, else the reason, as a sentence.
 
     Args:
         folder: named like what `target setup` calls it.
@@ -99,7 +99,7 @@ def install(folder: Path, build: Callable[[Path, Path], None]) -> Path:
 
 
 def run_step(command: Sequence[str], what: str, cwd: Path | None = None) -> None:
-    """Run a command of this machine.
+    """Run a command on this machine.
 
     Raises:
         TargetError: it fails; says its last words.

@@ -1,4 +1,4 @@
-"""Whether a target can load a library of kernels: one that is native, and built for its processor."""
+"""Whether a target can load a library of kernels: only a native target with the processor it was built for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ARCHITECTURES: Final = {62: "x86_64", 183: "aarch64"}
 
 
 def why_no_kernels(target: Target, library: Path) -> str | None:
-    """Return None if a target can load a library as far as is known here, else the reason why not, as a sentence."""
+    """Return None if a target can load a library as far as is known here, else the reason, as a sentence."""
     if target.browser:
         return "browsers load no native libraries; leave --kernels out: the same file runs there without."
     built, runs = _architecture_of(library), _architecture_at(target)
@@ -27,7 +27,7 @@ def why_no_kernels(target: Target, library: Path) -> str | None:
 
 
 def _architecture_of(library: Path) -> str | None:
-    """Return what a library is built for; None where it does not say so as Linux has it."""
+    """Return the architecture of a library; None if it is not stated in Linux's format."""
     with library.open("rb") as file:
         header = file.read(_MACHINE.stop)
     if not header.startswith(_ELF):
@@ -36,7 +36,7 @@ def _architecture_of(library: Path) -> str | None:
 
 
 def _architecture_at(target: Target) -> str | None:
-    """Return what a target runs; None for a device, which has not been asked."""
+    """Return the architecture of a target; None for a device, which has not been asked."""
     if target.remote is not None:
         return None
     return platform.machine() if target.emulator is None else target.emulator.architecture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How to run a model on a target.
+    """Options of a run on a target.
 
     Attributes:
         levels: graph-optimization levels.

@@ -1,4 +1,4 @@
-"""Devices that are reached by ssh or adb: their addresses, and the command lines that start something there."""
+"""Devices reached by ssh or adb: their addresses, and the commands that start a program there."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Remote:
     python: str = DEFAULT_PYTHON
 
     def command(self, script: str) -> tuple[str, ...]:
-        """Return the command line that runs a POSIX shell script there, whatever the user's own shell is."""
+        """Return the command that runs a POSIX shell script there, whatever the user's own shell is."""
         return (*self.opening, f"exec sh -c {shlex.quote(script)}")
 
     @property
     def python_word(self) -> str:
-        """The interpreter as a shell there reads it; `~/` is the home of the user there."""
+        """The interpreter in the syntax of a shell there; `~/` is the user's home there."""
         if self.python.startswith("~/"):
             return f'"$HOME"/{shlex.quote(self.python[2:])}'
         return shlex.quote(self.python)
@@ -62,7 +62,7 @@ def is_remote(name: str) -> bool:
 
 
 def find_remote(name: str, python: str = DEFAULT_PYTHON) -> Remote:
-    """Return the device of a name: `ssh:[USER@]HOST[:PORT]` (or an alias of the ssh configuration), `adb[:SERIAL]`.
+    """Return the device with a name: `ssh:[USER@]HOST[:PORT]` (or an alias of the ssh configuration), `adb[:SERIAL]`.
 
     Raises:
         TargetError: the name or the interpreter's is none.
@@ -88,7 +88,7 @@ def find_remote(name: str, python: str = DEFAULT_PYTHON) -> Remote:
 
 
 def remote_state(remote: Remote) -> str | None:
-    """Return None if this machine could reach a device, else the reason why not; the device itself is not asked."""
+    """Return None if this machine could reach a device, else the reason; the device itself is not asked."""
     if shutil.which(remote.tool) is not None:
         return None
     package = {"ssh": "OpenSSH's client", "adb": "the Android platform tools"}[remote.tool]

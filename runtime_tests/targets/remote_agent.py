@@ -1,4 +1,4 @@
-"""The agent on a remote device: takes in a model and what belongs to it, runs it, and leaves nothing behind.
+"""The agent on a remote device: receives a model and its files, runs it, and leaves nothing behind.
 
 Sent as text, ahead of everything else, to the device's Python (3.10 or newer); needs nothing but that. On its standard
 input follow a line of JSON, `{"modules": [NAME], "files": [[NAME, BYTES]], "arguments": [ARGUMENT], "environment":
@@ -31,17 +31,17 @@ CHUNK = 1 << 18
 
 
 class RefusedError(Exception):
-    """Why nothing can be run here, in a sentence."""
+    """Reason why nothing can run here, in a sentence."""
 
 
 def say(what: str) -> None:
-    """Tell whoever waits that work goes on."""
+    """Report progress to the waiting process."""
     sys.stderr.write(f"progress: {what}\n")
     sys.stderr.flush()
 
 
 def check_modules(names: list[str]) -> None:
-    """Raise unless this Python has some modules."""
+    """Raise unless this Python has the required modules."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise RefusedError(
@@ -51,7 +51,7 @@ def check_modules(names: list[str]) -> None:
 
 
 def parent_folder() -> str:
-    """Return where temporary files go; Android has a place that Python does not know."""
+    """Return the folder for temporary files; Android's is not known to Python."""
     try:
         return tempfile.gettempdir()
     except OSError:
@@ -59,7 +59,7 @@ def parent_folder() -> str:
 
 
 def receive(stream: BinaryIO, folder: Path, files: list[tuple[str, int]]) -> None:
-    """Write the files that arrive one after the other."""
+    """Write the files as they arrive, one after another."""
     for name, size in files:
         left = size
         try:
@@ -78,7 +78,7 @@ def receive(stream: BinaryIO, folder: Path, files: list[tuple[str, int]]) -> Non
 
 
 def run(folder: Path, arguments: list[str], environment: dict[str, str]) -> int:
-    """Run Python in a folder until it ends or nobody waits for it; pass on what it writes."""
+    """Run Python in a folder until it ends or nobody waits for it; pass on its output."""
     output = folder / "output"
     with output.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603 - the script that was sent, started without a shell
@@ -110,7 +110,7 @@ def end_with_input(process: subprocess.Popen[Any]) -> None:
 
 
 def signal_name(number: int) -> str:
-    """Return a signal's name, as far as it has one."""
+    """Return a signal's name, if it has one."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -123,7 +123,7 @@ def end(number: int, _: object) -> None:
 
 
 def main() -> int:
-    """Do what the standard input asks for; return the exit code."""
+    """Do the job read from the standard input; return the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
     stream = sys.stdin.buffer

@@ -1,4 +1,4 @@
-"""Run a model on a device that is reached by ssh or adb.
+"""Run a model on a device reached by ssh or adb.
 
 One connection does it all: the device's Python reads `remote_agent.py` from its standard input, then everything that is
 to be run, and the report comes back on the standard output. While the standard input stays open the device goes on;
@@ -54,7 +54,7 @@ _ADB_TROUBLE = (
 
 
 class Device:
-    """What a device has told of itself on the way: its process and its folder."""
+    """Reports of a device during a run: its process and its folder."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.process: int | None = None
@@ -62,7 +62,7 @@ class Device:
         self._progress = progress
 
     def hear(self, what: str) -> None:
-        """Take in a sign of progress."""
+        """Record a sign of progress."""
         if re.fullmatch(rf"{_PROCESS}[1-9]\d*", what, re.ASCII):
             self.process = int(what.removeprefix(_PROCESS))
         elif what.startswith(remote_agent.FOLDER):
@@ -118,7 +118,7 @@ def run_on_device(
 
 
 def _script(remote: Remote, size: int) -> str:
-    """Return the shell script that starts the device's Python, with a program that reads `size` bytes of program."""
+    """Return the shell script that starts the device's Python, which reads `size` bytes of program."""
     version = ".".join(map(str, OLDEST_PYTHON))
     refusal = f"{remote_agent.REFUSED}its Python is %d.%d, and {version} is the oldest that will do."
     program = (
@@ -131,7 +131,7 @@ def _script(remote: Remote, size: int) -> str:
 def _parcel(
     agent: bytes, files: Mapping[str, Path], arguments: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[bytes]:
-    """Yield what the device reads."""
+    """Yield the input of the device."""
     sizes = [(name, path.stat().st_size) for name, path in files.items()]
     order = {"modules": MODULES, "files": sizes, "arguments": arguments, "environment": environment}
     yield agent + json.dumps(order).encode() + b"\n"
@@ -142,7 +142,7 @@ def _parcel(
 
 
 def _clear(remote: Remote, device: Device) -> None:
-    """End what is left on a device, which has not noticed that nobody waits for it, as far as it still answers."""
+    """Clean up a device that has not noticed that nobody waits for it, as far as it still answers."""
     orders = []
     if device.process is not None:
         orders.append(f"kill -KILL -{device.process} 2>/dev/null || kill -KILL {device.process}")
@@ -164,7 +164,7 @@ def _clear(remote: Remote, device: Device) -> None:
 
 
 def _trouble(remote: Remote, code: int, last_words: Sequence[str]) -> str:
-    """Say why nothing came back."""
+    """Explain why nothing came back."""
     for words in last_words:
         if words.startswith(remote_agent.REFUSED):
             return f"failed: {words.removeprefix(remote_agent.REFUSED)}"

@@ -1,4 +1,4 @@
-"""The report of `verify --target`: what every target sent back, or why it did not."""
+"""The report of `verify --target`: every target's report, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TargetResult:
 
     @property
     def reports(self) -> tuple[DeviceReport, ...]:
-        """The reports there are."""
+        """The available reports."""
         return tuple(report for report in (self.codes, self.logits) if report is not None)
 
 

@@ -1,4 +1,4 @@
-"""Run a model on a target, wherever that is, and check that the report that comes back is of this run.
+"""Run a model on any target, and check that the returned report belongs to this run.
 
 This machine, emulated ones and devices run the package's own zip file (`device_program`); browsers have a runner of
 their own.
@@ -75,7 +75,7 @@ def run_on_target(
 def _run(
     target: Target, paths: tuple[Path, Path], options: RunOptions, most: int, folder: Path, progress: Progress | None
 ) -> DeviceReport:
-    """Run a model and data; return what comes back, of `most` bytes at most.
+    """Run a model and data; return the output, of at most `most` bytes.
 
     Raises:
         WorkerError: nothing does.
@@ -118,14 +118,14 @@ def _run(
 
 
 def python_command(target: Target) -> Command:
-    """Return how to start Python on this machine, itself or emulated, which is set up."""
+    """Return the command that starts Python on this machine, native or emulated; it must be set up."""
     if target.emulator is None:
         return Command(arguments=(sys.executable, "-P"), environment=dict(os.environ))
     return emulated_python(target.emulator, str(target.cpu), target.emulator.folder, emulator_python(target.emulator))
 
 
 def emulated_python(emulator: Emulator, cpu: str, folder: Path, python: Path) -> Command:
-    """Return how to start a Python in an emulator, with the packages of its folder and no others."""
+    """Return the command that starts Python in an emulator, with the packages of its folder and no others."""
     arguments = [str(folder / emulator.qemu), "-cpu", cpu]
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
     environment["PYTHONPATH"] = str(folder / "packages")
@@ -137,5 +137,5 @@ def emulated_python(emulator: Emulator, cpu: str, folder: Path, python: Path) ->
 
 
 def _forced_set() -> dict[str, str]:
-    """Return the variable that forces a set of kernels, if it is set here: it holds on every target."""
+    """Return the variable that forces a set of kernels, if it is set here: it applies to every target."""
     return {SET_VARIABLE: os.environ[SET_VARIABLE]} if SET_VARIABLE in os.environ else {}

@@ -1,4 +1,4 @@
-"""Set up a target's folder with this machine's own apt and pip, configured as they are.
+"""Set up a target's folder with this machine's own apt and pip, as configured.
 
 Nothing is installed and nothing needs root: apt works in a state folder of its own, which may be of another
 architecture, and packages are unpacked where they are needed.
@@ -87,7 +87,7 @@ def _build(emulator: Emulator, built: Path, scratch: Path, say: Callable[[str], 
 
 
 def _find_python(folder: Path, architecture: str) -> Path:
-    """Return the Python of another architecture that was unpacked, relative to `folder`."""
+    """Return the unpacked Python of another architecture, relative to `folder`."""
     python = (folder / "system" / "usr" / "bin" / "python3").resolve()
     if re.fullmatch(r"python3\.\d+", python.name) is None or not python.is_file():
         raise TargetError(
@@ -108,7 +108,7 @@ def _install_wheels(emulator: Emulator, python: Path, folder: Path) -> None:
 
 
 def _try(emulator: Emulator, folder: Path, python: Path) -> None:
-    """Import onnxruntime on every processor that the emulator is to play."""
+    """Import onnxruntime on every processor to be emulated."""
     for cpu in emulator.cpus:
         command = emulated_python(emulator, cpu, folder, python).and_then("-c", _TRIAL)
         code, last_words = run_worker(command, folder.parent / "trial", _TRIAL_TIMEOUT)

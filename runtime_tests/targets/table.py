@@ -1,4 +1,4 @@
-"""The outcome on several targets, as a table."""
+"""The results on several targets, as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .report import TargetResult, TargetsReport
 
 
 def targets_table(report: TargetsReport) -> Table:
-    """Return one row per target: how much was compared, and what differs."""
+    """Return one row per target: the number of comparisons, and the differences."""
     columns = (
         *("target", "codes compared", "codes differing", "logits of images", "logits differing", "median ms"),
         Column(heading="ONNX Runtime", text=True),
@@ -50,7 +50,7 @@ def _verdict(report: TargetsReport) -> str:
 
 
 def targets_remarks(report: TargetsReport) -> list[str]:
-    """Return what stands below the table: what was skipped or failed, kernels, and the first tensors that differ."""
+    """Return the lines below the table: skipped and failed targets, kernels, and the first tensors that differ."""
     remarks = []
     for result in report.targets:
         if result.skipped is not None:

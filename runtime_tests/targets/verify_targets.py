@@ -1,4 +1,4 @@
-"""Run one model on many targets: every code of a few images, and the logits of more where they are asked for."""
+"""Run one model on many targets: every code of a few images, and optionally the logits of more."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def require_runnable(targets: Sequence[Target], options: RunOptions) -> None:
 
 
 def _why_not(target: Target, options: RunOptions) -> str | None:
-    """Return None if a target can run so, else the reason why not, as a sentence."""
+    """Return None if a target can run with these options, else the reason, as a sentence."""
     unloadable = None if options.kernels is None else why_no_kernels(target, options.kernels)
     return unloadable or target_state(target)
 
@@ -96,7 +96,7 @@ def _verify_target(
     options: RunOptions,
     progress: Callable[[str], None] | None,
 ) -> TargetResult:
-    """Run a target; where it fails, keep what came before, and why."""
+    """Run a target; if it fails, keep the earlier results, and the reason."""
     codes = more = failed = None
     try:
         repeats = options.repeats if target.emulator is None else 0

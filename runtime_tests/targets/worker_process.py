@@ -31,23 +31,23 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """How to start a program: its name and arguments, and the whole environment."""
+    """Command line and environment of a program."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
 
     def and_then(self, *arguments: object) -> Command:
-        """Return the same with more arguments."""
+        """Return the same command with more arguments."""
         return Command(arguments=(*self.arguments, *map(str, arguments)), environment=self.environment)
 
 
 class WorkerError(Exception):
-    """A worker fell silent, failed or brought back nothing that can be used; the message comes behind its name."""
+    """A worker fell silent, failed or returned nothing usable; the message follows its name."""
 
 
 @dataclass(kw_only=True)
 class Lifeline:
-    """What goes to the standard input of a process, which stays open after it: its end asks the process to end.
+    """Standard input of a process, kept open after its content: closing it asks the process to end.
 
     Attributes:
         chunks: what it reads.
@@ -148,7 +148,7 @@ def _source(line: Lifeline | None, ended: threading.Event) -> Iterator[int]:
 
 
 def _end(process: subprocess.Popen[str], line: Lifeline | None) -> None:
-    """Kill a process, after giving one with a line the time to end by itself, with all that it started."""
+    """Kill a process; one with a lifeline gets time to end by itself, and is then killed with all its children."""
     if line is None:
         process.kill()
         return
@@ -193,5 +193,5 @@ def _lines(stream: IO[str] | None, timeout: float, look: Callable[[], None]) -> 
 
 
 def quoted(lines: Sequence[str]) -> str:
-    """Return the last words of a process as the end of a sentence, or nothing."""
+    """Return the last line of a process's errors as the end of a sentence, or nothing."""
     return f" Its last words: {' / '.join(excerpt(line, _QUOTED) for line in lines)}" if lines else ""

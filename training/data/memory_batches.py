@@ -25,7 +25,7 @@ from qil_deploy.preprocessing import Preprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which rows of every batch a process takes: `rank`, `rank + of`, `rank + 2 * of`, ..."""
+    """Rows of every batch for one process: `rank`, `rank + of`, `rank + 2 * of`, ..."""
 
     rank: int = 0
     of: int = 1
@@ -36,7 +36,7 @@ class Share:
 
 
 def check_batch_size(batch_size: int, images: int, share: Share) -> None:
-    """Check that there are so many images, and that every process gets as many.
+    """Check that there are enough images for a batch, and that the processes can share it equally.
 
     Raises:
         ConfigError: there are fewer, or the processes cannot share them evenly.
@@ -48,7 +48,7 @@ def check_batch_size(batch_size: int, images: int, share: Share) -> None:
 
 
 class Batches(Protocol):
-    """What training takes its batches from.
+    """Source of batches for training.
 
     Attributes:
         batch_size: images per batch, over all processes.
@@ -82,7 +82,7 @@ def to_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def draw_flips(count: int, generator: torch.Generator) -> Tensor:
-    """Draw which of so many images are mirrored, bool [count]: each with probability one half."""
+    """Draw which of `count` images are mirrored, bool [count]: each with probability one half."""
     return torch.rand(count, generator=generator) < 0.5
 
 
@@ -105,7 +105,7 @@ def random_shift(images: Tensor, padding: int, generator: torch.Generator) -> Te
 
 @lru_cache(maxsize=2)
 def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of so many images in one epoch; nobody may write into it."""
+    """Return the order of `count` images in one epoch; it must not be modified."""
     return torch.randperm(count, generator=seeded(seed, epoch))
 
 
@@ -158,7 +158,7 @@ class ArrayBatches:
             yield to_input(self.share.take(images), self.preprocessing), self.share.take(self.labels[chosen])
 
     def drawn(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Return which images a batch of this process has, int64 [n], and which of them are mirrored, bool [n].
+        """Return the images of this process in a batch, int64 [n], and which of them are mirrored, bool [n].
 
         By how much they are shifted it does not say.
         """
@@ -168,7 +168,7 @@ class ArrayBatches:
         return self.share.take(chosen), self.share.take(mirrored)
 
     def _chosen(self, epoch: int, index: int) -> Tensor:
-        """Return which images a batch has, over all processes, int64 [batch_size]."""
+        """Return the images of a batch, over all processes, int64 [batch_size]."""
         order = _shuffled(len(self.images), self.seed, epoch)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 

@@ -39,7 +39,7 @@ EVALUATION_BATCH = 250
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """What a run trains and tests on.
+    """Training and test data of a run.
 
     Attributes:
         recipe: the run's.
@@ -174,13 +174,13 @@ def _unlabelled_data(recipe: Recipe, section: QuantizerOnlySection) -> RunData:
 
 
 def _refuse(recipe: Recipe, key: str, value: object, wanted: str) -> None:
-    """Raise if a recipe sets a key that is for another kind of data set."""
+    """Raise if a recipe sets a key that belongs to another kind of data set."""
     if value:
         raise ConfigError(f"recipe {recipe.name} sets {key} for data set {recipe.data!r}; it is for {wanted}.")
 
 
 def _check_classes(train: tuple[str, ...], test: tuple[str, ...]) -> None:
-    """Raise DataError if the labels of both sets do not mean the same."""
+    """Raise DataError if the labels of both sets have different meanings."""
     if train != test:
         raise DataError(
             f"the training images have the classes {', '.join(train)}, but the test images "

@@ -1,4 +1,4 @@
-"""Images without labels, for a network that learns from another one: of some data set, or noise."""
+"""Images without labels, from some data set or noise, for a network that learns from another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks that recipes name, and the weights they start from."""
+"""The networks that recipes name, and their initial weights."""
 
 from __future__ import annotations
 

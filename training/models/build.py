@@ -1,4 +1,4 @@
-"""The table by which recipes and checkpoints name networks."""
+"""Table of the networks that recipes and checkpoints can name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def memory_format_for(model: nn.Module) -> torch.memory_format:
-    """Return the memory format to train a network in: channels last, which is faster, where that is safe.
+    """Return the memory format in which to train a network: channels last, which is faster, if that is safe.
 
     In channels last, oneDNN's backward pass of a strided 1x1 convolution writes past its buffer when the input has
     fewer channels than a vector register holds floats, 16 at most (uxlfoundation/oneDNN, issue 6035).
@@ -57,7 +57,7 @@ def memory_format_for(model: nn.Module) -> torch.memory_format:
 
 
 def in_memory_format(images: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """Return images [N, C, H, W] in a memory format, strides included.
+    """Convert images [N, C, H, W] to a memory format, strides included.
 
     With one channel they are in both formats, so that `contiguous` would leave them with the strides of the other one,
     by which convolutions choose theirs, and with it that of the whole network.
@@ -68,7 +68,7 @@ def in_memory_format(images: Tensor, memory_format: torch.memory_format) -> Tens
 
 
 def model_builder(trusted: str | None) -> Builder:
-    """Return `build_model`, made to build one network of the user's, too, and no other.
+    """Return `build_model`, extended by one network of the user's, and no other.
 
     Args:
         trusted: the `module:function` that the user typed, or None; names of `MODELS` need no trust.
@@ -90,7 +90,7 @@ def model_builder(trusted: str | None) -> Builder:
 
 
 def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """Build a network by its name in `MODELS`, and refuse to run the code that any other name may mean.
+    """Build a network by its name in `MODELS`; refuse other names, for which code would have to run.
 
     Args:
         name: one of `MODELS`.
@@ -119,7 +119,7 @@ def build_model(name: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 def _reason_against(name: str, arguments: dict[str, Any]) -> str:
-    """Return why a builder of `MODELS` cannot be called with these arguments, or nothing."""
+    """Return why a builder of `MODELS` cannot be called with these arguments, or an empty text."""
     taken = inspect.signature(MODELS[name]).parameters
     takes_any = any(rule.kind is inspect.Parameter.VAR_KEYWORD for rule in taken.values())
     for argument, value in arguments.items():

@@ -1,4 +1,4 @@
-"""Weights that a float network starts from: torchvision's, a float checkpoint of ours, or a state_dict in a file.
+"""Initial weights of a float network: torchvision's, a float checkpoint of ours, or a state_dict in a file.
 
 In a file of somebody else's the state_dict is searched for (`state_dicts`). Every tensor has to fit. Only the head,
 the last layer with parameters, may be left fresh, where the file was trained to tell apart another number of classes
@@ -86,7 +86,7 @@ def load_initial_weights(
 
 
 def _head(model: nn.Module) -> set[str]:
-    """Return the names of the parameters of the last layer that has any."""
+    """Return the names of the parameters of the last layer with parameters."""
     layers = [
         name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
     ]
@@ -178,7 +178,7 @@ def _read_torch(path: Path) -> Mapping[Any, object]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse an archive that grows when it is read; torch.save compresses no tensors.
+    """Refuse a compressed archive, which grows when it is read; torch.save compresses no tensors.
 
     Raises:
         CheckpointError: it is one.
@@ -196,7 +196,7 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return why torch does not read a file, and what to do."""
+    """Return why torch cannot read a file, and the remedy."""
     message = str(error)
     if "TorchScript" in message:
         return (

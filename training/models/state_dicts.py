@@ -1,4 +1,4 @@
-"""Find the weights of a network in what people save: under which key, behind which prefix, beside what else.
+"""Find a network's weights in a saved file, by the keys and prefixes in common use.
 
     {"state_dict": ...}, {"model": ...}, {"model_state_dict": ...}     dictionaries in dictionaries
     module.conv1.weight, _orig_mod.conv1.weight                        DataParallel and its kin, torch.compile
@@ -34,7 +34,7 @@ _PREFIXES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class FoundWeights:
-    """Tensors by the names that a network gives them, and sentences that say what was done to get them."""
+    """Tensors by their names in a network, and sentences about the steps taken to get them."""
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...]
@@ -42,7 +42,7 @@ class FoundWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A dictionary of tensors inside of a file: the keys that lead to it, a prefix, and what has this prefix.
+    """A dictionary of tensors inside a file: the keys that lead to it, a prefix, and the tensors with this prefix.
 
     Attributes:
         keys: from the outside in.
@@ -60,20 +60,20 @@ class _Candidate:
 
     @property
     def place(self) -> str:
-        """Where it was found, in words; nothing where that is what one expects."""
+        """Description of its place in the file; empty for the usual one."""
         under = f" under {excerpt('.'.join(self.keys), 60)}" if self.keys else ""
         behind = f" with the prefix '{excerpt(self.prefix, 60)}'" if self.prefix else ""
         return under + behind
 
     @property
     def rank(self) -> tuple[int, bool, int, int]:
-        """The smaller, the rather it is taken."""
+        """Preference: smaller is better."""
         words = ".".join((*self.keys, self.prefix)).lower()
         return (-self.known, any(word in words for word in _AVERAGES), len(self.keys), len(self.prefix))
 
 
 def find_weights(content: Mapping[Any, object], expected: Mapping[str, Tensor], source: str) -> FoundWeights:
-    """Return the weights in a file's content, as far as they can be found; whether they fit is for the caller to check.
+    """Return the weights in a file's content, as far as they can be found; the caller checks whether they fit.
 
     Args:
         content: as it was read; tensors and whatever else.
@@ -127,7 +127,7 @@ def _dictionaries(
 def _with_prefixes(
     keys: tuple[str, ...], tensors: dict[str, Tensor], expected: Mapping[str, Tensor]
 ) -> Iterator[_Candidate]:
-    """Yield what a dictionary holds under every prefix that one of the network's names has in it; none is one, too."""
+    """Yield a dictionary's tensors under every prefix that one of the network's names has in it, or no prefix."""
     wanted = [name for name in expected if not name.endswith(_COUNTER)]
     anchors = wanted[:_ANCHORS]
     prefixes = {name[: -len(anchor)] for anchor in anchors for name in tensors if name.endswith(f".{anchor}")}
@@ -139,7 +139,7 @@ def _with_prefixes(
 
 
 def _kinds(content: Mapping[Any, object]) -> str:
-    """Say what a file without tensors holds."""
+    """Describe the content of a file without tensors."""
     if not content:
         return "nothing"
     entries = [f"{excerpt(str(key), 40)} ({type(value).__name__})" for key, value in list(content.items())[:4]]
@@ -148,7 +148,7 @@ def _kinds(content: Mapping[Any, object]) -> str:
 
 
 def _plain(name: str, tensor: Tensor, expected: Tensor | None, source: str) -> Tensor:
-    """Return a tensor with values of the network's type, or refuse it."""
+    """Convert a tensor to the network's type, or refuse it."""
     reason = ""
     if tensor.is_meta:
         reason = "has no values (device 'meta')"
@@ -170,7 +170,7 @@ def _plain(name: str, tensor: Tensor, expected: Tensor | None, source: str) -> T
 
 
 def _conversions(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    """Say which types and layouts were converted."""
+    """Describe the converted types and layouts."""
     both = [(found[name], expected[name]) for name in found if name in expected and not name.endswith(_COUNTER)]
     for dtype in sorted({tensor.dtype for tensor, own in both if tensor.dtype != own.dtype}, key=str):
         count = sum(tensor.dtype == dtype for tensor, _ in both)

@@ -14,7 +14,7 @@ _MOBILENET_V2_MULTIPLE = 8
 
 
 def torchvision_model(name: str, **options: Any) -> Callable[..., nn.Module]:  # noqa: ANN401 - of that network
-    """Return the builder of a network of `torchvision.models`, its weights random, with `options` of its own.
+    """Return the builder of a network of `torchvision.models` with random weights; `options` are its keyword arguments.
 
     For images of other than three channels the first convolution is replaced by one of the same shape otherwise,
     initialised as PyTorch does by default.

@@ -1,4 +1,4 @@
-"""Errors out of code of the user's, in one clause: what was raised, and at which line of theirs."""
+"""Errors from the user's code, in one clause: the exception, and the line of the user's that raised it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is shown as: curves, plots, pages."""
+"""Pictures of a run: curves, plots, pages."""
 
 from __future__ import annotations
 

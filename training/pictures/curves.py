@@ -48,11 +48,11 @@ class Curves:
         self.close()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Add what a step came to, such as its loss."""
+        """Add the figures of a step, such as its loss."""
         self._add("train", step, values)
 
     def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add what an epoch came to; `step` is its last one (a phase that goes on behind it would hide a later one)."""
+        """Add the figures of an epoch; `step` is its last one (a phase continued after it would hide a later one)."""
         self._add("epoch", step, metrics)
 
     def intervals(self, step: int, model: nn.Module) -> None:
@@ -60,11 +60,11 @@ class Curves:
         self._add("interval", step, dict(interval_values(model)))
 
     def flush(self) -> None:
-        """Put on disk what was added so far: whenever a state is kept that a later start goes on from."""
+        """Flush to disk, whenever a state is saved from which a later start resumes."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left and close the files."""
+        """Write the rest and close the files."""
         self._writer.close()
 
     def _add(self, group: str, step: int, values: Mapping[str, float]) -> None:

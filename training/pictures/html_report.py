@@ -94,7 +94,7 @@ def _read_recipe(folder: Path) -> tuple[Recipe, str]:
 def _examine(
     folder: Path, recipe: Recipe, build: Builder, device: torch.device, progress: Progress
 ) -> tuple[RunReport, list[Histograms]]:
-    """Measure everything that the report says."""
+    """Measure all figures of the report."""
     stage_names = [each.name for each in recipe.stages if _checkpoint(folder, each.name).is_file()]
     last = _last_network(folder, recipe)
     info, model = load_model(_checkpoint(folder, last), build)

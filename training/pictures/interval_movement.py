@@ -1,4 +1,4 @@
-"""How far each learned interval moved in a stage, from where calibration or the stage before left it to its end.
+"""Movement of each learned interval in a stage, from calibration or the stage before to the end.
 
 Where intervals begin stands in the checkpoint of the stage, among its metrics: `start/NAME/lower` and
 `start/NAME/upper` for each quantizer. Movement counts in units of the distance there, half of the interval's width,
@@ -48,7 +48,7 @@ class IntervalMovement:
 
 
 def interval_starts(model: nn.Module) -> dict[str, float]:
-    """Return the metrics that say where the intervals of a prepared model begin."""
+    """Return the initial intervals of a prepared model as metrics."""
     starts = {}
     for name, quantizer in _learned_intervals(model):
         starts[f"start/{name}/lower"], starts[f"start/{name}/upper"] = quantizer.thresholds
@@ -56,7 +56,7 @@ def interval_starts(model: nn.Module) -> dict[str, float]:
 
 
 def interval_movements(model: fx.GraphModule, metrics: Mapping[str, float]) -> tuple[IntervalMovement, ...]:
-    """Return how far each interval of a prepared model is from where it began; nothing of a run that did not say it."""
+    """Return the movement of each interval of a prepared model; empty for a run that did not record the start."""
     sources = input_quantizers(model)
     movements = []
     for name, quantizer in _learned_intervals(model):

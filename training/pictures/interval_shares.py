@@ -1,4 +1,4 @@
-"""What the intervals of a prepared model cut from the values they see: shares, and samples for histograms.
+"""Shares of the values that the intervals of a prepared model cut, and samples for histograms.
 
     pruned      values below the lower threshold (of weights: magnitudes)
     clipped     values above the upper threshold; of an 8-bit range: values outside it
@@ -37,7 +37,7 @@ ActivationGrid = ActivationQuantizer | RangeQuantizer | InputQuantizer
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedValues:
-    """The values that one quantizer sees.
+    """Input values of one quantizer.
 
     Attributes:
         name: of the layer whose weights they are, or of the quantizer of activations.
@@ -63,7 +63,7 @@ class QuantizedValues:
 
 @torch.no_grad()
 def weight_values(model: fx.GraphModule) -> list[QuantizedValues]:
-    """Return what each layer's quantizer sees, in the order of the layers."""
+    """Return the inputs of each layer's weight quantizer, in the order of the layers."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, QuantConv2d | QuantLinear)]
     return [_weight_values(name, layer) for name, layer in layers]
 
@@ -88,7 +88,7 @@ def _weight_values(name: str, layer: QuantLayer) -> QuantizedValues:
 
 @torch.no_grad()
 def activation_values(model: nn.Module, images: Tensor) -> dict[str, QuantizedValues]:
-    """Return what each quantizer of activations sees when the model runs, by the quantizer's name.
+    """Return the inputs of each activation quantizer when the model runs, by the quantizer's name.
 
     Args:
         model: prepared and calibrated; it is run in evaluation mode, and has then the mode that it had.
@@ -117,7 +117,7 @@ def input_quantizers(model: fx.GraphModule) -> dict[str, str]:
 
 
 def _quantizer_before(model: fx.GraphModule, node: fx.Node) -> str:
-    """Walk back over what keeps the grid; tensors that are concatenated share their quantizer."""
+    """Walk back over modules that keep the grid; concatenated tensors share their quantizer."""
     source = node.all_input_nodes[0]
     if isinstance(module_of(model, source), ActivationGrid):
         return str(source.target)
@@ -160,7 +160,7 @@ class _Tally:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a prepared model and counts what reaches each quantizer of activations."""
+    """Runs a prepared model and counts the inputs of each activation quantizer."""
 
     def __init__(self, model: fx.GraphModule, samples: int) -> None:
         super().__init__(model)
@@ -181,7 +181,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _ends(quantizer: ActivationGrid) -> tuple[float, float]:
-    """Return the least and the largest value that has a code of its own."""
+    """Return the smallest and the largest value that has a code of its own."""
     if isinstance(quantizer, ActivationQuantizer):
         return quantizer.thresholds
     if isinstance(quantizer, RangeQuantizer):

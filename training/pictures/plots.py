@@ -29,7 +29,7 @@ _KEPT, _CUT, _LINE = "#3b6ea5", "#c9ccd1", "#b3541e"
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseCurve:
-    """What the epochs of one phase came to; accuracies in percent, NaN where there is no figure."""
+    """Epochs of one phase; accuracies in percent, NaN if there is no figure."""
 
     name: str
     losses: Sequence[float]
@@ -152,7 +152,7 @@ def _panel_title(values: QuantizedValues) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a name for a picture, where text between dollars would be a formula."""
+    """Escape a name for a picture, in which text between dollars would be a formula."""
     return excerpt(text).replace("$", r"\$")
 
 

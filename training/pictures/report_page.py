@@ -27,7 +27,7 @@ _TEMPLATES.filters |= {
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """The picture of one quantizer: a PNG file, what it shows, its interval, and what stands above it."""
+    """Histogram of one quantizer: a PNG file, a description, its interval, and the heading."""
 
     png: bytes
     about: str
@@ -45,7 +45,7 @@ class Histograms:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCounts:
-    """How many images of one class were given each class, and the share that was given the right one."""
+    """Numbers of images of one class by predicted class, and the share predicted correctly."""
 
     label: int
     name: str
@@ -58,7 +58,7 @@ class ClassCounts:
 
     @property
     def right(self) -> float:
-        """Share of them that is right; 0 where there are none."""
+        """Share of correct predictions; 0 for a class without images."""
         return self.counts[self.label] / max(self.total, 1)
 
 

@@ -1,4 +1,4 @@
-"""What a training run came to, as data: accuracies, epochs, shares that each layer cuts, confusions of classes.
+"""Results of a training run as data: accuracies, epochs, shares that each layer cuts, confusions of classes.
 
 `RUN/report.json` holds a `RunReport`, `RUN/report.html` (`html_report`) shows the same.
 """
@@ -30,7 +30,7 @@ from .interval_shares import QuantizedValues, activation_values, input_quantizer
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShares:
-    """What the quantizers of one layer cut, of its weights and of its input.
+    """Shares of a layer's weights and input that its quantizers cut.
 
     Attributes:
         layer: its name.
@@ -84,14 +84,14 @@ class StageReport:
     frozen_weights: float | None = None
 
     def pruning_stays(self, kind: str) -> str:
-        """Say how many pruning thresholds of `weights` or `activations` ended where they began: "3 of 20"."""
+        """Describe how many pruning thresholds of `weights` or `activations` did not change: "3 of 20"."""
         stays = [movement.pruning_stays for movement in self.movements if movement.kind == kind]
         return f"{sum(stays)} of {len(stays)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """How many images of a class were given a class; indices count `class_names` of the report."""
+    """Number of images of one class predicted as another; indices refer to `class_names` of the report."""
 
     label: int
     predicted: int
@@ -100,7 +100,7 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """What phases learned from beside the labels, as the recipe says; single phases may differ.
+    """Sources from which phases learned besides the labels, from the recipe; single phases may differ.
 
     Attributes:
         teacher: `float`, the run's own float network, or the path of a checkpoint.
@@ -189,7 +189,7 @@ def stage_report(
     layers: tuple[LayerShares, ...],
     epochs: Sequence[EpochLine],
 ) -> StageReport:
-    """Put together what the checkpoints of a stage and the epochs of its run say; `model` is the stage's network."""
+    """Combine the checkpoints of a stage with the epochs of its run; `model` is the stage's network."""
     trained = read_info(folder / f"{name}.safetensors").metrics
     last = next((line for line in reversed(epochs) if line.phase == name), None)
     frozen = folder / f"{name}_frozen.safetensors"
@@ -212,7 +212,7 @@ def stage_report(
 def layer_shares(
     model: fx.GraphModule, images: NDArray[np.uint8], preprocessing: Preprocessing
 ) -> tuple[tuple[LayerShares, ...], list[QuantizedValues], dict[str, QuantizedValues]]:
-    """Measure what each layer of a prepared model cuts.
+    """Measure the shares that each layer of a prepared model cuts.
 
     Args:
         model: prepared, in evaluation mode.
@@ -260,7 +260,7 @@ def spread_images(images: ImageBatches, count: int, parts: int = 16) -> NDArray[
 def find_confusions(
     model: nn.Module, images: ImageBatches, preprocessing: Preprocessing, advance: Callable[[int], object]
 ) -> tuple[Confusion, ...]:
-    """Classify a whole set, batch by batch; `advance` is told how many images are done."""
+    """Classify a whole set, batch by batch; `advance` is called with the number of finished images."""
     classes = len(images.class_names)
     matrix = np.zeros((classes, classes), np.int64)
     for batch in images:
@@ -271,7 +271,7 @@ def find_confusions(
 
 
 def describe_versions() -> Versions:
-    """Say which software runs."""
+    """Return the versions of the software in use."""
     return Versions(
         qil_deploy=version("qil-deploy"),
         torch=torch.__version__,

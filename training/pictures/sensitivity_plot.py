@@ -21,7 +21,7 @@ _DECADES = 4  # and colours span at most so many powers of ten
 
 
 def plot_sensitivity(sensitivity: Sensitivity, proposal: Proposal | None, path: Path, title: str) -> None:
-    """Draw the KL of every trial as a heat map; a frame marks what a proposal chose.
+    """Draw the KL of every trial as a heat map, with the choices of a proposal framed.
 
     Layers stand in graph order, with their number of weights; those without a trial are left out.
 
