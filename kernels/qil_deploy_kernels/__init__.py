@@ -24,12 +24,12 @@ def library_path() -> Path:
 
 
 def explain() -> str:
-    """Return which kernels this processor has for each operator, which set is chosen for it and why: lines of text."""
+    """Return the kernels for each operator on this processor, the set chosen for it, and the reason: lines of text."""
     return _text("qil_deploy_kernels_explain")
 
 
 def layers() -> list[str]:
-    """Return one line per node in a kernel, of all sessions that are alive: the layer, its kernel, why not another."""
+    """Return one line per node computed by a kernel in live sessions: the layer, its kernel, and why no other."""
     return _text("qil_deploy_kernels_layers").splitlines()
 
 

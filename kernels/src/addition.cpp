@@ -1,5 +1,5 @@
-// Additions of codes one by one, and the rescaling that every processor runs: codes of few bits are how many limits a code
-// has passed, counted in vectors of 16.
+// Additions of codes one by one, and the rescaling for every processor: a code of few bits is the number of limits that
+// the input code has passed, counted in vectors of 16.
 #include "addition.h"
 
 #include <algorithm>

@@ -1,20 +1,20 @@
-// Sums of two codes, and codes on another grid: what the operators ResidualAdd and LowBitRescale compute, and what their
-// kernels provide.
+// The operators ResidualAdd (sums of two codes) and LowBitRescale (codes on another grid), and the interface of their
+// kernels.
 //
 // ResidualAdd is com.microsoft::QLinearAdd of two tensors of one shape, LowBitRescale is QLinearAdd of a tensor and one
-// constant code, then Clip. QLinearAdd makes of codes A and B, with the scales and zero points of A, B and the result,
+// constant code, then Clip. For codes A and B, with the scales and zero points of A, B and the result, QLinearAdd computes
 //
 //   y = rint((A - a_zero) * a_ratio + (B - b_zero) * b_ratio) + y_zero,  a_ratio = a_scale / y_scale,  in 0..255
 //
 // in float32. Exports prove that no result is near a tie, so that every order of operations gives the same code. The order
-// here is that of ONNX Runtime on x86 with AVX2, so that there even other files give the same codes as without the library:
+// here is that of ONNX Runtime on x86 with AVX2, so that even other files give the same codes there as without the library:
 //
 //   fixed = y_zero - fma(a_ratio, a_zero, b_ratio * b_zero)
 //   y     = rint(fma(A, a_ratio, fma(B, b_ratio, fixed)))
 //
-// A code on another grid is one of 256, so those are computed when the session is created. They only ever rise with the
-// code that is read: ratios are positive. A code of 2 bits is therefore how many limits a code has passed, which takes three
-// comparisons of whole vectors.
+// There are only 256 codes to convert to another grid, so the results are computed when the session is created. They
+// increase with the input code, since ratios are positive. A code of 2 bits is therefore the number of limits that the
+// input code has passed, which takes three comparisons of whole vectors.
 #pragma once
 
 #include <cstddef>
@@ -32,12 +32,12 @@ struct Addition {
   float a_ratio, b_ratio, fixed;
 };
 
-// Throws std::invalid_argument for scales of which not every result is a number that fits 32 bits.
+// Throws std::invalid_argument for scales with which some result is not a number that fits 32 bits.
 Addition addition_of(const Grid& a, const Grid& b, const Grid& y);
 
 uint8_t sum_of(const Addition& addition, uint8_t a, uint8_t b);
 
-// The code that each code becomes. Where they rise by `most_rises` in all at most,
+// The result for each code. If the results rise by at most `most_rises` in total,
 //
 //   codes[x] = top - (how many of `last` are x or above)
 struct CodeTable {

@@ -1,4 +1,4 @@
-// Nodes ResidualAdd and LowBitRescale: read them, share the codes among threads, run the kernel of their set.
+// Nodes ResidualAdd and LowBitRescale: read the node, share the codes among threads, run the kernel of its set.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -13,7 +13,7 @@ namespace {
 
 enum Index { a_input, a_scale, a_zero, b_input, b_scale, b_zero, y_scale, y_zero, low_input, high_input };
 
-constexpr size_t codes_per_item = 1 << 15;  // some microseconds of work, more than it takes to hand them to a thread
+constexpr size_t codes_per_item = 1 << 15;  // some microseconds of work, more than handing them to a thread takes
 constexpr size_t most_items = 64;
 
 Grid grid(const abi::KernelInfo* info, InputName scale, InputName zero_point) {
@@ -31,7 +31,7 @@ template <typename Body>
 void for_parts(const abi::KernelContext* context, size_t count, const Body& body) {
   const size_t items = std::min(count / codes_per_item, most_items);
   if (items <= 1) return body(size_t{0}, count);
-  const size_t part = (count / items + 63) / 64 * 64;  // whole cache lines, as far as tensors begin with one
+  const size_t part = (count / items + 63) / 64 * 64;  // whole cache lines, if tensors begin at one
   parallel_for(context, items, [&](size_t item) {
     const size_t first = std::min(count, item * part), last = item + 1 == items ? count : std::min(count, first + part);
     if (first < last) body(first, last - first);

@@ -26,10 +26,10 @@ constexpr const char* input_names[input_count] = {"x", "x_scale", "x_zero_point"
 
 InputName named(Index index) { return {index, input_names[index]}; }
 
-// Everything that a node says but its weights.
+// The attributes and inputs of a node, except its weights.
 struct NodeConstants {
   int64_t groups;
-  std::vector<int> kernel_shape, strides, dilations, pads;  // kernel_shape: {0, 0} where the node does not say it
+  std::vector<int> kernel_shape, strides, dilations, pads;  // kernel_shape: {0, 0} if the node does not give it
   std::vector<float> weight_scales;
   std::vector<int32_t> bias;
   float x_scale, y_scale;
@@ -125,12 +125,12 @@ class Convolution {
     choice_ = std::string(operator_names[type]) + " " + layer_.describe() + ": " + chosen->name;
   }
 
-  // Counts weights as far as they are packed.
+  // Counts the packed weights.
   std::string describe() const {
     return choice_ + ", " + std::to_string(packed_->weight_bytes()) + " bytes of weights" + why_not_others_;
   }
 
-  // weights: those that the layer was made of.
+  // weights: those from which the layer was made.
   void compute(abi::KernelContext* context, const int8_t* weights) {
     const abi::Value* input = input_of(context, x_input);
     const std::vector<int64_t> shape = shape_of(input);
@@ -168,7 +168,7 @@ class Convolution {
     return layer;
   }
 
-  // The plan for this size: kept for the sizes met last, a few of them.
+  // The plan for this size; those of the last few sizes are kept.
   std::shared_ptr<const Plan> plan_for(int height, int width, const int8_t* weights) {
     constexpr size_t kept = 4;
     std::lock_guard lock(mutex_);
@@ -187,7 +187,7 @@ class Convolution {
     return plan;
   }
 
-  // Runs all stages on one image; false where a stage met a code that the kernel cannot take.
+  // Runs all stages on one image; false if a stage met a code that the kernel cannot take.
   static bool run(const abi::KernelContext* context, const Plan& plan, const uint8_t* x, uint8_t* y, uint8_t* scratch) {
     std::atomic<bool> good = true;
     for (int stage = 0; stage < plan.stages() && good; stage++) {
@@ -202,14 +202,14 @@ class Convolution {
   Layer layer_;
   std::unique_ptr<PackedLayer> packed_;
   bool keeps_codes_;
-  std::mutex mutex_;  // of what follows, and of the layer's codes
+  std::mutex mutex_;  // guards the members below, and the layer's codes
   std::list<std::pair<std::pair<int, int>, std::shared_ptr<const Plan>>> plans_;
   std::string choice_, why_not_others_;
 };
 
-// Weights are packed once: when the session is created, or, where they are no constant then, in the first run. That is so
-// where a file stores them in 4 or 2 bits and ONNX Runtime's optimizer is off: nodes of the file unpack them in each run.
-// Should they be others in a later run, they are packed anew.
+// Weights are packed once: when the session is created, or in the first run if they are not constant then, because the
+// file stores them in 4 or 2 bits and ONNX Runtime's optimizer is off: nodes of the file unpack them in each run. If they
+// change in a later run, they are packed anew.
 class ConvolutionNode final : public Node {
  public:
   ConvolutionNode(const abi::KernelInfo* info, const KernelSet& set, OperatorType type)
@@ -257,7 +257,7 @@ class ConvolutionNode final : public Node {
   const KernelSet& set_;
   const OperatorType type_;
   bool constant_;
-  mutable std::mutex mutex_;  // of what follows, where weights are no constant
+  mutable std::mutex mutex_;  // guards the members below, if weights are not constant
   std::shared_ptr<Convolution> convolution_;
   std::vector<int64_t> shape_;
   std::vector<int8_t> made_of_;

@@ -1,6 +1,6 @@
-// The operators of the domain qil.deploy for ONNX Runtime: which are registered, and which nodes live.
+// The operators of the domain qil.deploy for ONNX Runtime: their registration, and a list of live nodes.
 //
-// Exported: RegisterCustomOps (ONNX Runtime calls it), and two functions that say what was chosen
+// Exported: RegisterCustomOps (ONNX Runtime calls it), and two functions that report the choices
 // (qil_deploy_kernels_explain, qil_deploy_kernels_layers).
 #include <list>
 #include <memory>
@@ -19,7 +19,7 @@ namespace qil_deploy {
 
 namespace {
 
-// ---- The nodes that live, for qil_deploy_kernels_layers
+// ---- Live nodes, for qil_deploy_kernels_layers
 
 std::mutex layers_mutex;
 std::list<std::unique_ptr<Node>> live_nodes;
@@ -109,7 +109,7 @@ const abi::CustomOp* operator_of(const KernelSet& set, OperatorType type) {
   return &operators[size_t(&set - kernel_sets().data()) * operator_count + type];
 }
 
-// A text that stays until the calling thread asks again.
+// A text that is valid until the calling thread's next call.
 const char* keep_text(std::string text) {
   thread_local std::string kept;
   kept = std::move(text);
@@ -145,12 +145,12 @@ __attribute__((visibility("default"))) abi::Status* RegisterCustomOps(abi::Sessi
   });
 }
 
-// Which sets this processor can run, which is chosen and why: lines of text, valid until the thread's next call.
+// The sets that this processor can run, the chosen one and the reason: lines of text, valid until the thread's next call.
 __attribute__((visibility("default"))) const char* qil_deploy_kernels_explain() {
   return qil_deploy::keep_text(qil_deploy::explain_choice());
 }
 
-// One line per node of all sessions that live: the layer, its kernel, and why not another.
+// One line per node of all live sessions: the layer, its kernel, and why no other.
 __attribute__((visibility("default"))) const char* qil_deploy_kernels_layers() {
   std::lock_guard lock(qil_deploy::layers_mutex);
   std::string text;

@@ -57,8 +57,8 @@ std::string why_scalar_is_not_faster() { return "it is there for tests"; }
 
 }  // namespace
 
-// Pools, additions and rescalings are registered where the set's TernaryConv is: behind ONNX Runtime's own convolutions,
-// which hand on channels last, its own pools are as fast.
+// Pools, additions and rescalings are registered if the set's TernaryConv is: after ONNX Runtime's own convolutions, whose
+// output has channels last, its own pools are as fast.
 const std::vector<KernelSet>& kernel_sets() {
   static const std::vector<KernelSet> sets = {
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// The sets of kernels that this library was built with, and the one that this processor gets.
+// The sets of kernels in this library, and the choice among them for this processor.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ namespace qil_deploy {
 
 // The operators of the domain qil.deploy. The first two compute what lowbit_conv.h defines: a kernel cannot decline a node
 // once its operator is registered, so layers whose sums can be looked up have an operator of their own, and each is
-// registered by itself, where it wins. lowbit_matmul.h, max_pool_node.cpp and addition.h say what the others compute.
+// registered separately if it wins. lowbit_matmul.h, max_pool_node.cpp and addition.h define the others.
 enum OperatorType {
   ternary_conv,
   low_bit_conv,
@@ -25,10 +25,10 @@ enum OperatorType {
 constexpr const char* operator_names[operator_count] = {"TernaryConv",   "LowBitConv",  "LowBitMatMul",
                                                         "LowBitMaxPool", "ResidualAdd", "LowBitRescale"};
 
-// What a set has for one of the operators.
+// The kernels of a set for one of the operators.
 struct OperatorKernels {
-  std::vector<const Kernel*> kernels;  // of a convolution, tried in order; the scalar kernel takes what they leave
-  // Empty where the kernels are faster than ONNX Runtime's own on this processor, else why not. Asked only where the set
+  std::vector<const Kernel*> kernels;  // of a convolution, tried in order; the scalar kernel takes the rest
+  // Empty if the kernels are faster than ONNX Runtime's own on this processor, else the reason. Called only if the set
   // runs here.
   std::string (*why_not_faster)();
   const MatMulKernel* matmul = nullptr;  // of LowBitMatMul
@@ -43,7 +43,7 @@ struct OperatorKernels {
 
 struct KernelSet {
   const char* name;          // value of QIL_DEPLOY_KERNELS: "avx2"
-  const char* instructions;  // what it needs, for messages: "AVX2"
+  const char* instructions;  // that it needs, for messages: "AVX2"
   bool (*runs_here)();       // whether this processor has them
   OperatorKernels operators[operator_count];
 };
@@ -57,10 +57,10 @@ struct Choice {
   bool invalid;          // QIL_DEPLOY_KERNELS names no set, or one that this processor cannot run
 };
 
-// For one operator: QIL_DEPLOY_KERNELS where it is set (the name of a set, or "off"), else the first set that wins here.
+// For one operator: QIL_DEPLOY_KERNELS if it is set (the name of a set, or "off"), else the first set that wins here.
 Choice choose_kernel_set(OperatorType type);
 
-// For each operator what the sets have for it, what is chosen and why; lines of text.
+// For each operator the kernels of all sets, the choice and the reason; lines of text.
 std::string explain_choice();
 
 }  // namespace qil_deploy

@@ -55,7 +55,7 @@ void fill_layer(Layer& layer, const NodeTensors& tensors) {
     int largest = 0;
     for (int i = 0; i < taps; i++) largest = std::max(largest, std::abs(int{weights[i]}));
     layer.largest_code = std::max(layer.largest_code, largest / layer.multipliers[o]);
-    // Two roundings to float32, as ONNX Runtime does it.
+    // Two roundings to float32, as in ONNX Runtime.
     const float product = tensors.x_scale * tensors.weight_scales[tensors.weight_scale_count == 1 ? 0 : o];
     layer.scales[o] = product / tensors.y_scale;
     if (!std::isfinite(layer.scales[o])) {
@@ -70,8 +70,8 @@ void fill_codes(Layer& layer, const int8_t* weights) {
   const size_t taps = size_t(layer.taps());
   layer.codes.resize(size_t(layer.out_channels) * taps);
   for (int o = 0; o < layer.out_channels; o++) {
-    // Of multiples of the multiplier, up to 128 in magnitude, the product with its reciprocal is the quotient or a little
-    // less or more: rounded, it is exact.
+    // For multiples of the multiplier, up to 128 in magnitude, the product with its reciprocal is close to the quotient,
+    // and rounding makes it exact.
     const int reciprocal = (1 << 16) / layer.multipliers[o];
     for (size_t i = size_t(o) * taps; i < (size_t(o) + 1) * taps; i++) {
       layer.codes[i] = int8_t((weights[i] * reciprocal + (1 << 15)) >> 16);

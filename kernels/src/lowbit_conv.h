@@ -1,4 +1,4 @@
-// A low-bit convolution, and what a kernel for it provides.
+// A low-bit convolution, and the interface of its kernels.
 //
 // Both operators (kernel_sets.h) are ONNX's QLinearConv followed by Clip, on codes that start at 0 (the zero point of the
 // input is 0):
@@ -10,13 +10,13 @@
 // rint rounds half to even. ONNX Runtime computes the same, so results must be equal to the bit.
 //
 // How one node runs:
-//   1. When a session is created, the first kernel of the chosen set that takes the layer packs its weights (`pack`); where
-//      they are no constant, in the first run.
-//   2. When a size of input is first met, the packed layer lays out its work for it (`plan`). Codes of weights are there
-//      while it packs and plans; they are dropped afterwards, for ONNX Runtime keeps its own.
-//   3. Each image is computed in stages, one after the other; the items of a stage run in any order on any threads.
-//   4. Where a stage meets an input code that the layer's kernel cannot take, the image is computed anew by the scalar
-//      kernel, which takes everything.
+//   1. When a session is created (or in the first run, if the weights are not constant), the first kernel of the chosen
+//      set that takes the layer packs its weights (`pack`).
+//   2. At the first input of a size, the packed layer plans its work for that size (`plan`). Codes of weights exist while it
+//      packs and plans; they are dropped afterwards, since ONNX Runtime keeps its own.
+//   3. Each image is computed in stages, one after another; the items of a stage run in any order on any threads.
+//   4. If a stage meets an input code that the layer's kernel cannot take, the image is computed anew by the scalar
+//      kernel, which takes all.
 #pragma once
 
 #include <cstddef>
@@ -47,19 +47,19 @@ struct Layer {
   int low = 0, high = 255;  // of the Clip; low may lie above high in a hostile file: then every code is `high`
 
   // The largest input code that the exporter proved, and the largest that a kernel must be ready for: the next 2**n - 1.
-  // Packing tells codes above `input_capacity` with one OR per vector; it must never take them for others.
+  // Packing detects codes above `input_capacity` with one OR per vector; it must never mistake them for others.
   int input_high = 255;
   int input_capacity = 255;
 
   int channels_per_group() const { return in_channels / groups; }
   int outputs_per_group() const { return out_channels / groups; }
   int taps() const { return channels_per_group() * kernel_h * kernel_w; }  // products in one sum
-  int64_t output_height(int64_t height) const;  // 0 or less where the kernel does not fit into the padded image
+  int64_t output_height(int64_t height) const;  // 0 or less if the kernel does not fit into the padded image
   int64_t output_width(int64_t width) const;
   std::string describe() const;  // "64->128 3x3 stride 2, weights -1..1, input 0..3"
 };
 
-// The work for one size of input. Immutable; many threads run it at once, each run with a scratch of its own.
+// The work for one size of input. Immutable; many threads run it at once, each run with its own scratch memory.
 class Plan {
  public:
   virtual ~Plan() = default;
@@ -67,7 +67,7 @@ class Plan {
   virtual int stages() const = 0;
   virtual size_t items(int stage) const = 0;
   // x: one image [in_channels, height, width]; y: [out_channels, output height, output width].
-  // Returns whether all input codes read were at most `input_capacity`; where not, what was written does not matter.
+  // Returns whether all input codes read were at most `input_capacity`; if not, the output is meaningless.
   virtual bool run(int stage, size_t item, const uint8_t* x, uint8_t* y, uint8_t* scratch) const = 0;
 };
 
@@ -75,25 +75,25 @@ class Plan {
 class PackedLayer {
  public:
   virtual ~PackedLayer() = default;
-  // Null where this size cannot be laid out (say, offsets that pass int32): the scalar kernel then computes it.
+  // Null if this size is not supported (say, offsets exceed int32): the scalar kernel then computes it.
   virtual std::unique_ptr<Plan> plan(int height, int width) const = 0;
   virtual size_t weight_bytes() const = 0;
 };
 
 struct Kernel {
   const char* name;  // "lookup, AVX-512 VBMI"
-  // Empty where the kernel takes the layer, else why not: "weights of 3 bits; takes -1..1".
+  // Empty if the kernel takes the layer, else the reason: "weights of 3 bits; takes -1..1".
   std::string (*why_not)(const Layer& layer);
   std::unique_ptr<PackedLayer> (*pack)(const Layer& layer);  // the layer outlives what is returned
 };
 
-// Takes every layer, every size and every input code. Slow; what the others are compared with.
+// Takes every layer, every size and every input code. Slow; the reference for the others.
 extern const Kernel scalar_kernel;
 
 // sum * scale, rounded half to even, saturated, clipped: the definition above.
 uint8_t requantize(int32_t sum, float scale, const Layer& layer);
 
-// The same layer from a node's tensors. Throws std::invalid_argument with a sentence for what no kernel computes.
+// The same layer from a node's tensors. Throws std::invalid_argument with a sentence if no kernel computes it.
 struct NodeTensors {
   const int8_t* weights;  // [out_channels, in_channels / groups, kernel_h, kernel_w], spread by the multipliers
   const float* weight_scales;
@@ -103,7 +103,7 @@ struct NodeTensors {
 };
 void fill_layer(Layer& layer, const NodeTensors& tensors);
 
-// Fills in the codes of a layer that has its multipliers, from the node's weights; lets go of them.
+// Fills in the codes of a layer that has its multipliers, from the node's weights; frees them.
 void fill_codes(Layer& layer, const int8_t* weights);
 void drop_codes(Layer& layer);
 

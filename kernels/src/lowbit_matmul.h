@@ -1,18 +1,18 @@
-// Products of rows of codes and packed weights, and what a kernel for them provides.
+// Products of rows of codes and packed weights, and the interface of their kernels.
 //
-// The operator LowBitMatMul is what ONNX Runtime's MatMulNBits computes on integers. Weights stay as the file stores
-// them, 2 or 4 bits each, low bits first, with an offset: W = stored - 2**(bits - 1). One row of the input at a time is
-// multiplied by every row of weights,
+// The operator LowBitMatMul is ONNX Runtime's MatMulNBits on integers. Weights stay as stored in the file, 2 or 4 bits
+// each, low bits first, with an offset: W = stored - 2**(bits - 1). One row of the input at a time is multiplied by every
+// row of weights,
 //
 //   y[n] = sum over k of a[k] * W[n, k] = sum a[k] * stored[n, k] - 2**(bits - 1) * sum a[k]
 //
 // ONNX Runtime rounds the floats `a` of a block to int8 by a scale of its own, max|a| / 127. The exporter puts the
 // constant 127 into every block of codes, so that this scale is 1 and nothing is rounded, and proves that all sums stay
-// below 2**24, where float32 holds every integer. Where a row is not so, the run is refused: results would depend on who
-// rounds, and how.
+// below 2**24, where float32 holds every integer. For any other row the run is refused: its result would depend on the
+// rounding of the implementation.
 //
-// On one image a linear layer reads every weight once, and its time is that of reading. Nothing is packed anew: the bytes
-// of the file are all that is in memory.
+// For one image a linear layer reads every weight once, and is bound by memory. Nothing is repacked: only the bytes of the
+// file are in memory.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ struct MatMul {
   size_t weight_bytes() const { return size_t(columns) / per_byte(); }  // of one output
 };
 
-// What a row of the input holds.
+// Properties of a row of the input.
 struct RowSums {
   bool exact;          // integers, in every block up to 127 and no further
   int64_t sum;         // of all
@@ -39,7 +39,7 @@ struct RowSums {
 struct MatMulKernel {
   const char* name;
   size_t (*row_bytes)(const MatMul& matmul);  // of an arranged row; a multiple of 64
-  // Makes bytes of a row of floats, in the kernel's own order. Where they are not exact, what was written does not matter.
+  // Converts a row of floats to bytes, in the kernel's own order. If they are not exact, the output is meaningless.
   RowSums (*arrange)(const MatMul& matmul, const float* a, int8_t* arranged);
   // Fills in outputs [first, last) of every row: y[row * outputs + n]. sums: of each row.
   void (*multiply)(const MatMul& matmul, const uint8_t* weights, const int8_t* arranged, const RowSums* sums, size_t rows,

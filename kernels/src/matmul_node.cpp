@@ -1,4 +1,4 @@
-// A node LowBitMatMul: reads it, checks what ONNX Runtime would round, runs the kernel of its set.
+// A node LowBitMatMul: reads it, checks for inputs that ONNX Runtime would round, runs the kernel of its set.
 #include <memory>
 #include <string>
 #include <vector>
@@ -58,7 +58,7 @@ void check_zero_points(const MatMul& matmul, const Tensor<uint8_t>& zero_points)
   if (!good) refuse("zero_points must be 2**(bits - 1) for each output and block");
 }
 
-// What is a constant is checked when the session is created, the rest in each run: where the file has nodes that make it, and
+// Constants are checked when the session is created, other inputs in each run: those that nodes of the file compute while
 // ONNX Runtime's optimizer is off.
 class MatMulNode final : public Node {
  public:

@@ -1,16 +1,16 @@
-// A node LowBitMaxPool: the largest code of each window, of maps that lie channel by channel, as kernels of convolutions
-// make them.
+// A node LowBitMaxPool: the largest code of each window, of maps stored channel by channel, the layout of the convolution
+// kernels.
 //
-// ONNX Runtime's own MaxPool is fast on codes with the channels last, which its own convolutions make, and many times as
-// slow on others. Here a row of results is the largest of the rows of its windows first, then of neighbouring columns:
+// ONNX Runtime's own MaxPool is fast on codes with channels last, the layout of its own convolutions, and many times as
+// slow on others. Here a row of results takes the maximum over the rows of its windows, then over neighbouring columns:
 //
-//   down[i]   = max over ky of x[row * stride + ky, i]       pads are 0, which no code is below
+//   down[i]   = max over ky of x[row * stride + ky, i]       pads are 0, the smallest code
 //   across[i] = max over kx of down[i + kx]
 //   y[j]      = across[j * stride]
 //
-// Maps are often narrower than two vectors, so nothing is left over for a loop of single bytes: all goes in blocks of 16
-// codes. Those behind the end of a row are of the next row, and are set to 0; behind the end of the maps nothing is read
-// or written.
+// Maps are often narrower than two vectors, so there is no loop over remaining single bytes: all work is in blocks of 16
+// codes. Codes past the end of a row belong to the next row, and are set to 0; nothing is read or written past the end of
+// the maps.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -64,7 +64,7 @@ Codes first_lanes(int64_t count) {
 
 int64_t whole_blocks(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
 
-// Bytes of a row of `down`, or of `across`: the last blocks reach beyond what there is.
+// Bytes of a row of `down`, or of `across`: the last blocks extend past its end.
 int64_t pitch_of(const Pool& pool, const Map& map) {
   return whole_blocks(map.width + pool.pads[1] + pool.pads[3] + pool.kernel[1] + 2 * lanes * pool.strides[1]);
 }
@@ -73,7 +73,7 @@ int64_t pitch_of(const Pool& pool, const Map& map) {
 // across two stores wait for both.)
 size_t bytes_for(const Pool& pool, const Map& map) { return size_t((map.out_height + 1) * pitch_of(pool, map)); }
 
-// x_end: behind the last map that may be read. Where pads are, `down` is 0, and stays so.
+// x_end: the end of the last map that may be read. At pads, `down` is 0, and stays so.
 void pool_down(const Pool& pool, const Map& map, const uint8_t* x, const uint8_t* x_end, uint8_t* down) {
   const Codes last_lanes = first_lanes(map.width - (whole_blocks(map.width) - lanes));
   const int64_t pitch = pitch_of(pool, map);
@@ -89,7 +89,7 @@ void pool_down(const Pool& pool, const Map& map, const uint8_t* x, const uint8_t
   }
 }
 
-// y_end: behind the last map that may be written.
+// y_end: the end of the last map that may be written.
 template <int Stride>
 void pool_across(const Pool& pool, const Map& map, const uint8_t* down, uint8_t* across, uint8_t* y, uint8_t* y_end) {
   const int64_t pitch = pitch_of(pool, map), stride = Stride == 0 ? pool.strides[1] : Stride;
@@ -104,7 +104,7 @@ void pool_across(const Pool& pool, const Map& map, const uint8_t* down, uint8_t*
       const uint8_t* source = across + j * stride;
       uint8_t picked[lanes];
       for (int64_t i = 0; i < lanes; i++) picked[i] = source[i * stride];
-      // Where a block reaches beyond the row, the next one is written later.
+      // If a block extends past the row, the next one is written later.
       if (y_end - (y + j) >= lanes) {
         std::memcpy(y + j, picked, lanes);
       } else {

@@ -1,4 +1,4 @@
-// A node of a session, of any operator of the domain qil.deploy, and what ONNX Runtime asks about operators.
+// A node of a session, of any operator of the domain qil.deploy, and the operator descriptions for ONNX Runtime.
 #pragma once
 
 #include <memory>
@@ -17,17 +17,17 @@ class Node {
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
 
-  // The operator, the layer, its kernel, the memory that it takes for weights, and why not another kernel.
+  // The operator, the layer, its kernel, the memory of its weights, and why no other kernel.
   virtual std::string describe() const = 0;
 
-  // Runs on what the context holds. May be called by several threads at once. Throws what `guarded` catches.
+  // Runs on the context's tensors. May be called by several threads at once. Throws exceptions that `guarded` catches.
   virtual void compute(abi::KernelContext* context) = 0;
 };
 
 struct Signature {
   std::vector<int> input_types;
   int output_type;
-  // Throws std::invalid_argument with a sentence for what no kernel computes.
+  // Throws std::invalid_argument with a sentence if no kernel computes it.
   std::unique_ptr<Node> (*make)(const abi::KernelInfo* info, const KernelSet& set, OperatorType type);
 };
 

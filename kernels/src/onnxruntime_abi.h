@@ -1,9 +1,9 @@
-// The part of ONNX Runtime's C interface that this library uses, declared by hand: no package that pip or apt brings has
-// its header, and the interface is append-only, so that places in its table never change.
+// The part of ONNX Runtime's C interface that this library uses, declared by hand: no package of pip or apt contains its
+// header, and the interface is append-only, so that positions in its table never change.
 //
 // ONNX Runtime hands an `ApiBase` to RegisterCustomOps. `GetApi(version)` returns its table of functions, as that version of
 // the interface had it, or null where the runtime is older than that. Version 17 has every function used here and a custom
-// operator that can report errors; every runtime from 1.17 on gives it. The functions are named in `Slot`, by their place.
+// operator that can report errors; every runtime from 1.17 on has it. `Slot` names the functions by their position.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ struct ApiBase {
   const char* (*GetVersionString)();
 };
 
-// A function of the table: its place and its type.
+// A function of the table: its position and its type.
 template <size_t Place, typename Function>
 struct Slot {
   static Function of(const AnyFunction* api) { return reinterpret_cast<Function>(api[Place]); }

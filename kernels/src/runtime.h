@@ -1,4 +1,4 @@
-// What the operators need of ONNX Runtime: errors as exceptions, tensors, constants, attributes, threads.
+// The parts of ONNX Runtime that the operators use: errors as exceptions, tensors, constants, attributes, threads.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ namespace abi = onnxruntime_abi;
 
 inline const abi::AnyFunction* api = nullptr;  // the same table in every session of a process
 
-// A status of ONNX Runtime as an exception: it passes on unchanged to the runtime.
+// A status of ONNX Runtime as an exception, returned unchanged to the runtime.
 struct StatusError {
   abi::Status* status;
 };
@@ -26,7 +26,7 @@ inline void check(abi::Status* status) {
 
 [[noreturn]] inline void refuse(const std::string& text) { throw std::invalid_argument(text); }
 
-// Runs `body` and turns what it throws into a status: nothing may be thrown into ONNX Runtime.
+// Runs `body` and converts its exceptions to a status: nothing may be thrown into ONNX Runtime.
 template <typename Body>
 abi::Status* guarded(Body body) {
   const auto status = [](int code, const std::string& text) {
@@ -90,7 +90,7 @@ struct InputName {
   const char* name;
 };
 
-// Null where the input is no constant.
+// Null if the input is not constant.
 const abi::Value* constant_or_null(const abi::KernelInfo* info, size_t index);
 
 template <typename T>
@@ -107,10 +107,10 @@ T scalar(const abi::KernelInfo* info, InputName input) {
   return tensor.data[0];
 }
 
-// An attribute of integers from `least` to 65535; `value` (its default) where the node lacks it.
+// An attribute of integers from `least` to 65535; `value` (its default) if the node lacks it.
 std::vector<int> integers(const abi::KernelInfo* info, const char* name, std::vector<int> value, int least);
 
-// An attribute of one integer; `value` where the node lacks it.
+// An attribute of one integer; `value` if the node lacks it.
 int64_t integer(const abi::KernelInfo* info, const char* name, int64_t value);
 
 // ---- Threads

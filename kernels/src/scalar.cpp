@@ -1,5 +1,5 @@
-// The convolution by its definition: one output code after the other. Takes every layer and every input code, on every
-// processor, and is what the other kernels are compared with. Sums wrap as int32 does, as in ONNX Runtime.
+// The convolution by its definition: one output code after another. Takes every layer and every input code, on every
+// processor, and is the reference for the other kernels. Sums wrap as int32 does, as in ONNX Runtime.
 #include "lowbit_conv.h"
 
 namespace qil_deploy {

@@ -1,4 +1,4 @@
-// The product by its definition, on every processor: what the other kernels are compared with.
+// The product by its definition, on every processor: the reference for the other kernels.
 #include "lowbit_matmul.h"
 
 namespace qil_deploy {

@@ -1,4 +1,4 @@
-// Scratch memory: shared by all nodes and sessions, so that a process holds as much as its largest runs at once need.
+// Scratch memory, shared by all nodes and sessions, so that a process holds only as much as its concurrent runs need.
 #pragma once
 
 #include <cstddef>

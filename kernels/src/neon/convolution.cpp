@@ -1,4 +1,4 @@
-// The kernels as `lowbit_conv.h` wants them. A plan has two stages: rows of the input are packed (`pack.h`), then tiles
+// The kernels for the interface in `lowbit_conv.h`. A plan has two stages: rows of the input are packed (`pack.h`), then tiles
 // are added up (`tile.h`) and requantized, block after block, so that the weights of one stay in the cache.
 #include "convolution.h"
 

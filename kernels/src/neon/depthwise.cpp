@@ -4,7 +4,7 @@
 //
 //     1 load of weights; for each pixel: load of codes, smlal, smlal2
 //
-// A byte holds codes and weights as they are; no sum passes 32767, which is asked before: 312 taps of 15 * 7.
+// A byte holds codes and weights unchanged; no sum exceeds 32767, which is checked beforehand: 312 taps of 15 * 7.
 #include <arm_neon.h>
 
 #include "tile.h"

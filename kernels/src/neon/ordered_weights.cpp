@@ -10,7 +10,7 @@ namespace {
 
 constexpr int largest_byte = 127, largest_word = 32767;
 
-// The lanes of all steps of a block, one after the other: what is stored, and what it can add to its lane.
+// The lanes of all steps of a block, one after another: the stored weights, and their possible contribution to the lane.
 struct Lanes {
   std::vector<uint8_t> stored;
   std::vector<Reach> reaches;
@@ -35,7 +35,7 @@ class LanesOfBlock {
   }
 
  private:
-  // Which of the 27 triples of {-1, 0, 1} stands opposite three codes.
+  // Index, among the 27 triples of {-1, 0, 1}, of the weights of three codes.
   uint8_t triple(int lane, int unit, int y, int x, Reach& reach) const {
     int index = 0;
     for (int c = 2; c >= 0; c--) index = index * 3 + 1 + weight(lane, unit * 3 + c, y, x, reach);

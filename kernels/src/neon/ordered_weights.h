@@ -1,4 +1,4 @@
-// A layer's weights, in the order of the steps of a kernel.
+// A layer's weights in the order of a kernel's steps.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace qil_deploy::neon {
 
-// What a kernel reads in one step, how its registers are laid out, and its loop.
+// Input of one step of a kernel, layout of its registers, and its loop.
 struct Steps {
   int codes_per_unit;  // input codes of one pixel that a step reads
   int unit_bytes;
@@ -33,7 +33,7 @@ struct OrderedWeights {
 };
 
 // Steps go through the rows of the convolution's kernel, the columns of each, and the channels of each column, a unit at a
-// time. Where that is not how units lie in memory (dilated columns, several groups), each column is a row of its own.
+// time. If units do not lie in this order in memory (dilated columns, several groups), each column is a row of its own.
 OrderedWeights order_for_lookup(const Layer& layer);
 OrderedWeights order_for_narrow(const Layer& layer);
 

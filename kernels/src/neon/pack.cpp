@@ -10,7 +10,7 @@ namespace {
 
 constexpr int columns_at_once = 16;
 
-// Codes of a column and those behind it, zero behind the last.
+// Codes of a column and the following ones, zero past the last.
 uint8x16_t load(const uint8_t* codes, int columns) {
   if (columns >= columns_at_once) return vld1q_u8(codes);
   uint8_t some[columns_at_once] = {};
@@ -60,7 +60,7 @@ uint8_t pack(const PackedRow& r, Join join) {
 
 uint8_t pack_triples(const PackedRow& row) {
   return pack<3, uint8_t>(row, [](const uint8x16_t* codes, uint8_t* units) {
-    // Masked: the table has 64 entries, also where a code is out of range and the result will not be used.
+    // Masked: the table has 64 entries, even if a code is out of range and the result will not be used.
     const uint8x16_t pair = vsliq_n_u8(codes[0], codes[1], 2);
     vst1q_u8(units, vandq_u8(vsliq_n_u8(pair, codes[2], 4), vdupq_n_u8(63)));
   });

@@ -6,13 +6,13 @@
 
 namespace qil_deploy::neon {
 
-// A row of an image, and where it goes.
+// A row of an image, and its destination.
 struct PackedRow {
   const uint8_t* codes;    // the first that is packed, of channel 0
   size_t plane;            // bytes from channel to channel
   int groups;              // of the convolution
   int channels_per_group;
-  int units_per_group;     // in the packed row; those behind the last channel are zero
+  int units_per_group;     // in the packed row; those past the last channel are zero
   int columns;             // that are packed
   int left, width;         // pixels of padding before them, pixels of the packed row
   uint8_t* row;            // [width][groups][units of a group]

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int channels_at_once = 8;
 
-// Writes the codes of 8 channels of 4 pixels: where all are wanted, 4 bytes at a time, whose number is then a constant.
+// Writes the codes of 8 channels of 4 pixels: if all are wanted, 4 bytes at a time, a constant number.
 template <typename Pixels>
 void write_quads(const uint32_t* quads, int channels, Pixels pixels, uint8_t* out, size_t plane) {
   for (int c = 0; c < channels; c++, out += plane) std::memcpy(out, &quads[c], pixels);

@@ -1,4 +1,4 @@
-// From sums to codes, for a tile: what `qil_deploy::requantize` does to one sum.
+// Conversion of a tile's sums to codes, as `qil_deploy::requantize` does for one sum.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ class Requantization {
   void run(const int32_t* sums, int stride, int first, int channels, int pixels, uint8_t* out, size_t plane) const;
 
  private:
-  // Per output channel, and some zeros behind the last, which a register may read.
+  // Per output channel, and some zeros past the last, which a register may read.
   std::vector<int32_t> multipliers_, bias_;
   std::vector<float> scales_;
   int16_t zero_point_;

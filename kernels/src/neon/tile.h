@@ -1,8 +1,8 @@
 // The shape of the loops in lookup.cpp, narrow.cpp and depthwise.cpp.
 //
 // A tile is four output pixels of up to four registers of output channels. Channels lie in the lanes, so that a map of
-// 7x7 pixels wastes none. The input codes lie channels last, in units of what one step reads, with the padding around
-// them: the steps of one row of the convolution's kernel lie one after the other in memory.
+// 7x7 pixels wastes none. The input codes are stored channels last, in units that one step reads, with the padding around
+// them: the steps of one row of the convolution's kernel are consecutive in memory.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ struct Block {
   int first_channel;
   int channels;
   int registers;
-  size_t first_unit;             // of a pixel, where its group begins
+  size_t first_unit;             // of a pixel, at the start of its group
   bool adds_bytes = false;       // narrow.cpp: whether products are added in bytes first
   std::vector<Run> runs;
   std::vector<uint8_t> weights;  // [steps][registers][lanes]

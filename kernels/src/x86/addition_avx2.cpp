@@ -1,4 +1,4 @@
-// Additions of codes with AVX2: as `addition_avx512.cpp` does it, in vectors of half the length.
+// Additions of codes with AVX2: the algorithm of `addition_avx512.cpp` in vectors of half the length.
 //
 // ONNX Runtime's own kernel takes codes apart by unpacking and shifting, where one shuffle does for 8 codes: of 32 sums
 // it needs 43 instructions beside loads and stores, this one 31.
@@ -58,7 +58,7 @@ void rescale(const CodeTable& table, const uint8_t* x, size_t count, uint8_t* y)
     const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
     __m256i result = top;
     for (const __m256i& limit : last) {
-      // -1 where a code is the limit or below
+      // -1 if a code is at most the limit
       result = _mm256_add_epi8(result, _mm256_cmpeq_epi8(_mm256_min_epu8(codes, limit), codes));
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i), result);

@@ -20,7 +20,7 @@ inline void copy_bytes(uint8_t* target, const uint8_t* source, int count) {
   }
 }
 
-// Stores those of 64 codes (or fewer) that the mask names, one behind the other.
+// Stores those of 64 codes (or fewer) that the mask selects, one after another.
 inline void store_masked(uint8_t* target, const uint8_t* codes, uint64_t mask) {
   while (mask != 0) {
     const int first = int(_tzcnt_u64(mask));
@@ -47,8 +47,8 @@ inline uint8_t or_bytes(__m256i bits) {
   return all;
 }
 
-// 8 sums -> results, rounded and with the zero point. They are kept inside what saturation to 0..255 needs, so that rounding
-// cannot overflow.
+// 8 sums -> results, rounded and with the zero point. They are clamped to the range that saturation to 0..255 needs, so that
+// rounding cannot overflow.
 inline __m256i rounded_sums(const TileTask& task, int channel, __m256i sums) {
   const __m256i products = _mm256_mullo_epi32(sums, _mm256_set1_epi32(task.multipliers[channel]));
   const __m256i total = _mm256_add_epi32(products, _mm256_set1_epi32(task.bias[channel]));

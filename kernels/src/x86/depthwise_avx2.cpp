@@ -1,9 +1,9 @@
 // Depthwise layers with AVX2: one input channel for each output channel.
 //
-// There is nothing to share between channels, so the work is in moving bytes. A cell is one byte, the code of one channel.
+// Channels share nothing, so most of the work is moving bytes. A cell is one byte, the code of one channel.
 // Codes are widened to 16 bits as they are loaded; code times weight and the sum over the window fit 16 bits, because
 // codes and weights are small (checked on the actual weights). A step, for 64 neighbouring pixels: 4 loads that widen, 4
-// multiplications, 4 additions. Where ONNX Runtime sums in 32 bits, it takes twice the registers for as many pixels.
+// multiplications, 4 additions. ONNX Runtime sums in 32 bits, and takes twice the registers for as many pixels.
 //
 // Each item packs the plane of one channel and computes all outputs of it, while the plane is in the first cache.
 #include <immintrin.h>
@@ -89,7 +89,7 @@ class DepthwisePlan final : public Plan {
   }
 
   bool fits() const { return planes_.fits(); }
-  // Vectors of one channel read on into the next: each thread packs only its own, and drops what it read there.
+  // Vectors of one channel extend into the next: each thread packs only its own, and discards the bytes read there.
   size_t scratch_bytes() const override { return size_t(layer_.groups) * stride_bytes(); }
   int stages() const override { return 1; }
   size_t items(int) const override { return size_t(layer_.groups); }

@@ -140,7 +140,7 @@ inline int pack_vectors(const uint8_t* c0, const uint8_t* c1, __m256i has1, int 
     const __m256i a = stride == 1 ? load(c0 + i) : load_even(c0 + 2 * i);
     const __m256i b = _mm256_and_si256(has1, stride == 1 ? load(c1 + i) : load_even(c1 + 2 * i));
     bits = _mm256_or_si256(bits, _mm256_or_si256(a, b));
-    // Codes above 3 spoil their neighbours here; the plan is then given up, because `bits` tells.
+    // Codes above 3 corrupt their neighbours here; `bits` reveals that, and the plan is given up.
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(cells + i), _mm256_or_si256(a, _mm256_slli_epi16(b, 2)));
   }
   return i;

@@ -13,8 +13,8 @@
 // V * N is 12 or 16, the sums of a tile then stay in registers. Both instructions issue twice a cycle on Zen 4 and 5, so the
 // loop is bound by permutes at 384 products a cycle if the loads keep up: patterns are fetched several at a time, and their
 // numbers come multiplied by 8 so that one scaled address finds the table. The order of instructions matters as much:
-// compilers put each addition right behind its permute, which fills the schedulers with waiting additions; the additions
-// of one channel belong behind the permutes of the next. Hence the two lines of assembler.
+// compilers put each addition right after its permute, which fills the schedulers with waiting additions; the additions
+// of one channel belong after the permutes of the next. Hence the two lines of assembler.
 //
 // Sums start at 128, as unsigned bytes. Emptying adds a register as 32 words to `words` (which wraps) and its upper bytes to
 // `odd`: in the end the sums of odd pixels are `odd`, those of even ones are words - 256 * odd, both modulo 2**16, and the
@@ -186,7 +186,7 @@ uint8_t pack_rows(const uint8_t* const* channels, int channel_count, int rows, s
         c = _mm512_maskz_permutexvar_epi8(wanted, even, c);
       }
       bits = _mm512_ternarylogic_epi32(_mm512_or_si512(bits, a), b, c, 0xfe);
-      // Codes above 3 spoil their neighbours here; the plan is then given up, because `bits` tells.
+      // Codes above 3 corrupt their neighbours here; `bits` reveals that, and the plan is given up.
       const __m512i packed = _mm512_ternarylogic_epi32(a, _mm512_slli_epi16(b, 2), _mm512_slli_epi16(c, 4), 0xfe);
       _mm512_mask_storeu_epi8(cells + i, first_bytes(pitch - i) & first_bytes(cells_at_once), packed);
     }
@@ -205,7 +205,7 @@ constexpr TiledKernel kernel = {
     {{16, run_tile<1, 16>}, {8, run_tile<2, 8>}, {4, run_tile<3, 4>}, {4, run_tile<4, 4>}},
 };
 
-// Weights are packed when a size of input first asks for their form: few layers ever need both.
+// Weights are packed when a size of input first needs their form: few layers ever need both.
 class LookupLayer final : public PackedLayer {
  public:
   explicit LookupLayer(const Layer& layer) : layer_(layer) {}

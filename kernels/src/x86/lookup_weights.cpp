@@ -9,7 +9,7 @@ namespace qil_deploy {
 namespace {
 
 // The largest sum before the multiplier fits int16, and after it, the bias and the scale fit int32 (so that rounding to
-// int32 and saturating in steps_ gives what the definition gives). Empty if so, else why not.
+// int32 and saturating in steps_ agree with the definition). Empty if so, else the reason.
 std::string sums_too_large(const Layer& layer) {
   const int taps = layer.taps();
   for (int o = 0; o < layer.out_channels; o++) {

@@ -5,7 +5,7 @@
 // pattern p has its own table, sum over channels of digit * code. So one step of the convolution is one byte per output
 // channel (3 channels: 27 patterns, 2.7 bits a weight) and one table lookup per cell.
 //
-// Sums run in bytes, and are emptied into 16 bits before any could overflow. When that is, the weights say: over a run of
+// Sums run in bytes, and are emptied into 16 bits before any could overflow. The weights determine when: over a run of
 // steps no sum passes 127 or -128 while 3 * (number of +1) <= 127 and 3 * (number of -1) <= 128 for each channel of the
 // block. Runs end with the fullest channel; for random ternary weights they last some 30 steps.
 #pragma once
@@ -29,15 +29,15 @@ Step lookup_step(const Layer& layer, int o, int first, int channels, int tap);
 // of these channels on.
 void cut_runs(const Step* steps_of_block, int steps, int row, int outputs, std::vector<uint16_t>& lengths);
 
-// Empty where a kernel that computes blocks of output channels, with sums in 16 bits, can take the layer; else why not.
+// Empty if a kernel that computes blocks of output channels, with sums in 16 bits, can take the layer; else the reason.
 std::string why_not_blocks(const Layer& layer);
 
-// Empty where the layer has ternary weights, codes 0..3, sums that fit, and outputs enough to fill blocks; else why not.
+// Empty if the layer has ternary weights, codes 0..3, sums that fit, and enough outputs to fill blocks; else the reason.
 std::string why_not_lookup(const Layer& layer);
 
 class LookupWeights final : public TileWeights {
  public:
-  // unit: what a pattern's number is multiplied with when it is stored, so that it addresses its table.
+  // unit: the factor on a stored pattern's number, so that it addresses its table.
   LookupWeights(const Layer& layer, int channels, int unit);
 
   // Weights are [steps, 16] patterns, from the first channel on.

@@ -1,4 +1,4 @@
-// Lookup for small maps: what is a table and what is an index change places.
+// Lookup for small maps, with the roles of table and index exchanged.
 //
 // At 7x7, a vector of 64 neighbouring pixels is all there is: each table would be loaded for a single permute, and a seventh
 // of the lanes is padding. Here the 64 lanes are output channels: the patterns of a step are the indices, and the cell of one

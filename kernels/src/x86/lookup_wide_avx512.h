@@ -7,11 +7,11 @@ namespace qil_deploy {
 
 constexpr int wide_outputs = 128;  // of one block: two vectors
 
-// Whether the layer is faster that way at this size. Measured on Zen 5: 7x7 maps 1.5 times as fast, 14x14 1.1 times, 28x28
+// Whether the layer is faster this way at this size. Measured on Zen 5: 7x7 maps 1.5 times as fast, 14x14 1.1 times, 28x28
 // no faster.
 bool wide_is_faster(const Layer& layer, int height, int width);
 
-// Patterns of blocks of 128 output channels, and what requantization needs, in the order of its vectors.
+// Patterns of blocks of 128 output channels, and the constants of requantization, in the order of its vectors.
 class WideWeights {
  public:
   explicit WideWeights(const Layer& layer);
@@ -33,7 +33,7 @@ class WideWeights {
   size_t bytes() const { return patterns.size() + outputs.size() * sizeof(Outputs) + run_lengths.size() * 2; }
 };
 
-// Null where offsets do not fit. The weights outlive the plan.
+// Null if offsets do not fit. The weights outlive the plan.
 std::unique_ptr<Plan> make_wide_plan(const Layer& layer, const WideWeights& weights, PackRows pack_rows, int height,
                                      int width);
 

@@ -1,7 +1,7 @@
 // Products of rows of codes and packed weights, with the dot products of AVX-512 VNNI.
 //
-// A byte holds 4 weights of 2 bits, or 2 of 4 bits. Nothing is unpacked: a mask leaves the weights of one place where they
-// are, so that the byte is the stored weight times 1, 4, 16 or 64 (1 or 16), and `vpdpbusd` multiplies it, as an unsigned
+// A byte holds 4 weights of 2 bits, or 2 of 4 bits. Nothing is unpacked: a mask keeps the weights of one place, unshifted,
+// so that the byte is the stored weight times 1, 4, 16 or 64 (1 or 16), and `vpdpbusd` multiplies it, as an unsigned
 // byte, by a code. Each place has sums of its own, which are divided by 4**place in the end, exactly: every summand is a
 // multiple. Codes are arranged in the same way, those of one place of 64 bytes in one vector:
 //
@@ -9,8 +9,8 @@
 //   s[r][p]   += dot(w & mask[p], x[r][p])                    an AND and a dot product for each place, row of codes
 //
 // 256 products of 2 bits take 4 ANDs and 4 dot products, which issue twice a cycle on Zen 4 and 5: 128 products a cycle,
-// as many as of 8 bits. But a quarter of the bytes is read, and reading is what takes the time on one image. Rows of codes
-// are taken four at a time where there are so many, and share the weights.
+// as many as of 8 bits. But only a quarter of the bytes is read, and reading takes most of the time for one image. Rows of
+// codes share the weights, four at a time if there are that many.
 //
 // A dot product adds four products to a sum of 32 bits without saturating. Four products of a place are 4 * 192 * 127 at
 // most, and sums stay below 64 * 2**24 / 127 * 127 = 2**30: the node has refused rows whose sums could pass 2**24 before
@@ -29,7 +29,7 @@ size_t vectors_of(const MatMul& matmul) { return (matmul.weight_bytes() + vector
 
 size_t arranged_bytes(const MatMul& matmul) { return vectors_of(matmul) * matmul.per_byte() * vector_bytes; }
 
-// Where byte i of 64 comes from: those of place p, 4j + p (2j + p), lie side by side.
+// Source of byte i of 64: the bytes of place p, 4j + p (2j + p), are made neighbours.
 template <int P>
 struct Order {
   alignas(64) uint8_t source[64];
@@ -76,7 +76,7 @@ RowSums arrange(const MatMul& matmul, const float* a, int8_t* arranged) {
       const __m512 values = _mm512_loadu_ps(a + 16 * i);
       const __m512 sizes = _mm512_abs_ps(values);
       integers = _mm512_cvtps_epi32(values);
-      // Neither what is no number nor an infinity is at most 127.
+      // Neither NaN nor infinity is at most 127.
       exact &= _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(integers), values, _CMP_EQ_OQ) == 0xffff;
       exact &= _mm512_cmp_ps_mask(sizes, limit, _CMP_LE_OQ) == 0xffff;
       largest = _mm512_max_ps(largest, sizes);

@@ -128,7 +128,7 @@ constexpr TiledKernel kernel = {
     {{outputs, run_tile<1>}, {outputs, run_tile<2>}, {outputs, run_tile<3>}},
 };
 
-// A run of fewer than 8 steps would be emptied more than it is worth.
+// Emptying runs of fewer than 8 steps would cost more than it gains.
 std::string why_not(const Layer& layer) {
   if (layer.groups > 1 && layer.outputs_per_group() < 4) return "fewer than 4 output channels in a group";
   const int step = 2 * layer.input_capacity * layer.largest_code;

@@ -34,7 +34,7 @@ void Planes::lay_out(const Layer& layer) {
   first_row_ = top;
   rows_ = out_height_ + bottom - top;
   left_ = std::max(0, -left);
-  // A row must hold what its last pixel reads on the right, and, behind the data that are read, the zeros on the left of the
+  // A row must hold what its last pixel reads on the right, and, past the data that are read, the zeros on the left of the
   // next row.
   const int64_t columns = (width_ + stride_w_ - 1) / stride_w_;
   const int64_t used = std::max<int64_t>(0, std::min<int64_t>(columns, int64_t{out_width_} + right));

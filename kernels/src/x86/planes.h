@@ -5,11 +5,11 @@
 // in planes of their own, so that every step of the kernel window reads with stride 1. Phases that no step reads are left
 // out.
 //
-// Rows of a plane follow each other at `pitch` cells. The columns of zeros behind a row pad it on the right and the next row
+// Rows of a plane follow each other at `pitch` cells. The columns of zeros after a row pad it on the right and the next row
 // on the left. Output pixel (row, column) has the number row * pitch + column; all numbers are computed, `lanes` at a time,
 // and those that lie in the padding are dropped when codes are stored (7x7: 1 vector of 64; 14x14: 4; 28x28: 13; 56x56: 50).
 //
-// Step s of a group (its planes one after the other, in each the taps of the window in rows) reads the cells of output pixel
+// Step s of a group (its planes one after another, in each the taps of the window in rows) reads the cells of output pixel
 // 0 at byte `offsets[s]`, and those of pixel n at n cells after it.
 #pragma once
 
@@ -65,7 +65,7 @@ class Planes {
   int left_ = 0;                  // columns of zeros that a row needs on its left
   int pitch_ = 0, pixels_ = 0;
   int64_t plane_bytes_ = 0;
-  size_t slack_ = 0;  // bytes that the last vectors read behind the last plane
+  size_t slack_ = 0;  // bytes that the last vectors read past the last plane
   bool fits_ = true;
   std::vector<Phase> phases_;
   std::vector<int32_t> offsets_;

@@ -1,4 +1,4 @@
-// Weights for kernels that multiply: bytes, side by side as the channels of a cell are.
+// Weights for kernels that multiply: bytes, in the order of a cell's channels.
 //
 // For each block of 16 output channels and each step, 16 groups of `channels_per_cell` codes, one group per output channel.
 // Sums of 16 bits are emptied before they could overflow: with input codes up to c, a run of steps lasts while
@@ -14,7 +14,7 @@ class ProductWeights final : public TileWeights {
  public:
   ProductWeights(const Layer& layer, int channels_per_cell);
 
-  // Weights are [steps, 16, channels_per_cell], from the first channel on. There are runs for two outputs at once only.
+  // Weights are [steps, 16, channels_per_cell], from the first channel on. There are runs only for two outputs at once.
   void find(TileTask& task, int outputs, int index) const override;
   size_t bytes() const override { return weights_.size() + run_lengths_.size() * 2 + run_first_.size() * 4; }
 

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int wanted_items = 32;  // enough for many threads to share them evenly
 
-// Widths of the tiles that make up `vectors`: as wide as may be, but rather 3 and 2 than 4 and 1, which is slow.
+// Widths of the tiles that make up `vectors`: as wide as possible, but 3 and 2 rather than 4 and 1, which is slow.
 std::vector<int> tile_widths(int vectors, int widest) {
   std::vector<int> widths;
   while (vectors > 0) {

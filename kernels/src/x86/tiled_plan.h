@@ -1,4 +1,4 @@
-// How a vector kernel computes one image: stage 0 packs the input into planes, stage 1 computes tiles.
+// Plan of a vector kernel for one image: stage 0 packs the input into planes, stage 1 computes tiles.
 //
 // A tile is 1 to 6 neighbouring vectors of output pixels, for blocks of 16 output channels. The kernel computes it a few
 // channels at a time, as many as its registers hold sums for, and runs through all steps with them. Tiles are cut fine
@@ -17,14 +17,14 @@ inline int blocks_per_group(const Layer& layer) {
   return (layer.outputs_per_group() + block_outputs - 1) / block_outputs;
 }
 
-// What a kernel needs to know to compute some vectors of pixels for some channels. Plain data: the function that reads it
+// Work of a kernel: some vectors of pixels for some channels. Plain data: the function that reads it
 // is compiled for instructions that the rest of the program may not use, and must not share code with it.
 struct TileTask {
   const uint8_t* cells;    // of the first vector, for step offset 0
   const int32_t* offsets;  // [steps]
   int steps;
   const uint8_t* weights;  // of the first channel; the layout is the kernel's
-  const uint16_t* runs;    // lengths of runs of steps after which sums are emptied, where the kernel has some
+  const uint16_t* runs;    // lengths of runs of steps after which sums are emptied, if the kernel has runs
   int run_count;
   int outputs;  // channels to store, at most those that the shape computes
   const float* scales;
@@ -37,7 +37,7 @@ struct TileTask {
   const int32_t* ranks;   // number of such pixels before each vector; one more at the end
 };
 
-// How many channels a kernel computes at once for a tile of so many vectors, and the function that does.
+// Number of channels that a kernel computes at once for a tile of a given width, and the function that computes them.
 struct TileShape {
   int outputs;  // divides 16
   void (*run)(const TileTask& task);

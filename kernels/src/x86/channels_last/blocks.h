@@ -1,4 +1,4 @@
-// What the kernels of this folder have in common. Output channels lie in the lanes of their registers, 16 words of 16 bits
+// Common parts of the kernels in this folder. Output channels lie in the lanes of their registers, 16 words of 16 bits
 // in each, so that small maps waste none; the input is packed with channels side by side (`packed_image.h`).
 //
 // A step multiplies the codes of 2 input channels of one pixel, broadcast over a register, with their weights, read from
@@ -33,14 +33,14 @@ struct Span {
   int vectors() const { return (count + lanes - 1) / lanes; }
 };
 
-// Cuts the output channels of a layer into spans of up to 64, which have as many vectors each as can be.
+// Cuts the output channels of a layer into spans of up to 64, each with as many vectors as possible.
 std::vector<Span> cut_outputs(const Layer& layer);
 
-// Steps that take the channels of a group at one tap.
+// Number of steps for the channels of a group at one tap.
 int steps_of(const Layer& layer);
 
-// How sums become codes, for the loops: plain data, of the first channel on. In float32, where everything is exact up to
-// the one rounding: rint((sum * factor + offset) * scale); else in integers: sum >> shift, * multiplier, + bias.
+// Conversion of sums to codes, for the loops: plain data, from the first channel on. In float32, if everything is exact up
+// to the one rounding: rint((sum * factor + offset) * scale); else in integers: sum >> shift, * multiplier, + bias.
 struct CodeMaker {
   const float *factors, *offsets, *scales;
   const int32_t *multipliers, *biases;
@@ -51,7 +51,7 @@ struct CodeMaker {
 
 class Requantization {
  public:
-  // The sums that come are `1 << shift` times what they stand for, less `missing` of each channel.
+  // The given sums are `1 << shift` times the true ones, less `missing` of each channel.
   Requantization(const Layer& layer, int shift, const std::vector<int64_t>& missing);
   CodeMaker of(int first_channel) const;
   size_t bytes() const { return scales_.size() * (3 * sizeof(float) + 2 * sizeof(int32_t)); }

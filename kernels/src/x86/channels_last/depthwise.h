@@ -1,7 +1,7 @@
 // Depthwise layers with channels in the lanes: weights and the loop.
 //
 // A step multiplies the codes of 32 channels at two taps, interleaved, with their weights and adds the two products: sums of
-// 16 bits, which the layer is asked for before (c * sum of magnitudes <= 32767). Of 9 taps the tenth has weights of 0.
+// 16 bits, which is checked beforehand (c * sum of magnitudes <= 32767). Of 9 taps the tenth has weights of 0.
 #pragma once
 
 #include <string>
@@ -30,7 +30,7 @@ std::string why_not_depthwise(const Layer& layer);
 
 // Some neighbouring output pixels of 32 channels. Plain data.
 struct DepthwiseChunk {
-  const uint8_t* pixels[chunk_pixels];  // what the first tap of each reads; the last is repeated
+  const uint8_t* pixels[chunk_pixels];  // input of each one's first tap; the last is repeated
   int count;
   const int64_t* taps;  // offsets, in bytes
   int tap_count;

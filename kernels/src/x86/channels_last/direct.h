@@ -11,7 +11,7 @@
 
 namespace qil_deploy::channels_last {
 
-// Some steps within one tap of the window, and whether words are emptied behind them.
+// Some steps within one tap of the window, and whether words are emptied after them.
 struct Stretch {
   int tap, first_step, steps;
   bool ends_run;
@@ -29,7 +29,7 @@ std::string why_not_direct(const Layer& layer);
 
 // Some neighbouring output pixels of a block. Plain data.
 struct DirectChunk {
-  const uint8_t* pixels[chunk_pixels];  // what the first tap of each reads, of the block's group
+  const uint8_t* pixels[chunk_pixels];  // input of each one's first tap, in the block's group
   int count;
   const int64_t* taps;  // offsets of all taps, in bytes
   const WeightVector* weights;

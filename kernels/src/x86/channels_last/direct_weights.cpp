@@ -9,7 +9,7 @@ namespace {
 constexpr int fewest_inputs = 8, fewest_outputs = 9;  // of a group: else most of a step or of a vector would be zeros
 constexpr int largest_product = 2047;                 // 8 steps are then within 16 bits
 
-// What a channel's products can reach on either side, over a run.
+// Bounds on a channel's sum of products on either side, over a run.
 struct Reach {
   int up = 0, down = 0;
   bool fits() const { return up <= 32767 && down <= 32768; }

@@ -1,4 +1,4 @@
-// What the loops of this folder share. To be included where the target is switched to AVX2.
+// Common parts of the loops in this folder. To be included where the target is switched to AVX2.
 #pragma once
 
 // sums += the products of a pair of codes, over a register, with pairs of weights. In assembler, because GCC 12 else keeps
@@ -35,10 +35,10 @@ __attribute__((always_inline)) inline void add_steps(__m256i (&sums)[P][V], cons
   }
 }
 
-// How many pixels are computed at once with so many vectors of channels.
+// Number of pixels computed at once for a number of vectors of channels.
 constexpr int pixels_at_once(int vectors) { return vectors == 4 ? 3 : vectors == 3 ? 4 : vectors == 2 ? 6 : 8; }
 
-// Calls `compute(std::integral_constant<int, pixels>, first pixel)` until all are done: as many as can be, then 2, then 1.
+// Calls `compute(std::integral_constant<int, pixels>, first pixel)` until all are done: as many as possible, then 2, then 1.
 template <int V, typename Compute>
 inline void for_groups(int pixels, Compute compute) {
   constexpr int most = pixels_at_once(V);
@@ -85,7 +85,7 @@ inline void round_sums(const CodeMaker& maker, int channel, const __m256i* sums,
   }
   const __m256i multiplier = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(maker.multipliers + channel));
   const __m256i bias = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(maker.biases + channel));
-  // Values are kept inside what saturation to 0..255 needs, so that rounding cannot overflow.
+  // Values are clamped to the range that saturation to 0..255 needs, so that rounding cannot overflow.
   const __m256 least = _mm256_set1_ps(-1024.0f), most = _mm256_set1_ps(1024.0f);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
@@ -95,7 +95,7 @@ inline void round_sums(const CodeMaker& maker, int channel, const __m256i* sums,
   }
 }
 
-// The codes of 4 pixels of 8 channels: of each channel all 4, one behind the other; channels 4-7 in the upper half.
+// The codes of 4 pixels of 8 channels: of each channel all 4, one after another; channels 4-7 in the upper half.
 inline __m256i codes_of(const CodeMaker& maker, int channel, const __m256i* sums) {
   const __m256i zero_point = _mm256_set1_epi16(short(maker.zero_point));
   __m256i results[4];

@@ -1,4 +1,4 @@
-// Packs a row of an image: from channel by channel to channels side by side. Blocks of 16 columns of 32 channels are
+// Packs a row of an image, stored channel by channel, with channels side by side. Blocks of 16 columns of 32 channels are
 // transposed in registers.
 #include <immintrin.h>
 
@@ -60,7 +60,7 @@ __attribute__((noinline)) uint8_t pack_row(const ImageRow& row, int left, int pi
   for (int channel = 0; channel < row.channels; channel += packed_channels) {
     const uint8_t* codes = row.codes + channel * row.plane;
     const int count = row.channels - channel < packed_channels ? row.channels - channel : packed_channels;
-    // Of a row shorter than a vector, what follows it in the image is read along, and written over below.
+    // For a row shorter than a vector, the following bytes of the image are read too, and overwritten below.
     const bool whole = count == packed_channels && codes + (packed_channels - 1) * row.plane + packed_columns <= row.end;
     for (int x = 0; x < row.width; x += packed_columns) {
       const int first = row.width - x >= packed_columns || row.width < packed_columns ? x : row.width - packed_columns;
@@ -71,7 +71,7 @@ __attribute__((noinline)) uint8_t pack_row(const ImageRow& row, int left, int pi
         alignas(32) uint8_t copied[packed_channels][packed_columns] = {};
         const int columns = row.width < packed_columns ? row.width : packed_columns;
         for (int c = 0; c < count; c++) {
-          if (columns == packed_columns) {  // a number that the compiler knows
+          if (columns == packed_columns) {  // a constant for the compiler
             std::memcpy(copied[c], codes + c * row.plane + first, packed_columns);
           } else {
             std::memcpy(copied[c], codes + c * row.plane + first, columns);

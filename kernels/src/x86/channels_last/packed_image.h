@@ -31,7 +31,7 @@ class PackedImage {
   int pixel_bytes() const { return pixel_bytes_; }
   size_t rows() const { return size_t(rows_); }
 
-  // Returns whether all codes are within what the layer proved. Rows that no output reads are left as they are.
+  // Returns whether all codes are within the layer's proven range. Rows that no output reads are left unchanged.
   bool pack(size_t row, const uint8_t* x, uint8_t* pixels) const;
 
  private:

@@ -1,4 +1,4 @@
-// How output pixels are cut into chunks, and where each reads the packed image.
+// Chunks of output pixels, and the places in the packed image that each reads.
 #pragma once
 
 #include <vector>
@@ -21,7 +21,7 @@ class PixelChunks {
   // Offsets of the window's taps, in bytes.
   const int64_t* taps() const { return taps_.data(); }
 
-  // What the first tap of each pixel of a chunk reads; behind the last pixel it is repeated.
+  // Input of the first tap of each pixel of a chunk; past the last pixel it is repeated.
   void find_pixels(size_t index, const uint8_t* packed, const uint8_t* (&pixels)[chunk_pixels]) const;
 
  private:

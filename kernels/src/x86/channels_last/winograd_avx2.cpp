@@ -3,7 +3,7 @@
 // With 3 tiles and 64 output channels at once, 12 sums, a step is 27 instructions for 384 products (direct_avx2.cpp), which
 // stand for 864 of the convolution.
 //
-// A chunk of 16 tiles goes through all positions, so that the weights of one position are read from the first cache but
+// A chunk of 16 tiles goes through all positions, so that the weights of one position are read from the first cache only
 // once. Its sums are then combined, 8 channels at a time, to 4 pixels each.
 #include <immintrin.h>
 
@@ -92,7 +92,7 @@ inline void store_channels(uint8_t* y, size_t out_pixels, int out_width, __m128i
   store_pair<7>(below + 3 * out_pixels, codes);
 }
 
-// What lies outside the output is left out.
+// Pixels outside the output are left out.
 inline void store_some(uint8_t* y, size_t out_pixels, int out_width, int channels, int rows, int columns, __m256i codes) {
   alignas(32) uint8_t all[8][2][2];
   _mm256_store_si256(reinterpret_cast<__m256i*>(all), codes);

@@ -1,4 +1,4 @@
-// The loops of winograd_plan.cpp, compiled for AVX2. What they read is plain data: they must not share code with the rest.
+// The loops of winograd_plan.cpp, compiled for AVX2. Their input is plain data: they must not share code with the rest.
 #pragma once
 
 #include "blocks.h"

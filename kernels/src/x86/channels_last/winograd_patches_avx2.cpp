@@ -1,7 +1,7 @@
 // The patches of winograd_weights.h's algorithm, transformed.
 //
 // Channels lie in the lanes: one instruction for each addition of 32 channels, whatever the size of the map. A byte may wrap
-// on the way; what is stored is 0..4c (winograd_weights.h).
+// in between; the stored ones are 0..4c (winograd_weights.h).
 #include <immintrin.h>
 
 #include "winograd_loops.h"

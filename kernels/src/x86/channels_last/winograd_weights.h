@@ -19,7 +19,7 @@
 //   - Products of two channels are added to words of 16 bits, which wrap. A run of steps starts at -2c * (sum of its
 //     weights); it then ends at sum of (byte - 2c) * weight, within 2c * (sum of magnitudes of weights), whatever wrapped
 //     before. Runs are cut where that would pass 16 bits for any channel of a block.
-//   - So what was added to differences is gone again. What remains is 2c * (sum of the channel's weights) at position 5,
+//   - So the offset of the differences cancels. The remainder is 2c * (sum of the channel's weights) at position 5,
 //     that is 4q + r with r in 0..3: r is added where position 5 starts, q to the bias.
 //   - The 16 sums of a tile are combined in 32 bits.
 #pragma once
@@ -44,7 +44,7 @@ struct WinogradBlock {
 std::vector<WinogradBlock> winograd_blocks(const Layer& layer);
 Requantization winograd_requantization(const Layer& layer);
 
-// Empty where the algorithm takes the layer; else why not.
+// Empty if the algorithm takes the layer, else the reason.
 std::string why_not_winograd(const Layer& layer);
 
 }  // namespace qil_deploy::channels_last
