@@ -11,7 +11,7 @@ from qil_deploy.commands import main
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a command printed and how it ended.
+    """Output and exit code of a command.
 
     Attributes:
         code: the exit code.
@@ -27,7 +27,7 @@ class Outcome:
 
 
 def call_command(*arguments: object) -> Outcome:
-    """Run the command line; an error that is not ours passes through."""
+    """Run the command line; errors that are not ours pass through."""
     out, error = io.StringIO(), io.StringIO()
     code: object = None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):

@@ -1,4 +1,4 @@
-"""Settings and fixtures that every test shares."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ settings.load_profile("repeatable")
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """A seeded generator: the same numbers in every run of a test, whatever ran before."""
+    """A seeded generator: the same numbers in every run of a test, whatever ran before it."""
     return np.random.default_rng(SEED)
 
 
@@ -54,7 +54,7 @@ def refused() -> Callable[..., str]:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C interrupts this process and those it starts, though a shell may have SIGINT ignored for the tests."""
+    """Let Ctrl-C interrupt this process and its children, even if a shell has SIGINT ignored for the tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -83,7 +83,7 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="session", autouse=True)
 def _wide_terminal() -> Iterator[None]:
-    """Tables and paths that a command prints are not broken into lines."""
+    """Keep tables and paths in a command's output from being wrapped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "400")
         yield

@@ -1,4 +1,4 @@
-"""A small real model to damage, images for it, and a watch over time and memory."""
+"""A small real model to damage, images for it, and limits on time and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIGABYTES = 12
 
 @pytest.fixture(autouse=True)
 def _watch() -> Iterator[None]:
-    """Fail where a test hangs, and where it asks for memory without end."""
+    """Fail a test that hangs, or allocates without limit."""
 
     def give_up(*_: object) -> None:
         raise AssertionError(f"no end after {SECONDS} seconds")
@@ -86,7 +86,7 @@ def golden(model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ends(call: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Return a function that runs a command and requires that it ends as commands may end."""
+    """Return a function that runs a command and requires it to end in an allowed way."""
 
     def end(*arguments: object) -> Outcome:
         outcome = call(*arguments)

@@ -49,7 +49,7 @@ batch_size = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One input and what reads it.
+    """One input and the command that reads it.
 
     Attributes:
         name: what was damaged.
@@ -65,7 +65,7 @@ class Case:
 def _of_files(
     path: Path, content: bytes, damaged: Iterator[tuple[str, bytes]], commands: list[list[str]]
 ) -> Iterator[Case]:
-    """Yield the whole file first, then the damaged ones, each with the next of `commands` in turn."""
+    """Yield the undamaged file first, then the damaged ones, each with the next of `commands` in turn."""
     yield Case(name="undamaged", place=partial(path.write_bytes, content), commands=commands)
     turns = itertools.cycle(commands)
     for name, changed in damaged:
@@ -125,7 +125,7 @@ def golden_files(folder: Path, count: int, seed: int) -> Iterator[Case]:
 
 
 def recipes(folder: Path, count: int, seed: int) -> Iterator[Case]:
-    """Recipes; those that are still good would train for as long as they say, and end here before they do."""
+    """Recipes; those that are still valid would train for their full length, and end here before they do."""
     from qil_deploy.training import train
 
     def end(*_: object, **__: object) -> None:

@@ -1,4 +1,4 @@
-"""Values that nobody expects, and a way to put one anywhere into a tree of JSON."""
+"""Unexpected values, and a way to insert one anywhere into a tree of JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Raw:
-    """JSON text that no value writes: it goes into the document as it is."""
+    """JSON text that no value produces, inserted into the document unchanged."""
 
     text: str
 
@@ -83,7 +83,7 @@ def places(tree: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def change_tree(tree: Any, rng: np.random.Generator) -> tuple[str, Any]:  # noqa: ANN401 - whatever JSON holds
-    """Return a changed copy of a tree of dicts and lists, and what was done to it."""
+    """Return a changed copy of a tree of dicts and lists, and a description of the change."""
     changed = copy.deepcopy(tree)
     spots = places(changed)
     path = pick(spots, rng)

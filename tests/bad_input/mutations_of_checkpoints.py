@@ -1,4 +1,4 @@
-"""Damaged checkpoints: seeded mutations of a good one, of its bytes, its header, what it says, and its tensors.
+"""Damaged checkpoints: seeded mutations of a valid one's bytes, header, metadata and tensors.
 
 The digest of the tensors is removed wherever more than raw bytes are changed, as if whoever changed them knew it.
 """
@@ -33,7 +33,7 @@ _NUMBERS: tuple[float, ...] = (
 
 @dataclass
 class _File:
-    """A safetensors file taken apart: what it says of its tensors, of itself and of its model, and all their bytes.
+    """A safetensors file taken apart: its tensors' entries, its own and its model's metadata, and all bytes of tensors.
 
     `text` and `info_text` replace the whole header, and what is said of the model, where they are not None.
     """
@@ -67,7 +67,7 @@ class _File:
         }
 
     def pack(self, tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
-        """Write all tensors anew, one behind the other."""
+        """Pack all tensors anew, one after another."""
         self.header, end = {}, 0
         for name, (dtype, shape, part) in tensors.items():
             self.header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(part)]}
@@ -84,7 +84,7 @@ class _File:
 
 
 def mutations(content: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield `count` (what was done, the damaged file), the same ones for the same content, count and seed."""
+    """Yield `count` (description, damaged file), the same ones for the same content, count and seed."""
     rng = np.random.default_rng(seed)
     groups = (None, _OF_THE_HEADER, _OF_THE_INFO, _OF_THE_INFO, _OF_TENSORS, _OF_VALUES, _OF_VALUES)
     for number in range(count):
@@ -139,7 +139,7 @@ def _other_header_size(content: bytes, rng: np.random.Generator) -> tuple[str, b
 
 
 def _place(content: bytes, rng: np.random.Generator) -> int:
-    """Draw a position, in the header as often as anywhere."""
+    """Draw a position: half of the time in the header, else anywhere."""
     return int(rng.integers(pick([8 + int.from_bytes(content[:8], "little"), len(content)], rng)))
 
 

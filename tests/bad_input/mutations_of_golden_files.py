@@ -1,4 +1,4 @@
-"""Damaged and hostile golden vectors, made from good ones: seeded, and of every kind in turn.
+"""Damaged and hostile golden vectors, made from valid ones: seeded, and of every kind in turn.
 
 What is changed is the archive (bytes, entries, sizes, checksums, how they are packed), the headers of its arrays, the
 arrays themselves, or what the file says of itself.
@@ -48,7 +48,7 @@ TYPES = ("<f2", "<f8", ">i4", "<c8", "|O", "<U9", "|S9", "|V4", "<M8[s]", "?", "
 
 
 def mutations(content: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield damaged versions of golden vectors, each with what was done to it.
+    """Yield damaged versions of golden vectors, each with a description of the damage.
 
     Args:
         content: the bytes of an .npz file of golden vectors.
@@ -96,7 +96,7 @@ def _flip(content: bytes, generator: Generator) -> tuple[str, bytes]:
 
 
 def _flip_directory(content: bytes, generator: Generator) -> tuple[str, bytes]:
-    """Change bytes of the archive's directory, where names, sizes and places are."""
+    """Change bytes of the archive's directory, which holds names, sizes and offsets."""
     damaged = bytearray(content)
     start = content.find(b"PK\x01\x02")
     place = generator.randrange(max(start, 0), len(damaged))
@@ -158,7 +158,7 @@ def _many(entries: Entries, generator: Generator) -> tuple[str, bytes]:
 
 
 def _lied(entries: Entries, generator: Generator) -> tuple[str, bytes]:
-    """Let the archive's directory say other sizes, checksums or flags than the entries have."""
+    """Give the archive's directory other sizes, checksums or flags than the entries have."""
     stream = io.BytesIO()
     field = generator.choice(("file_size", "compress_size", "CRC", "flag_bits", "header_offset", "compress_type"))
     value = generator.choice((0, 1, 8, 2**16 - 1, 2**31 - 1, 2**32 - 1))
@@ -171,7 +171,7 @@ def _lied(entries: Entries, generator: Generator) -> tuple[str, bytes]:
 
 
 def _bomb(entries: Entries, generator: Generator) -> tuple[str, bytes]:
-    """Pack many zeros tightly, as an entry of their own or in place of another one."""
+    """Compress many zeros, as an additional entry or in place of one."""
     size = generator.choice((2**20, 2**24, 2**26))
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

@@ -1,4 +1,4 @@
-"""Damaged and hostile ONNX files, made from a good one of ours: seeded, and of every kind in turn.
+"""Damaged and hostile ONNX files, made from a valid one of ours: seeded, and of every kind in turn.
 
 Most are valid protobuf messages, since a parser notices what is none: fields changed, shapes, attributes, names and
 types made extreme, nodes dropped, doubled and wired elsewhere, the metadata changed, initializers stored in other ways,
@@ -61,7 +61,7 @@ FACTORS = (2**10, 2**16, 2**22, 2**27, 2**29, 2**31, 2**40)
 
 
 def mutations(content: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield damaged versions of a model, each with what was done to it.
+    """Yield damaged versions of a model, each with a description of the damage.
 
     Args:
         content: the bytes of an exported model.
@@ -99,7 +99,7 @@ def _initializer(model: Model, generator: random.Random) -> TensorProto:
 
 
 def _any_name(model: Model, generator: random.Random) -> str:
-    """Return a name in the graph, or one that is not there."""
+    """Return a name in the graph, or one that does not exist."""
     known: list[str] = [name for node in model.graph.node for name in (*node.input, *node.output)]
     return generator.choice([*known, *NAMES] if generator.random() < 0.7 else NAMES)
 
@@ -222,7 +222,7 @@ def _stored_otherwise(model: Model, generator: random.Random) -> str:
 
 
 def _other_numbers(model: Model, generator: random.Random) -> str:
-    """Replace what an initializer holds by as many bytes of something else."""
+    """Replace the content of an initializer by as many bytes of another type."""
     tensor = _initializer(model, generator)
     if tensor.data_type == TensorProto.FLOAT:
         number = generator.choice(NUMBERS)
@@ -276,7 +276,7 @@ GROWING: dict[str, Callable[[Model, str, int], tuple[list[str], dict[str, Any]]]
 
 
 def _expanded(model: Model, generator: random.Random) -> str:
-    """Expand what a node reads, a constant or a tensor of the network."""
+    """Expand an input of a node, a constant or a tensor of the network."""
     node = generator.choice([node for node in model.graph.node if node.input] or [_node(model, generator)])
     place = list(model.graph.node).index(node)
     index = generator.randrange(len(node.input)) if node.input else 0
@@ -302,7 +302,7 @@ def _doubled(model: Model, generator: random.Random) -> str:
 
 
 def _many(model: Model, generator: random.Random) -> str:
-    """Hang thousands of nodes on the network, in a row or side by side."""
+    """Attach thousands of nodes to the network, in sequence or in parallel."""
     times, row = generator.choice((500, 3000)), generator.random() < 0.5
     operator = generator.choice(("Identity", "Identity", "Gemm", "QuantizeLinear", "Clip", "Transpose"))
     source = generator.choice(("image", *(node.output[0] for node in model.graph.node if node.output)))
@@ -362,7 +362,7 @@ def _ends(model: Model, generator: random.Random) -> str:
 
 
 def _versions(model: Model, generator: random.Random) -> str:
-    """Change the file format, operator sets, functions and whatever else is no graph."""
+    """Change the file format, operator sets, functions and everything else outside the graph."""
     action = generator.choice(("none", "microsoft alone", "version", "twice", "ir", "no graph", "functions", "sparse"))
     if action == "none":
         del model.opset_import[:]
@@ -406,7 +406,7 @@ def _set_metadata(model: Model, text: str) -> None:
 
 
 def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield where in decoded JSON there is something."""
+    """Yield the paths of all values in decoded JSON."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in items:
         yield (*path, key)
@@ -414,7 +414,7 @@ def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def changed_json(content: Any, generator: random.Random) -> str:  # noqa: ANN401 - whatever JSON holds
-    """Change decoded JSON in one place; return where and how."""
+    """Change decoded JSON in one place; return the place and the change."""
     found = list(places(content))
     if not found:
         return "nothing"
@@ -451,7 +451,7 @@ def _metadata_text(model: Model, generator: random.Random) -> str:
 
 
 def _flip(content: bytes, generator: random.Random) -> tuple[str, bytes]:
-    """Change bytes, most of them in front and at the end, where names, sizes and numbers of fields are."""
+    """Change bytes, mostly at the beginning and the end, where names, sizes and field numbers are."""
     damaged = bytearray(content)
     found = []
     for _ in range(generator.randint(1, 4)):
@@ -468,7 +468,7 @@ def _cut(content: bytes, generator: random.Random) -> tuple[str, bytes]:
 
 
 def _spliced(content: bytes, generator: random.Random) -> tuple[str, bytes]:
-    """Repeat, drop or blank a part of the file, or put noise into it."""
+    """Repeat, remove or blank a part of the file, or insert noise."""
     start = generator.randrange(len(content))
     stop = min(len(content), start + generator.choice((1, 7, 100, 5000)))
     action = generator.choice(("repeat", "drop", "blank", "noise", "again"))
@@ -483,7 +483,7 @@ def _spliced(content: bytes, generator: random.Random) -> tuple[str, bytes]:
 
 
 def _nested(content: bytes, generator: random.Random) -> tuple[str, bytes]:
-    """Nest graphs in attributes of graphs, deeper than parsers go; protobuf merges the outermost into the file's."""
+    """Nest graphs in attributes of graphs, deeper than parsers allow; protobuf merges the outermost into the file's."""
     depth = generator.choice((1, 5, 40, 200, 5000))
     graph = b""
     for level in range(depth):

@@ -1,4 +1,4 @@
-"""Damaged recipes: seeded mutations of a good one, of its values, its structure, and its bytes."""
+"""Damaged recipes: seeded mutations of a valid one's values, structure and bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TEXT_KEYS = (
 
 
 def mutations(text: str, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield `count` (what was done, the damaged recipe), the same ones for the same text, count and seed."""
+    """Yield `count` (description, damaged recipe), the same ones for the same text, count and seed."""
     rng = np.random.default_rng(seed)
     content = tomllib.loads(text)
     for number in range(count):
@@ -50,7 +50,7 @@ def _any_value(_text: str, content: dict[str, Any], rng: np.random.Generator) ->
 
 
 def _number(text: str, _content: dict[str, Any], rng: np.random.Generator) -> tuple[str, bytes]:
-    """Put another number, or what is none, in the place of a number."""
+    """Replace a number by another one, or by a value of another type."""
     lines = text.splitlines()
     places = [place for place, line in enumerate(lines) if "=" in line and line.split("=")[1].strip()[:1].isdecimal()]
     place, number = pick(places, rng), pick(_NUMBERS, rng)
@@ -78,7 +78,7 @@ def _new_number(text: str, _content: dict[str, Any], rng: np.random.Generator) -
 
 
 def _name(text: str, _content: dict[str, Any], rng: np.random.Generator) -> tuple[str, bytes]:
-    """Set a name that leads elsewhere."""
+    """Set a name that refers to something else."""
     key, name = pick(_TEXT_KEYS, rng), pick(_NAMES, rng)
     changed: dict[str, Any] = tomllib.loads(text)
     node = changed
@@ -131,7 +131,7 @@ def _bytes(text: str, _content: dict[str, Any], rng: np.random.Generator) -> tup
 
 
 def to_toml(content: dict[str, Any]) -> str:
-    """Write a tree as TOML, every table inline; what TOML cannot say becomes text that it cannot read either."""
+    """Write a tree as TOML, every table inline; values without a TOML form become invalid text."""
     return "".join(f"{_key(key)} = {_value(value)}\n" for key, value in content.items())
 
 

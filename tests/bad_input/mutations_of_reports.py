@@ -1,4 +1,4 @@
-"""Damaged and hostile reports, made from a good one of any command: seeded, and of every kind in turn.
+"""Damaged and hostile reports, made from a valid one of any command: seeded, and of every kind in turn.
 
 What is changed are values, keys, numbers and lists of the JSON, in one place or in all of a name, and the text itself.
 """
@@ -30,7 +30,7 @@ TEXTS = (
 
 
 def mutations(content: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield damaged versions of a report, each with what was done to it.
+    """Yield damaged versions of a report, each with a description of the damage.
 
     Args:
         content: the bytes of a report.
@@ -64,7 +64,7 @@ def _one_of(report: Any, generator: random.Random, *kinds: type) -> tuple[Any, .
 
 
 def _number(report: Any, generator: random.Random) -> str:  # noqa: ANN401 - as above
-    """Change one number, or all of its name."""
+    """Change one number, or all with its name."""
     way = _one_of(report, generator, int, float)
     if way is None:
         return "nothing"
@@ -106,7 +106,7 @@ def _list(report: Any, generator: random.Random) -> str:  # noqa: ANN401 - as ab
 
 
 def _null(report: Any, generator: random.Random) -> str:  # noqa: ANN401 - as above
-    """Put null in place of something, or something in place of null."""
+    """Replace a value by null, or null by a value."""
     way = generator.choice(list(places(report)))
     holder = _holder(report, way)
     holder[way[-1]] = None if holder[way[-1]] is not None else generator.choice(VALUES)

@@ -1,4 +1,4 @@
-"""Damaged run folders: seeded mutations of a run that was killed in the middle of a phase, each done to a copy of it.
+"""Damaged run folders: seeded mutations of a run killed in the middle of a phase, each of a separate copy.
 
 A folder holds one line per epoch (`metrics.jsonl`), the recipe, checkpoints of finished phases, and the state of the
 present one. Bytes and structure of each are damaged, and what the state says and holds: with its digest as it was,
@@ -29,7 +29,7 @@ Damage = Callable[[Path], None]
 
 
 def mutations(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Damage]]:
-    """Yield `count` (what is done, a function that does it to a copy of `folder`), the same for the same arguments."""
+    """Yield `count` (description, function that damages a copy of `folder`), the same for the same arguments."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         name, damage = _CHANGES[number % len(_CHANGES)](folder, rng)
@@ -103,7 +103,7 @@ def _state_bytes(folder: Path, rng: np.random.Generator) -> tuple[str, Damage]:
 
 
 def _state_header(folder: Path, rng: np.random.Generator) -> tuple[str, Damage]:
-    """Change what the state says of its tensors."""
+    """Change the entries of the state's tensors."""
     content = (folder / "state.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     what, header = change_tree(json.loads(content[8 : 8 + length]), rng)
@@ -113,7 +113,7 @@ def _state_header(folder: Path, rng: np.random.Generator) -> tuple[str, Damage]:
 
 
 def _state_position(folder: Path, rng: np.random.Generator) -> tuple[str, Damage]:
-    """Change where the state says that it is."""
+    """Change the position in the state."""
     metadata, tensors = _state(folder)
     if pick([True, True, False], rng):
         what, position = change_tree(json.loads(metadata["position"]), rng)
@@ -159,7 +159,7 @@ def _state(folder: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _digested(tensors: dict[str, Tensor], metadata: dict[str, str], rng: np.random.Generator) -> bytes:
-    """Write a state with its digest as it was, with none, or with the right one."""
+    """Write a state with its former digest, with none, or with the right one."""
     digest = pick(["old", "none", "right", "right"], rng)
     if digest == "right":
         return file_content(tensors, {key: text for key, text in metadata.items() if key != "sha256"})
@@ -169,7 +169,7 @@ def _digested(tensors: dict[str, Tensor], metadata: dict[str, str], rng: np.rand
 
 
 def _file_kinds(_folder: Path, rng: np.random.Generator) -> tuple[str, Damage]:
-    """Put a folder, a pipe, a link to nowhere, or nothing in the place of a file, or a file in that of a folder."""
+    """Replace a file by a folder, a pipe, a dangling link, or nothing, or a folder by a file."""
     name = pick(
         ["metrics.jsonl", "recipe.json", "state.safetensors", "float.safetensors", "best", "curves", ".lock"], rng
     )

@@ -1,4 +1,4 @@
-"""The memory that this process has held at most."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import sys
 
 
 def peak_memory() -> int:
-    """Return bytes of resident memory."""
+    """Return the peak of resident memory in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

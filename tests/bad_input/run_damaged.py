@@ -1,4 +1,4 @@
-"""Run commands over damaged inputs of one kind, and write how each ended.
+"""Run commands on damaged inputs of one kind, and record how each ended.
 
     python -m tests.bad_input.run_damaged KIND COUNT SEED FOLDER RESULT
 
@@ -26,7 +26,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How one command over one input ended.
+    """Result of one command on one input.
 
     Attributes:
         name: what was damaged.
@@ -68,7 +68,7 @@ def run(name: str, arguments: list[str]) -> Ending:
 
 
 def _reset_peak() -> None:
-    """Let the kernel count this process's peak of resident memory anew."""
+    """Reset the kernel's record of this process's peak of resident memory."""
     if _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5")
 
@@ -85,7 +85,7 @@ def _give_up(*_: object) -> None:
 
 
 def main(kind: str, count: int, seed: int, folder: Path, result: Path) -> None:
-    """Run every command over every input of one kind."""
+    """Run every command on every input of one kind."""
     signal.signal(signal.SIGALRM, _give_up)
     with result.open("w") as stream:
         for case in KINDS[kind](folder, count, seed):

@@ -1,4 +1,4 @@
-"""Thousands of damaged inputs: each ends as commands end, in a sentence where it ends badly, in bounded memory."""
+"""Thousands of damaged inputs: every command ends in an allowed way, errors in a sentence, memory bounded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST_SENTENCE = 1000
 
 @pytest.fixture(autouse=True)
 def _watch() -> None:
-    """Here the child watches over the time of each command, and over its memory."""
+    """Disable the limits in this process: the child has its own on the time and memory of each command."""
 
 
 @pytest.mark.exhaustive

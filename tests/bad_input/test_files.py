@@ -1,4 +1,4 @@
-"""What is no model at all, given to every command that reads one."""
+"""Files that are no models, given to every command that reads one."""
 
 from __future__ import annotations
 

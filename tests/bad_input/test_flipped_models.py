@@ -1,4 +1,4 @@
-"""A real model with bytes changed or cut off: read or refused by the reader, the reference and the certificate.
+"""A real model with changed bytes or truncated: read or refused by the reader, the reference and the certificate.
 
 ONNX Runtime does not get to see them: what it does with such files is not ours to promise.
 """

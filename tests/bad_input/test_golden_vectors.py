@@ -1,4 +1,4 @@
-"""Golden vectors from anywhere: damaged, of something else, pickled, or larger than memory."""
+"""Untrusted golden vectors: damaged, of another model, pickled, or larger than memory."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_small_archive_of_gigabytes(model: Path, golden: Path, refused: Callab
 
 
 def test_zeros_packed_tightly(model: Path, golden: Path, refused: Callable[..., str], tmp_path: Path) -> None:
-    """400 MB of blank images, in 400 kB: `verify` and `phone` say no before they unpack them."""
+    """400 MB of blank images in 400 kB: `verify` and `phone` refuse them before unpacking."""
     with np.load(golden) as archive:
         arrays = dict(archive)
     with zipfile.ZipFile(golden, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:

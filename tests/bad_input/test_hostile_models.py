@@ -1,4 +1,4 @@
-"""Valid protobuf messages that are no valid models: what they ask for is refused before it is done."""
+"""Valid protobuf messages that are no valid models: their demands are refused before they are met."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _many_constants(model: onnx.ModelProto) -> None:
 
 
 def _many_images(model: onnx.ModelProto) -> None:
-    """The image a million times, one below the other, in front of the network."""
+    """The image repeated a million times, concatenated, before the network."""
     model.graph.initializer.append(numpy_helper.from_array(np.array([2**20, 1, 1, 1]), "million"))
     model.graph.node.insert(0, helper.make_node("Expand", ["image", "million"], ["images"], name="expand"))
     _convolution(model).input[0] = "images"
@@ -246,7 +246,7 @@ def test_inspect_and_verify_say_what_is_wrong(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_doctor_and_bench_end(damaged: Callable[[str], Path], ends: Callable[..., Outcome], name: str) -> None:
-    """They take any ONNX file, so that some of these are none of their business."""
+    """They take any ONNX file, so that some of these are no concern of theirs."""
     path = damaged(name)
     assert ends("doctor", path).code in (0, 1)
     if name not in MEASURABLE:
@@ -260,7 +260,7 @@ def test_golden_vectors_do_not_make_a_hostile_model_run(
 
 
 def test_float_baselines_are_tried_apart(tmp_path: Path, images: Path, refused: Callable[..., str]) -> None:
-    """No reference computes them: ONNX Runtime does so in a process of its own, whose memory is bounded."""
+    """No reference computes them: ONNX Runtime does, in a process of its own with limited memory."""
     model = onnx.load(ZOO / "float.onnx")
     edit_metadata(model, class_names=list(CLASSES), data=None)
     _doubled(model)
@@ -273,7 +273,7 @@ def test_float_baselines_are_tried_apart(tmp_path: Path, images: Path, refused: 
 def test_weights_behind_a_long_chain_and_behind_many_ways(
     content: bytes, tmp_path: Path, ends: Callable[..., Outcome]
 ) -> None:
-    """Neither is deeper than Python may call itself, nor are 2**60 ways gone one by one."""
+    """The chain is deeper than Python's recursion limit, and 2**60 paths are not walked one by one."""
     model = onnx.load_from_string(content)
     convolution = _convolution(model)
     source, position = convolution.input[3], list(model.graph.node).index(convolution)

@@ -1,4 +1,4 @@
-"""Text from files is shown as characters: no terminal obeys it, no line is forged by it, no sentence grows with it."""
+"""Text from files is displayed as text: no terminal obeys it, it forges no line, and no sentence grows with it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tame(call: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Return a function that runs a command and requires that what it prints is tame."""
+    """Return a function that runs a command and requires its output to be harmless."""
 
     def run(*arguments: object) -> Outcome:
         outcome = call(*arguments)
@@ -237,7 +237,7 @@ def test_golden_vectors(tame: Tame, model: Path, tmp_path: Path, text: str) -> N
 
 
 def leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield where the values of some JSON stand; of lists, those of the first item."""
+    """Yield the paths of the values in some JSON; for lists, those in the first item."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(item, (*path, key))
@@ -298,7 +298,7 @@ def measured(
 
 @pytest.mark.parametrize("kind", ["verify", "targets", "bench", "doctor", "report"])
 def test_reports(tame: Tame, measured: dict[str, dict[str, Any]], tmp_path: Path, kind: str) -> None:
-    """Each text of a report in turn is one that would be markup, too; the page has it as text, or there is none."""
+    """Each text of a report in turn is replaced by markup; the page shows it as text, or there is no page."""
     text = f"<script>alert(1)</script>\"'&<!--{SHORT}"
     path, page = tmp_path / "r.json", tmp_path / "r.html"
     pages = 0

@@ -1,4 +1,4 @@
-"""Folders of images that cannot be verified with, and options out of range."""
+"""Folders of images that are unsuitable for verification, and options out of range."""
 
 from __future__ import annotations
 

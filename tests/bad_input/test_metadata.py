@@ -1,4 +1,4 @@
-"""Each entry of a model's metadata replaced by what it cannot be, or left out."""
+"""Each entry of a model's metadata replaced by an invalid value, or removed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LEFT_OUT = object()
 
 
 def _places(value: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield where entries are, of lists the first alone."""
+    """Yield the paths of entries, for lists only the first."""
     keys: list[Any] = list(value) if isinstance(value, dict) else [0] if isinstance(value, list) and value else []
     for key in keys:
         yield (*place, key)

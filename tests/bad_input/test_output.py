@@ -1,4 +1,4 @@
-"""Where results go: a full disk, devices, pipes that nobody reads, terminals that cannot show a letter, Ctrl-C."""
+"""Destinations of results: a full disk, devices, closed pipes, terminals that cannot show a letter, Ctrl-C."""
 
 from __future__ import annotations
 

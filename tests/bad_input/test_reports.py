@@ -1,4 +1,4 @@
-"""Reports that are none, given to `report`; a page that cannot be written."""
+"""Invalid reports given to `report`; a page that cannot be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Some of the generated models, golden vectors and reports, given to whatever reads them: sentences, or results.
+"""Some of the generated models, golden vectors and reports, given to their readers: errors in sentences, or results.
 
 ONNX Runtime does not get to see the models: what it does with such files is not ours to promise.
 """
@@ -36,7 +36,7 @@ LONGEST = 1000
 
 
 def refusals(name: str, steps: Iterator[Callable[[], object]]) -> int:
-    """Take some steps; whatever is refused on the way is refused in a sentence. Returns how many were (0 or 1)."""
+    """Take some steps; any refusal on the way must be a sentence. Returns the number of refusals (0 or 1)."""
     try:
         for step in steps:
             step()
@@ -47,7 +47,7 @@ def refusals(name: str, steps: Iterator[Callable[[], object]]) -> int:
 
 
 def read_the_model(path: Path) -> Iterator[Callable[[], object]]:
-    """Yield everything that reads a model or computes it."""
+    """Yield every function that reads a model or computes it."""
     yield lambda: read_model(path, left_out=[])
     model = read_exported_model(path)
     yield lambda: ExecutedGraph.of(model)
@@ -86,7 +86,7 @@ def test_golden_vectors(model: Path, golden: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """One report of each kind that the repository has: of `bench`, `verify`, `doctor` and `report`."""
+    """One report of each kind in the repository: of `bench`, `verify`, `doctor` and `report`."""
     folder = tmp_path_factory.mktemp("reports")
     names = ["bench", "w2a2_verify"]
     found = {name: (ZOO / f"{name}.json").read_bytes() for name in names}
@@ -96,7 +96,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def read_the_report(path: Path) -> Iterator[Callable[[], object]]:
-    """Read a report, and what `report` makes of it."""
+    """Read a report, and make the page of `report` from it."""
     report = collect([path])
     page = render(report)
     assert all(letter.isprintable() or letter.isspace() for letter in page)

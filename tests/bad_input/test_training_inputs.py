@@ -1,4 +1,4 @@
-"""Checkpoints and recipes that are none, given to every command that reads one; none of them loads a data set first."""
+"""Invalid checkpoints and recipes, given to every command that reads one; none of them loads a data set first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def no_files(tmp_path: Path) -> list[Path]:
-    """Return paths at which nothing can be read."""
+    """Return unreadable paths."""
     pipe, noise, header = tmp_path / "pipe", tmp_path / "noise", tmp_path / "header"
     os.mkfifo(pipe)
     noise.write_bytes(bytes(range(256)))

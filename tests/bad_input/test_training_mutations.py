@@ -1,4 +1,4 @@
-"""A few of the generated mutations of what training and export read: checkpoints, run folders, recipes."""
+"""A few of the generated mutations of inputs of training and export: checkpoints, run folders, recipes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_run_folders_go_on_or_are_refused(
 def test_recipes_are_carried_out_or_refused(
     tmp_path: Path, ends: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is a recipe is tried (`rehearsal`), but not trained."""
+    """Valid recipes are tried (`rehearsal`), but not trained."""
 
     def claimed_folder(*_arguments: object, **_options: object) -> None:
         raise ConfigError("this could be trained.")

@@ -1,4 +1,4 @@
-"""Latencies as the benchmarks would measure them, made up."""
+"""Made-up latencies in the form that benchmarks measure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MakeBench = Callable[[Models], BenchReport]
 
 @pytest.fixture
 def make_bench() -> MakeBench:
-    """From names of models, their bytes and medians in ms by threads, to the report on `folder/NAME.onnx`."""
+    """Return a report on `folder/NAME.onnx` from names of models, their bytes and medians in ms by threads."""
 
     def make(models: Models) -> BenchReport:
         counts = list(next(iter(models.values()))[1])

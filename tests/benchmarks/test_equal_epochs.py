@@ -1,4 +1,4 @@
-"""Training side by side takes the batches of recipes, and its table counts what was trained."""
+"""Training side by side uses the batches of recipes, and its table counts the trained epochs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class KilledError(Exception):
 
 
 def killed_in_call(number: int) -> Callable[..., None]:
-    """Return `save_state`, which in one of its calls writes nothing and ends the process."""
+    """Return a `save_state` that in one of its calls writes nothing and ends the process."""
     calls = iter(range(1, number))
 
     def save(*arguments: Any) -> None:  # noqa: ANN401 - those of `save_state`

@@ -13,7 +13,7 @@ from export_memory import Step
     "form", ["prepared, qlinear", pytest.param("frozen, qdq, int8 storage", marks=pytest.mark.slow)]
 )
 def test_an_export_of_many_weights(form: str) -> None:
-    """AlexNet: most of its weights are in one layer, of which every copy shows. It once took nine times as much."""
+    """AlexNet: most of its weights are in one layer, so that every copy shows. It once took nine times as much."""
     step = export_memory.measure("alexnet", 224, form)
     assert step.weights > 200 * 2**20
     assert step.multiple <= export_memory.GOAL, f"{step.multiple:.2f} times the float weights"

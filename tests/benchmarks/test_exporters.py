@@ -1,4 +1,4 @@
-"""What the side-by-side benchmark makes of models, of peers that are missing, and of what it measured."""
+"""The side-by-side benchmark of exporters: models, missing peers, and its tables of measurements."""
 
 from __future__ import annotations
 

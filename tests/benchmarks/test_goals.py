@@ -1,4 +1,4 @@
-"""Goals of speed and size against made-up measurements, either side of the bound."""
+"""Goals for speed and size, with made-up measurements on either side of the bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of the kernels on emulated processors: loops found in assembly, and instructions beside the goals."""
+"""Tables of the kernels on emulated processors: loops found in assembly, and instructions beside the goals."""
 
 from __future__ import annotations
 

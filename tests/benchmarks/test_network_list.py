@@ -1,4 +1,4 @@
-"""The list of networks: what becomes of one of each kind, and the table of it."""
+"""The list of networks: the outcome for one of each kind, and the table of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Small(nn.Module):
 
 
 class Random(nn.Module):
-    """A network that draws at random."""
+    """A network that draws random numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) + torch.rand(1)

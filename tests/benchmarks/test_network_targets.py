@@ -1,4 +1,4 @@
-"""The list's networks on targets: which are taken, and what the table keeps."""
+"""The list's networks on targets: which are run, and the rows that the table keeps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Small(nn.Module):
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """What the list would know of a few networks."""
+    """Rows of the list for a few networks."""
     for name, codes in CODES.items():
         kind = "float parts" if "convnext" in name else "integers"
         row = NetworkRow(schema=NetworkRow.SCHEMA, name=name, size=64, kind=kind, codes=codes)  # type: ignore[arg-type] # one of the kinds

@@ -1,4 +1,4 @@
-"""The tables of docs/mixed-precision.md hold what `sensitivity` reported."""
+"""The tables of docs/mixed-precision.md contain the results that `sensitivity` reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def lowered(kl: float) -> dict[str, float]:
 
 
 def report(divergences: dict[str, list[float]], widths: tuple[int, ...]) -> dict[str, object]:
-    """Return a report of which the last layer keeps its bits and the others are proposed at 2."""
+    """Return a report in which the last layer keeps its bits and the others are proposed at 2."""
     last = list(divergences)[-1]
     bits = {
         name: {"weight_bits": 4, "activation_bits": 8} if name == last else {"weight_bits": 2, "activation_bits": 2}

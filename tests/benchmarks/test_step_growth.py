@@ -1,4 +1,4 @@
-"""How the cost of a step grows: which cases are measured, and what the table makes of them."""
+"""Growth of the cost of a step: the measured cases, and their table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmark of training steps makes of its measurements, and that every model takes its step."""
+"""The benchmark of training steps: evaluation of its measurements, and one step of every model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the table of targets keeps of earlier runs, and what its cells say."""
+"""The table of targets: rows kept from earlier runs, and the text of its cells."""
 
 from __future__ import annotations
 

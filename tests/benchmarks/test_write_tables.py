@@ -1,4 +1,4 @@
-"""Tables of the page come from the reports, and only those that there are."""
+"""Tables of the page come from the available reports, and from those alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trips, and a sentence for every way in which a file can be wrong."""
+"""Checkpoints: exact round trips, and a sentence for every defect of a file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def images() -> Tensor:
 
 
 def trained(kind: str) -> nn.Module:
-    """A model of each kind, with parameters and statistics that no fresh one has."""
+    """A model of each kind, whose parameters and statistics differ from those of a new one."""
     model = build("small", {"width": 4}).train()
     model(images())
     if kind == "float":
@@ -100,7 +100,7 @@ def trained(kind: str) -> nn.Module:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A good checkpoint, of a frozen model."""
+    """A valid checkpoint of a frozen model."""
     (tmp_path / "model.safetensors").write_bytes(saved("frozen"))
     return tmp_path / "model.safetensors"
 
@@ -168,7 +168,7 @@ def test_garbage(tmp_path: Path, garbage: bytes) -> None:
 
 
 def test_every_flipped_byte_of_the_header_is_noticed_or_harmless(path: Path) -> None:
-    """No byte of the header may lead to anything but a good checkpoint or a CheckpointError."""
+    """A changed byte of the header leads to a valid checkpoint or a CheckpointError, and nothing else."""
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     for position in range(0, header, 37):
@@ -188,7 +188,7 @@ def test_a_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
 
 
 def rewrite(path: Path, header: object) -> None:
-    """Replace what the header says, keeping the tensors."""
+    """Replace the content of the header, keeping the tensors."""
     _, tensors = read_checkpoint(path)
     text = header if isinstance(header, str) else json.dumps(header)
     save_file(tensors, path, metadata={"qil_deploy": text})
@@ -260,7 +260,7 @@ def test_tensors_of_another_type_do_not_fit() -> None:
 
 @cache
 def saved(kind: Kind) -> bytes:
-    """The content of a good checkpoint of a kind."""
+    """The content of a valid checkpoint of a kind."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         save_checkpoint(path, information(kind), trained(kind))

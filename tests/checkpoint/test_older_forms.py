@@ -1,4 +1,4 @@
-"""Checkpoints from before a layer took in what stands behind moves keep the form that they were written in."""
+"""Checkpoints from before layers absorbed operators after moves keep their form."""
 
 from __future__ import annotations
 

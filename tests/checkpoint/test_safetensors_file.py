@@ -1,4 +1,4 @@
-"""Safetensors files: what is read is what was written, and no header leads to anything but a clause."""
+"""Safetensors files: reading returns what was written, and any header leads to tensors or a clause."""
 
 from __future__ import annotations
 

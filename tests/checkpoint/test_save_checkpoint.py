@@ -1,4 +1,4 @@
-"""A checkpoint says about its model what is true, and holds what the model computes at that moment."""
+"""A checkpoint describes its model correctly, and holds the model's state of that moment."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_another_kind_than_the_model_is_refused(digits: Digits, prepared: fx.Gra
 
 
 def test_other_bits_than_the_model_has_are_refused(digits: Digits, prepared: fx.GraphModule, tmp_path: Path) -> None:
-    """Interval parameters are scalars whatever the bits: the file would load, as another network."""
+    """Interval parameters are scalars at any width: the file would load as a different network."""
     config = QuantConfig(weight_bits=2, activation_bits=2, overrides={"conv3": LayerOverride(weight_bits=3)})
     lower = change_bits(prepared, digits.network, config, digits.batches(), input_grid=digits.preprocessing)
     for model in (lower, freeze(lower)):
@@ -103,7 +103,7 @@ def test_a_frozen_model_in_the_middle_of_training_is_saved_as_it_is_then(
 
 
 class Maps(nn.Module):
-    """A network that returns a map, and a smaller one where it is asked to."""
+    """A network that returns a map, optionally a smaller one."""
 
     def __init__(self, several: bool, num_classes: int) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ def _options(changes: Sequence[str]) -> list[str]:
 
 @pytest.fixture
 def tiny_changes() -> list[str]:
-    """Return the options that the tiny run was started with."""
+    """Return the options with which the tiny run was started."""
     return _options(TINY)
 
 
@@ -89,7 +89,7 @@ def paper_checkpoint(run: Run, folder: Path) -> Path:
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
-    """Return a function that copies a file of the run to where a test may damage it."""
+    """Return a function that copies a file of the run, for a test to damage."""
 
     def copy(path: Path) -> Path:
         return Path(shutil.copy(path, tmp_path / path.name))

@@ -1,4 +1,4 @@
-"""Checkpoints of networks that keep something in float."""
+"""Checkpoints of networks with float parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deliver`: files, reports and figures of a finished run agree with each other; a false export stops it."""
+"""`deliver`: files, reports and figures of a finished run agree with each other; a wrong export stops it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_network_of_the_user_is_delivered_where_the_user_names_it(
 
 
 def test_files(delivered: Delivered) -> None:
-    """Of w3a3, which has no frozen stage, nothing is delivered."""
+    """Nothing is delivered for w3a3, which has no frozen stage."""
     names = ["bench.json", "float.onnx", "float_verify.json", "results.json", "w4a4.onnx", "w4a4_verify.json"]
     assert sorted(path.name for path in delivered.folder.iterdir()) == names
 
@@ -181,7 +181,7 @@ def test_the_table_of_three_models_fits_80_columns() -> None:
 def test_an_export_that_computes_something_else_is_no_delivery(
     delivered: Delivered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bias step off: the certificate cannot know, the comparison with PyTorch must."""
+    """One bias step off: the certificate cannot detect it, the comparison with PyTorch must."""
     true_export = export.export_onnx
 
     def false_export(model: object, path: Path, **options: object) -> object:

@@ -1,4 +1,4 @@
-"""`demo`: the whole story, and what it has to show."""
+"""`demo`: every step, and the results it must show."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_output_below_a_file_is_refused(refused: Callable[..., str], tmp_path
 
 @pytest.mark.slow
 def test_the_demo_shows_what_it_promises(call: Call, tmp_path: Path) -> None:
-    """Of `make demo`, the accuracy, exactness and sizes; its earlier run in the folder is replaced."""
+    """The accuracy, exactness and sizes of `make demo`; an earlier run in the folder is replaced."""
     stale = tmp_path / "demo" / "run" / "float.safetensors"
     stale.parent.mkdir(parents=True)
     stale.write_text("of an interrupted demo")

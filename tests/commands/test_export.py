@@ -1,4 +1,4 @@
-"""`export`: float, quantized and frozen checkpoints, every option, and refusals that leave nothing behind."""
+"""`export`: float, quantized and frozen checkpoints, every option, and refusals that leave no files."""
 
 from __future__ import annotations
 

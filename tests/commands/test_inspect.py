@@ -1,4 +1,4 @@
-"""`inspect`: what it prints of each kind of model, and files that it refuses."""
+"""`inspect`: its output for each kind of model, and files that it refuses."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_layers_and_certificate(run: Run, call: Call, format_: str, weights: str
 
 
 def layer_bytes(path: Path, name: str) -> int:
-    """Bytes of a layer's weights, packed or not, and of what spreads them."""
+    """Bytes of a layer's weights, packed or not, and of the constants that spread them."""
     stored = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
     found = [tensor for key, tensor in stored.items() if key in (name, f"{name}_packed", f"{name}_spread")]
     if not found or found[0].data_type == onnx.TensorProto.INT8:

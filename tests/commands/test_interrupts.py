@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command quietly, with exit code 130, at whatever moment it comes.
+"""Ctrl-C ends a command quietly, with exit code 130, at any moment.
 
 Moments are counted in modules loaded and in functions called, not in seconds: a test means the same on a busy machine.
 What Python does before the command's first line is Python's own.
@@ -86,7 +86,7 @@ def test_at_any_moment_of_a_short_command(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_at_any_moment_while_pytorch_is_loaded(tmp_path: Path) -> None:
-    """Some of its modules catch whatever is raised while they load others."""
+    """Some of PyTorch's modules catch all exceptions while they import others."""
     command = ("qil_deploy.export", ZOO / "w2a2_frozen.safetensors", "-o", tmp_path / "model.onnx")
     interrupt_at_many_moments("imports", 8, command, tmp_path)
 
@@ -94,7 +94,7 @@ def test_at_any_moment_while_pytorch_is_loaded(tmp_path: Path) -> None:
 def start(
     *arguments: object, ignoring: bool = False, stderr: int = subprocess.PIPE, **variables: str
 ) -> subprocess.Popen[bytes]:
-    """Start the command line with SIGINT as a shell leaves it: for a job of the terminal, or for one behind it."""
+    """Start the command line with SIGINT as a shell sets it, for a foreground or a background job."""
     handler = signal.SIG_IGN if ignoring else signal.SIG_DFL
 
     def set_handler() -> None:
@@ -110,7 +110,7 @@ def start(
 
 
 def test_a_word_is_shown_before_anything_is_loaded_and_then_a_quiet_end() -> None:
-    """On a terminal; the interrupt comes when the word is there, and nothing but its erasure follows."""
+    """On a terminal; the interrupt comes when the message is shown, and only its erasure follows."""
     controller, terminal = pty.openpty()
     with start("inspect", MODEL, stderr=terminal, TERM="xterm") as process:
         shown = read_until(controller, b"loading ...")
@@ -126,7 +126,7 @@ def test_a_word_is_shown_before_anything_is_loaded_and_then_a_quiet_end() -> Non
 
 
 def read_until(controller: int, what: bytes) -> bytes:
-    """Read what a terminal shows until that is among it."""
+    """Read a terminal's output until it contains a text."""
     shown = b""
     while what not in shown:
         shown += os.read(controller, 1024)
@@ -135,7 +135,7 @@ def read_until(controller: int, what: bytes) -> bytes:
 
 @pytest.mark.parametrize("command", [("inspect",), ("verify", "--limit", "50")])
 def test_a_job_in_the_background_is_not_interrupted(command: tuple[str, ...]) -> None:
-    """A shell has SIGINT ignored there, and Ctrl-C is meant for somebody else."""
+    """A shell ignores SIGINT there, and Ctrl-C is meant for another process."""
     name, *options = command
     with start(name, MODEL, *options, ignoring=True) as process:
         while process.poll() is None:

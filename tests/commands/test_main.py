@@ -130,7 +130,7 @@ def without(packages: Sequence[str], *arguments: str) -> subprocess.CompletedPro
     ],
 )
 def test_what_extras_bring_is_named_where_it_is_missing(arguments: tuple[str, ...]) -> None:
-    """As on a device; whichever command is started, and whichever way."""
+    """As on a device, for any command, started in any way."""
     done = without(EXTRAS, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Error: this command needs the package '")
@@ -185,7 +185,7 @@ def test_a_missing_package_is_named(refused: Callable[..., str], monkeypatch: py
 
 
 def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A sentence about wrong use would hide a bug."""
+    """A sentence about incorrect use would hide a bug."""
 
     def fail(*_: object, **__: object) -> None:
         raise KeyError("a bug")

@@ -1,4 +1,4 @@
-"""Predictors of checkpoints: which there are, and that they compute what their model does."""
+"""Predictors of checkpoints: which exist, and that they compute the same as their model."""
 
 from __future__ import annotations
 

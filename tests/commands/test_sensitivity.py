@@ -1,4 +1,4 @@
-"""`sensitivity`: what it prints and writes, the recipe that trains, and what it refuses before any work."""
+"""`sensitivity`: its output, files and recipe, and the requests that it refuses before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command with a network that returns a row and a map, and with one that returns nothing but a map."""
+"""Every command with a network that returns a row and a map, and with one that returns only a map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print on a terminal of 80 columns: every name and every figure as a whole."""
+"""Output of commands on a terminal of 80 columns: every name and every figure is complete."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_others(call: Call, command: tuple[object, ...]) -> None:
 
 
 def test_train(run: Run) -> None:
-    """The run of these tests was shown wide; its table fits all the same, as do those of every run."""
+    """The run of these tests was printed wide; its table fits 80 columns, as does that of every run."""
     table = run.outcome.shown.partition("Accuracy on the test set")[2].splitlines()[1:6]
     assert max(map(len, table)) <= 80
     assert "…" not in "".join(table)

@@ -1,4 +1,4 @@
-"""`train`: a run from the command line, continued, and refused before any work where it cannot succeed."""
+"""`train`: a run from the command line, resumed, and refused before any work if it cannot succeed."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_empty_image_folders_are_refused(refused: Refused, tmp_path: Path) -> No
 
 
 class Sinusoidal(nn.Module):
-    """Has an operation that integers cannot do."""
+    """A network with an operation that has no integer form."""
 
     def __init__(self) -> None:
         super().__init__()

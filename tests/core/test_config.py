@@ -1,4 +1,4 @@
-"""QuantConfig: what is allowed, what overrides mean, and what is said about the rest."""
+"""QuantConfig: allowed values, the meaning of overrides, and the errors for other values."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def killed_writer(folder: Path, name: str) -> Path:
-    """Return what a writer of a file leaves that is killed in the middle."""
+    """Return the files that a writer killed in the middle leaves."""
     program = (
         "import os, signal, sys; from pathlib import Path; from qil_deploy.files import atomic_path\n"
         "with atomic_path(Path(sys.argv[1])) as temporary:\n"

@@ -1,4 +1,4 @@
-"""One writer per folder: whoever holds it is named, and nobody holds it longer than they live."""
+"""One writer per folder: the holder is named, and holds the folder no longer than it lives."""
 
 from __future__ import annotations
 

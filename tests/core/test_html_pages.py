@@ -1,4 +1,4 @@
-"""Pages escape what they are given, and need nothing but themselves."""
+"""Pages escape their content, and are self-contained."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_text_and_attributes_are_escaped(tmp_path: Path) -> None:
 
 
 def test_what_does_not_print_is_escaped(tmp_path: Path) -> None:
-    """Half a character, which no encoding has; what a terminal obeys; what turns the direction of writing."""
+    """Half a surrogate pair, which no encoding has; a control sequence; a change of the direction of writing."""
     text = render(tmp_path, "a\ud800b \x1b[2J \u202egnp.exe \x9b")
     assert text.count(r"a\ud800b \x1b[2J \u202egnp.exe \x9b") == TIMES
     assert text.replace("\n", "").isprintable()

@@ -1,4 +1,4 @@
-"""What pyproject.toml promises about the installed package."""
+"""The installed package matches pyproject.toml."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ print(json.dumps([find_spec(package).origin for package in packages]))
 
 
 def test_the_root_of_a_checkout_holds_every_package() -> None:
-    """`python -m` looks into the current directory before it looks at what is installed."""
+    """`python -m` searches the current directory before the installed packages."""
     arguments = json.dumps([str(ROOT), SETUPTOOLS["packages"]])
     command = [sys.executable, "-c", FIND_FROM, arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT.parent)
@@ -65,7 +65,7 @@ def test_package_data_exists() -> None:
 
 
 def test_the_workflow_runs_what_ci_runs_here() -> None:
-    """One script, called by both, which has every target that a pull request has to pass."""
+    """One script, called by both, runs every check that a pull request must pass."""
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert re.findall(r"\brun: *(.*)", workflow) == [".ci/run"]
     script = ROOT / ".ci" / "run"

@@ -1,4 +1,4 @@
-"""The map from pixels to input: what it is made from is whole, finite and of the right type."""
+"""The map from pixels to input: its parameters are whole, finite and of the right type."""
 
 from __future__ import annotations
 

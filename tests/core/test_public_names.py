@@ -1,4 +1,4 @@
-"""The names that `qil_deploy` offers: each is what it says, whatever was imported before."""
+"""The public names of `qil_deploy` refer to the right objects, whatever was imported before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports come back as they were written; whatever else a file holds ends in a sentence."""
+"""Reports are read back as they were written; any other content of a file leads to a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON by the letter: what is no JSON, or more than anybody meant, is a clause."""
+"""Strict JSON: invalid or excessive content leads to a clause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR in its binary version: what is read, what is downloaded, what is refused."""
+"""CIFAR in its binary version: reading, downloading, refusals."""
 
 from __future__ import annotations
 

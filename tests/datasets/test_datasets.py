@@ -1,4 +1,4 @@
-"""Image sets and preprocessing: shapes, splits, and what is said about sets that are missing or damaged."""
+"""Image sets and preprocessing: shapes, splits, and errors for missing or damaged sets."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def deep(rng: np.random.Generator) -> Pixels:
 
 
 def png(path: Path, colour: int, samples: NDArray[np.uint16]) -> Path:
-    """Write a PNG of 16 bits, which Pillow writes for grey alone."""
+    """Write a PNG of 16 bits, which Pillow can write only in grey."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -1,4 +1,4 @@
-"""The code on a page: its blocks in order, and how each is run."""
+"""The code on a page: its blocks in order, and how to run each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def python_block(page: Path, part: str) -> str:
-    """Return the one block of Python that has `part` in it."""
+    """Return the one block of Python that contains `part`."""
     (source,) = (content for language, content in blocks(page) if language == "python" and part in content)
     return source
 
@@ -34,12 +34,12 @@ def run_python(source: str, namespace: dict[str, Any], page: Path) -> None:
 
 
 def our_commands(source: str) -> list[list[str]]:
-    """Return the commands of this project in a block of commands, as words behind `python -m qil_deploy`."""
+    """Return this project's commands in a block of commands, as the words after `python -m qil_deploy`."""
     return [[*program.split(".")[1:], *shlex.split(rest, comments=True)] for program, rest in _OURS.findall(source)]
 
 
 def run_page(page: Path, call: Callable[..., Outcome], *, skip: int = 0) -> tuple[dict[str, Any], list[str]]:
-    """Run the blocks of a page one after the other, as a reader would.
+    """Run the blocks of a page one after another, as a reader would.
 
     Args:
         page: the page.

@@ -1,4 +1,4 @@
-"""The examples run as their READMEs say."""
+"""The examples run as their READMEs describe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def load(name: str) -> Any:  # noqa: ANN401 - a module
-    """Import an example as a module of another name than its file."""
+    """Import an example under another module name than its file's."""
     spec = spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -66,7 +66,7 @@ def test_a_pretrained_network_without_data(
 def test_networks_that_return_maps(
     name: str, metric: str, outputs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Outcome]
 ) -> None:
-    """A shortened run: what is learned says nothing, but every number is compared, and a picture is drawn."""
+    """A shortened run: its accuracy means nothing, but every number is compared, and a picture is drawn."""
     monkeypatch.syspath_prepend(EXAMPLES)
     example = load(name)
     settings = example.Settings(size=32, train=12, test=8, width=4, epochs=1, quantized_epochs=1, batch=4)
@@ -97,7 +97,7 @@ def test_scenes_are_what_their_labels_say(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With random weights and small crops: what is agreed on says nothing, but every number is compared."""
+    """With random weights and small crops: the agreement means nothing, but every number is compared."""
     monkeypatch.syspath_prepend(EXAMPLES)  # where the recipe finds its network
     example = load("pretrained_photographs")
     for name, image in zip(("china", "flower"), load_sample_images().images, strict=True):
@@ -138,7 +138,7 @@ def test_a_pretrained_network_by_photographs(tmp_path: Path, monkeypatch: pytest
 
 
 def test_fine_tuning_a_network_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, so from random weights: discs and stripes of two colours are learned, and every logit is compared."""
+    """Offline, so from random weights: it learns discs and stripes of two colours, and every logit is compared."""
     monkeypatch.syspath_prepend(EXAMPLES)
     example = load("finetune_torchvision")
     rng = np.random.default_rng(0)

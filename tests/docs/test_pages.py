@@ -1,4 +1,4 @@
-"""What the pages show runs: code blocks and commands in order, in one folder, as a reader would run them."""
+"""The code on the pages runs: blocks and commands in order, in one folder, as a reader would run them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ZOO_MODEL = ROOT / "zoo" / "fashion_mnist" / "w4a4.onnx"
 
 
 def test_the_first_page(call: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever follows it has a network in ONNX at its end."""
+    """A reader who follows it ends with a network in ONNX."""
     monkeypatch.chdir(tmp_path)
     namespace, commands = run_page(DOCS / "index.md", call)
     assert commands == ["verify", "inspect", "bench"]

@@ -1,4 +1,4 @@
-"""The site: builds without a warning, asks no other server for anything, and its reference has every public name."""
+"""The site builds without warnings, loads nothing from other servers, and its reference has every public name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _Loaded(HTMLParser):
-    """Collects what a browser fetches for a page by itself: not links that a reader may follow."""
+    """Collects the resources that a browser fetches for a page by itself, without links that a reader may follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Loaded(HTMLParser):
 
 
 def fetched(page: str) -> list[str]:
-    """Return the addresses that a page's elements are fetched from."""
+    """Return the addresses from which a page's elements are fetched."""
     parser = _Loaded()
     parser.feed(page)
     return parser.addresses
@@ -75,7 +75,7 @@ def test_nothing_comes_from_elsewhere(site: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_reference_has_every_public_name(site: Path, package: str) -> None:
-    """Functions and classes; where a module has the name of the function, the function inside it."""
+    """Functions and classes; if a module has the name of a function, the function inside it."""
     page, module = (site / "reference" / f"{PACKAGES[package]}.html").read_text(), import_module(package)
     names = [name for name in module.__all__ if isinstance(getattr(module, name), type | FunctionType)]
     shown = [name for name in names if re.search(rf'id="{re.escape(package)}\.(?:{name}\.)?{name}"', page)]
@@ -84,7 +84,7 @@ def test_the_reference_has_every_public_name(site: Path, package: str) -> None:
 
 
 def test_commands_are_those_of_the_command_line(site: Path) -> None:
-    """The table names each, and no option that there is none of; the options are written by the build."""
+    """The table lists each command, and only options that exist; the build writes the options."""
     from typer.main import get_command
 
     text = (DOCS / "reference" / "commands.md").read_text()

@@ -1,4 +1,4 @@
-"""What `pip install qil-deploy` without extras brings to a device, and what it can do there.
+"""A device after `pip install qil-deploy` without extras: the installed packages, and the commands that run.
 
 Wheel and source archive are built as `make dist` does. The wheel is installed into an environment of its own, with what
 it depends on, from the index that pip is configured with; the source archive into a second one, which finds the rest in
@@ -58,13 +58,13 @@ write_golden(Path(sys.argv[1]), images, "noise", Path(sys.argv[2]))
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A fresh environment, and an empty folder that everything is started in."""
+    """A new environment, and the empty folder in which everything is started."""
 
     python: Path
     folder: Path
 
     def run(self, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run its Python, in its own folder unless another is named."""
+        """Run its Python, in its own folder or a given one."""
         return subprocess.run(
             [str(self.python), *map(str, arguments)],
             cwd=cwd or self.folder,
@@ -76,7 +76,7 @@ class Device:
         )
 
     def packages(self) -> Path:
-        """Return the folder that packages are installed into."""
+        """Return the folder of installed packages."""
         (folder,) = self.python.parents[1].glob("lib/python*/site-packages")
         return folder
 
@@ -87,7 +87,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Archives:
-    """What a release consists of."""
+    """The archives of a release."""
 
     wheel: Path
     source: Path
@@ -95,7 +95,7 @@ class Archives:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
-    """Build both from a copy, without what earlier builds left beside the sources."""
+    """Build both from a copy, without the results of earlier builds beside the sources."""
     folder = tmp_path_factory.mktemp("archives")
     copied = folder / "copied"
     for name in ("qil_deploy", "training", "export", "runtime_tests"):
@@ -110,7 +110,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
 
 
 def _pip(python: Path, *arguments: str) -> None:
-    """Run this environment's pip on another one."""
+    """Run this environment's pip for another one."""
     options = ["--quiet", "--disable-pip-version-check", "--python", str(python)]
     command = [sys.executable, "-m", "pip", *options, *arguments]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -118,7 +118,7 @@ def _pip(python: Path, *arguments: str) -> None:
 
 
 def _environment(folder: Path) -> Device:
-    """Make an environment with nothing in it."""
+    """Make an empty environment."""
     venv.create(folder / "venv")
     (folder / "home").mkdir()
     return Device(python=folder / "venv" / "bin" / "python", folder=folder / "home")
@@ -134,7 +134,7 @@ def device(tmp_path_factory: pytest.TempPathFactory, archives: Archives) -> Devi
 
 @pytest.fixture(scope="module")
 def from_source(tmp_path_factory: pytest.TempPathFactory, archives: Archives, device: Device) -> Device:
-    """Install the source archive into a second one, which looks into the first for everything else."""
+    """Install the source archive into a second environment, which finds all other packages in the first."""
     made = _environment(tmp_path_factory.mktemp("from_source"))
     _pip(made.python, "install", "--no-deps", str(archives.source))
     (made.packages() / "dependencies.pth").write_text(f"{device.packages()}\n")
@@ -161,7 +161,7 @@ def test_only_what_a_device_needs_is_installed(device: Device) -> None:
 
 
 def test_the_package_loads_little(device: Device) -> None:
-    """Neither the command line nor tables, pydantic or a web server are needed to call `verify`."""
+    """Calling `verify` needs neither the command line nor tables, pydantic or a web server."""
     loaded = set(device.run("-c", LOADED).stdout.split())
     assert {"qil_deploy", "numpy", "onnxruntime"} <= loaded
     assert loaded.isdisjoint({"typer", "rich", "pydantic", "http", "PIL"})
@@ -184,7 +184,7 @@ def test_verify_with_golden_vectors(device: Device) -> None:
 
 
 def _device_commands() -> list[list[str]]:
-    """The commands that the page gives for a device, as words behind `python`."""
+    """The page's commands for a device, as the words after `python`."""
     page = (ROOT / "docs" / "device.md").read_text().partition("\n## ")[0]
     commands = [line.removeprefix("$ python ").split() for line in page.splitlines() if line.startswith("$ python ")]
     assert len(commands) >= 4

@@ -1,4 +1,4 @@
-"""Untrained networks with awkward numbers, their exports, and the comparison of all that has to be equal."""
+"""Untrained networks with awkward numbers, their exports, and the comparison of everything that must be equal."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def randomize_norms(model: nn.Module, rng: np.random.Generator) -> None:
 
 
 def disturb(model: fx.GraphModule, rng: np.random.Generator) -> None:
-    """Move what calibration set, as training would: intervals (two of three begin below zero), statistics, scales."""
+    """Change calibrated values, as training would: intervals (two of three begin below zero), statistics, scales."""
     lowest = itertools.cycle((-0.4, 0.3, -0.2))
     with torch.no_grad():
         for module in model.modules():
@@ -141,7 +141,7 @@ class Case:
         return path
 
     def input_of(self, path: Path) -> Array:
-        """Return the images as a file's input wants them."""
+        """Return the images in the form of a file's input."""
         if read_model(path).inputs[0].dtype == "uint8":
             return self.images
         return self.preprocessing.normalize(self.images)
@@ -181,7 +181,7 @@ def _real_nodes(model: fx.GraphModule) -> set[fx.Node]:
 
 
 def gone(path: Path) -> set[str]:
-    """Return the modules of the network whose codes a file does not have: passes merged or rearranged them.
+    """Return the modules of the network whose codes a file lacks, because passes merged or rearranged them.
 
     These are the names that its metadata gives. A tensor that still had one of them would hold other codes than its
     module makes.
@@ -198,7 +198,7 @@ def gone(path: Path) -> set[str]:
 
 
 class _Recorder(fx.Interpreter):
-    """Keeps what every module call returned."""
+    """Records the results of all module calls."""
 
     def __init__(self, model: fx.GraphModule) -> None:
         super().__init__(model)
@@ -214,7 +214,7 @@ class _Recorder(fx.Interpreter):
 
 @dataclass(frozen=True)
 class Exports:
-    """Makes cases and compares everything that has to compute the same."""
+    """Makes cases and compares all backends that must compute the same."""
 
     resnets: dict[tuple[object, ...], Case] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Parts of exported models that tests look up, to change them or to see what they say, and files with changes."""
+"""Functions to look up parts of exported models, and to write files with changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 
 
 def function_of(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
-    """Return the function of a name that a file brings along."""
+    """Return the function of a given name in a file."""
     found: list[onnx.FunctionProto] = [each for each in model.functions if each.name == name]
     return found[0]
 
@@ -21,7 +21,7 @@ def node_of(model: onnx.ModelProto, operator: str) -> onnx.NodeProto:
 
 
 def changed_file(content: bytes, change: Callable[[onnx.ModelProto], None], folder: Path) -> Path:
-    """Write a model with a change into a folder; return where."""
+    """Write a model with a change into a folder; return its path."""
     model, path = onnx.load_from_string(content), folder / "model.onnx"
     change(model)
     path.write_bytes(model.SerializeToString())

@@ -258,7 +258,7 @@ class Rows(nn.Module):
 
 
 class RowsWindowed(nn.Module):
-    """The pixels of an image pooled or padded as one row, in rows as long as before as far as that goes."""
+    """The pixels of an image pooled or padded as one row, in rows of the former length as far as possible."""
 
     def __init__(self, channels: int, step: Step) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ class RowsWindowed(nn.Module):
 
 
 class RowsEnlarged(nn.Module):
-    """The pixels of an image enlarged as one row."""
+    """The pixels of an image upsampled as one row."""
 
     def __init__(self, channels: int, step: Step) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ class RowsEnlarged(nn.Module):
 
 
 def _folded(rows: Tensor, width: int) -> Tensor:
-    """Return rows [N, C, L] as images of a width, or of one row where they are shorter; leave out what is too much."""
+    """Reshape rows [N, C, L] to images of a width, or to one row if they are shorter; drop the remainder."""
     width = min(width, rows.shape[2])
     height = rows.shape[2] // width
     return rows[:, :, : height * width].reshape(rows.shape[0], rows.shape[1], height, width)
@@ -330,7 +330,7 @@ class RandomNetwork(nn.Module):
         return results if len(results) > 1 else results[0]
 
     def _call(self, name: str, function: Callable[..., Tensor], *sources: int) -> None:
-        """Append a call of a module (kept under a name of its own) or function; -1 is the newest tensor."""
+        """Append a call of a module (stored under a name of its own) or function; -1 is the newest tensor."""
         name = f"{name}{len(self.calls)}"
         if isinstance(function, nn.Module):
             self.add_module(name, function.eval())
@@ -357,7 +357,7 @@ class RandomNetwork(nn.Module):
         return len(self.tensors) - 1
 
     def _source(self, back: int) -> int:
-        """The image (tensor 0) is read by the first convolution, and by others only through it."""
+        """Return the index of a source; only the first convolution reads the image (tensor 0) directly."""
         return max(1, self._newest() - back)
 
     def _size(self, source: int) -> int:
@@ -468,7 +468,7 @@ class RandomNetwork(nn.Module):
             self._call("act", ACTIVATIONS[act - 1](self.tensors[read].shape[1]), read)
 
     def _add(self, first: int, second: int, step: Step) -> None:
-        """Add two tensors, the second through a convolution where the shapes differ in channels only."""
+        """Add two tensors, the second through a convolution if the shapes differ only in channels."""
         a, b = self.tensors[first].shape, self.tensors[second].shape
         if a[2:] != b[2:]:
             second = first
@@ -479,7 +479,7 @@ class RandomNetwork(nn.Module):
         self._act(step.act)
 
     def _multiply(self, first: int, second: int, step: Step) -> None:
-        """Multiply two tensors, or one by a gate of one pixel or one channel that the other makes."""
+        """Multiply two tensors, or one by a gate of one pixel or one channel computed from the other."""
         if step.operation == "gate":
             channels = self.tensors[first].shape[1] if step.bias else 1
             if step.bias:

@@ -13,14 +13,14 @@ from qil_deploy.export.passes.store_weights import StoreWeights
 
 
 def rewritten(model: ir.Model, *rules: Rule) -> tuple[ir.Model, Notes]:
-    """Return a rewritten copy of `model`, and what was noted."""
+    """Return a rewritten copy of `model`, and the notes."""
     copy, rewrite = model.clone(), RulePass(*rules)
     rewrite(copy)
     return copy, rewrite.notes
 
 
 def lowered(model: ir.Model, format_: str = "qlinear") -> ir.Model:
-    """Return a copy in one of the formats, its weights not stored yet."""
+    """Return a copy in one of the formats, before its weights are stored."""
     return rewritten(model, *(qlinear_rules() if format_ == "qlinear" else qdq_rules()))[0]
 
 
@@ -30,7 +30,7 @@ def stored(model: ir.Model, storage: Storage = "int8") -> ir.Model:
 
 
 class Tape:
-    """What `onnxscript` gives a rule to write nodes with, for calling its functions by themselves."""
+    """The tape on which `onnxscript` lets a rule write nodes, for calling functions of rules directly."""
 
     def __init__(self) -> None:
         """Begin with no nodes."""
@@ -48,6 +48,6 @@ class Tape:
 
 
 def replacement() -> tuple[Replacement, Tape]:
-    """Return what writes into an empty graph, and where its nodes are."""
+    """Return a replacement that writes into an empty graph, and the list of its nodes."""
     graph, tape = ir.Graph([], [], nodes=[], opset_imports={"": 21}), Tape()
     return Replacement(tape, Workspace(graph), set()), tape  # type: ignore[arg-type]  # all that is used of it

@@ -1,4 +1,4 @@
-"""What callers hand to an export: done where it is clear what is meant, else a sentence, and nothing is written."""
+"""Arguments of an export: accepted if their meaning is clear, else refused with a sentence and without a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact with BatchNorm and activations behind a transposed convolution, of any stride, window, padding and groups."""
+"""Exact results with BatchNorm and activations after a transposed convolution, of any geometry and groups."""
 
 from __future__ import annotations
 

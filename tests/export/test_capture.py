@@ -1,4 +1,4 @@
-"""Capture: one node for one module, attributes and tensors as the frozen modules have them."""
+"""Capture: one node for one module, with the attributes and tensors of the frozen modules."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_layers_carry_the_tensors_of_the_frozen_modules(exports: Exports) -> Non
 
 
 def test_rescale_ratios_are_the_snapped_fractions(exports: Exports) -> None:
-    """As float32 divides them: within one rounding of each scale and one of the quotient."""
+    """In float32 division: within one rounding of each scale and one of the quotient."""
     case = exports.resnet()
     checked = 0
     for name, node in nodes_of(case).items():

@@ -1,4 +1,4 @@
-"""Files of `paper` placement: what is stored once, and that ONNX Runtime computes what PyTorch does, nearly."""
+"""Files of `paper` placement: shared constants, and near agreement of ONNX Runtime with PyTorch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write(model: fx.GraphModule, path: Path) -> list[str]:
 
 
 def test_zeros_of_both_signs(images: np.ndarray[Any, np.dtype[np.uint8]], tmp_path: Path) -> None:
-    """Two layers add nothing, one of them minus nothing: two constants, of which both are called after their value."""
+    """Two layers add nothing, one of them minus zero: two constants, both named after their value."""
     floats, path = network(), tmp_path / "model.onnx"
     with torch.no_grad():
         for index, zero in ((2, 0.0), (4, -0.0)):
@@ -81,7 +81,7 @@ def test_zeros_of_both_signs(images: np.ndarray[Any, np.dtype[np.uint8]], tmp_pa
 
 
 class Scaled(nn.Module):
-    """Scales and shifts of channels, of parameters and of numbers: behind layers, behind BatchNorm, and alone."""
+    """Scales and shifts of channels, from parameters and numbers: after layers, after BatchNorm, and alone."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The certificate: each line fails, naming the node, for a violation planted into an exported file."""
+"""The certificate: each line fails, naming the node, for a planted violation in an exported file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONV = "layer1.0.conv2"
 
 
 class Patch:
-    """An exported file that is changed node by node, and what the certificate then says."""
+    """An exported file that is changed node by node, and the certificate's result."""
 
     def __init__(self, case: Case, path: Path, **options: Any) -> None:  # noqa: ANN401 - ExportOptions'
         self.path = case.export(path, **options)
@@ -69,7 +69,7 @@ def patch(exports: Exports, tmp_path: Path) -> Patch:
 def test_an_unchanged_file_passes_with_the_worst_values_found(
     exports: Exports, options: dict[str, str], tmp_path: Path
 ) -> None:
-    """The bounds, computed here from the frozen model, which the certificate knows nothing of."""
+    """The bounds, computed here from the frozen model, which the certificate does not see."""
     case = exports.resnet()
     lines = {line.name: line for line in Patch(case, tmp_path / "model.onnx", **options).certify()}
     layers = {name: m for name, m in case.frozen.named_modules() if isinstance(m, FrozenLayer)}
@@ -119,7 +119,7 @@ def test_weights_of_127_under_8_bit_activations(patch: Patch, name: str, index: 
 
 
 def test_the_clip_in_front_of_a_layer_counts(patch: Patch) -> None:
-    """Weights of 126 are fine under 4-bit codes, but not where nothing ends the codes at 15."""
+    """Weights of 126 are allowed with 4-bit codes, but not if codes may exceed 15."""
     assert np.abs(patch.codes["layer2.0.conv2"]).max() == 126
     clip = patch.node("layer2.0.conv1_clip")
     patch.set_input(clip, 2, np.uint8(255))
@@ -180,7 +180,7 @@ def test_a_float_addition_between_input_and_logits(patch: Patch) -> None:
 
 
 def test_a_gemm_that_is_left_in_float(exports: Exports, tmp_path: Path) -> None:
-    """Without written zero points, ONNX Runtime computes a QDQ Gemm in float."""
+    """Without explicit zero points, ONNX Runtime computes a QDQ Gemm in float."""
     patch = Patch(exports.resnet(), tmp_path / "model.onnx", format="qdq", weights="int8")
     for source in patch.node("fc").input[:2]:
         (dequantize,) = [node for node in patch.model.graph.node if source in node.output]
@@ -212,7 +212,7 @@ def test_a_layer_too_many_or_too_few(patch: Patch) -> None:
 def test_what_runs_are_the_integer_operators_of_the_qlinear_format(
     exports: Exports, format_: str, tmp_path: Path
 ) -> None:
-    """In QDQ, too: nothing is dequantized, and weights were unpacked when the file was loaded."""
+    """In QDQ, too: nothing is dequantized, and weights were unpacked on loading the file."""
     executed = executed_operators(exports.resnet().export(tmp_path / "model.onnx", format=format_))
     names: Callable[[str], int] = [op for op, _ in executed].count
     counts = {op: names(op) for op in {op for op, _ in executed} - {"Transpose"}}

@@ -1,4 +1,4 @@
-"""`doctor` on files of this project, in every form: what holds them back is what cannot be avoided, or nothing."""
+"""`doctor` on files of this project, in every form: no findings but unavoidable ones."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def image() -> ir.Value:
 
 
 def small_model() -> ir.Model:
-    """(image + 1) * [1, 2], with an initializer that nothing reads and one in int4."""
+    """(image + 1) * [1, 2], with an unused initializer and one in int4."""
     emitter, x = Emitter(), image()
     emitter.constant(np.float32(7), "unread")
     y = emitter.op("Add", [x, emitter.constant(np.float32(1), "")], "sum")

@@ -1,4 +1,4 @@
-"""Export of whole networks: structure, metadata, size, and refusals that leave nothing behind."""
+"""Export of whole networks: structure, metadata, size, and refusals that leave no files."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_files_are_at_most_a_sixth_and_a_tenth_of_the_float_file(exports: Export
 
 
 class Small(nn.Module):
-    """Two convolutions and what `tail` makes of them."""
+    """Two convolutions, followed by `tail`."""
 
     def __init__(self, tail: nn.Module) -> None:
         super().__init__()

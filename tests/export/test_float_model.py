@@ -61,7 +61,7 @@ def test_metadata_and_interface(case: Case, path: Path) -> None:
 
 
 def test_no_trace_of_the_machine_that_wrote_it(path: Path) -> None:
-    """The tracer's metadata holds stack traces with paths."""
+    """The tracer's metadata contains stack traces with paths."""
     assert b"site-packages" not in path.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
 

@@ -1,4 +1,4 @@
-"""Networks that keep something in float: what is around it stays exact, and the file says what it is."""
+"""Networks with float parts: the rest stays exact, and the file describes the parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CONFIG = QuantConfig(weight_bits=4, activation_bits=4, allow_float=True)
 
 
 class Attentive(nn.Module):
-    """A convolution, something that has no integer form, and a gate of which one step has none."""
+    """A convolution, an operation without an integer form, and a gate with such a step."""
 
     def __init__(self, unknown: nn.Module) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def case_of(exports: Exports, unknown: nn.Module) -> Case:
 
 
 def check(case: Case, path: Path, share: float = 0.01, **options: Any) -> None:  # noqa: ANN401 - ExportOptions'
-    """Export, and step through what ONNX Runtime computed: integers have to be exact, float one step off at most.
+    """Export, and follow ONNX Runtime step by step: integers must be exact, float at most one step off.
 
     Every module gets the codes that ONNX Runtime gave its own. A kept part differs from PyTorch by float32 errors of
     some 1e-6, which move a code by one where it lies that close to a tie: in fewer than one of a hundred codes. `share`
@@ -128,7 +128,7 @@ def check(case: Case, path: Path, share: float = 0.01, **options: Any) -> None: 
 
 
 def _runtime_values(case: Case, path: Path, names: list[str], level: str) -> dict[str, Array]:
-    """Return tensors of ONNX Runtime, in as many runs as a fixed batch demands."""
+    """Return tensors of ONNX Runtime, in as many runs as a fixed batch requires."""
     model = onnx.load(path)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name != "logits")
     images = case.input_of(path)
@@ -138,7 +138,7 @@ def _runtime_values(case: Case, path: Path, names: list[str], level: str) -> dic
 
 
 def test_a_transformer_whose_parts_ask_for_the_number_of_images(exports: Exports, tmp_path: Path) -> None:
-    """The tracer lets one part answer for all of them; each part of the file stands by itself."""
+    """The tracer lets one part compute the number for all of them; each part of the file is independent."""
     torch.manual_seed(5)
     network = torchvision.models.VisionTransformer(
         image_size=8, patch_size=2, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=10
@@ -226,7 +226,7 @@ def test_operator_sets(exports: Exports, tmp_path: Path) -> None:
 
 
 class Bessel(nn.Module):
-    """A function for which ONNX has no operators."""
+    """A function without operators in ONNX."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map a tensor to one of its shape."""
@@ -279,7 +279,7 @@ def test_slices_move_codes(exports: Exports, parts: list[tuple[slice, ...]], tmp
 
 
 class ChannelsBehind(nn.Module):
-    """What is normalized and multiplied with the channels in the last dimension, as in ConvNeXt."""
+    """Normalization and multiplication with the channels in the last dimension, as in ConvNeXt."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Gates and smooth activations in integers: every code of every backend is equal, and nothing is kept in float."""
+"""Gates and smooth activations in integers: every code of every backend is equal, and there are no float parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 class Gated(nn.Module):
-    """Two convolutions with an activation, and between them what multiplies."""
+    """Two convolutions with an activation, and a gate between them."""
 
     def __init__(
         self, activation: Callable[[], nn.Module], gate: Callable[[Any, Tensor], Tensor], **modules: nn.Module
@@ -82,7 +82,7 @@ NETWORKS: dict[str, nn.Module] = {
 
 
 class Joined(nn.Module):
-    """Concatenates what gates make, so that all of it has one grid, and ends in a sigmoid."""
+    """Concatenates results of gates, so that all share one grid, and ends in a sigmoid."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def test_a_silu_is_two_operators(exports: Exports, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("network", ["SiLU", "hard swish", "LeakyReLU"])
 def test_training_computes_what_is_frozen(exports: Exports, network: str) -> None:
-    """Freezing snaps scales and ratios; codes move by little."""
+    """Freezing snaps scales and ratios, which changes codes by little."""
     case = case_of(exports, NETWORKS[network])
     x = torch.from_numpy(case.preprocessing.normalize(case.images))
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_frozen_gates_pass_gradients_on(exports: Exports) -> None:
 
 
 def test_a_gate_that_never_opens_is_exported(exports: Exports, tmp_path: Path) -> None:
-    """Its values lie far below what a sigmoid of float32 is sure of, whichever grid is learned for them."""
+    """Its values lie far below the range in which a float32 sigmoid is certain, on any learned grid."""
     network = Gated(nn.ReLU, soft_gate)
     with torch.no_grad():
         network.get_submodule("squeeze.3").get_parameter("bias").fill_(-25.0)

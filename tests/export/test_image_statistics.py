@@ -1,4 +1,4 @@
-"""Networks that were trained on images normalised per channel: the same integers everywhere, from the pixels on."""
+"""Networks trained on images normalised per channel: the same integers everywhere, from the pixels on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PIXELS = Preprocessing.from_statistics((3, 16, 16), (0.485, 0.456, 0.406), (0.22
 
 
 class TwoStems(nn.Module):
-    """Two convolutions read the image, one of them in groups; what they make is joined with the image itself."""
+    """Two convolutions read the image, one of them in groups; their results are joined with the image itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def head(channels: int = 8) -> tuple[nn.Module, ...]:
 
 
 def networks() -> dict[str, nn.Module]:
-    """Return networks by the first thing that they do."""
+    """Return networks by their first operation."""
     torch.manual_seed(3)
     stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
     return {

@@ -1,4 +1,4 @@
-"""Pools that keep roundings: where they stand, and that they change no code."""
+"""Pools that keep roundings: their places, and unchanged codes."""
 
 from __future__ import annotations
 

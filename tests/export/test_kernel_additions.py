@@ -1,4 +1,4 @@
-"""Additions and rescalings as operators of the kernel library: which are rewritten, the same codes, files that lie."""
+"""Additions and rescalings as kernel library operators: which are rewritten, the same codes, files that lie."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_sums_near_ties_are_not_certified(case: Case, exported: bytes, tmp_path:
 def graph(
     op_type: str, readers: tuple[str, ...] = (TERNARY_CONV,), made_by: str = TERNARY_CONV, **changed: object
 ) -> ir.Model:
-    """A graph of one `qil` node that adds or rescales, behind a node of some operator and in front of others."""
+    """A graph of one `qil` node that adds or rescales, after a node of some operator and before others."""
     emitter = Emitter()
     x = ir.Value(name="x", shape=ir.Shape(["n", 4, 6, 6]), type=ir.TensorType(ir.DataType.UINT8))
     domain = "" if made_by in ("MaxPool", "QLinearConv") else "qil.deploy"

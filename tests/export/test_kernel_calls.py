@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def case(exports: Exports) -> Case:
-    """Return a network with pools behind its convolutions, and a linear layer that is large enough to be packed."""
+    """Return a network with pools after its convolutions, and a linear layer large enough to be packed."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),
@@ -92,7 +92,7 @@ def test_layers_are_described_as_before(case: Case, tmp_path: Path) -> None:
 
 
 def pool(producer: str = TERNARY_CONV, domain: str = "qil.deploy", **changed: object) -> ir.Model:
-    """A graph of one pool behind a node of some operator."""
+    """A graph of one pool after a node of some operator."""
     emitter = Emitter()
     x = ir.Value(name="x", shape=ir.Shape(["n", 4, 6, 6]), type=ir.TensorType(ir.DataType.UINT8))
     made = emitter.op(producer, [x], "made", domain=domain)

@@ -30,7 +30,7 @@ BUILT_FOR = {"x86_64": 62, "aarch64": 183}
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> KernelLibrary:
-    """The installed library, whose kernels for tests are used on whatever processor."""
+    """The installed library, whose kernels for tests are used on any processor."""
     pytest.importorskip("qil_deploy_kernels", reason="qil-deploy-kernels is not installed: `make kernels`")
     monkeypatch.setenv(SET_VARIABLE, "scalar")
     return find_kernel_library("installed")
@@ -46,7 +46,7 @@ def model(exports: Exports, tmp_path: Path) -> Path:
 
 
 def library_for(architecture: str, folder: Path) -> Path:
-    """Write the beginning of a library that is built for a processor."""
+    """Write the header of a library built for a processor."""
     path = folder / f"{architecture}.so"
     path.write_bytes(b"\x7fELF\x02\x01\x01".ljust(18, b"\0") + BUILT_FOR[architecture].to_bytes(2, "little"))
     return path

@@ -1,4 +1,4 @@
-"""Convolutions as TernaryConv and LowBitConv: every code as before without a library; what is left alone; files."""
+"""Convolutions as TernaryConv and LowBitConv: unchanged codes without a library; exceptions; files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_code_and_logit_is_as_before(case: Case, exports: Exports, weights
 def convolution(
     *, channels: int = 4, group: int = 1, largest: int = 1, size: int = 3, **changed: float | list[int] | None
 ) -> ir.Model:
-    """A graph of one `qil.Conv` on codes 0..3, and what is changed of it."""
+    """A graph of one `qil.Conv` on codes 0..3, with some changes."""
     rng, emitter = np.random.default_rng(0), Emitter()
     x = ir.Value(name="x", shape=ir.Shape(["n", channels, 6, 6]), type=ir.TensorType(ir.DataType.UINT8))
     attributes: dict[str, Any] = {

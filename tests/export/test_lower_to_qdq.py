@@ -1,4 +1,4 @@
-"""Lowering to QDQ: the patterns that ONNX Runtime fuses, with everything it wants written out."""
+"""Lowering to QDQ: the patterns that ONNX Runtime fuses, with all inputs it requires."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_float_operators_stand_between_dequantize_and_quantize(model: ir.Model) 
 
 
 def test_a_bias_has_the_scale_of_the_products(model: ir.Model) -> None:
-    """float32(x_scale * w_scale): otherwise ONNX Runtime would not add its integers as they are."""
+    """float32(x_scale * w_scale): otherwise ONNX Runtime would not add its integers unchanged."""
 
     def constant(node: ir.Node, index: int) -> np.ndarray:
         value = node.inputs[index]
@@ -86,7 +86,7 @@ def test_codes_have_the_names_of_the_qlinear_format(exports: Exports, tmp_path: 
 
 
 def test_levels_without_fusion_compute_almost_the_same(exports: Exports, tmp_path: Path) -> None:
-    """Float operators may round a code another way, rarely; a wrong scale or zero point would be far off."""
+    """Float operators may occasionally round a code another way; a wrong scale or zero point would be far off."""
     case = exports.resnet()
     model = onnx.load(case.export(tmp_path / "model.onnx", format="qdq"))
     exact = exports.run_runtime(model, case.images)["logits"]

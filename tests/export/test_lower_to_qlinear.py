@@ -1,4 +1,4 @@
-"""Lowering to integer operators: what each node of the captured graph becomes, operand by operand."""
+"""Lowering to integer operators: the result for each node of the captured graph, operand by operand."""
 
 from __future__ import annotations
 

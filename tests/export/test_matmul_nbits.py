@@ -1,4 +1,4 @@
-"""Linear layers as MatMulNBits: the integers of QGemm, at every optimization level; what is left alone."""
+"""Linear layers as MatMulNBits: the integers of QGemm, at every optimization level; exceptions."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ GRID = Preprocessing(channels=3, height=SIZE, width=SIZE, scale=0.0123, zero_poi
 
 
 class Network(nn.Module):
-    """Layers for the cases to call; the function is the case."""
+    """Layers for the cases to call; the forward function is the case."""
 
     def __init__(self, function: Callable[[Network, Tensor], Tensor]) -> None:
         super().__init__()
@@ -139,14 +139,14 @@ def added_logits(m: Network, x: Tensor) -> Tensor:
 
 
 def turned(m: Network, x: Tensor) -> Tensor:
-    """Rows become columns, between layers, in front of an addition and in front of the last layer."""
+    """Rows become columns, between layers, before an addition and before the last layer."""
     x = stem(m, x)
     y = m.right(x.transpose(2, 3)) + x.permute(0, 1, 3, 2)
     return head(m, y.permute(0, 1, 3, 2))
 
 
 def turned_before_layers(m: Network, x: Tensor) -> Tensor:
-    """The layers read what was turned, with nothing in between."""
+    """The layers read the transposed tensor directly."""
     x = m.right(F.relu(m.norm(m.stem(x.transpose(2, 3)))).transpose(2, 3))
     x = m.left(x).permute(0, 2, 3, 1)
     logits: Tensor = m.small(F.max_pool2d(x.permute(0, 3, 1, 2), SIZE).permute(0, 2, 3, 1).flatten(1))
@@ -160,7 +160,7 @@ def padded_on_one_side(m: Network, x: Tensor) -> Tensor:
 
 
 def shuffled(m: Network, x: Tensor) -> Tensor:
-    """As ShuffleNet: one half goes on as it is, and channels of both are mixed."""
+    """As ShuffleNet: one half is passed on, and channels of both are mixed."""
     x = stem(m, x)
     a, b = x.chunk(2, 1)
     y = torch.cat([a, F.relu(m.three(b))], 1)
@@ -169,14 +169,14 @@ def shuffled(m: Network, x: Tensor) -> Tensor:
 
 
 def branches_of_parts(m: Network, x: Tensor) -> Tensor:
-    """As Res2Net: each part is added to what the one before has become."""
+    """As Res2Net: each part is added to the result of the previous one."""
     a, b, c = torch.split(stem(m, x), [2, 3, 1], 1)
     b = F.relu(m.three(b))
     return head(m, m.joined(torch.cat([b, a, b[:, ::2], b + F.relu(m.three_too(b)), c, c], 1)))
 
 
 def stacked(m: Network, x: Tensor) -> Tensor:
-    """Each channel becomes a row of blocks, and back; single channels are taken and put on top of each other."""
+    """Each channel becomes a row of blocks, and back; single channels are selected and stacked."""
     first, *others = stem(m, x).unbind(1)
     y = torch.stack([others[0], first, others[2].transpose(1, 2)], 1)
     y = F.relu(m.three(y))[..., 1:, 2::2]
@@ -190,7 +190,7 @@ def parts_of_the_image(m: Network, x: Tensor) -> Tensor:
 
 
 def enlarged_between_pixels(m: Network, x: Tensor) -> Tensor:
-    """As in a U-Net: bilinear, into a concatenation, an addition and a convolution."""
+    """As in a U-Net: bilinear upsampling, into a concatenation, an addition and a convolution."""
     x = stem(m, x)
     y = F.interpolate(F.relu(m.right(F.max_pool2d(x, 2))), scale_factor=2, mode="bilinear")
     z = F.interpolate(F.max_pool2d(m.left(x), (5, 10)), size=(8, 4), mode="bilinear")
@@ -204,7 +204,7 @@ def enlarged_image(m: Network, x: Tensor) -> Tensor:
 
 
 def padded_anywhere(m: Network, x: Tensor) -> Tensor:
-    """In front of poolings, additions and concatenations, with constants on one side or all, and by what is there."""
+    """Before poolings, additions and concatenations, with constants on one side or all, and by existing pixels."""
     x = F.relu6(m.norm(m.stem(F.pad(x, (1, 0, 2, 1), value=0.3))))
     y = F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-math.inf), 3, 2)
     z = F.avg_pool2d(F.pad(m.left(x), (0, 1, 2, 1)), 3, 2)
@@ -220,7 +220,7 @@ def clipped(m: Network, x: Tensor) -> Tensor:
 
 
 def convolved_channels(m: Network, x: Tensor) -> Tensor:
-    """As in efficient channel attention: a convolution of a row that the means of all channels are."""
+    """As in efficient channel attention: a convolution over the row of all channels' means."""
     x = stem(m, x)
     gate = m.row(F.adaptive_avg_pool2d(x, 1).view(x.shape[0], 1, -1)).view(x.shape[0], -1, 1, 1)
     rows = m.rows(F.relu(m.right(x) + gate.expand_as(x)).flatten(2))
@@ -237,7 +237,7 @@ def linear_over_pixels(m: Network, x: Tensor) -> Tensor:
 
 
 def transposed(m: Network, x: Tensor) -> Tensor:
-    """As in a U-Net: enlarged by learned weights, joined with what was there before; with BatchNorm and ReLU, too."""
+    """As in a U-Net: upsampled by learned weights, joined with earlier features; with BatchNorm and ReLU, too."""
     x = stem(m, x)
     y = m.twice(F.relu(m.right(F.max_pool2d(x, 2))))
     z = F.relu(m.left_norm(m.odd(F.max_pool2d(x, 2))))
@@ -245,7 +245,7 @@ def transposed(m: Network, x: Tensor) -> Tensor:
 
 
 def decoder(m: Network, x: Tensor) -> Tensor:
-    """BatchNorm and activations behind transposed convolutions, a pixel shuffle, and features that become a map."""
+    """BatchNorm and activations after transposed convolutions, a pixel shuffle, and features reshaped to a map."""
     x = F.relu(m.norm(m.stem(x)))
     y = F.relu6(m.overlapping_norm(m.overlapping(F.max_pool2d(x, 2))))
     z = torch.sub(F.relu(m.left_norm(m.odd(F.max_pool2d(x, 2)))), x, alpha=0.5)
@@ -256,7 +256,7 @@ def decoder(m: Network, x: Tensor) -> Tensor:
 
 
 def rows(m: Network, x: Tensor) -> Tensor:
-    """What completes a convolution of rows, and what stands alone behind several of them."""
+    """BatchNorm and ReLU of a convolution of rows, and lone ones after several of them."""
     x = F.relu(m.norm(m.stem(x))).flatten(2)
     y = F.relu(m.rows_norm(m.rows(x)))
     z = F.hardsigmoid(m.more_rows(y)) + F.relu6(m.more_rows_too(y))
@@ -268,7 +268,7 @@ def rows(m: Network, x: Tensor) -> Tensor:
 
 
 def uneven_windows(m: Network, x: Tensor) -> Tensor:
-    """Windows that count no padding, that reach beyond the image, and of several sizes."""
+    """Windows that do not count padding, that extend beyond the image, and of several sizes."""
     x = stem(m, x)
     y = F.avg_pool2d(m.right(x), 3, 2, 1, ceil_mode=True, count_include_pad=False)
     z = F.avg_pool2d(m.left(x), 3, 2, ceil_mode=True) + F.adaptive_max_pool2d(x, (5, 5))
@@ -277,7 +277,7 @@ def uneven_windows(m: Network, x: Tensor) -> Tensor:
 
 
 def scaled(m: Network, x: Tensor) -> Tensor:
-    """Layer scale, and a hard swish, a mirror and a normalisation written by hand."""
+    """Layer scale, and a hard swish, a reflection and a normalisation written by hand."""
     x = (stem(m, x) * m.gains[:, None, None] - 0.1) / 0.7
     y = m.right(x) * m.gains.view(1, -1, 1, 1)
     y = y * F.relu6(y + 3) / 6 + 0.25
@@ -289,7 +289,7 @@ def scaled(m: Network, x: Tensor) -> Tensor:
 
 
 def slopes(m: Network, x: Tensor) -> Tensor:
-    """PReLU with a slope for each channel, in front of a layer, behind an addition, and steeper than one."""
+    """PReLU with a slope for each channel, before a layer, after an addition, and steeper than one."""
     x = m.slopes(m.norm(m.stem(x)))
     y = m.slopes_too(m.right(x) + x)
     return head(m, F.prelu(m.left_norm(m.left(y)), m.steep))

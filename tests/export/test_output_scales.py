@@ -1,4 +1,4 @@
-"""Networks with an output scale in front of BatchNorm, exported: exact in integers, close where layers stay float."""
+"""Networks with an output scale before BatchNorm, exported: exact in integers, close if layers stay float."""
 
 from __future__ import annotations
 

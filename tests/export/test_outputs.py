@@ -1,4 +1,4 @@
-"""Networks of several outputs, maps among them: 0 differing numbers from file to verify, golden vectors and devices."""
+"""Networks of several outputs, also maps: no differing numbers from file to verify, golden vectors and devices."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (9, 3, SIZE, SIZE), dtype=np.
 
 
 class Heads(nn.Module):
-    """A small U-shape with heads of every kind; the function says which are returned."""
+    """A small U-shape with heads of every kind; the function selects those returned."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()

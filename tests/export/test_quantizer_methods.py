@@ -1,4 +1,4 @@
-"""Networks whose quantizers learn by another method than QIL: every code of every file, signed activations too."""
+"""Networks whose quantizers use another method than QIL: every code of every file, signed activations too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHERS = [method for method in METHODS if method != DEFAULT_METHOD]
 
 
 class Bottleneck(nn.Module):
-    """A layer reads what no ReLU has cut off, with padding and without, and one has an output scale."""
+    """A layer reads values that no ReLU has clipped, with padding and without, and one has an output scale."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ IN_CAMPAIGN = settings.get_current_profile_name() == "campaign"
 
 @dataclass(frozen=True)
 class Spec:
-    """A network, how it is quantized, and what its image and numbers are drawn from."""
+    """A network, its quantization, and the distributions of its images and numbers."""
 
     plan: tuple[Step, ...]
     head: Head
@@ -96,7 +96,7 @@ OUTPUT_SCALES: tuple[OutputScales, ...] = ("without_batchnorm", "all", "channels
 
 
 def awkward(network: nn.Module, rng: np.random.Generator) -> None:
-    """Draw all weights anew, in each layer one channel that is dead, tiny or large."""
+    """Draw all weights anew; one channel of each layer is dead, tiny or large."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
             with torch.no_grad():
@@ -107,7 +107,7 @@ def awkward(network: nn.Module, rng: np.random.Generator) -> None:
 
 
 def make_extreme(model: fx.GraphModule, rng: np.random.Generator) -> None:
-    """Move some intervals and ranges far from where calibration put them."""
+    """Move some intervals and ranges far from their calibrated values."""
     for module in model.modules():
         if rng.random() < 0.6:
             continue

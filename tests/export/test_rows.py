@@ -26,7 +26,7 @@ GRID = Preprocessing(channels=2, height=1, width=LENGTH, scale=0.0123, zero_poin
 
 
 class Causal(nn.Module):
-    """A residual block of a temporal convolutional network: each result depends on what was before it."""
+    """A residual block of a temporal convolutional network: each result depends only on earlier inputs."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Causal(nn.Module):
 
 
 class TimeSeries(nn.Module):
-    """A classifier of series of two channels, as such networks are written: rows from the first layer to the last."""
+    """A classifier of series of two channels in the usual form: rows from the first layer to the last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def test_every_code_and_logit_is_equal(exports: Exports, build: type[nn.Module],
 
 
 def test_convolutions_read_low_bit_codes_through_the_padding(exports: Exports) -> None:
-    """Padding with zeros in front of a convolution asks for no 8-bit codes: it is taken in."""
+    """Zero padding before a convolution needs no 8-bit codes: the convolution absorbs it."""
     case = case_of(exports, TimeSeries(), QuantConfig())
     intervals = dict(case.prepared.get_submodule("intervals").named_children())
     assert {f"blocks_{index}_{layer}" for index in (0, 1) for layer in ("conv", "conv_too")} <= set(intervals)
@@ -111,7 +111,7 @@ def test_convolutions_read_low_bit_codes_through_the_padding(exports: Exports) -
 def test_checkpoints_hold_them(
     exports: Exports, kind: Literal["quantized", "frozen"], *, float_rows: bool, tmp_path: Path
 ) -> None:
-    """With `float_rows` as they were before: float parts, in a checkpoint that does not know the word."""
+    """With `float_rows` as before: float parts, in a checkpoint without that key."""
     torch.manual_seed(0)
 
     def build(_name: str, _arguments: dict[str, Any]) -> nn.Module:

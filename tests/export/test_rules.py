@@ -1,4 +1,4 @@
-"""Rules: what they write takes free names, what they replace keeps its own, and both outcomes are noted."""
+"""Rules: what they write takes free names, replacements keep the original's name, and both outcomes are recorded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .rewriting import rewritten
 
 
 def small_model() -> ir.Model:
-    """(image + 1) * [1, 2], with an initializer that nothing reads and one in int4."""
+    """(image + 1) * [1, 2], with an unused initializer and one in int4."""
     x = ir.Value(name="image", shape=ir.Shape(["batch", 2]), type=ir.TensorType(ir.DataType.FLOAT))
     emitter = Emitter()
     emitter.constant(np.float32(7), "unread")
@@ -36,7 +36,7 @@ def small_model() -> ir.Model:
 
 
 class Additions(NodeRule):
-    """Replaces additions by what a function writes."""
+    """Replaces additions by the result of a function."""
 
     op_type = "Add"
 

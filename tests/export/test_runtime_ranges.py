@@ -1,4 +1,4 @@
-"""What ONNX Runtime's kernels do not take, and float32 cannot work with, is bounded in freezing or refused."""
+"""Inputs that ONNX Runtime's kernels or float32 cannot handle are bounded in freezing, or refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MAPS = {4: (2, 2), 9: (3, 3), 56: (7, 8)}
 
 
 def pooled(exports: Exports, size: tuple[int, int], shift: float) -> Case:
-    """Return a network whose pool reads steps that are `exp(2 * shift)` times as large, beside those that it makes."""
+    """Return a network whose pool reads steps `exp(2 * shift)` times as large as those of its result."""
     torch.manual_seed(0)
     pixels = Preprocessing(channels=1, height=size[0], width=size[1], scale=0.01, zero_point=0)
     images = np.random.default_rng(0).integers(0, 256, (16, *pixels.shape), np.uint8)
@@ -205,7 +205,7 @@ def test_multipliers_beyond_float32_are_refused_by_name(exports: Exports, gain: 
 
 
 def move_far(model: fx.GraphModule, rng: np.random.Generator, reach: float) -> None:
-    """Multiply some steps, intervals, scales and slopes by up to `exp(reach)`, or divide them."""
+    """Multiply or divide some steps, intervals, scales and slopes by up to `exp(reach)`."""
 
     def factor() -> float:
         return math.exp(rng.uniform(-reach, reach))
@@ -258,7 +258,7 @@ def test_numbers_of_any_size_are_exact_or_refused(
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_too(exports: Exports, tmp_path: Path) -> None:
-    """Frozen models whose ratios were not bounded are not frozen anew: the certificate looks at what they hold."""
+    """Frozen models whose ratios were not bounded are not frozen anew: the certificate checks their content."""
     case = pooled(exports, (2, 2), 0.0)
     (pool,) = (module for module in case.frozen.modules() if isinstance(module, FrozenGlobalAveragePool))
     pool.numerator.fill_(300)

@@ -1,4 +1,4 @@
-"""The rewritten stem: the same codes for every geometry, in both formats and at every level; what is left alone."""
+"""The rewritten stem: the same codes for every geometry, in both formats and at every level; exceptions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def write(model: ir.Model, path: Path, format_: str = "qlinear") -> Path:
 
 
 def check(stem: Stem, folder: Path) -> list[str]:
-    """Require the codes to stay, and the certificate to find the weights; return the operators in front."""
+    """Require unchanged codes and certified weights; return the first operators."""
     images, captured = stem.images(), stem.captured()
     plain = IntegerReference(read_model(write(captured, folder / "plain.onnx"))).run(images)
     model, notes = rewritten(captured, SpaceToDepth(min_results=1))

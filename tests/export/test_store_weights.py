@@ -1,4 +1,4 @@
-"""Stored weights: the smallest type, and the same int8 weights after what unpacks them."""
+"""Stored weights: the smallest type, and the same int8 weights after unpacking."""
 
 from __future__ import annotations
 

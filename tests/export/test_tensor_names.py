@@ -1,4 +1,4 @@
-"""A tensor's name means the same codes everywhere: in every form of a file, in its metadata, in PyTorch."""
+"""A tensor's name refers to the same codes everywhere: in every form of a file, in its metadata, in PyTorch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def golden_tensors(case: Case, path: Path) -> Codes:
 
 
 def check_metadata(path: Path) -> None:
-    """Require every name in the metadata of a file to be that of what it stands for."""
+    """Require every name in the metadata of a file to be that of the right tensor."""
     model = onnx.load(path)
     (entry,) = model.metadata_props
     metadata = json.loads(entry.value)
@@ -76,7 +76,7 @@ def check_metadata(path: Path) -> None:
 
 
 def check_codes(case: Case, path: Path) -> None:
-    """Require every tensor that PyTorch and a file both have to be one of those that are compared, and equal."""
+    """Require every tensor that PyTorch and a file share to be compared, and equal."""
     exported = read_exported_model(path)
     graph = ExecutedGraph.of(exported)
     expected, found = case.frozen_values(), IntegerReference(exported.graph).run_all(case.images)
@@ -148,7 +148,7 @@ def case_for(exports: Exports, network: nn.Module) -> Case:
 
 
 def test_an_addition_that_is_clipped_and_pooled_keeps_no_name_of_other_codes(exports: Exports, tmp_path: Path) -> None:
-    """Two passes meet here: the clip moves behind the pool, and the addition's operands get pools of one pixel."""
+    """Two passes meet here: the clip moves after the pool, and the addition's operands get pools of one pixel."""
     case = case_for(exports, ClippedSum())
     with torch.no_grad():
         for module in case.prepared.modules():
@@ -163,7 +163,7 @@ def test_an_addition_that_is_clipped_and_pooled_keeps_no_name_of_other_codes(exp
 
 
 def test_files_of_earlier_versions_have_no_difference_where_there_is_none(exports: Exports, tmp_path: Path) -> None:
-    """They called codes that are not clipped yet by the name of the layer."""
+    """They named codes before clipping after the layer."""
     case = case_of(exports, spec(POOLED_STEM))
     path = case.export(tmp_path / "model.onnx")
     (name,) = gone(path)

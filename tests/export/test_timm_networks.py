@@ -1,4 +1,4 @@
-"""timm's networks as they come: captured, prepared, frozen and exported, every code and logit equal at every level."""
+"""Unmodified networks of timm: captured, prepared, frozen and exported, every code and logit equal at every level."""
 
 from __future__ import annotations
 

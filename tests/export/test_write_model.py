@@ -1,4 +1,4 @@
-"""Files are written tensor by tensor, and are the bytes that protobuf makes of the whole model."""
+"""Files are written tensor by tensor, with the same bytes that protobuf writes for the whole model."""
 
 from __future__ import annotations
 

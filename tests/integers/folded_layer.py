@@ -28,7 +28,7 @@ LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENA
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A random layer `layer`, what it reads and what reads it.
+    """A random layer `layer`, its input and its reader.
 
     Attributes:
         x_bits: bits of its input; None: it is the first layer and reads the uint8 image.
@@ -58,7 +58,7 @@ class Case:
 
 
 class Network(nn.Module):
-    """The layer of a case between others that give it the input and the reader that it wants."""
+    """The layer of a case between others that provide its input and its reader."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Network(nn.Module):
 
 
 def build(case: Case) -> fx.GraphModule:
-    """Return the prepared network of a case, its layer's parameters random, its output's grid as the case says."""
+    """Return the prepared network of a case, with random parameters of its layer, and the case's output grid."""
     torch.manual_seed(case.seed)
     rng = np.random.default_rng(case.seed)
     overrides = {"layer": LayerOverride(weight_bits=case.weight_bits, activation_bits=case.x_bits)}
@@ -185,7 +185,7 @@ def convolve(x: Array, w: Array, case: Case, groups: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Integers:
-    """What the formulas of `fold` give for one layer."""
+    """Results of the formulas of `fold` for one layer."""
 
     weights: Array
     bias: Array
@@ -301,7 +301,7 @@ def run_onnxruntime(model: onnx.ModelProto, codes: Array, level: str) -> Array:
 
 
 def fake_output(model: fx.GraphModule, x: Tensor) -> Tensor:
-    """Output of the layer as training computes it, with fake quantization, in codes relative to the zero point."""
+    """Output of the layer in training, with fake quantization, in codes relative to the zero point."""
     for name in ("layer", "norm", "relu"):
         if any(node.target == name for node in model.graph.nodes):
             x = model.get_submodule(name)(x)

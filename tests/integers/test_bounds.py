@@ -1,4 +1,4 @@
-"""Bounds on integers: what they say is what exact arithmetic and float32 do."""
+"""Bounds on integers agree with exact arithmetic and float32."""
 
 from __future__ import annotations
 

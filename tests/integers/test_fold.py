@@ -94,7 +94,7 @@ def test_frozen_layer_is_within_one_code_of_fake_quantization(case: Case) -> Non
 
 @pytest.mark.parametrize("bits", range(2, 8))
 def test_folding_moves_few_codes(bits: int) -> None:
-    """Layers as BatchNorm leaves them: measured are 0 (2 bits) to 0.4 codes (3 bits) in a thousand."""
+    """Layers with usual BatchNorms: measured are 0 (2 bits) to 0.4 codes (3 bits) in a thousand."""
     moved = total = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Freezing: integers at every node, one result however it is computed, and a model that still trains."""
+"""Freezing: integers at every node, the same result by every way of computing it, and a model that still trains."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def frozen(calibrated: fx.GraphModule) -> fx.GraphModule:
 
 
 class Recorder(fx.Interpreter):
-    """Runs a frozen model and keeps every tensor."""
+    """Runs a frozen model and records every tensor."""
 
     def __init__(self, model: fx.GraphModule) -> None:
         super().__init__(model)

@@ -1,4 +1,4 @@
-"""What freezing costs, measured on digits."""
+"""Cost of freezing, measured on digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Always(nn.Module):
-    """Answers every image with one class, those whose first pixel is dark with another."""
+    """Predicts one class for every image, but another for those whose first pixel is dark."""
 
     def __init__(self, usual: int, dark: int) -> None:
         super().__init__()

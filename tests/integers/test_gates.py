@@ -1,4 +1,4 @@
-"""Ratios of products and tables of functions: no result near a tie, and little changed for it."""
+"""Ratios of products and tables of functions: no result is near a tie, and few change for that."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ MOST_CODES = 256
 
 @dataclass(frozen=True)
 class Addition:
-    """One addition of the codes `x` and others, as exports write it.
+    """One addition of the codes `x` and others, in the form of exports.
 
     Attributes:
         scales, zero_points: of x, of what is added, and of the sums.
@@ -34,7 +34,7 @@ class Addition:
         return "ResidualAdd" if self.limits is None else "LowBitRescale"
 
     def model(self, added: NDArray[np.generic] | None, **changed: NDArray[Any]) -> ModelProto:
-        """Return a file with the node and the function that stands for it.
+        """Return a file with the node and the function that replaces it.
 
         Args:
             added: what is added, a constant; None for a second input of the file.
@@ -64,13 +64,13 @@ class Addition:
 
 
 def every_pair() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return all pairs of two codes, in an order that no vector of a kernel divides."""
+    """Return all pairs of two codes, in an order whose period is no multiple of a kernel's vector."""
     codes = np.arange(MOST_CODES, dtype=np.uint8)
     return np.repeat(codes, MOST_CODES), np.tile(codes, MOST_CODES)
 
 
 def random_addition(rng: np.random.Generator, *, clipped: bool) -> Addition:
-    """Return an addition as exports write it: ratios p / q with one odd q, so that no result is near a tie."""
+    """Return an addition in the form of exports: ratios p / q with one odd q, so that no result is near a tie."""
     q, scale = 2 * int(rng.integers(0, 500)) + 1, float(rng.uniform(0.001, 3))
     ratios = [int(rng.integers(1, 2 * q + 1)) for _ in range(2)]
     first, second, third = (int(zero_point) for zero_point in rng.choice([0, 1, 100, 128, 255], 3))

@@ -1,4 +1,4 @@
-"""Compare files with and without the library of kernels, in an emulated Python that has numpy and onnxruntime alone.
+"""Compare files with and without the library of kernels, in an emulated Python with only numpy and onnxruntime.
 
     python guest.py PACKAGE FOLDER > report.json
 

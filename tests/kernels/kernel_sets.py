@@ -1,4 +1,4 @@
-"""The sets of kernels that tests force where this processor can run them, and which operators they have kernels for."""
+"""The sets of kernels that tests force if this processor can run them, and the operators of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ for_each_set = pytest.mark.parametrize(("kernel_set", "operator"), SETS)
 
 
 def force(kernel_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have sessions made from now on use a set of kernels; skip the test where this processor cannot run it."""
+    """Make sessions created from now on use a set of kernels; skip the test if this processor cannot run it."""
     qil_deploy_kernels = pytest.importorskip("qil_deploy_kernels")
     lines = dict(line.split(": ", 1) for line in qil_deploy_kernels.explain().splitlines())
     reason = lines.get(f"{kernel_set} for TernaryConv", "not for this architecture")

@@ -16,7 +16,7 @@ _INTEGER, _INTEGERS = 2, 7  # types of attributes
 
 @dataclass
 class PackedProduct:
-    """One product with packed weights, [outputs, blocks, block * bits / 8], as exports write it."""
+    """One product with packed weights, [outputs, blocks, block * bits / 8], in the form of exports."""
 
     packed: NDArray[np.uint8]
     bits: int = 2
@@ -32,7 +32,7 @@ class PackedProduct:
         return int(self.packed.shape[1]) * self.block
 
     def model(self) -> ModelProto:
-        """Return a file with the node and the function that stands for it."""
+        """Return a file with the node and the function that replaces it."""
         outputs, blocks = self.packed.shape[:2]
         zero_point = (0xAA if self.bits == 2 else 0x88) if self.zero_point is None else self.zero_point
         constants: dict[str, NDArray[Any]] = {
@@ -72,7 +72,7 @@ def random_product(rng: np.random.Generator, bits: int) -> PackedProduct:
 
 
 def pool_model(kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int]) -> ModelProto:
-    """Return a file of one pool, and the function that stands for it."""
+    """Return a file of one pool, and the function that replaces it."""
     attributes: dict[str, Any] = {"kernel_shape": list(kernel), "strides": list(strides), "pads": list(pads)}
     node = helper.make_node("LowBitMaxPool", ["x"], ["y"], domain="qil.deploy", **attributes)
     graph = helper.make_graph(

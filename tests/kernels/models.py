@@ -36,7 +36,7 @@ class Convolution:
     operator: str = "LowBitConv"
 
     def model(self) -> ModelProto:
-        """Return a file with the node and the function that stands for it."""
+        """Return a file with the node and the function that replaces it."""
         constants = {
             "x_scale": np.float32(self.x_scale),
             "x_zero_point": np.uint8(self.x_zero_point),
@@ -73,7 +73,7 @@ class Convolution:
 
 
 def function(operator: str) -> FunctionProto:
-    """Return the function that a file brings along for one of the operators."""
+    """Return the function that a file contains for one of the operators."""
     convolution = helper.make_node("QLinearConv", INPUTS[:9], ["sum"])
     for name in ATTRIBUTES:
         attribute = convolution.attribute.add()
@@ -85,7 +85,7 @@ def function(operator: str) -> FunctionProto:
 
 
 def without_constant(model: ModelProto, name: str) -> None:
-    """Make an input of what is a constant of a file."""
+    """Turn a constant of a file into an input."""
     (constant,) = [tensor for tensor in model.graph.initializer if tensor.name == name]
     model.graph.initializer.remove(constant)
     value = model.graph.input.add()
@@ -115,7 +115,7 @@ def run(
 def random_convolution(
     rng: np.random.Generator, largest_code: int, x_high: int, groups: int = 1
 ) -> tuple[Convolution, NDArray[np.uint8]]:
-    """Return a convolution of random shape as exports write it, and an input. Outputs spread over many codes."""
+    """Return a convolution of random shape in the form of exports, and an input. Outputs spread over many codes."""
     kernel = [int(rng.choice([1, 2, 3, 3, 3, 5, 7])) for _ in range(2)]
     if rng.random() < 0.7:
         kernel[1] = kernel[0]
@@ -163,7 +163,7 @@ def random_convolution(
 
 
 def random_depthwise(rng: np.random.Generator, code: int, x_high: int) -> tuple[Convolution, NDArray[np.uint8]]:
-    """Return a random layer with one output channel of each input channel."""
+    """Return a random layer with one output channel for each input channel."""
     convolution, x = random_convolution(rng, code, x_high, groups=int(rng.integers(1, 70)))
     channels = convolution.group
     scales = convolution.w_scale if convolution.w_scale.ndim == 0 else convolution.w_scale[:channels]

@@ -1,4 +1,4 @@
-"""ResidualAdd and LowBitRescale make the codes that QLinearAdd and Clip make; what they cannot compute is refused."""
+"""ResidualAdd and LowBitRescale give the codes of QLinearAdd and Clip; unsupported inputs are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_code_rescaled(kernel_set: str, library: Path, monkeypatch: pytest
 def test_ties_are_rounded_as_by_onnx_runtime_with_avx2(
     kernel_set: str, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No export has them: there the order of operations decides, and kernels have that of ONNX Runtime on x86."""
+    """No export has them: the order of operations decides there, and kernels use that of ONNX Runtime on x86."""
     force("avx2", monkeypatch)
     force(kernel_set, monkeypatch)
     a, b = every_pair()

@@ -1,4 +1,4 @@
-"""The NEON kernels, cross-compiled and run on emulated processors: byte for byte what the file without them computes.
+"""The NEON kernels, cross-compiled and run on emulated processors: byte for byte the results of the file without them.
 
 Needs g++-aarch64-linux-gnu, CMake and the emulated target: `python -m qil_deploy target setup arm64`.
 """
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cross-compile the wheel as CONTRIBUTING.md says, unpack it and return the folder."""
+    """Cross-compile the wheel as CONTRIBUTING.md describes, unpack it and return the folder."""
     missing = [tool for tool in ("cmake", "aarch64-linux-gnu-g++") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"not on the PATH: {', '.join(missing)}")
@@ -57,7 +57,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write random layers, dense and grouped, and what random shapes hardly meet; return their folder."""
+    """Write random layers, dense and grouped, and cases that random shapes rarely hit; return their folder."""
     rng = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("cases")
     made = [
@@ -78,7 +78,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def extreme(sign: int, code: int, x_high: int) -> Case:
-    """Return a layer whose sums are as large as they can be: of 3,600 products, all of one sign."""
+    """Return a layer with the largest possible sums: of 3,600 products, all of one sign."""
     w = np.full((20, 400, 3, 3), sign * code, np.int8)
     largest = 3600 * code * x_high
     convolution = Convolution(

@@ -1,4 +1,4 @@
-"""The AVX2 kernels on an emulated processor without AVX-512: chosen unasked, and all bytes are equal."""
+"""The AVX2 kernels on an emulated processor without AVX-512: chosen by default, and all bytes are equal."""
 
 from __future__ import annotations
 

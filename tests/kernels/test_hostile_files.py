@@ -1,4 +1,4 @@
-"""Files that no exporter writes are refused with a sentence, or computed as their function says; nothing crashes."""
+"""Files that no exporter writes are refused with a sentence, or computed as their function defines; nothing crashes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .models import Convolution, random_convolution, run, session, without_const
 
 
 def convolution(**changes: object) -> Convolution:
-    """Return a small ternary convolution with pads, as the exporter writes it, but for the changes."""
+    """Return a small ternary convolution with pads, in the exporter's form except for the changes."""
     rng = np.random.default_rng(1)
     w = rng.integers(-1, 2, (20, 9, 3, 3)).astype(np.int8) * np.int8(127)
     values: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""Every kernel of LowBitMatMul computes what MatMulNBits computes on integers; what would be rounded is refused."""
+"""Every kernel of LowBitMatMul agrees with MatMulNBits on integers; inputs that would be rounded are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LowBitMaxPool chooses the codes that MaxPool chooses; windows that MaxPool does not take are refused."""
+"""LowBitMaxPool chooses the same codes as MaxPool; windows that MaxPool does not take are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library in programs that are not Python: through the interfaces of C, and of C++ and Java as the pages say."""
+"""The library in programs that are not Python: through the interfaces of C, and of C++ and Java, as documented."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JAVA_LINE = 'options.registerCustomOpLibrary("libqil_deploy_kernels.so")'
 
 @pytest.fixture
 def runtime() -> Path:
-    """ONNX Runtime itself, as the wheel brings it."""
+    """ONNX Runtime itself, from the wheel."""
     found = sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
     if not found:
         pytest.skip("this build of ONNX Runtime has no libonnxruntime.so")
@@ -33,7 +33,7 @@ def runtime() -> Path:
 
 
 def compiled(source: str, folder: Path, *options: object) -> Path:
-    """Compile a program; skip the test where there is no compiler."""
+    """Compile a program; skip the test if there is no compiler."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")
@@ -44,7 +44,7 @@ def compiled(source: str, folder: Path, *options: object) -> Path:
 
 
 def compare(command: list[object], folder: Path, rng: np.random.Generator, **environment: str) -> str:
-    """Run a program on a random layer, whose output has to be Python's; return what it printed."""
+    """Run a program on a random layer, whose output must equal Python's; return the program's output."""
     convolution, x = random_convolution(rng, 1, 3)
     model = convolution.model()
     (folder / "model.onnx").write_bytes(model.SerializeToString())
@@ -78,7 +78,7 @@ def test_a_c_program_gets_the_same_codes(
 def test_a_cpp_program_gets_the_same_codes(
     library: Path, runtime: Path, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No package brings the headers: CPLUS_INCLUDE_PATH says where they are, or they are among the system's."""
+    """No package contains the headers: CPLUS_INCLUDE_PATH gives their folder, or they are among the system's."""
     force("scalar", monkeypatch)
     if shutil.which("g++") is None or not has_header():
         pytest.skip(f"needs g++ and {CXX_HEADER}, which CPLUS_INCLUDE_PATH can name")
@@ -100,7 +100,7 @@ def has_header() -> bool:
 def test_a_java_program_gets_the_same_codes(
     kernel_set: str, library: Path, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No wheel brings the jar: CLASSPATH says where it is, with the runtime inside as in the published one."""
+    """No wheel contains the jar: CLASSPATH gives its path, with the runtime inside as in the published one."""
     if kernel_set == "off":
         monkeypatch.setenv("QIL_DEPLOY_KERNELS", "off")
     else:

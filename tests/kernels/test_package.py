@@ -1,4 +1,4 @@
-"""The package says what it chose; a set that nobody knows, or that the processor lacks, is refused."""
+"""The package reports its choices; a set that is unknown, or that the processor lacks, is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every set of kernels computes what QLinearConv and Clip compute, byte for byte, on random layers."""
+"""Every set of kernels agrees with QLinearConv and Clip, byte for byte, on random layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AVX2 kernels with sums in 16 bits, dense and depthwise: sums as large as can be, results that float cannot hold."""
+"""AVX2 kernels with sums in 16 bits, dense and depthwise: the largest possible sums, results that float cannot hold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def layer(rng: np.random.Generator, codes: NDArray[np.integer], x_high: int, **c
 
 
 def check(convolution: Convolution, x: NDArray[np.uint8], kernel: str, library: Path) -> None:
-    """Compare one run; the kernel that ran is the one meant."""
+    """Compare one run; require the intended kernel."""
     import qil_deploy_kernels
 
     living = session(convolution.model(), library, threads=2)
@@ -54,7 +54,7 @@ def test_no_sum_overflows(
     monkeypatch: pytest.MonkeyPatch,
     rng: np.random.Generator,
 ) -> None:
-    """Weights and codes are the largest there are; in each image the codes stand where one channel's signs agree."""
+    """Weights and codes are the largest possible; in each image, codes are nonzero where one channel's signs agree."""
     force("avx2", monkeypatch)
     channels = 3000 // size**2
     codes = rng.choice([-largest, largest], (40, channels, size, size))

@@ -1,4 +1,4 @@
-"""3x3 convolutions of stride 1 by Winograd's algorithm: random ones, and those whose sums are as large as can be."""
+"""3x3 convolutions of stride 1 by Winograd's algorithm: random ones, and those with the largest possible sums."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROFILES = np.array([(1, 1, 1), (1, -1, 1), (1, 0, -1), (-1, 1, 1)])
 
 
 def check(convolution: Convolution, x: NDArray[np.uint8], library: Path, threads: int = 1) -> None:
-    """Compare one run; the kernel that ran is the one meant."""
+    """Compare one run; require the intended kernel."""
     import qil_deploy_kernels
 
     model = convolution.model()
@@ -59,7 +59,7 @@ def test_every_width_is_equal(
 def test_no_sum_overflows(
     largest: int, x_high: int, library: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    """Weights and codes are the largest there are, of signs and in places that make one position of a patch largest."""
+    """Weights and codes are the largest possible, with signs and places that make one position of a patch largest."""
     force("avx2", monkeypatch)
     channels, outputs = 320, 64
     rows, columns = rng.integers(0, len(PROFILES), (2, outputs))

@@ -1,4 +1,4 @@
-"""Whatever takes batches takes every iterable of them, and refuses what are none before it changes anything."""
+"""Functions that take batches accept any iterable of them, and refuse anything else before they change anything."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_refusal_changes_nothing(case: str, digits: Digits) -> None:
 
 
 def test_an_interrupt_leaves_statistics_and_momentum(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise training would go on with means of 0, variances of 1 and a momentum that is none."""
+    """Otherwise training would continue with means of 0, variances of 1 and an invalid momentum."""
     model = calibrated(digits)
     before, calls = state_of(model), itertools.count()
 
@@ -248,7 +248,7 @@ def test_activation_values_take_images_of_the_model(digits: Digits) -> None:
 
 
 def test_models_refuse_raw_pixels(digits: Digits) -> None:
-    """They would be taken for normalised values, and clipped to white."""
+    """They would be treated as normalised values, and clipped to white."""
     model, pixels = calibrated(digits), torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     for each in (model.train(), model.eval(), freeze(model)):
         with pytest.raises(DataError, match="takes images as float32, but these are uint8; preprocessing"):
@@ -256,7 +256,7 @@ def test_models_refuse_raw_pixels(digits: Digits) -> None:
 
 
 def test_a_frozen_model_refuses_images_of_another_size(digits: Digits) -> None:
-    """It would divide by the window that its global pooling had."""
+    """It would divide by the window of its original global pooling."""
     frozen = freeze(calibrated(digits))
     with pytest.raises(DataError, match=r"takes images \[N, 1, 8, 8\], but these are \[2, 1, 16, 16\]"):
         frozen(torch.zeros(2, 1, 16, 16))

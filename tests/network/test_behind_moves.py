@@ -1,4 +1,4 @@
-"""BatchNorm and activations go into a layer although its values are moved first."""
+"""BatchNorm and activations are absorbed by a layer even after moves of its values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def decoder(*behind: nn.Module, up: nn.Module | None = None) -> nn.Sequential:
 
 
 class Rows(nn.Module):
-    """A convolution of rows, what completes it, and a convolution of what comes out, as an image again."""
+    """A convolution of rows with BatchNorm and ReLU, and a convolution of the result, as an image again."""
 
     def __init__(self, *behind: nn.Module) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def test_what_carries_a_lone_norm_takes_in_the_relu_behind_it() -> None:
 
 
 def test_statistics_are_those_of_what_the_network_normalizes() -> None:
-    """A transposed convolution makes pixels that are cut off; training does not count them."""
+    """A transposed convolution makes pixels that are cropped; training does not count them."""
     network = decoder(nn.BatchNorm2d(6), nn.ReLU(), up=nn.ConvTranspose2d(4, 6, 5, 2, 2, output_padding=1))
     model = prepared(network)
     calibrate(model, [images()])
@@ -135,7 +135,7 @@ def test_statistics_are_those_of_what_the_network_normalizes() -> None:
 
 
 def test_biases_of_a_shuffled_layer_stay_its_own() -> None:
-    """Channels that BatchNorm normalizes as one may have biases that differ."""
+    """Channels that BatchNorm normalizes as one may have different biases."""
     network = TAKEN_IN["pixel shuffle"]
     convolution = network[2][0]  # type: ignore[index] # sequences
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Other bits for a prepared model: what stays, what is set anew, and that nothing else changes."""
+"""Other bits for a prepared model: what stays, what is set from data, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIXELS = Preprocessing.from_statistics((1, 8, 8), 0.3, 0.4)
 
 
 class Block(nn.Module):
-    """A tensor that two layers read, one behind BatchNorm and one with a scale of its own, and a last layer."""
+    """A tensor that two layers read, one followed by BatchNorm and one with a scale of its own, and a last layer."""
 
     def __init__(self) -> None:
         super().__init__()

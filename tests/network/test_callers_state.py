@@ -1,4 +1,4 @@
-"""Nothing of the caller's changes: modes of modules, images, buffers, random numbers, gradients, default type."""
+"""The caller's state stays unchanged: modes of modules, images, buffers, random numbers, gradients, default type."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Caller:
-    """What a caller hands over: a float network, a prepared one, and images, all with modes and gradients of theirs."""
+    """Arguments from a caller: a float network, a prepared one, and images, all with modes and gradients of theirs."""
 
     def __init__(self, digits: Digits) -> None:
         self.digits = digits
@@ -47,7 +47,7 @@ class Caller:
         return {"network": self.network, "prepared": self.prepared, "frozen": self.frozen}
 
     def look(self, changed: str | None) -> dict[str, object]:
-        """Everything that a call could change, but for the tensors of one model that it is there to change."""
+        """Return all state that a call could change, except the tensors of the one model that it should change."""
         found: dict[str, object] = {
             "random numbers": torch.get_rng_state().tolist(),
             "default type": torch.get_default_dtype(),
@@ -131,7 +131,7 @@ def test_a_prepared_model_has_the_modes_of_its_network_and_no_gradients(digits: 
 
 
 class WritesOverItsImage(nn.Module):
-    """The first operation of this network writes into the tensor it is given."""
+    """A network whose first operation writes into its input."""
 
     def __init__(self) -> None:
         super().__init__()

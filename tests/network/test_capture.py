@@ -1,4 +1,4 @@
-"""Capturing: what a functional operation is replaced by."""
+"""Capturing: the replacements of functional operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qil_deploy.network.capture import capture_network
 
 
 def test_names_that_would_collide_are_kept_apart() -> None:
-    """A functional pooling must not take the place of a module that has its node's name."""
+    """A functional pooling must not replace a module that has its node's name."""
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -43,7 +43,7 @@ def test_names_that_would_collide_are_kept_apart() -> None:
 def test_rounding_up_is_left_to_windows_that_begin_inside(
     size: tuple[int, int], window: tuple[int, int, int], found: list[tuple[object, ...]]
 ) -> None:
-    """The others are counted by torch and ONNX Runtime alike, but not by the shapes of older operator sets."""
+    """PyTorch and ONNX Runtime count the other windows alike, but shapes of older operator sets do not."""
     pool = nn.MaxPool2d(*window, ceil_mode=True)
     x = torch.rand(2, 3, *size)
     expected = torch.flatten(pool(x), 1)

@@ -1,4 +1,4 @@
-"""`output_scales="channels"`: every channel has a scale and a shift, set by what the float network does."""
+"""`output_scales="channels"`: every channel has a scale and a shift, set to match the float network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRID = Preprocessing(channels=3, height=8, width=8, scale=1 / 64, zero_point=128
 
 
 class Bottleneck(nn.Module):
-    """A convolution whose result is read as it is, negative values too, by one with channels of very unequal size."""
+    """A convolution whose result, negative values included, is read by one with channels of very unequal size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def difference(model: nn.Module, network: nn.Module) -> float:
 
 
 def test_layers_that_read_negative_values_keep_their_constant(network: Bottleneck) -> None:
-    """A scale alone cannot take out that code 0 stands for the lower end of an interval."""
+    """A scale alone cannot compensate that code 0 represents the lower end of an interval."""
     by_layer, by_channel = (difference(quantized(network, scales), network) for scales in ("all", "channels"))
     assert by_layer > 0.3
     assert by_channel < 0.02

@@ -1,4 +1,4 @@
-"""Compensated rounding: codes against a plain form of the algorithm, what it sees of layers, and what it brings."""
+"""Compensated rounding: codes against a simple form of the algorithm, its inputs from layers, and its benefit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def network() -> Network:
 
 
 def images(count: int, seed: int) -> Tensor:
-    """Smooth images: neighbouring pixels have much in common, as those of photographs do."""
+    """Smooth images: neighbouring pixels are correlated, as in photographs."""
     rough = torch.randn((count, 3, 5, 4), generator=torch.Generator().manual_seed(seed))
     smooth = F.interpolate(rough, (10, 8), mode="bilinear")
     return smooth.mul(64).round().clamp(-128, 127).div(64)
@@ -79,13 +79,13 @@ def quantized(
 
 
 def difference(model: nn.Module, network: nn.Module) -> float:
-    """Mean squared difference of the logits on images that nothing was calibrated by."""
+    """Mean squared difference of the logits on images that were not used for calibration."""
     with torch.no_grad():
         return float((model(images(256, 3)) - network(images(256, 3))).square().mean())
 
 
 def plain_codes(real: NDArray[np.float64], matrix: NDArray[np.float64], largest: int) -> NDArray[np.float64]:
-    """Optimal brain surgery, weight by weight, with the inverse of what is left computed anew each time."""
+    """Optimal brain surgery, weight by weight, with the remaining inverse computed anew each time."""
     left, codes = real.copy(), np.zeros_like(real)
     order = np.argsort(-np.diag(matrix), kind="stable")
     for position, i in enumerate(order):

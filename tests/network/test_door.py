@@ -1,4 +1,4 @@
-"""What networks may look like at the door: kinds that were refused, or taken for another network, before."""
+"""Kinds of networks that capture once refused, or confused with another network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 class Network(nn.Module):
-    """A stem, what the case is about, and a linear layer."""
+    """A stem, the operation of the case, and a linear layer."""
 
     def __init__(self, function: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 class ReturnsItsImage(nn.Module):
-    """A network that hands its input on beside its logits."""
+    """A network that returns its input beside its logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Counting(Network):
 
 
 def gains() -> nn.PReLU:
-    """Four parameters, by whatever they are multiplied."""
+    """Four parameters, multiplied in various ways."""
     act = nn.PReLU(4)
     with torch.no_grad():
         act.weight.copy_(torch.tensor([0.3, -1.2, 1.0, 0.5]))

@@ -1,4 +1,4 @@
-"""Stochastic depth goes through capture: off in evaluation, dropping images in training, under the user's name."""
+"""Stochastic depth is captured: off in evaluation, dropping images in training, under the user's name."""
 
 from __future__ import annotations
 

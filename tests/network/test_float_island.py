@@ -1,4 +1,4 @@
-"""What `allow_float` keeps, what it still refuses, and the arithmetic around it."""
+"""`allow_float`: operations that it keeps, those it still refuses, and the arithmetic around them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ X = torch.from_numpy(PIXELS.normalize(torch.arange(4 * 36, dtype=torch.uint8).re
 
 
 class Around(nn.Module):
-    """A convolution, whatever `operation` does with it, and a linear layer."""
+    """A convolution, some `operation` on its result, and a linear layer."""
 
     def __init__(self, operation: Callable[[Any, Tensor], Tensor], **modules: nn.Module) -> None:
         super().__init__()

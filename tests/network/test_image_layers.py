@@ -1,4 +1,4 @@
-"""Statistics of an image's channels go into the layers that read it, and nothing else of the network changes."""
+"""Statistics of an image's channels move into the layers that read it, and nothing else of the network changes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str) -> nn.Module:
-    """Return a network whose BatchNorms have learned something."""
+    """Return a network with trained BatchNorms."""
     torch.manual_seed(0)
     network = NETWORKS[name]()
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):

@@ -1,4 +1,4 @@
-"""What layers read, layer after layer: the same as in a run of the whole model as it is by then."""
+"""Inputs of layers, layer after layer: the same as in a run of the whole model in its present state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments of layers: the weights they ask for, against least squares on the data themselves."""
+"""Moments of layers: the weights they determine, against least squares on the data themselves."""
 
 from __future__ import annotations
 

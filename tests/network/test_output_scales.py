@@ -1,4 +1,4 @@
-"""`output_scales="all"`: a scale in front of every BatchNorm, which stays as it was trained."""
+"""`output_scales="all"`: a scale before every BatchNorm, which keeps its trained values."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def result_of(layer: nn.Module, model: nn.Module, batch: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_or_at_the_least_squared_error_against_the_float_layer(digits: Digits) -> None:
-    """One batch: then the scale of every layer was set on exactly the inputs it sees afterwards."""
+    """One batch: then the scale of every layer was set on exactly its later inputs."""
     model, (batch, *_) = prepared(digits, "integer", 3), digits.batches()
     calibrate(model, [batch], float_model=digits.network)
     for name, layer in quantized_layers(model.eval()).items():
@@ -115,7 +115,7 @@ def test_layers_that_return_zeros_keep_a_finite_scale(digits: Digits) -> None:
 
 
 class Lone(nn.Module):
-    """A BatchNorm that no layer takes in: a fixed layer carries it."""
+    """A BatchNorm that no layer absorbs: a fixed layer carries it."""
 
     def __init__(self) -> None:
         super().__init__()

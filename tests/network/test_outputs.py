@@ -1,4 +1,4 @@
-"""What a network returns: names, containers, and what cannot be an output."""
+"""Outputs of a network: names, containers, and invalid outputs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ torch.export.register_dataclass(Fields)
 
 
 class Heads(nn.Module):
-    """Two maps and a row; the function says what is returned, and how."""
+    """Two maps and a row; the function selects the outputs and their container."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()

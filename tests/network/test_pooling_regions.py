@@ -1,4 +1,4 @@
-"""Poolings with windows that are not all alike compute what PyTorch computes."""
+"""Poolings whose windows differ compute the same as PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preparing: which quantizer lands where, in both placements, and what is said about networks that cannot be."""
+"""Preparation: the places of quantizers in both placements, and errors for networks that cannot be prepared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .prepared_network import prepared, resnet8
 
 
 def placed(model: fx.GraphModule) -> dict[str, tuple[str, list[str]]]:
-    """What each activation quantizer reads and who reads it, by the names of the modules."""
+    """Return the source and the readers of each activation quantizer, by the names of the modules."""
     kinds = (ActivationQuantizer, RangeQuantizer, InputQuantizer)
     return {
         str(node.target): (str(node.all_input_nodes[0].target), sorted(str(user.target) for user in node.users))
@@ -35,7 +35,7 @@ def weight_bits(model: fx.GraphModule) -> dict[str, int]:
 
 
 def block(group: str, *, shortcut: bool) -> dict[str, tuple[str, list[str]]]:
-    """Quantizers of one residual block of resnet8 in integer placement, but for what makes its input."""
+    """Quantizers of one residual block of resnet8 in integer placement, except the one of its input."""
     add = {"layer1": "add", "layer2": "add_1", "layer3": "add_2"}[group]
     readers = {"layer1": "intervals.layer2_0_conv1", "layer2": "intervals.layer3_0_conv1", "layer3": "pool"}[group]
     name = f"{group}_0"
@@ -152,7 +152,7 @@ def test_torchvision_resnet18_prepares_and_trains(placement: str) -> None:
 
 
 class Functional(nn.Module):
-    """A network written with functions where others use modules."""
+    """A network written with functions instead of modules."""
 
     def __init__(self, tail: Callable[[Tensor], Tensor], features: int = 4) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_functional_max_pooling_keeps_its_options() -> None:
 
 
 class LogitsInside(nn.Module):
-    """The last layer's result is what comes out and what another layer reads."""
+    """The last layer's result is an output and is read by another layer."""
 
     def __init__(self) -> None:
         super().__init__()

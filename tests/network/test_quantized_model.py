@@ -1,4 +1,4 @@
-"""What a prepared model does beside its graph: it is calibrated before it is used, whatever copied or wrapped it."""
+"""A prepared model beyond its graph: it is calibrated before use, however it is copied or wrapped."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_model_is_not_pickled_whole(digits: Digits) -> None:
 
 
 def test_several_processes_are_told_to_calibrate_before(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would set its intervals from its own images, and they would differ ever after."""
+    """Each would set its intervals from its own images, and they would differ from then on."""
     model = digits.prepare(4).train()
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
@@ -126,7 +126,7 @@ class Pooled(nn.Module):
 
 
 def test_a_compiled_model_does_the_same(digits: Digits) -> None:
-    """On a network of two layers: to compile takes long."""
+    """On a network of two layers, since compilation takes long."""
     x = digits.images[:64]
     prepared = prepare(Pooled(), QuantConfig(), x[:1], input_grid=digits.preprocessing)
     expected = copy.deepcopy(prepared)

@@ -1,4 +1,4 @@
-"""Operators of rows [N, C, L] are captured as those of images of one row, with every option, and compute the same."""
+"""Operators on rows [N, C, L] are captured like those on images of one row, with every option, and compute the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class OfRows(nn.Module):
-    """A function between a convolution of rows and what makes a map of its result."""
+    """A function between a convolution of rows and a module that makes its result a map."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class OfRows(nn.Module):
 
 
 def require_same(function: Function) -> nn.Module:
-    """Compare a network with what is captured of it; return that."""
+    """Compare a network with its captured graph; return the graph."""
     torch.manual_seed(0)
     network, x = OfRows(function).eval(), torch.randn(3, 2, 1, LENGTH)
     captured = capture_network(network, x[:1])
@@ -111,7 +111,7 @@ def test_padding_in_front_of_anything(padding: nn.Module, layer: nn.Module) -> N
 
 
 def test_convolutions_and_pools_take_in_the_padding_in_front_of_them() -> None:
-    """As causal convolutions have it: on the left alone."""
+    """As in causal convolutions: on the left only."""
     causal = nn.Sequential(nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(CHANNELS, 3, 3, dilation=2))
     (layer,) = (m for m in require_same(causal).modules() if isinstance(m, PaddedConv2d))
     assert layer.pads == (0, 4, 0, 0)
@@ -126,7 +126,7 @@ def test_convolutions_and_pools_take_in_the_padding_in_front_of_them() -> None:
 
 
 def test_what_is_written_in_place_elsewhere_changes_nothing() -> None:
-    """Then other operators are captured: PyTorch decomposes those of rows (`writes_in_place`)."""
+    """Then PyTorch decomposes the operators of rows, and others are captured (`writes_in_place`)."""
     up, layer = nn.ConvTranspose1d(CHANNELS, CHANNELS, 3, 2, 1, 1), nn.Conv1d(CHANNELS, CHANNELS, 3)
 
     def function(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is prepared is the caller's network, in both modes; what computes something else is refused."""
+"""The captured network computes the same as the caller's, in both modes; if not, it is refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class NormalizesByNumbers(Small):
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """Return what a prepared model computes without its roundings."""
+    """Return the results of a prepared model without its roundings."""
     for module in model.modules():
         if isinstance(module, WeightQuantizer | ActivationQuantizer | RangeQuantizer | InputQuantizer):
             module.forward = lambda value: value  # type: ignore[method-assign] # without rounding nothing changes
@@ -187,7 +187,7 @@ def test_the_comparison_holds_for_networks_that_are_what_they_seem(network: nn.M
 
 
 class Moved(nn.Module):
-    """Adds a number and takes it off again, of which float32 remembers four digits."""
+    """Adds a number and subtracts it again, which leaves four digits of float32."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def test_rounding_that_is_multiplied_up_is_no_other_network() -> None:
 
 
 class Chaotic(nn.Module):
-    """The logistic map, again and again: it doubles what a sum is rounded by, until nothing else is left."""
+    """The logistic map, iterated: it doubles the rounding error of a sum until nothing else is left."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Concatenations, average pools, lone BatchNorms and ReLUs, ReLU6, unusual logits: who gets which grid and codes."""
+"""Grids and codes of concatenations, average pools, lone BatchNorms and ReLUs, ReLU6, and unusual logits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prepared(model: nn.Module, **config: object) -> fx.GraphModule:
 
 
 def calls(model: fx.GraphModule, kind: type[nn.Module]) -> dict[str, list[str]]:
-    """What each module of a kind reads, by name: one entry per call."""
+    """Return the inputs of each module of a kind, by name: one entry per call."""
     found: dict[str, list[str]] = {}
     for node in model.graph.nodes:
         if node.op == "call_module" and isinstance(module_of(model, node), kind):

@@ -1,4 +1,4 @@
-"""A prepared or frozen model is found inside whatever only passes on to it; anything else is refused with a way out."""
+"""A prepared or frozen model is found inside transparent wrappers; anything else is refused with a remedy."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_wrapped_float_network_is_prepared(wrapper: str, digits: Digits) -> No
 
 
 def test_a_sequential_of_a_float_network_stays(digits: Digits, calibrated: fx.GraphModule) -> None:
-    """Its layers are called after it; and a second module after a prepared model is none of its business."""
+    """Its layers are named after it; and a second module after a prepared model is no concern of its."""
     alone, followed = nn.Sequential(digits.network), nn.Sequential(calibrated, nn.Softmax(1))
     assert unwrapped(alone) is alone
     assert unwrapped(followed) is followed
@@ -195,7 +195,7 @@ def test_nan_and_infinity_are_refused_before_a_model_is_used(digits: Digits, cal
 def test_scales_that_left_float32_are_refused(
     name: str, message: str, value: float, digits: Digits, calibrated: fx.GraphModule
 ) -> None:
-    """Their logarithms are finite; what they stand for is zero, infinite, or makes something else so."""
+    """Their logarithms are finite, but the scales, or values computed from them, are zero or infinite."""
     model = digits.prepare(4)
     model.load_state_dict(calibrated.state_dict())
     with torch.no_grad():

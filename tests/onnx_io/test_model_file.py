@@ -1,4 +1,4 @@
-"""Reading ONNX files without `onnx`: what it returns for a good file, and what it says about a bad one."""
+"""Reading ONNX files without `onnx`: the result for a valid file, and the error for an invalid one."""
 
 from __future__ import annotations
 

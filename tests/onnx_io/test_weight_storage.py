@@ -1,4 +1,4 @@
-"""The size of stored weights: what the ONNX tensors that export writes really take."""
+"""The size of stored weights: the real size of exported ONNX tensors."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_blocks_layouts_and_compilation_change_nothing_but_last_bits(
 
 
 def loops_in_compiled(function: Callable[..., object], *arguments: object) -> int:
-    """Count the loops over a tensor in what the compiler makes of the kernels that a function calls."""
+    """Count the loops over a tensor in the compiler's output for the kernels that a function calls."""
     compile_quantizers()
     try:
         _, programs = run_and_get_code(function, *arguments)
@@ -284,7 +284,7 @@ def loops_in_compiled(function: Callable[..., object], *arguments: object) -> in
 
 
 def test_a_compiled_backward_pass_reads_its_tensors_as_often_as_a_forward_pass() -> None:
-    """Its gradient and its sums come of one loop."""
+    """Its gradient and its sums are computed in one loop."""
     x = torch.randn(4, 5, 3, 3).requires_grad_()
     c, d = torch.tensor(0.4), torch.tensor(0.7)
     forward = loops_in_compiled(quantize_activation, x, c, d, 15)

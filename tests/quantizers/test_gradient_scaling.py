@@ -72,7 +72,7 @@ def real_codes(quantizer: IntervalQuantizer, x: Array) -> tuple[Array, Array]:
 
 
 def example(quantizer: IntervalQuantizer, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """Return inputs away from ties and from the ends of the interval, gradients, and what EWGS makes of those."""
+    """Return inputs away from ties and from the ends of the interval, gradients, and their EWGS-scaled forms."""
     x = rng.normal(0, 1, 3000)
     real, _ = real_codes(quantizer, x)
     x = x[np.abs(real % 1 - 0.5) > 1e-9]
@@ -99,7 +99,7 @@ def test_the_gradient_is_scaled_by_the_distance_to_the_code_in_steps(
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize(("method", "kind"), CASES)
 def test_parameters_learn_from_the_scaled_gradient(rng: np.random.Generator, method: str, kind: str, bits: int) -> None:
-    """As by the chain rule: what is scaled is the gradient of the rounding, which comes before all else."""
+    """By the chain rule: the scaled gradient is that of the rounding, which comes before all other steps."""
     quantizer = quantizer_of(method, kind, bits, 0.5)
     x, upstream, scaled = example(quantizer, rng)
     found = gradients(quantizer, x, upstream)
@@ -125,7 +125,7 @@ def test_values_do_not_depend_on_it(rng: np.random.Generator, method: str, kind:
 
 @pytest.mark.parametrize(("method", "kind"), CASES)
 def test_nothing_waits_for_the_device(method: str, kind: str) -> None:
-    """Fake tensors have no values: whatever brought one to the host, as a captured CUDA graph cannot, would fail."""
+    """Fake tensors have no values: any transfer to the host, which a captured CUDA graph forbids, would fail."""
     quantizer = quantizer_of(method, kind, 3, 0.5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.randn(40, 3, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Gradients of the quantizers: against numerical ones, finite where powers are not, and kept in little memory."""
+"""Gradients of the quantizers: against numerical ones, finite where powers are not, and saved in little memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def double(value: float | list[float] | NDArray[Any], *, grad: bool = False) -> 
 
 @pytest.fixture
 def without_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make rounding the identity, so that what remains is smooth and can be differentiated numerically."""
+    """Make rounding the identity, so that the rest is smooth and can be differentiated numerically."""
     monkeypatch.setattr(torch.Tensor, "round_", lambda tensor: tensor)
     monkeypatch.setattr(torch.Tensor, "round", lambda tensor: tensor)
 

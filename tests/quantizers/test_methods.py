@@ -1,4 +1,4 @@
-"""Every method alike: what a quantizer promises the other rooms, from `prepare` to `verify`, and in files."""
+"""Every method alike: a quantizer's contract with other packages, from `prepare` to `verify`, and in files."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_checkpoints_that_name_no_method_are_qil(name: str) -> None:
 
 
 def test_a_run_begun_before_methods_goes_on(run: tuple[str, Path], tmp_path: Path) -> None:
-    """Its recipe was kept without the key."""
+    """Its recipe was stored without the key."""
     method, folder = run
     kept = json.loads((folder / "recipe.json").read_text())
     assert kept.pop("method") == method

@@ -88,7 +88,7 @@ def test_everything_is_finite_at_the_bounds_of_gamma(raw: float) -> None:
 
 
 def test_intervals_stay_usable_under_a_hundred_steps_of_absurd_size(rng: np.random.Generator) -> None:
-    """What others report of QIL, an interval that collapses or a gamma that diverges, cannot happen."""
+    """Failures that others report of QIL, an interval that collapses or a gamma that diverges, cannot occur."""
     weight = nn.Parameter(torch.tensor(rng.normal(size=(8, 27)), dtype=torch.float32))
     x = torch.tensor(rng.normal(size=(32, 27)), dtype=torch.float32)
     target = torch.tensor(rng.normal(size=(32, 8)), dtype=torch.float32)
@@ -163,7 +163,7 @@ def test_best_threshold_of_nothing_but_zeros_is_one() -> None:
 
 @pytest.mark.parametrize("unit", [2.0**-90, 2.0**-60, 1.0, 2.0**60, 2.0**120])
 def test_best_threshold_is_the_same_share_in_every_unit(unit: float) -> None:
-    """Squares of small and of large values leave float32."""
+    """Squares of small and of large values are out of the range of float32."""
     values = torch.randn(1000).abs()
     assert best_threshold(values * unit, 7) == best_threshold(values, 7) * unit
 

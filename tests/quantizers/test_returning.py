@@ -1,4 +1,4 @@
-"""The gradient of weights outside of their interval: against NumPy, and what it makes of weights in training."""
+"""The gradient of weights outside their interval: against NumPy, and its effect on weights in training."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Graph:
 
 
 def run_runtime(model: onnx.ModelProto, images: Array, level: str, optimized: Path | None = None) -> Array:
-    """Run a model, and write what the optimizer made of it to `optimized`."""
+    """Run a model, and write the optimizer's result to `optimized`."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = LEVELS[level]
     options.intra_op_num_threads = 1
@@ -145,7 +145,7 @@ class Comparison:
         return found
 
     def check_fused(self, graph: Graph, images: Array, operators: list[str], *, dtype: DTypeLike = np.uint8) -> Array:
-        """Require that a QDQ graph fuses to `operators` and equals ONNX Runtime where that fuses, too."""
+        """Require that a QDQ graph fuses to `operators` and equals ONNX Runtime if that fuses, too."""
         reference = IntegerReference(self.read(graph.model(images, dtype=dtype)))
         assert [node.op_type for node in reference.nodes] == operators
         optimized = self.folder / "optimized.onnx"

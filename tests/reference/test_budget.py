@@ -1,4 +1,4 @@
-"""One budget for all that a file makes the reference compute: refused before memory is taken, whatever the way."""
+"""One budget for everything that a file makes the reference compute: excess is refused before memory is allocated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def doubled(graph: Graph) -> None:
 
 
 def added_to_itself(graph: Graph) -> None:
-    """Neither large nor deep, and for ever: 2**24 numbers, 2,000 times."""
+    """Neither large nor deep, but endless: 2**24 numbers, 2,000 times."""
     name = graph.node("Expand", graph.constant(np.zeros((1, 1), np.int32)), graph.constant(np.array([2**12, 2**12])))
     for _ in range(2000):
         name = graph.node("Add", name, name)
@@ -144,7 +144,7 @@ def test_what_takes_more_than_there_is_is_refused(comparison: Comparison, graph:
 
 @pytest.fixture
 def network(graph: Graph) -> Graph:
-    """Something of each kind of kernel, on images of three channels."""
+    """One operator for each kind of kernel, on images of three channels."""
     rng = np.random.default_rng(1)
     operands = graph.weights(rng.integers(-63, 64, (4, 3, 3, 3), np.int8), np.full(4, 0.01, np.float32))
     grids = graph.grid(1, 0), graph.grid(1, 128)

@@ -34,7 +34,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with everything that may vary."""
+    """A convolution with all its variable parts."""
 
     window: Window = Window()
     image_shape: tuple[int, int, int] = (2, 9, 8)  # images, height, width

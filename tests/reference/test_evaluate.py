@@ -1,4 +1,4 @@
-"""IntegerReference: batches, intermediate tensors, and what it refuses."""
+"""IntegerReference: batches, intermediate tensors, and refusals."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_images_that_do_not_fit_are_refused(comparison: Comparison, network: Gra
 
 
 def refusal(comparison: Comparison, graph: Graph, output: str = "") -> str:
-    """Return the message with which a graph is refused, when it is read or at the latest when it is run."""
+    """Return the message with which a graph is refused, on reading it or at the latest on running it."""
     images = np.zeros((1, 1, 4, 4), np.uint8)
     with pytest.raises(ModelFileError) as caught:
         IntegerReference(comparison.read(graph.model(images, output=output))).run(images)

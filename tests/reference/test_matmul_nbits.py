@@ -1,4 +1,4 @@
-"""MatMulNBits on integers with a constant lane of 127 in every block: exact, and refused without what makes it so."""
+"""MatMulNBits on integers with a constant lane of 127 in every block: exact, and refused without its conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MICROSOFT = "com.microsoft"
 
 
 def packed(codes: Array, bits: int) -> Array:
-    """Weights [N, blocks, block] as MatMulNBits stores them: codes with an offset, low bits first."""
+    """Weights [N, blocks, block] in the form of MatMulNBits: codes with an offset, low bits first."""
     stored = (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8).reshape(*codes.shape[:2], -1, 8 // bits)
     return np.asarray(np.bitwise_or.reduce(stored << np.arange(0, 8, bits, dtype=np.uint8), axis=-1), np.uint8)
 

@@ -1,4 +1,4 @@
-"""The table of ONNX operators: what its rows say is what ONNX Runtime and the standard do."""
+"""The table of ONNX operators agrees with ONNX Runtime and the standard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other integer operators: fully connected layers, rescales, windows, and what only moves codes."""
+"""The other integer operators: fully connected layers, rescales, windows, and operators that only move codes."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ EVERY_CODE = np.arange(256, dtype=np.uint8)[None]
 def test_qlinear_sigmoid_of_every_code(
     comparison: Comparison, graph: Graph, x_scale: float, y_scale: float, zero_point: int
 ) -> None:
-    """Wherever no entry lies near a tie, which is how tables are exported."""
+    """Only if no entry lies near a tie, as in exported tables."""
     while tabulated("sigmoid", (float(np.float32(x_scale)), zero_point), (float(np.float32(y_scale)), 0)).risk() >= 1:
         x_scale, y_scale = x_scale * (1 - 2**-11), y_scale * (1 + 2**-11)
     grids = graph.grid(x_scale, zero_point), graph.grid(y_scale, 0)

@@ -22,7 +22,7 @@ SHAPES = ((1, 3, 7, 9), (2, 1, 1, 5), (1, 16, 14, 14), (3, 8, 13, 2), (1, 4, 1, 
 
 
 def exact(codes: Codes, factors: tuple[int, int]) -> Codes:
-    """Return the exact values, rounded down, in fractions: one image's pixels by those of the definition."""
+    """Return the exact values, rounded down, in fractions: one image's pixels by the definition."""
     height, width = codes.shape[2:]
 
     def weights(size: int, factor: int) -> list[list[tuple[int, Fraction]]]:

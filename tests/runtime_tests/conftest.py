@@ -101,7 +101,7 @@ class _Graph:
         return self.node("Clip", result, self.constant(np.uint8(0)), self.constant(np.uint8(15)))
 
     def add(self, a: str, b: str, ratios: tuple[float, float], b_zero_point: int) -> str:
-        """Return 8-bit codes of scale 1."""
+        """Return the sum as 8-bit codes of scale 1."""
         if self.qdq:
             terms = self.dequantize(a, ratios[0]), self.dequantize(b, ratios[1], b_zero_point)
             return self.quantize(self.node("Add", *terms), 1.0)

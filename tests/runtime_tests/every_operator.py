@@ -1,4 +1,4 @@
-"""Models that hold every operator whose exactness is claimed: an enumeration node by node, and whole networks."""
+"""Models with every operator claimed to be exact: an enumeration node by node, and whole networks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def all_pairs() -> NDArray[np.uint8]:
 
 
 class Enumeration:
-    """A file that returns what each operator makes of all pairs of codes, or of every code."""
+    """A file that returns the results of each operator for all pairs of codes, or for every code."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
@@ -74,7 +74,7 @@ class Enumeration:
         return self.save(path)
 
     def enlarge(self) -> None:
-        """Upsample a part of a product, whose neighbours are of all kinds, and pool it."""
+        """Upsample a part of a product, with all kinds of neighbours, and pool it."""
         bounds = [self.constant(np.array(values)) for values in ((100, 90), (116, 120), (2, 3))]
         self.node("Slice", "part", f"product_{RATIOS[2]:.4f}_128", *bounds, domain="")
         linear = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}

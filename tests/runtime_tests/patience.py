@@ -1,4 +1,4 @@
-"""Waits that do not hang on how busy the machine is."""
+"""Waits that do not depend on the load of the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Stands in for the module `time` where silence is measured: its seconds pass only while a condition holds.
+    """Replaces the module `time` in measurements of silence: its seconds pass only while a condition holds.
 
     A slow machine is not taken for a silent program when the condition is that the program has fallen silent.
     """
@@ -32,7 +32,7 @@ class Clock:
 
 
 def wait_for(find: Callable[[], T | None], seconds: float = 120) -> T:
-    """Return what `find` finds, as soon as it does; fail where that takes far longer than it could."""
+    """Return the result of `find` once there is one; fail if that takes far too long."""
     end = time.monotonic() + seconds
     while not (found := find()):
         assert time.monotonic() < end, f"it has not happened in {seconds:g} seconds"
@@ -41,7 +41,7 @@ def wait_for(find: Callable[[], T | None], seconds: float = 120) -> T:
 
 
 def lives(note: Path) -> bool:
-    """Tell whether the process that has left its number in a file is there."""
+    """Tell whether the process whose number is in a file exists."""
     number = note.read_text() if note.is_file() else ""
     if not number:
         return False

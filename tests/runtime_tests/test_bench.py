@@ -1,4 +1,4 @@
-"""`benchmark` on a machine made up, whose clock tells exactly what was run, and on small real models."""
+"""`benchmark` on a fake machine, whose clock records exactly what was run, and on small real models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = BenchOptions(caches=(WARM,), repeats=1, warmup=0, processes=1)
 
 
 class FakeMachine:
-    """A clock that stands still except while a model runs or a buffer is read, and a record of all runs.
+    """A clock that advances only while a model runs or a buffer is read, and a record of all runs.
 
     The n-th run of all takes `durations[n]` nanoseconds. Models in `broken` cannot be tried; those in `dying` fail at
     their n-th run; after `interrupt` runs somebody presses Ctrl-C.
@@ -85,7 +85,7 @@ class FakeSession:
 
 
 def patch_runs(patch: pytest.MonkeyPatch, machine: FakeMachine) -> None:
-    """Let the machine made up load and run the models."""
+    """Let the fake machine load and run the models."""
     patch.setattr(f"{RUN}.try_model", machine.try_model)
     patch.setattr(f"{ROUNDS}.create_session", machine.create_session)
     patch.setattr(f"{ROUNDS}.run_session", machine.run_session)

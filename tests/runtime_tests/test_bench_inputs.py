@@ -1,4 +1,4 @@
-"""Random inputs of every type that can be drawn, and refusals of others."""
+"""Random inputs of every supported type, and refusals of others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qil_deploy.runtime_tests.sessions import create_session
 
 
 def identity_model(folder: Path, *tensors: tuple[str, int, list[int | str]]) -> Path:
-    """Write a model that returns its inputs: names, element types and shapes."""
+    """Write a model that returns its inputs, of given names, element types and shapes."""
     nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name, _, _ in tensors]
     inputs = [helper.make_tensor_value_info(*tensor) for tensor in tensors]
     outputs = [helper.make_tensor_value_info(f"{name}_out", element, shape) for name, element, shape in tensors]

@@ -1,4 +1,4 @@
-"""Multiplications counted by hand, and as `inspect` counts them."""
+"""Multiplications counted by hand, and by `inspect`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a measurement is called doubtful."""
+"""Conditions in which a measurement is doubtful."""
 
 from __future__ import annotations
 

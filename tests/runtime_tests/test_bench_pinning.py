@@ -1,4 +1,4 @@
-"""Threads on processors of their own, and caches that are emptied."""
+"""Threads pinned to processors, and emptied caches."""
 
 from __future__ import annotations
 

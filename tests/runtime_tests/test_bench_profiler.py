@@ -1,4 +1,4 @@
-"""Profiles added up, and the product that peaks are measured with."""
+"""Aggregated profiles, and the product for measuring the peak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of samples whose truth is known."""
+"""Figures of samples with known true values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a report fit a terminal and say what was measured."""
+"""Tables of a report fit a terminal and show all measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are well, that are refused, that crash and that hang, each in a process of its own."""
+"""Models that work, that are refused, that crash and that hang, each in a process of its own."""
 
 from __future__ import annotations
 

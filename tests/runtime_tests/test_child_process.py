@@ -1,4 +1,4 @@
-"""Time and memory of a process, measured from one that holds a lot of memory itself."""
+"""Time and memory of a process, measured from one that itself holds a lot of memory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_command_does_not_outlive_whoever_asked_for_it(tmp_path: Path, ending:
 
 
 def processes_of(path: Path) -> list[Path]:
-    """Return the processes whose command line names a path."""
+    """Return the processes whose command line contains a path."""
     found = []
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended

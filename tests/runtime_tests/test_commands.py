@@ -30,7 +30,7 @@ CLASSES = ("cat", "dog", "fox", "hen", "owl")
 
 
 def call(command: Callable[..., None], *arguments: object) -> Result:
-    """Run a command; an error of ours passes through as it is."""
+    """Run a command; an error of ours passes through unchanged."""
     app = typer.Typer()
     app.command()(command)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])

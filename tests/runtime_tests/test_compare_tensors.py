@@ -1,4 +1,4 @@
-"""Two tensors compared: every number counts, whatever the batches."""
+"""Comparison of two tensors: every number counts, whatever the batches."""
 
 from __future__ import annotations
 

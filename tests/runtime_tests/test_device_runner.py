@@ -1,4 +1,4 @@
-"""What devices run: one zip file of this package counts what differs, and says what is wrong in a line."""
+"""The program on devices: one zip file of this package counts the differences, and reports errors in a line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, Any], str]:
-    """Return exit code, report and what stands on standard error."""
+    """Return exit code, report and text on standard error."""
     code = device_runner.main([*map(str, arguments), "--repeats", "0"])
     captured = capsys.readouterr()
     return code, json.loads(captured.out or "{}"), captured.err

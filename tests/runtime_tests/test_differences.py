@@ -1,4 +1,4 @@
-"""The first node that differs: planted faults are found, whatever follows them, and only a few images are run again."""
+"""The first node that differs: planted faults are found, whatever follows them, and only a few images are rerun."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def compare_with(
     labels: Labels,
     **options: Any,  # noqa: ANN401 - those of verify
 ) -> tuple[Comparison, ...]:
-    """Compare a file with what the file that it was made from computes, in the place of PyTorch."""
+    """Compare a file with the results of the file that it was made from, in place of PyTorch's."""
     trained = IntegerReference(read_model(original))
     others, codes = {FROZEN: trained.run}, {FROZEN: trained.run_all}
     return verify(planted, batches(images, labels), others=others, codes=codes, **options).comparisons

@@ -1,4 +1,4 @@
-"""Results that a target made up: each is given to what takes reports of devices, of browsers, and to `report`."""
+"""Forged results of a target, given to every reader of reports from devices and browsers, and to `report`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def flattened(report: Report) -> None:
 
 
 def differing(report: Report, **changes: object) -> None:
-    """Say of the first codes that one differs, and change that."""
+    """Mark one of the first codes as different, with further changes."""
     tensor = report["levels"][0]["tensors"][0]
     index = [0] * len(tensor["shape"])
     tensor.update({"differing": 1, "largest_step": 1.0, "index": index, "sha256": "1" * 64} | changes)
@@ -141,7 +141,7 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
 
 @pytest.fixture
 def answer(golden: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> Report:
-    """What this machine answers."""
+    """This machine's result."""
     arguments = [*map(str, golden), "--levels", "disabled,all", "--batch", "2", "--repeats", "3"]
     assert device_runner.main(arguments) == 0
     report: Report = json.loads(capsys.readouterr().out)
@@ -159,7 +159,7 @@ def take_from_device(golden: tuple[Path, Path], content: str, folder: Path) -> D
 
 
 def refusal(name: str, take: Callable[[], object]) -> str:
-    """Return the sentence with which something is refused."""
+    """Return the sentence of a refusal."""
     try:
         take()
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Golden vectors: what is written, that ONNX Runtime equals it, and that every difference and defect is named."""
+"""Golden vectors: their content, equality with ONNX Runtime, and a name for every difference and defect."""
 
 from __future__ import annotations
 

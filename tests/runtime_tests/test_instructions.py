@@ -1,4 +1,4 @@
-"""Executed instructions on emulated targets: what is counted, what is kept, and what stands in the way."""
+"""Executed instructions on emulated targets: what is counted, what is recorded, and obstacles."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is set up, and the emulator is `FAKE`."""
+    """A state in which everything is set up, with `FAKE` as the emulator."""
 
     def command(emulator: object, cpu: str, python: Path, counts: Path, folder: Path) -> Command:
         del emulator, cpu, python, folder
@@ -111,7 +111,7 @@ def bench(*arguments: object) -> Result:
 
 
 def shown(report: InstructionsReport) -> str:
-    """What the command line prints of a report, without line breaks."""
+    """The command line's output for a report, without line breaks."""
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(instructions_table(report))
     return " ".join(console.export_text().split())
@@ -364,7 +364,7 @@ __asm__(".globl _start\\n_start:\\n"
 
 @pytest.mark.parametrize("iterations", [1, 1000, 123457])
 def test_counts_are_exact(tmp_path: Path, iterations: int) -> None:
-    """A program of which every instruction is known: one before the loop, two in it, three up to the second mark."""
+    """A program whose instructions are all known: one before the loop, two in it, three up to the second mark."""
     reason = counter_state()
     if reason is not None or platform.machine() != "x86_64":
         pytest.skip(reason or "the program is for x86-64")

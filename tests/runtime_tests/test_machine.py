@@ -1,4 +1,4 @@
-"""What Linux says of a machine, from files made up."""
+"""Linux's description of a machine, from made-up files."""
 
 from __future__ import annotations
 

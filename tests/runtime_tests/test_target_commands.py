@@ -27,7 +27,7 @@ CLASSES = ("cat", "dog", "fox", "hen", "owl")
 
 
 def call(app: typer.Typer, *arguments: object) -> Result:
-    """Run a command; an error of ours passes through as it is."""
+    """Run a command; an error of ours passes through unchanged."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if isinstance(result.exception, ValueError):
         raise result.exception
@@ -36,7 +36,7 @@ def call(app: typer.Typer, *arguments: object) -> Result:
 
 @pytest.fixture
 def verify() -> typer.Typer:
-    """The command in an application of its own."""
+    """The command as an application of its own."""
     app = typer.Typer()
     app.command()(verify_command)
     return app

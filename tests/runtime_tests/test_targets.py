@@ -1,4 +1,4 @@
-"""Targets: the native one, emulated ones where they are set up, and every way in which one cannot run."""
+"""Targets: the native one, emulated ones if they are set up, and every reason why one cannot run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
 
 
 def shown(report: TargetsReport) -> str:
-    """What the command line prints of a report, without line breaks."""
+    """The command line's output for a report, without line breaks."""
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(targets_table(report))
     return " ".join([*console.export_text().split(), *targets_remarks(report)])
@@ -187,7 +187,7 @@ def test_names_stand_for_targets() -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for targets, on a machine that could run them all."""
+    """An empty folder for targets, on a machine that could run all of them."""
     monkeypatch.setenv("QIL_DEPLOY_TARGETS", str(tmp_path / "targets"))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("sys.platform", "linux")

@@ -1,4 +1,4 @@
-"""Every operator on every target: what was enumerated by hand before it was built on, and whole networks of them."""
+"""Every operator on every target: results once enumerated by hand, and whole networks of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def differing(target: str, model: Path) -> tuple[int, int]:
-    """Return how many elements were compared on a target, and how many tensors and levels differ."""
+    """Return the number of compared elements on a target, and of differing tensors and levels."""
     options = RunOptions(levels=LEVELS, timeout=600)
     report = run_on_target(find_target(target), model, model.with_suffix(".npz"), options)
     return report.compared_elements, report.differing

@@ -1,4 +1,4 @@
-"""What cannot be verified: no images, images or labels that do not fit, wrong options, models that are none."""
+"""Inputs that cannot be verified: no images, unsuitable images or labels, wrong options, invalid models."""
 
 from __future__ import annotations
 

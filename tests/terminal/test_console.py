@@ -1,4 +1,4 @@
-"""What commands print: text as text, one line each, none longer than a line may be; and a word while modules load."""
+"""Output of commands: text as text, one line each, none too long; and a message while modules load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ESCAPED = r"[red]:bug:[/nothing]\x1b[2J\x07\x9b31m\r\nExact\u202e"
 
 
 class Screen(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -41,7 +41,7 @@ def test_a_string_is_one_line_of_text() -> None:
 
 
 def test_whoever_renders_it_no_terminal_obeys() -> None:
-    """Lines of a Text stay lines, which a drawing needs."""
+    """Lines of a Text stay lines, as drawings require."""
     text = Text("a\x1b[2J\nb\x9b")
     assert printed(lambda console: console.print(text)).split() == [r"a\x1b[2J", r"b\x9b"]
     assert printed(lambda console: console.print(Padding(text, 0))).split() == [r"a\x1b[2J", r"b\x9b"]
@@ -78,7 +78,7 @@ def test_no_line_is_longer_than_it_may_be_however_much_is_escaped(text: str, len
 
 
 def test_descriptions_of_what_goes_on_are_text() -> None:
-    """Rich takes those of progress bars and spinners for markup, and fails where it is none."""
+    """Rich treats those of progress bars and spinners as markup, and fails if it is invalid."""
     screen = Screen()
     with Console(file=screen, width=200, force_terminal=True, color_system=None).status(HOSTILE) as status:
         status.update(HOSTILE * 2)

@@ -1,4 +1,4 @@
-"""Tables on terminals of any width: every name and every figure is there as a whole."""
+"""Tables on terminals of any width: every name and every figure is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIGURES = ("bits", "input codes", "weights", "MACs", "bytes", "zero weights", "d
 
 
 def shown(table: Table, width: int = 80) -> list[str]:
-    """Return the lines of a table, without the spaces that fill them up."""
+    """Return the lines of a table, without trailing spaces."""
     console = Console(width=width, file=io.StringIO(), record=True)
     console.print(table)
     lines = console.export_text().splitlines()

@@ -1,4 +1,4 @@
-"""What tests of training share."""
+"""Common parts of tests of training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accuracy(model: nn.Module, data: ImageSet, preprocessing: Preprocessing) -> 
 
 @dataclass
 class MemoryRecord:
-    """Keeps what a phase reports, and nothing in files."""
+    """Records a phase's reports in memory only."""
 
     evaluate: Callable[[nn.Module], float]
     save_seconds: float = math.inf
@@ -48,11 +48,11 @@ class MemoryRecord:
 
 
 class KilledError(Exception):
-    """Ends training as a kill would: nothing after it runs."""
+    """Ends training as a kill would: nothing runs after it."""
 
 
 def train_until_killed(recipe: Recipe, folder: Path, step: int) -> None:
-    """Start a run that keeps its state after every step, and end it just before the given time, counted from 1."""
+    """Start a run that saves its state after every step, and end it just before a given save, counted from 1."""
     seen, true_save = 0, PhaseRecord.save
 
     def killing(self: PhaseRecord, position: Position) -> None:

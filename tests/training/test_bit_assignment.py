@@ -1,4 +1,4 @@
-"""Widths under a budget: as good as trying every combination."""
+"""Widths within a budget: as good as trying every combination."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes with a teacher: which phases learn from it, its table of logits, resuming, and what is refused."""
+"""Recipes with a teacher: the phases that learn from it, its table of logits, resuming, and refusals."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_stage_may_have_a_weight_and_a_temperature_of_its_own() -> None:
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Return what will be asked of the teacher's network."""
+    """Return a list that collects the inputs of the teacher's network."""
     asked: list[Tensor] = []
     true_answer = DistillationTeacher._answer
 
@@ -205,7 +205,7 @@ def test_float_training_may_leave_another_teacher_out(finished: Path, tmp_path: 
 def test_a_teacher_reads_images_normalised_its_own_way(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same weights behind other statistics: what the network reads has to be what it was trained on."""
+    """The same weights with other statistics: the network must read the values that it was trained on."""
     read: list[Tensor] = []
     teacher = finished / "float.safetensors"
     _, model = load_model(teacher, build_model)

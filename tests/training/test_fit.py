@@ -38,7 +38,7 @@ def section(**values: object) -> OptimizerSection:
 
 @pytest.fixture
 def data(rng: np.random.Generator) -> ImageSet:
-    """Two classes that the mean grey level tells apart."""
+    """Two classes distinguished by the mean grey level."""
     labels = np.arange(64) % 2
     images = np.clip(rng.normal(80 + 90 * labels[:, None, None, None], 20, (64, 1, 8, 8)), 0, 255)
     return ImageSet(images=images.astype(np.uint8), labels=labels, class_names=("dark", "bright"))
@@ -154,7 +154,7 @@ def test_no_epochs_change_nothing(data: ImageSet) -> None:
 
 
 class Diverging(nn.Module):
-    """A network whose logits become what no loss can be computed from, in the third step."""
+    """A network whose logits, in the third step, become unusable for a loss."""
 
     def __init__(self, value: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Memory that a training process frees stays with it."""
+"""Freed memory of a training process stays with it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_c_library_without_thresholds_is_left_alone(monkeypatch: pytest.Monkey
 
 
 class Library:
-    """A C library that takes thresholds up to a largest one, and keeps what it was told."""
+    """A C library that accepts thresholds up to a maximum, and records its calls."""
 
     def __init__(self, largest: int) -> None:
         self.largest, self.told = largest, list[tuple[int, int]]()
@@ -70,7 +70,7 @@ class Library:
 def test_the_largest_threshold_that_the_c_library_takes(
     monkeypatch: pytest.MonkeyPatch, largest: int, mapped_from: int | None
 ) -> None:
-    """A fixed threshold for the heap ends the one that grows by itself: it is set only beside one for blocks."""
+    """A fixed threshold for the heap disables the dynamic one: it is set only together with one for blocks."""
     library = Library(largest)
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""Recipes with a mean and a deviation per channel: every stage, checkpoint and file means the same by them."""
+"""Recipes with a mean and a deviation per channel: they mean the same in every stage, checkpoint and file."""
 
 from __future__ import annotations
 

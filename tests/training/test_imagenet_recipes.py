@@ -1,4 +1,4 @@
-"""The recipes for ImageNet, carried out for a few steps on a few tiny pictures in folders laid out like it."""
+"""The recipes for ImageNet, run for a few steps on a few tiny pictures in folders of its layout."""
 
 from __future__ import annotations
 

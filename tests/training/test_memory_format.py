@@ -1,4 +1,4 @@
-"""Networks that are not safe in channels last train in the other format, whatever strides their images come with."""
+"""Networks that are unsafe in channels last train in the other format, whatever the strides of their images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_images_have_the_strides_of_their_memory_format(
 def test_a_narrow_network_sees_no_image_in_channels_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augmentation: dict[str, Any]
 ) -> None:
-    """Images of one channel are in both formats; convolutions go by their strides."""
+    """Images of one channel are in both formats; convolutions use their strides."""
     seen: set[tuple[int, ...]] = set()
     true_step = fit_module._step
 

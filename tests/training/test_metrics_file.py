@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`: what a kill leaves is mended, everything else that is damaged refused."""
+"""The lines of `metrics.jsonl`: a line cut by a kill is mended, any other damage refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameter groups: every parameter that is trained is in one of them, at its rate."""
+"""Parameter groups: every trained parameter is in one of them, at its rate."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KINDS = {"float": lambda model: model, "prepared": prepared, "frozen": frozen}
 
 
 def summary(optimizers: list[torch.optim.Optimizer]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Names of the optimizers, and their groups with identities in the place of tensors."""
+    """Names of the optimizers, and their groups with identities instead of tensors."""
     return [
         (type(each).__name__, [{**group, "params": [id(p) for p in group["params"]]} for group in each.param_groups])
         for each in optimizers

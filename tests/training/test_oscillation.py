@@ -54,7 +54,7 @@ def codes(layer: QuantLayer) -> Tensor:
 
 
 def shake(layer: QuantLayer, size: float) -> None:
-    """Move weights and interval as an optimizer might."""
+    """Change weights and interval as an optimizer might."""
     with torch.no_grad():
         layer.weight.add_(size * layer.weight.std() * torch.randn_like(layer.weight))
         for parameter in layer.weight_quantizer.parameters():
@@ -139,7 +139,7 @@ def test_counting_changes_no_weight() -> None:
 
 
 def test_a_weight_that_moves_on_does_not_oscillate() -> None:
-    """Only a turn counts: not a change, and not the first one."""
+    """Only a reversal counts: not a change, and not the first one."""
     layer = quantized(4)
     assert isinstance(layer.weight_quantizer, QilWeightQuantizer)
     layer.weight_quantizer.set_thresholds(0.0, 1.0)
@@ -191,7 +191,7 @@ def test_threshold_and_dampening_go_along_half_a_cosine_after_the_first_quarter(
 @pytest.mark.parametrize("control", ["count", "freeze", "dampen"])
 @pytest.mark.parametrize(("method", "gamma", "sizes"), KINDS)
 def test_nothing_waits_for_the_device(control: Any, method: str, gamma: bool, sizes: bool) -> None:  # noqa: ANN401 - a literal
-    """Fake tensors have no values: whatever brought one to the host, as a captured CUDA graph cannot, would fail."""
+    """Fake tensors have no values: any transfer to the host, which a captured CUDA graph forbids, would fail."""
     layer = quantized(3, method, gamma, sizes)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -206,7 +206,7 @@ def test_nothing_waits_for_the_device(control: Any, method: str, gamma: bool, si
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("control", ["count", "freeze", "dampen"])
 def test_a_cuda_graph_holds_it(control: Any) -> None:  # noqa: ANN401 - a literal
-    """What a replayed step leaves is what a step that was run leaves."""
+    """A replayed step has the same result as an ordinary one."""
     layers = [quantized(3).cuda()]
     layers.append(copy.deepcopy(layers[0]))
     watched = [Oscillation(nn.Sequential(layer), control, momentum=0.1, threshold=(0.1, 0.1)) for layer in layers]

@@ -1,4 +1,4 @@
-"""Two processes (gloo) and one, with the same global batch: the same network, within float noise."""
+"""Two processes (gloo) and one, with the same global batch, train the same network, within float noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = ("float", "quantized", "distilled")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Every kind of network trained by one process and by two: the folders, by how many there were."""
+    """Every kind of network trained by one process and by two: the folders, by number of processes."""
     return {processes: trained(processes, tmp_path_factory.mktemp(f"processes_{processes}")) for processes in (1, 2)}
 
 

@@ -1,4 +1,4 @@
-"""Quantizers learned on other images: what stays bit for bit, what is never read, and what is refused."""
+"""Quantizers learned on other images: tensors that stay bit for bit, images that are never read, and refusals."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_a_recipe_without_a_width_takes_that_of_the_checkpoint(weights: Path, tm
 
 
 class Unlabelled:
-    """Images whose labels nobody may read."""
+    """Images whose labels must not be read."""
 
     def __init__(self, images: NDArray[np.uint8]) -> None:
         self.images = images

@@ -1,4 +1,4 @@
-"""Recipes: what may stand in one, changes from the command line, and the recipes that ship."""
+"""Recipes: valid content, changes from the command line, and the recipes in the package."""
 
 from __future__ import annotations
 

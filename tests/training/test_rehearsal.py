@@ -1,4 +1,4 @@
-"""The rehearsal: what cannot be trained is found before anything is written, and what can is trained as if untried."""
+"""The rehearsal finds untrainable phases before anything is written, and does not affect the training of others."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_batch_that_is_too_large_is_found_in_whichever_stage_it_is(folder: Pat
 
 
 def stages_of(second: dict[str, Any], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return changes of a recipe: a stage of 4 bits, and one of 3 behind it."""
+    """Return changes of a recipe: a stage of 4 bits, followed by one of 3."""
     stage: dict[str, Any] = {"epochs": 0, "batch_size": 256}
     four, three = ({"weight_bits": bits, "activation_bits": bits} for bits in (4, 3))
     return {
@@ -287,7 +287,7 @@ def random_state() -> list[object]:
 
 
 def test_nothing_is_left_of_a_rehearsal(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was tried ends with the same bytes, draws the same numbers, and sees the same BatchNorm statistics."""
+    """A run after a rehearsal ends with the same bytes, draws the same numbers, and sees the same statistics."""
     states: list[object] = []
     rehearse = rehearsal.rehearse
 

@@ -1,4 +1,4 @@
-"""A run that is killed, at whatever moment, goes on to the same weights, bit for bit."""
+"""A run that is killed at any moment resumes to the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def require_same(folder: Path, expected: Path) -> None:
 def test_what_is_kept_stands_inside_an_epoch_or_at_the_start_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of an epoch, before it is evaluated, a state would be refused as one of other data."""
+    """A state at the end of an epoch, before it is evaluated, would be refused as one of other data."""
     kept: list[int] = []
     monkeypatch.setattr(PhaseRecord, "save", lambda _record, position: kept.append(position.batch))
     train(recipe(), tmp_path / "run", settings=Settings(save_minutes=0))
@@ -170,7 +170,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_the_middle_of_a_quantized_phase_is_refused_where_output_scales_learned_with_the_weights(
     tmp_path: Path,
 ) -> None:
-    """As earlier versions had it; float phases keep the same of both."""
+    """As in earlier versions; float phases save the same state for both."""
     model = prepare(learner().model.eval(), QuantConfig(), torch.zeros(1, 1, 8, 8), input_grid=PIXELS)
     calibrate(model, [torch.randn(16, 1, 8, 8)])
     weights = weight_parameters(model) + output_parameters(model)

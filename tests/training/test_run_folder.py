@@ -1,4 +1,4 @@
-"""The folder of a run: one start at a time writes there, and nothing in it is taken for what it is not."""
+"""The folder of a run: one start at a time writes there, and foreign content is detected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recipe(**changes: object) -> Recipe:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of which the float phase has ended, and the next one stands in its second epoch."""
+    """A run whose float phase is finished, killed in the second epoch of the next one."""
     folder = tmp_path_factory.mktemp("runs") / "killed"
     train_until_killed(recipe(), folder, 7)
     return folder
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_kind_is_not_gone_on_from(folder: Path) -> None:
 
 
 def changed_state(folder: Path, change: Callable[[dict[str, str], dict[str, torch.Tensor]], None]) -> None:
-    """Change the state, and give it the digest of what it has become."""
+    """Change the state, and update its digest."""
     from safetensors import safe_open
 
     path = folder / STATE_NAME

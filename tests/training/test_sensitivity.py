@@ -1,4 +1,4 @@
-"""Sensitivity by layer: what is lowered and what stays, what is measured on, and the bits proposed for a budget."""
+"""Sensitivity by layer: lowered and unchanged layers, the images measured on, and bits proposed for a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run on the digits, tiny: its files, resuming it, and what it refuses."""
+"""A tiny complete run on the digits: its files, resuming it, and refusals."""
 
 from __future__ import annotations
 

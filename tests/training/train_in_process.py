@@ -1,4 +1,4 @@
-"""Train small networks for a few steps each, as one of any number of processes; the first writes what came out.
+"""Train small networks for a few steps each, as one of any number of processes; the first writes the results.
 
     torchrun --nproc-per-node N train_in_process.py KIND... FOLDER
 
@@ -49,7 +49,7 @@ class DoubleBatches(ArrayBatches):
 
 
 class LossRecord:
-    """Keeps the loss of every step."""
+    """Records the loss of every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -69,7 +69,7 @@ class LossRecord:
 
 
 def network(kind: str, calibration: Tensor) -> nn.Module:
-    """Return the network to train: `float`, `distilled` (a float one, too), `quantized` or `frozen`."""
+    """Return the network to train: `float`, `distilled` (also a float one), `quantized` or `frozen`."""
     torch.manual_seed(0)
     model = build_model("resnet8", {"in_channels": 1, "num_classes": 10, "width": 4})
     if kind in ("float", "distilled"):
@@ -83,7 +83,7 @@ def network(kind: str, calibration: Tensor) -> nn.Module:
 
 
 def taught(accelerator: Accelerator, progress: Progress, batches: Batches) -> Loss:
-    """Return the loss of a phase whose teacher is a float network, its logits kept."""
+    """Return the loss of a phase whose teacher is a float network, with a table of its logits."""
     stage = {"epochs": SECTION.epochs, "batch_size": SECTION.batch_size, "weight_bits": 3, "activation_bits": 3}
     recipe = recipe_from_dict(
         {
@@ -143,7 +143,7 @@ def train_kind(kind: str, accelerator: Accelerator, path: Path) -> None:
 
 
 def main(kinds: list[str], folder: Path) -> None:
-    """Train networks one after the other."""
+    """Train networks one after another."""
     accelerator = Accelerator(cpu=True)
     for kind in kinds:
         train_kind(kind, accelerator, folder / f"{kind}.safetensors")

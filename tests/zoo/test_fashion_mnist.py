@@ -1,4 +1,4 @@
-"""What stands in the zoo is what its README says: real images, real checkpoints, nothing retrained."""
+"""The zoo agrees with its README: real images, real checkpoints, nothing retrained."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ Compare = Callable[[Path, str], Comparison]
 
 @pytest.fixture(scope="module")
 def compare() -> Compare:
-    """Return what compares a backend with the frozen checkpoint on four images."""
+    """Return a function that compares a backend with the frozen checkpoint on four images."""
     data = load_images("fashion-mnist", "test").first(4).batches(4)
     others, codes = checkpoint_predictors(CHECKPOINT), {FROZEN: frozen_codes(CHECKPOINT)}
 
@@ -52,7 +52,7 @@ def compare() -> Compare:
 
 
 def plant(path: Path, fault: str, layer: str, folder: Path) -> Path:
-    """Write a copy with a fault in one layer; constants that others read, too, are left to them."""
+    """Write a copy with a fault in one layer; other readers keep their constants."""
     model = onnx.load(path)
     nodes = {node.name: node for node in model.graph.node}
     made = {output: node for node in model.graph.node for output in node.output}

@@ -1,4 +1,4 @@
-"""Which processes a process has started."""
+"""Child processes of a process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import psutil
 
 
 def browser_processes(parent: int) -> list[psutil.Process]:
-    """Return the browser, and what drives it, that a process has started."""
+    """Return the browser, and its driver, among the children of a process."""
     found = psutil.Process(parent).children(recursive=True)
     started = any("--remote-debugging-pipe" in line for line in map(_command_line, found))
     return found if started else []

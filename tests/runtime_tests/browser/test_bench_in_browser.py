@@ -1,4 +1,4 @@
-"""`bench --target wasm`: samples of a browser become the same report, and wrong ones are refused."""
+"""`bench --target wasm`: a browser's samples become the same report, and wrong ones are refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read(resource: Resource) -> bytes:
 
 
 def service(folder: Path, *, models: int = 2) -> Service:
-    """What the server needs to measure some models of one input each, three times."""
+    """The service that measures some models of one input each, three times."""
     paths = [folder / f"{index}.onnx" for index in range(models)]
     for path in paths:
         path.write_bytes(path.name.encode())
@@ -122,7 +122,7 @@ def test_what_the_browser_cannot_load_is_named(write_model: WriteModel, monkeypa
 
 
 def write_inputs(path: Path, types: Mapping[str, int]) -> Path:
-    """Write a model that sums the sizes of its inputs, of any type."""
+    """Write a model that adds up the sizes of its inputs, of any type."""
     nodes = [helper.make_node("Size", [name], [f"{name} size"]) for name in types]
     nodes += [helper.make_node("Max", [node.output[0] for node in nodes], ["logits"])]
     graph = helper.make_graph(

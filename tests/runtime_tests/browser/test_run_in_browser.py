@@ -1,4 +1,4 @@
-"""Target wasm: the page in a headless Chromium computes every code, and every way in which it cannot is a sentence."""
+"""Target wasm: the page in a headless Chromium computes every code, and every failure is reported in a sentence."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def write_program(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing pass for the runtime, for browsers that run nothing."""
+    """Replace the runtime by no files, for browsers that run nothing."""
     monkeypatch.setattr(run_module, "runtime_files", dict)
 
 

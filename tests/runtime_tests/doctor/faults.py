@@ -1,4 +1,4 @@
-"""One small file for each fault that `doctor` finds, and files that look alike and are fine."""
+"""One small file for each fault that `doctor` finds, and similar files without faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ I32, F32, F16, I8, U8, U16 = np.int32, np.float32, np.float16, np.int8, np.uint8
 
 @dataclass(frozen=True)
 class Case:
-    """A file, and what `doctor` says of it."""
+    """A file, and the expected findings of `doctor`."""
 
     body: str
     values: Constants
@@ -40,7 +40,7 @@ class Case:
 
 
 def floating(reason: str, node: str = "Conv 'sum'", before: str = "x_value", behind: str = "y") -> tuple[Expected, ...]:
-    """Return what is said of one operator between codes that stays float."""
+    """Return the findings for one operator between codes that stays float."""
     return island(node, before, behind), unfused(f"{node}: {reason}")
 
 
@@ -72,7 +72,7 @@ def behind_linear(nodes: str, last: str) -> str:
 
 
 def by_channel(kernel: str, scales: int) -> Expected:
-    """Return what is said of an integer kernel that reads activations with several scales."""
+    """Return the findings for an integer kernel that reads activations with several scales."""
     return (
         "scale-shape",
         "blocks",

@@ -1,4 +1,4 @@
-"""What `doctor --kernels` says of the library of kernels."""
+"""Findings of `doctor --kernels` about the library of kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGITS = np.arange(40, dtype=np.float32)
 def findings_of(
     trial: RuntimeTrial, choices: dict[str, str] = USED, *, operators: tuple[str, ...] = ("TernaryConv",)
 ) -> list[Finding]:
-    """Return the findings about a file of these operators."""
+    """Return the findings for a file of these operators."""
     nodes = tuple(Node(name, "qil.deploy", f"node {name}", (), ()) for name in operators)
     file = OnnxFile(
         path=Path("model.onnx"),

@@ -1,4 +1,4 @@
-"""What rounding explains of a difference, and what it does not; random models; where a difference begins."""
+"""Differences explained by rounding, and others; random models; the first tensor of a difference."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_difference_that_begins_with_single_steps_is_inexact() -> None:
 
 
 def test_the_first_tensor_that_differs_is_named(tmp_path: Path) -> None:
-    """The second graph stands for what an optimizer made of the first."""
+    """The second graph stands for the optimizer's result for the first."""
     body = CONVOLUTION + "y_value = DequantizeLinear(y, y_scale, y_zero)\n z = Relu(y_value)"
     z = "float[1,3,6,6] z"
     plain = write_graph(tmp_path / "plain.onnx", body, constants(), y=z)

@@ -1,4 +1,4 @@
-"""`doctor` on small graphs, and on files that are odd, damaged or made by others; faults.py has one file per fault."""
+"""`doctor` on small graphs, and on odd, damaged or foreign files; faults.py has one file per fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights beside the file: read like weights inside it; never outside its folder, and then nothing is claimed."""
+"""Weights beside the file: read like weights inside it; if outside its folder, not read, and no claim is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every fault is found, with its place and its severity, and nothing else is; what is fine has no findings."""
+"""Every fault is found, with its place and its severity, and nothing else is; files without faults have no findings."""
 
 from __future__ import annotations
 

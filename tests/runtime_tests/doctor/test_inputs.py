@@ -1,4 +1,4 @@
-"""Inputs for a try: every element type, sizes for free dimensions."""
+"""Inputs for a trial: every element type, sizes for free dimensions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_type_can_be_drawn_and_run(tmp_path: Path, kind: str) -> None:
 
 
 def test_floats_that_are_numbers_are_drawn_of_types_that_numpy_lacks(tmp_path: Path) -> None:
-    """Neither infinity nor NaN: they would hide what differs."""
+    """Neither infinity nor NaN: they would hide differences."""
     for kind in ("bfloat16", "float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz"):
         path = write_graph(tmp_path / f"{kind}.onnx", "y = Cast<to = 1>(x)", {}, f"{kind}[N,4000] x", "float[N,4000] y")
         session = create_session(path)

@@ -1,4 +1,4 @@
-"""Graphs in graphs: what they take from those around them, how deep they go, and what is damaged in them."""
+"""Graphs in graphs: tensors from outer ones, depth, and damage."""
 
 from __future__ import annotations
 

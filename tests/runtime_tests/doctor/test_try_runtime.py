@@ -1,4 +1,4 @@
-"""What hangs ONNX Runtime, crashes it or takes all memory is a finding; nothing outlives the command."""
+"""Models that hang ONNX Runtime, crash it or exhaust memory are findings; no process outlives the command."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RUN_APART = "qil_deploy.runtime_tests.doctor.try_runtime.run_apart"
 
 
 def nested_functions(path: Path, depth: int) -> Path:
-    """Write functions of which each calls the next one twice: 2**depth operators in a few kilobytes."""
+    """Write nested functions, each calling the next one twice: 2**depth operators in a few kilobytes."""
     functions = []
     for level in range(depth):
         called = f"local.f{level + 1}" if level < depth - 1 else "Relu"
@@ -56,7 +56,7 @@ def endless_loop(path: Path) -> Path:
 
 
 def doubling_constant(path: Path, doublings: int) -> Path:
-    """Write one number that Concat makes 2**doublings of, when the file is loaded."""
+    """Write one number that is concatenated to 2**doublings when the file is loaded."""
     nodes = [f"c{index + 1} = Concat<axis = 0>(c{index}, c{index})" for index in range(doublings)]
     body = "\n".join([*nodes, f"y = Add(x, c{doublings})"])
     return write_graph(path, body, {"c0": np.ones(1, np.float32)}, "float[1] x", "float[N] y")
@@ -109,7 +109,7 @@ def test_a_run_that_takes_too_much_memory_is_not_known(tmp_path: Path) -> None:
 
 def test_a_run_that_does_not_end_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: Sequence[str], *, timeout: float) -> Ended:
-        """Let the time pass from when the file is loaded."""
+        """Let time pass from when the file is loaded."""
         with subprocess.Popen(command) as process:
             wait_for((Path(command[-1]).parent / "types.json").exists)
             time.sleep(timeout)
@@ -123,7 +123,7 @@ def test_a_run_that_does_not_end_is_not_known(tmp_path: Path, monkeypatch: pytes
 
 
 def crashing(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Let the process of the runtime crash in a step."""
+    """Make the runtime's process crash in a step."""
     code = (
         "import os, sys\n"
         "from qil_deploy.runtime_tests.doctor import runtime_steps as steps\n"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def open_phone(browser: None) -> Iterator[OpenPhone]:  # noqa: ARG001 - a fixture that skips
-    """Return a function that opens an address in a browser with a phone's screen; skip where there is none."""
+    """Return a function that opens an address in a browser with a phone's screen; skip if there is none."""
     api = pytest.importorskip("playwright.sync_api")
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     with api.sync_playwright() as playwright, ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The phone's page: from opening it to the result in the report, and every way in which none comes."""
+"""The phone's page: from opening it to the result in the report, and every way to get none."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
 
 @dataclass
 class Command:
-    """A `phone` command that runs, and the address that it printed."""
+    """A running `phone` command, and the address that it printed."""
 
     process: subprocess.Popen[str]
     url: str
 
     def end(self) -> tuple[int, str, str]:
-        """Return exit code and what was written since, when it has ended by itself."""
+        """Return exit code and later output, after the command has ended by itself."""
         out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out, err
 

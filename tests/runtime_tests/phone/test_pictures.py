@@ -1,4 +1,4 @@
-"""What the page draws: a detector's boxes, as NumPy decodes them, or the class of every pixel."""
+"""Pictures on the page: a detector's boxes, as NumPy decodes them, or the class of every pixel."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def write_maps(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def pixels() -> NDArray[np.uint8]:
-    """Five images, more than are drawn."""
+    """Five images, more than the page draws."""
     return np.random.default_rng(0).integers(0, 256, (5, *GRID.shape), np.uint8)
 
 
 def decoded_there(page: Page, decoder: BoxDecoder, maps: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
-    """Return what the page's decoder makes of the maps [C, H, W] of one image."""
+    """Return the results of the page's decoder for the maps [C, H, W] of one image."""
     given = [{"dims": maps[name].shape, "data": maps[name].ravel().tolist()} for name in decoder.outputs]
     found: list[dict[str, Any]] = page.evaluate(
         """async ([decoder, maps]) => {
@@ -227,7 +227,7 @@ def test_classes_of_pixels_are_drawn_over_the_picture(
 def test_nothing_is_drawn_of_other_files(
     write_maps: Callable[..., Path], write_model: Callable[..., Path], pixels: NDArray[np.uint8]
 ) -> None:
-    """Of rows of logits, maps that are of other classes, and decoders that do not fit their outputs."""
+    """Rows of logits, maps of other classes, and decoders that do not fit their outputs."""
     assert pictures_in_job(read_exported_model(write_model())) is None
     unnamed = read_exported_model(write_maps(pixels, detects=False, class_names=()))
     named = pictures_in_job(unnamed)

@@ -1,4 +1,4 @@
-"""The server of the page: what it serves, what it takes, and everything that it refuses."""
+"""The page's server: resources that it serves, posts that it takes, and everything that it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST = 1000
 
 
 def accept(content: bytes) -> str:
-    """Take what is not "wrong"."""
+    """Accept anything but "wrong"."""
     if content == b"wrong":
         raise DataError("it is wrong.")
     return content.decode()
@@ -180,7 +180,7 @@ def test_half_a_post_and_noise_hurt_nobody(ask: Ask, server: PageServer) -> None
 
 @pytest.fixture
 def opened(server: PageServer) -> Iterator[Callable[[bytes], socket.socket]]:
-    """Return a function that opens a connection, sends the beginning of something, and leaves it at that."""
+    """Return a function that opens a connection and sends only the beginning of a request."""
     connections = []
 
     def start(begun: bytes) -> socket.socket:
@@ -195,7 +195,7 @@ def opened(server: PageServer) -> Iterator[Callable[[bytes], socket.socket]]:
 
 
 def head(server: PageServer, method: str, name: str, **headers: object) -> bytes:
-    """Return the head of a request that is in order."""
+    """Return the head of a valid request."""
     path = "/" + server.url("x").split("/", 3)[3] + name
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}"]
     lines += [f"{key.replace('_', '-')}: {value}" for key, value in headers.items()]

@@ -1,4 +1,4 @@
-"""What a browser is given, and what of its answer is believed. The honest answers here are those of device_runner."""
+"""Verification in a browser: its inputs, and validation of its result. Honest results here are device_runner's."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def prepared(golden: tuple[Path, Path], tmp_path: Path) -> Verification:
 
 @pytest.fixture
 def honest(golden: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """What this machine answers, said as a browser says it."""
+    """This machine's result in a browser's form."""
     arguments = [*map(str, golden), "--levels", "disabled,all", "--batch", "2", "--repeats", "3"]
     assert device_runner.main(arguments) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out)

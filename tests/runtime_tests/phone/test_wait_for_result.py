@@ -1,4 +1,4 @@
-"""Waiting for a page ends when the user wants it to, whatever the page does."""
+"""Waiting for a page ends when the user stops it, whatever the page does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qil_deploy.runtime_tests.phone.wait_for_result import Patience, wait_for_re
 
 @pytest.mark.parametrize("event", [None, SimpleNamespace(kind="progress", text="1 of 2", result=None)])
 def test_the_user_stops_it(event: SimpleNamespace | None) -> None:
-    """Of a page that is silent, and of one that is busy."""
+    """For a silent page, and for a busy one."""
     looks: list[float] = []
 
     def next_event(timeout: float) -> SimpleNamespace | None:

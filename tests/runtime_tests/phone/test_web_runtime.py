@@ -1,4 +1,4 @@
-"""Setting up ONNX Runtime Web: whole, tried, or not at all."""
+"""Setting up ONNX Runtime Web: complete and tried, or not at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sys.exit({code})
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for targets, and a package whose digests are those that are asked for."""
+    """An empty folder for targets, and a package with the expected digests."""
     monkeypatch.setenv("QIL_DEPLOY_TARGETS", str(tmp_path / "targets"))
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in FILES}
     monkeypatch.setattr(web_runtime, "FILES", MappingProxyType(digests))

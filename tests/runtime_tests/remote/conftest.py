@@ -1,4 +1,4 @@
-"""A real sshd on this machine, a stand-in for adb, and Pythons that do not do what they should."""
+"""A real sshd on this machine, a stand-in for adb, and Pythons that fail in various ways."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -51,14 +51,14 @@ def free_port() -> int:
 
 
 def listens(port: int) -> bool:
-    """Tell whether somebody listens on a port."""
+    """Tell whether a port is in use."""
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running sshd; skips where there is none, or where it lets nobody in."""
+    """A running sshd; skips if there is none, or it accepts nobody."""
     sshd = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
     for tool in (sshd, shutil.which("ssh"), shutil.which("ssh-keygen")):
         if tool is None:
@@ -96,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def client_config(folder: Path, identity: str, hosts: str) -> str:
-    """An ssh configuration that leaves the user's own files alone."""
+    """An ssh configuration that ignores the user's own files."""
     return (
         f"IdentityFile {folder / identity}\nIdentitiesOnly yes\nIdentityAgent none\n"
         f"UserKnownHostsFile {folder / hosts}\nGlobalKnownHostsFile none\nHost device\nHostName 127.0.0.1\n"
@@ -121,14 +121,14 @@ def write_script(path: Path, content: str) -> Path:
 
 
 def use_config(bin_folder: Path, config: Path) -> None:
-    """Let `ssh` read a configuration, and wait for a busy machine to answer."""
+    """Let `ssh` read a configuration, and wait for a busy machine's answer."""
     program = shutil.which("ssh", path=os.defpath)
     write_script(bin_folder / "ssh", f'exec {program} -F {config} -o ConnectTimeout={PATIENT:.0f} "$@"')
 
 
 @pytest.fixture
 def ssh(server: Server, bin_folder: Path) -> Iterator[str]:
-    """The name of the target; nothing may be left on the device afterwards."""
+    """The name of the target; the device must be clean afterwards."""
     use_config(bin_folder, server.folder / "ssh_config")
     yield f"ssh:{getuser()}@127.0.0.1:{server.port}"
     wait_for(lambda: not list(server.temporary.iterdir()))
@@ -143,17 +143,17 @@ def golden(write_model: WriteModel, images: NDArray[np.uint8], tmp_path: Path) -
 
 
 def silence_begins(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the seconds after which a silent device is given up pass from when a process there has left its number."""
+    """Count the seconds until a silent device is given up from when a process there has written its number."""
     monkeypatch.setattr(worker_process, "time", Clock(lambda: lives(note)))
 
 
 def python(path: Path, before: str = "", options: str = "") -> str:
-    """Write a script that does something and then is Python; return its path."""
+    """Write a script that does something and then runs Python; return its path."""
     return str(write_script(path, f'{before}\nexec {shlex.quote(sys.executable)} {options} "$@"'))
 
 
 def sleeping_python(folder: Path) -> tuple[str, Path]:
-    """A Python whose onnxruntime never comes up; and the file where that leaves its process's number."""
+    """A Python whose onnxruntime never finishes loading, and the file to which it writes its process's number."""
     note = folder / "process"
     package = folder / "packages" / "onnxruntime"
     package.mkdir(parents=True)
@@ -164,7 +164,7 @@ def sleeping_python(folder: Path) -> tuple[str, Path]:
 
 
 def run(name: str, golden: tuple[Path, Path], interpreter: str = sys.executable, timeout: float = PATIENT) -> str:
-    """Run a model on a device that cannot do it; return what is said of it, without the target's name."""
+    """Run a model on a device that cannot run it; return the message without the target's name."""
     with pytest.raises(TargetError) as caught:
         run_on_target(find_target(name, interpreter), *golden, RunOptions(timeout=timeout))
     sentence = str(caught.value)

@@ -1,4 +1,4 @@
-"""A device behind adb. A stand-in plays it; no phone is asked."""
+"""A device reached by adb, played by a stand-in; no phone is asked."""
 
 from __future__ import annotations
 

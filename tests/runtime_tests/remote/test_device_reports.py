@@ -1,4 +1,4 @@
-"""What of a device's report is not believed."""
+"""Invalid reports from a device are refused."""
 
 from __future__ import annotations
 

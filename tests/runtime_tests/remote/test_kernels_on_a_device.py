@@ -1,4 +1,4 @@
-"""The library of kernels on a device: the set that is forced here is forced there."""
+"""The library of kernels on a device: a set forced here is forced there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kernel_golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 @pytest.fixture
 def options() -> RunOptions:
-    """Runs with the installed library."""
+    """Options for runs with the installed library."""
     pytest.importorskip("qil_deploy_kernels", reason="qil-deploy-kernels is not installed: `make kernels`")
     return RunOptions(levels=("disabled", "all"), timeout=PATIENT, kernels=find_kernel_library(INSTALLED).path)
 

@@ -1,4 +1,4 @@
-"""A device behind ssh computes what this machine computes: a real sshd is asked."""
+"""A device reached by ssh computes the same as this machine; the sshd is real."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way in which a device behind ssh can fail: a real sshd is asked."""
+"""Every way in which a device reached by ssh can fail; the sshd is real."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_device_that_never_starts_is_given_up_and_rid_of_its_process(
 def test_a_device_that_stops_in_the_middle_is_given_up_and_tidies_up(
     ssh: str, golden: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By itself: the connection need not be cut, nor another one opened."""
+    """By itself: the connection need not be closed, nor another one opened."""
     monkeypatch.setattr(worker_process, "_GRACE", 120)
     monkeypatch.setattr(remote_run, "_clear", lambda *_: pytest.fail("the device did not end by itself"))
     interpreter, note = sleeping_python(tmp_path)

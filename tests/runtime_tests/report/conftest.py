@@ -1,4 +1,4 @@
-"""Reports as the commands write them, of a model that need not exist, with whatever difference is planted."""
+"""Reports in the commands' form, of a model that need not exist, with any planted difference."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def verified(file: ModelFile, *backends: BackendResult, images: int = 50) -> Ver
 
 
 def device(file: ModelFile, *, differing: int = 0, digest: str | None = None, compared: bool = True) -> DeviceReport:
-    """Return what a device would write: 10 logits and 300 codes of each of two images, at two levels."""
+    """Return a device's report: 10 logits and 300 codes of each of two images, at two levels."""
 
     def tensor(name: str, elements: int, count: int) -> TensorResult:
         return TensorResult(
@@ -127,7 +127,7 @@ def on_targets(file: ModelFile, *targets: TargetResult, exact: bool | None = Tru
 
 
 def timed(*files: ModelFile, factor: float = 1.0, spread: int = 1000, warnings: tuple[str, ...] = ()) -> BenchReport:
-    """Return 20 rounds of models, each some 1 ms slower than the one before."""
+    """Return 20 rounds of models, each about 1 ms slower than the previous one."""
     runs = tuple(
         tuple(round(factor * (1_000_000 * (index + 1) + spread * (step % 7))) for step in range(20))
         for index in range(len(files))
@@ -168,7 +168,7 @@ def timed(*files: ModelFile, factor: float = 1.0, spread: int = 1000, warnings: 
 
 
 def counted(*files: ModelFile, target: str = "arm64:cortex-a53", factor: int = 1) -> InstructionsReport:
-    """Return counts of two processes, each model one million above the one before; a further model failed."""
+    """Return counts of two processes, each model one million above the previous one; a further model failed."""
     return InstructionsReport(
         schema=InstructionsReport.SCHEMA,
         target=target,
@@ -196,7 +196,7 @@ def counted(*files: ModelFile, target: str = "arm64:cortex-a53", factor: int = 1
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Return a function that writes reports into a folder, each by its place, and returns the folder."""
+    """Return a function that writes reports into a folder, each to its path, and returns the folder."""
 
     def write_all(
         name: str, *reports: VerifyReport | TargetsReport | DeviceReport | BenchReport | InstructionsReport

@@ -1,4 +1,4 @@
-"""What `doctor` found, on the page of a report: today's files, and those written before."""
+"""Findings of `doctor` on the page of a report: from present files, and from older ones."""
 
 from __future__ import annotations
 

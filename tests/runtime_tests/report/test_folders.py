@@ -1,4 +1,4 @@
-"""What else lies beside reports: files of other commands, folders, and the float baseline."""
+"""Other content of folders of reports: files of other commands, folders, and the float baseline."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OTHERS = {
 
 
 def baseline(accuracy: float = 0.93) -> VerifyReport:
-    """Return what `verify` writes of a float network."""
+    """Return the report of `verify` for a float network."""
     file = model("float.onnx", "f", size=8000)
     accurate = {"reference": "ONNX Runtime (all)", "reference_accuracy": accuracy, "exact": None, "backends": ()}
     return replace(verified(file), format="float", input="float", **accurate)  # type: ignore[arg-type] # fields by name
@@ -59,7 +59,7 @@ def test_what_other_commands_wrote_is_passed_over_with_a_word(write: Write, sche
 
 
 def test_an_older_schema_of_a_report_is_not_passed_over(write: Write) -> None:
-    """It may have held a difference."""
+    """It may contain a difference."""
     folder = write("run", verified(NET))
     (folder / "old.json").write_text('{"schema": "qil_deploy.verify/1"}')
     with pytest.raises(DataError, match=r"old\.json has schema 'qil_deploy\.verify/1'"):

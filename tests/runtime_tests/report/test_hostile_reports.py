@@ -1,4 +1,4 @@
-"""Whatever is changed in a report, reading it ends in one of our errors, or in a page."""
+"""Reading a report with any change ends in one of our errors, or in a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VALUES: st.SearchStrategy[Any] = st.one_of(
 
 
 def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield where in decoded JSON there is something."""
+    """Yield the paths of all values in decoded JSON."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in items:
         yield (*path, key)

@@ -1,4 +1,4 @@
-"""The page as a parser sees it: balanced, alone, escaped, and with the sentences that matter."""
+"""The page as a parser sees it: balanced, self-contained, escaped, and with the important sentences."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 
 def everything(write: Write, name: str = NET.path, *, differing: int = 0) -> DeploymentReport:
-    """Return two runs with something in every section."""
+    """Return two runs with content in every section."""
     file = replace(NET, path=name)
     targets = on_targets(
         file,
@@ -171,7 +171,7 @@ def test_the_page_of_what_was_read_back_is_the_same(write: Write, tmp_path: Path
 
 
 def drawn(chart: Chart) -> Element:
-    """Return a chart as the page has it."""
+    """Return a chart as drawn on the page."""
     return fromstring(TEMPLATES.get_template("chart.html.jinja").module.figure(chart))  # type: ignore[attr-defined] # noqa: S314 - our own
 
 

@@ -1,4 +1,4 @@
-"""Training batches from folders: the same ones whoever makes them, and only the images that were asked for."""
+"""Training batches from folders: equal for any number of workers, and with only the requested images."""
 
 from __future__ import annotations
 

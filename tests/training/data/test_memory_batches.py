@@ -1,4 +1,4 @@
-"""Batches: the grid of the pixels is kept, the order is seeded, and nothing is lost in evaluation."""
+"""Batches: pixels stay on their grid, the order is seeded, and evaluation loses no image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of networks: what each takes and returns, and what is refused."""
+"""The table of networks: inputs and outputs of each, and refusals."""
 
 from __future__ import annotations
 

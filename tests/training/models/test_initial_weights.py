@@ -1,4 +1,4 @@
-"""Initial weights: what each source gives, the head that may differ, and files that are not read."""
+"""Initial weights: the weights of each source, the head that may differ, and files that are not read."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_files_older_than_batchnorms_counter_are_read(tmp_path: Path) -> None:
 
 
 class Code:
-    """Pickled, it writes a file when it is loaded."""
+    """A class that, when unpickled, writes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -186,7 +186,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def as_published(name: str) -> dict[str, Tensor]:
-    """Random tensors under the names in torchvision's file."""
+    """Random tensors with the names in torchvision's file."""
     options = {"init_weights": False} if name == "googlenet" else {}
     model = getattr(models, name)(num_classes=1000, **options)
     if name != "densenet121":

@@ -1,4 +1,4 @@
-"""Weights as people save them: found under whatever key and behind whatever prefix, or refused with advice."""
+"""Weights in common file layouts: found under any key and after any prefix, or refused with advice."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def save_torch(content: object, path: Path) -> str:
 
 
 def load(path: str) -> tuple[nn.Module, list[str]]:
-    """Load into a network of other weights; return it and what was told."""
+    """Load into a network of other weights; return it and the messages."""
     model = network(2)
     told: list[str] = []
     assert load_initial_weights(model, path, name="resnet8", tell=told.append) == ()
@@ -205,7 +205,7 @@ def test_tensors_of_another_network_are_still_refused(tmp_path: Path) -> None:
 
 
 class Wrapper(nn.Module):
-    """A network saved whole: reading it would run this class."""
+    """A network saved as a whole: reading it would run this class."""
 
     def __init__(self) -> None:
         super().__init__()

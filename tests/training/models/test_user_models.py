@@ -1,4 +1,4 @@
-"""Networks of the user's own: built when the user names them, never because a checkpoint does."""
+"""Networks of the user: built when the user names them, never because a checkpoint does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ number = 3
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a module, new for each test, that notes when it is imported."""
+    """The name of a module, new for each test, that records its import."""
     name = f"networks_of_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""Curves as TensorBoard reads them back, from prepared, frozen and float networks, and after an interrupted start."""
+"""Curves as TensorBoard reads them, from prepared, frozen and float networks, and after an interrupted start."""
 
 from __future__ import annotations
 

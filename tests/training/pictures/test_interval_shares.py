@@ -45,7 +45,7 @@ def images(count: int) -> Tensor:
 
 
 def seen_by(model: fx.GraphModule, quantizer: str, x: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """What a forward hook finds at the quantizer's input."""
+    """Values that a forward hook finds at the quantizer's input."""
     seen: list[Tensor] = []
     hook = model.get_submodule(quantizer).register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Pictures: that they are written, whole, and show as many panels as there are intervals."""
+"""Pictures are written, complete, and have as many panels as there are intervals."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_phases_follow_one_another() -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["a$x_{$", "$a$", "\x1b[2J\n"])
 def test_names_are_no_formulas_and_have_only_characters_that_are_drawn(name: str) -> None:
-    """Of checkpoints and recipes: a dollar in one of them was the beginning of TeX."""
+    """A dollar in the name of a checkpoint or recipe once began a TeX formula."""
     phase = PhaseCurve(name=name, losses=[1.0], train_accuracies=[10.0], test_accuracies=[20.0])
     figure = curves_figure([phase])
     assert png(figure).startswith(b"\x89PNG")
