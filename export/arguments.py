@@ -81,8 +81,8 @@ def check_boxes(boxes: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise ConfigError(f"boxes are in output {name!r}, but the model returns {', '.join(shapes)}.")
         if len(shapes[name]) != 3 or shapes[name][0] != boxes.channels(index):
             raise ConfigError(
-                f"boxes are in output {name!r} of shape {list(shapes[name])}, but those of {boxes.classes} classes "
-                f"stand in [{boxes.channels(index)}, H, W]."
+                f"boxes are in output {name!r} of shape {list(shapes[name])}, but boxes of {boxes.classes} "
+                f"classes need [{boxes.channels(index)}, H, W]."
             )
 
 

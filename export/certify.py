@@ -123,7 +123,9 @@ def bound(model: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]) -> Bo
     except QilDeployError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise CertificateError(f"{model.path} holds what no export writes: {error}. Export the model again.") from error
+        raise CertificateError(
+            f"{model.path} is not a file that export writes: {error}. Export the model again."
+        ) from error
     return Bounded(lines=[*lines[:-1], float_line, lines[-1]], trial=trial)
 
 

@@ -313,7 +313,7 @@ def _entry(source: object, name: str, package: str, default: object = _MISSING) 
     found = source.get(name, default) if isinstance(source, Mapping) else getattr(source, name, default)
     if found is _MISSING or (found is None and default is _MISSING):
         raise DataError(
-            f"a {type(source).__name__} does not say {name!r}, as what {package} says of pretrained networks does; "
+            f"a {type(source).__name__} has no {name!r}, unlike the descriptions of pretrained networks in {package}; "
             "call Preprocessing.from_statistics with the mean and std that the network was trained with."
         )
     return found

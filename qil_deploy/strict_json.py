@@ -34,7 +34,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     for key, value in pairs:
         if key in entries:
-            raise ValueError(f"the key '{excerpt(key, 40)}' stands in one object twice")
+            raise ValueError(f"the key '{excerpt(key, 40)}' occurs twice in one object")
         entries[key] = value
     return entries
 

@@ -161,10 +161,10 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """Return the entries of an archive by name, after checking their sizes."""
     listed = archive.infolist()
     if len(listed) > _MOST_ENTRIES:
-        raise ValueError(f"they have {len(listed):,} entries, of which {_MOST_ENTRIES:,} are read")
+        raise ValueError(f"they have {len(listed):,} entries; at most {_MOST_ENTRIES:,} are read")
     total, most = sum(entry.file_size for entry in listed), _FREE_BYTES + _MOST_SHRINKING * size
     if total > most:
-        raise ValueError(f"they hold {total:,} bytes, of which {most:,} are read in a file of {size:,}")
+        raise ValueError(f"they hold {total:,} bytes; at most {most:,} are read from a file of {size:,}")
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in listed:
         name = entry.filename.removesuffix(".npy")
@@ -194,11 +194,11 @@ def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 
 def _read_about(path: Path, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> GoldenInfo:
     if ABOUT not in entries or entries[ABOUT].file_size > _LARGEST_ABOUT:
-        raise ValueError("they do not say what they are")
+        raise ValueError("they do not describe themselves")
     text = np.lib.format.read_array(io.BytesIO(archive.read(entries[ABOUT])), allow_pickle=False)
     content = json.loads(str(text))
     if not isinstance(content, dict):
-        raise ValueError("what they say of themselves is no object")
+        raise ValueError("their description is not an object")
     if content.get("schema") != SCHEMA:
         raise DataError(
             f"{path} has schema {excerpt(repr(content.get('schema')))}; this version reads {SCHEMA!r}: write it again "
@@ -207,12 +207,12 @@ def _read_about(path: Path, archive: zipfile.ZipFile, entries: Mapping[str, zipf
     names = [field.name for field in fields(GoldenInfo)]
     if set(content) != set(names):
         odd = sorted(set(content) ^ set(names))[0]
-        raise ValueError(f"what they say of themselves has {'no' if odd in names else 'an'} entry {excerpt(odd)}")
+        raise ValueError(f"their description has {'no' if odd in names else 'an'} entry {excerpt(odd)}")
     tensors = content.pop("tensors")
     if not isinstance(tensors, list) or not all(isinstance(text, str) for text in (*tensors, *content.values())):
-        raise ValueError("what they say of themselves are no texts, and a list of names")
+        raise ValueError("their description does not consist of texts and a list of names")
     if len(set(tensors)) != len(tensors) or {ABOUT, IMAGES}.intersection(tensors):
-        raise ValueError("a name stands twice in their list of tensors")
+        raise ValueError("a name occurs twice in their list of tensors")
     return GoldenInfo(**content, tensors=tuple(tensors))
 
 

@@ -102,5 +102,5 @@ def _parse_value(change: str, text: str) -> Any:  # noqa: ANN401 - whatever TOML
 
 def _index(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{text!r} is no place in a list")
+        raise ValueError(f"{text!r} is not an index of a list")
     return int(text)

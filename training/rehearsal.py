@@ -171,8 +171,8 @@ def _try(run: Run, trial: _Trial) -> None:
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             found = str(parameter.dtype).removeprefix("torch.")
             raise TrainingError(
-                f"{trial.phase}: parameter {name!r} of the network is {found}; return it as network.float(): what is "
-                "computed in half precision --mixed-precision says."
+                f"{trial.phase}: parameter {name!r} of the network is {found}; return it as network.float(); "
+                "--mixed-precision selects computation in half precision."
             )
     if trial.section.epochs > 0:
         if not any(parameter.requires_grad for parameter in trial.model.parameters()):

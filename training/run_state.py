@@ -171,7 +171,7 @@ def _read_position(text: str, extent: Extent | None) -> Position:
     """
     entries = parse_json(text)
     if not isinstance(entries, dict) or entries.keys() != {field.name for field in fields(Position)}:
-        raise ValueError("its position is no object of the entries of one")
+        raise ValueError("its position is not an object with the right entries")
     for name, value in entries.items():
         if name in ("loss_sum", "best"):
             if type(value) not in (int, float) or not abs(value) < _LARGEST_SUM:

@@ -79,7 +79,7 @@ def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
     kind = "frozen" if isinstance(network, FrozenModel) else "float"
     kind = "quantized" if isinstance(network, PreparedModel) else kind
     if info.kind != kind:
-        raise CheckpointError(f"info.kind is {info.kind!r}, but the model is {kind}; say what it is.")
+        raise CheckpointError(f"info.kind is {info.kind!r}, but the model is {kind}; set it to that.")
     if not isinstance(network, QuantizedModel):
         return
     if info.config != network.meta[CONFIG]:
@@ -87,7 +87,7 @@ def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
     if info.preprocessing != network.meta[INPUT_GRID]:
         raise CheckpointError(
             f"info.preprocessing is {info.preprocessing}, but the model was prepared with {network.meta[INPUT_GRID]}; "
-            "say the same."
+            "set it to that."
         )
     outputs = [shape_of(node) for node in outputs_of(network.graph)]
     if not info.class_names and len(outputs) == 1 and len(outputs[0]) == 2:
@@ -99,10 +99,10 @@ def _require_agreement(info: CheckpointInfo, network: nn.Module) -> None:
 def _differing_configs(said: QuantConfig | None, prepared: QuantConfig) -> str:
     """List the fields of `info.config` that differ from the model's."""
     if said is None:
-        return f"info.config is None, but the model was prepared with {prepared!r}; say the same."
+        return f"info.config is None, but the model was prepared with {prepared!r}; set it to that."
     names = [name for name in QuantConfig.model_fields if getattr(said, name) != getattr(prepared, name)]
     own, its = (", ".join(f"{name}={getattr(config, name)!r}" for name in names) for config in (said, prepared))
-    return f"info.config has {own}, but the model was prepared with {its}; say the same."
+    return f"info.config has {own}, but the model was prepared with {its}; set them to that."
 
 
 def read_checkpoint(path: str | PathLike[str]) -> tuple[CheckpointInfo, dict[str, Tensor]]:

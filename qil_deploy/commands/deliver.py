@@ -197,7 +197,7 @@ def _check(stage: StageResult, model: Path, folder: Path, console: Console, trus
     path = folder / f"{stage.name}_verify.json"
     write_report(path, report)
     if report.exact is False:
-        raise CertificateError(f"{model} does not compute what was trained; see {path}.")
+        raise CertificateError(f"{model} does not compute the same as the trained model; see {path}.")
     backends = {backend.name: backend for backend in report.backends}
     if stage.frozen is None:
         return _Check(images=len(images), accuracy=_percent(report.reference_accuracy))

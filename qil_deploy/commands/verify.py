@@ -159,7 +159,7 @@ def _check_options(limit: int | None, trusted_model: str | None, checkpoint: Pat
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1.")
     if trusted_model is not None and checkpoint is None:
-        raise ConfigError("--model says who builds the network of --checkpoint; give both.")
+        raise ConfigError("--model names the function that builds the network of --checkpoint; give both.")
 
 
 def _check_codes(model: Path) -> None:
@@ -229,7 +229,7 @@ def _verify_golden(
 
     _check_codes(model)
     if pair is not None and GOLDEN not in pair:
-        raise ConfigError("--golden says what one of the two in --between is; name it there as golden.")
+        raise ConfigError("--golden is one of the two backends to compare; name it golden in --between.")
     if pair is None:
         levels = exact_levels(read_exported_model(model).format)
         with_kernels = (False,) if library is None else (False, True)

@@ -29,8 +29,8 @@ def imagenet_root(name: str) -> Path | None:
     folder = folder if separator else os.environ.get(IMAGENET_VARIABLE, "")
     if not folder:
         raise DataError(
-            f"data set 'imagenet' lies where the environment variable {IMAGENET_VARIABLE} says, which is not set; set "
-            "it to the folder that holds train/ and val/, or write imagenet:FOLDER."
+            f"the environment variable {IMAGENET_VARIABLE}, which gives the folder of data set 'imagenet', is not set; "
+            "set it to the folder that holds train/ and val/, or write imagenet:FOLDER."
         )
     if not Path(folder).is_dir():
         raise DataError(f"data set {name!r}: there is no folder {folder}; it has to hold train/CLASS and val/CLASS.")

@@ -87,6 +87,6 @@ def _require_usable_multipliers(frozen: fx.GraphModule) -> None:
             if not (largest <= _LARGEST_MULTIPLIER and smallest >= torch.finfo(torch.float32).tiny):
                 found = f"{largest:.3g}" if smallest >= torch.finfo(torch.float32).tiny else f"{smallest:.3g}"
                 raise UnsupportedModelError(
-                    f"layer {name!r} multiplies what it sums up by {found}, which float32 cannot work with. Look for a "
+                    f"layer {name!r} multiplies its sums by {found}, which float32 cannot work with. Look for a "
                     "BatchNorm or output scale that has grown beyond bounds or vanished, and train with a lower rate."
                 )

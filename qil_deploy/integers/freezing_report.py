@@ -83,7 +83,7 @@ def compare_freezing(
         UnsupportedModelError: the prepared model was never calibrated.
     """
     if len(images) == 0:
-        raise DataError(f"what freezing costs cannot be measured on {data}: it has no images.")
+        raise DataError(f"the cost of freezing cannot be measured on {data}: it has no images.")
     before, after = (predictions(model, images.images, preprocessing) for model in (prepared, frozen))
     return FreezingReport(
         data=data,

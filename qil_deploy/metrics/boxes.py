@@ -78,7 +78,7 @@ class BoxDecoder:
         if not self.outputs or len(self.strides) != len(self.outputs) or min(self.strides) < 1:
             raise ConfigError(f"strides are {self.strides}; each of the outputs {self.outputs} needs one, from 1.")
         if self.classes < 1:
-            raise ConfigError(f"classes is {self.classes}; a detector tells apart one at least.")
+            raise ConfigError(f"classes is {self.classes}; a detector has at least one class.")
         if self.anchors and (len(self.anchors) != len(self.outputs) or not all(self.anchors)):
             raise ConfigError(
                 f"anchors are given for {len(self.anchors)} outputs of {len(self.outputs)}; give all or none."
@@ -112,8 +112,8 @@ class BoxDecoder:
                 raise ConfigError(f"there is no output {name!r}, only {', '.join(outputs)}.")
             if outputs[name].ndim != 4 or outputs[name].shape[1] != self.channels(index):
                 raise ConfigError(
-                    f"output {name!r} is of shape {list(outputs[name].shape)}; boxes of {self.classes} classes stand "
-                    f"in [N, {self.channels(index)}, H, W]."
+                    f"output {name!r} is of shape {list(outputs[name].shape)}; boxes of {self.classes} classes need "
+                    f"[N, {self.channels(index)}, H, W]."
                 )
         return self.outputs
 

@@ -44,7 +44,7 @@ def set_intervals(
     norms_stay = model.meta.get(NORMS_STAY, False)
     if float_model is None and any(getattr(module, "output_shift", None) is not None for module in model.modules()):
         raise UnsupportedModelError(
-            "scale and shift of every channel (output_scales='channels') are set by what the float network does; call "
+            "scale and shift of every channel (output_scales='channels') are set to match the float network; call "
             "calibrate(model, batches, float_model=network)."
         )
     interpreter = _Calibrator(model, only, output_factors or {})

@@ -87,7 +87,7 @@ class PreparedModel(QuantizedModel):
         """Set the intervals from the first batch in training mode, if that is possible."""
         if not self.training:
             raise UnsupportedModelError(
-                "the model's intervals were never set, so what it computes means nothing yet; call "
+                "the model's intervals were never set, so its results mean nothing yet; call "
                 "calibrate(model, batches), or train it, before it is evaluated."
             )
         processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -46,7 +46,9 @@ def reshape(call: Call) -> Modules:
     if source == call.shape:
         return []
     if len(call.shape) < 2 or source[:1] != (1,) or call.shape[:1] != (1,):
-        raise CallError(f"turns {list(source)} into {list(call.shape)}; what is lowered keeps images apart")
+        raise CallError(
+            f"turns {list(source)} into {list(call.shape)}; only shapes that keep images apart can be lowered"
+        )
     return [nn.Flatten(1)] if len(call.shape) == 2 else _reshaped(call.shape)
 
 
@@ -183,7 +185,9 @@ def repeat(call: Call) -> Modules:
     (source,) = call.inputs
     times = [int(each) for each in call.arguments["repeats"]]
     if len(times) != len(source) or times[0] != 1 or min(times) < 1:
-        raise CallError(f"repeats {list(source)} {times} times; what is lowered keeps dimensions and images")
+        raise CallError(
+            f"repeats {list(source)} {times} times; only repetitions that keep dimensions and images can be lowered"
+        )
     return [Branches([[] for _ in range(each)], Concat(dim)) for dim, each in enumerate(times) if each > 1]
 
 

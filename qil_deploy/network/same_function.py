@@ -191,8 +191,9 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
         return
     if watch.drawn:
         raise UnsupportedModelError(
-            f"the network draws random numbers in training mode: {watch.drawn}. Of what is drawn only Dropout can be "
-            "trained on; set the probability of dropped paths (stochastic depth) and of other noise to 0."
+            f"the network draws random numbers in training mode: {watch.drawn}. Dropout is the only "
+            "randomness that can be trained with; set the probability of dropped paths (stochastic depth) and of other "
+            "noise to 0."
         )
     # What is rebuilt may drop less often than the network: it has no dropout whose result nobody reads. Branches of a
     # training mode with several results may have dropout of their own.
@@ -278,7 +279,7 @@ def _compare_tensors(expected: Tensor, found: Tensor, name: str) -> None:
         largest = float(expected.abs().max())
         difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
         raise _DifferentValuesError(
-            f"what was captured is not the network: on {name} they differ by {difference:.3g}, where the largest "
+            f"the captured graph is not the network: on {name} they differ by {difference:.3g}, where the largest "
             f"output is {largest:.3g}. The reason may be a forward that depends on numbers, or on how many "
             "images there are."
         )

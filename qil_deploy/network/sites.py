@@ -95,7 +95,7 @@ def isolate(graph_module: fx.GraphModule, config: QuantConfig) -> None:
             if config.norms_apart and len(shape_of(node)) != 4:
                 raise UnsupportedModelError(
                     f"{node.target!r} reads {input_of(node).name!r}, which is no convolution, linear layer or addition "
-                    "of its own, and holds no images; only those can take it in."
+                    "of its own, and holds no images; only those can absorb it."
                 )
             carrier = _stand_in_front(graph_module, node, input_of(node))
             if not config.norms_apart:

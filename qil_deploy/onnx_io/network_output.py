@@ -87,7 +87,7 @@ def outputs_of_metadata(metadata: Mapping[str, Any]) -> tuple[NetworkOutput, ...
     )
     names = [output.name for output in outputs]
     if not outputs or len(set(names)) != len(names):
-        raise ValueError(f"outputs are called {names}, each once where there is one at least")
+        raise ValueError(f"outputs are called {names}; there must be at least one, and no name twice")
     for output in outputs:
         has_grid = output.scale is not None and output.zero_point is not None
         if output.kind not in OUTPUT_KINDS or has_grid != (output.kind == "codes") or not output.shape:

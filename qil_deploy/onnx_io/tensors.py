@@ -121,7 +121,7 @@ def _checked_shape(dims: Iterable[int], where: str) -> tuple[int, ...]:
     if any(not 0 <= size < 2**31 for size in shape):
         raise DefectError(f"{where} has shape {_text(shape)}; sizes must be from 0 to 2**31 - 1.")
     if 0 in shape and math.prod(size for size in shape if size) >= 2**31:
-        raise DefectError(f"{where} has shape {_text(shape)}: empty, yet beyond what an array can be.")
+        raise DefectError(f"{where} has shape {_text(shape)}: empty, yet too large for an array.")
     return shape
 
 

@@ -85,7 +85,7 @@ class Budget:
         wanted = self._held + cost.bytes + cost.working
         if wanted > self._limit:
             raise BudgetError(
-                f"it takes {_amount(cost.bytes + cost.working)}, and with what is there already more than the "
+                f"it takes {_amount(cost.bytes + cost.working)}, which, with what is already held, exceeds the "
                 f"{_amount(self._limit)} that may be held at a time (set {LIMIT_VARIABLE} if the file is right)"
             )
         self.made += cost.operations

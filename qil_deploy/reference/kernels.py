@@ -81,7 +81,7 @@ def output_multiplier(x: Grid, w: Grid, y: Grid) -> Array:
     """
     multiplier: Array = x.scale.astype(np.float32) * w.scale.astype(np.float32) / y.scale.astype(np.float32)
     if not np.all(np.isfinite(multiplier)):
-        raise ValueError("its three scales make a multiplier that is no finite number")
+        raise ValueError("the multiplier of its three scales is not a finite number")
     return multiplier.reshape(-1)
 
 

@@ -61,7 +61,7 @@ def choose_address(*, host: str | None, lan: bool, port: int) -> Address:
     try:
         (host or "").encode("idna")
     except UnicodeError as error:
-        raise ConfigError(f"--host is {host!r}, which is no address and no name of one.") from error
+        raise ConfigError(f"--host is {host!r}, which is neither an address nor a host name.") from error
     if host is not None and host != "0.0.0.0":  # noqa: S104 - compared with, and only used where the user names it
         return Address(host=host, name=host, port=port)
     name = network_address()

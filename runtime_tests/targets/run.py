@@ -68,7 +68,7 @@ def run_on_target(
         try:
             check_report(report, exported, golden, options, browser=False)
         except DataError as error:
-            raise TargetError(f"target {target.name} sent what is no report of this run: {error}.") from error
+            raise TargetError(f"target {target.name} did not send a report of this run: {error}.") from error
     return report
 
 

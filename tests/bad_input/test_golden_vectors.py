@@ -46,7 +46,7 @@ CHANGES: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "objects": (lambda _: {"images": np.array([{}], object)}, "is pickled, and pickles are never loaded"),
     "objects for logits": (lambda _: {"logits": np.array([{}], object)}, "is pickled, and pickles are never loaded"),
     "tensors that are no list": (lambda arrays: {"about": _about(arrays, tensors=3)}, "are damaged"),
-    "a digest that is no text": (lambda arrays: {"about": _about(arrays, sha256=3)}, "are no texts"),
+    "a digest that is no text": (lambda arrays: {"about": _about(arrays, sha256=3)}, "does not consist of texts"),
     "logits of other images": (lambda arrays: {"logits": arrays["logits"][:1]}, "not of as many images as there are"),
     "text for logits": (lambda _: {"logits": np.array(["text", "text"])}, "where numbers belong"),
     "another schema": (lambda arrays: {"about": _about(arrays, schema="x")}, "has schema 'x'"),
@@ -100,7 +100,7 @@ def test_a_small_archive_of_gigabytes(model: Path, golden: Path, refused: Callab
     with zipfile.ZipFile(golden, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", _header((3 << 30,)))
         archive.getinfo("images.npy").file_size = 3 << 30
-    assert "they hold 3,221,225,472 bytes, of which 268," in refused("verify", model, "--golden", golden)
+    assert "they hold 3,221,225,472 bytes; at most 268," in refused("verify", model, "--golden", golden)
 
 
 def test_zeros_packed_tightly(model: Path, golden: Path, refused: Callable[..., str], tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
     "endless padding": (_pads(2**40), "(QLinearConv): it takes"),
     "constant of a terabyte": (
         _expand,
-        "(Expand): it takes 1.1e+12 bytes, and with what is there already more",
+        "(Expand): it takes 1.1e+12 bytes, which, with what is already held, exceeds",
     ),
     "constant doubled forty times": (_doubled, "(Concat): it takes"),
     "constants of gigabytes together": (_many_constants, "(Expand): it takes"),

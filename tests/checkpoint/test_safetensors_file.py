@@ -91,7 +91,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     [
         ("[]", "no JSON object"),
         ("{", "no JSON"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands in one object twice"),
+        ('{"a": 1, "a": 2}', "the key 'a' occurs twice in one object"),
         ("[" * 10**5, "nested too deep"),
         ('{"a": NaN}', "NaN is no number"),
         (f'{{"a": {"9" * 5000}}}', "Exceeds the limit"),

@@ -55,7 +55,9 @@ def test_another_kind_than_the_model_is_refused(digits: Digits, prepared: fx.Gra
                 save(path, info, model)
                 path.unlink()
             else:
-                with pytest.raises(CheckpointError, match=f"info.kind is {said!r}, but the model is {kind}; say what"):
+                with pytest.raises(
+                    CheckpointError, match=f"info.kind is {said!r}, but the model is {kind}; set it to that"
+                ):
                     save(path, info, model)
     assert not path.exists()
 
@@ -68,7 +70,7 @@ def test_other_bits_than_the_model_has_are_refused(digits: Digits, prepared: fx.
         info = information(digits, kind="quantized" if model is lower else "frozen")
         with pytest.raises(
             CheckpointError,
-            match=r"info\.config has weight_bits=4, act.*prepared with weight_bits=2, act.*overrides=.*; say",
+            match=r"info\.config has weight_bits=4, act.*prepared with weight_bits=2, act.*overrides=.*; set them",
         ):
             save(tmp_path / "a.safetensors", info, model)
         save(tmp_path / "b.safetensors", info.model_copy(update={"config": config}), model)

@@ -194,7 +194,9 @@ def test_an_export_that_computes_something_else_is_no_delivery(
         return result
 
     monkeypatch.setattr(export, "export_onnx", false_export)
-    with pytest.raises(CertificateError, match=r"w4a4\.onnx does not compute what was trained; see .*w4a4_verify"):
+    with pytest.raises(
+        CertificateError, match=r"w4a4\.onnx does not compute the same as the trained model; see .*w4a4_verify"
+    ):
         deliver(delivered.result, tmp_path, Console(file=io.StringIO()), repeats=1)
     assert not (tmp_path / "results.json").exists()
     report = read_report(tmp_path / "w4a4_verify.json", VerifyReport)

@@ -77,4 +77,6 @@ def test_networks_of_the_user_are_run_only_where_the_user_names_them(
     verifying = ("verify", exported, "--checkpoint", checkpoint, "--limit", 20)
     assert "code outside this project" in refused(*verifying)
     assert call(*verifying, *trusting).code == 0
-    assert refused("verify", exported, *trusting) == ("--model says who builds the network of --checkpoint; give both.")
+    assert refused("verify", exported, *trusting) == (
+        "--model names the function that builds the network of --checkpoint; give both."
+    )

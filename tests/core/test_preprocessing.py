@@ -190,10 +190,14 @@ def test_what_torchvision_says_is_taken_over() -> None:
         (
             Preprocessing.from_timm,
             {},
-            "a dict does not say 'input_size', as what timm says of pretrained networks does",
+            "a dict has no 'input_size', unlike the descriptions of pretrained networks in timm",
         ),
-        (Preprocessing.from_timm, torch.nn.ReLU(), "a ReLU does not say 'input_size'"),
-        (Preprocessing.from_torchvision, torch.nn.ReLU(), "a ReLU does not say 'mean', as what torchvision says"),
+        (Preprocessing.from_timm, torch.nn.ReLU(), "a ReLU has no 'input_size'"),
+        (
+            Preprocessing.from_torchvision,
+            torch.nn.ReLU(),
+            "a ReLU has no 'mean', unlike the descriptions of pretrained networks in torchvision",
+        ),
     ],
 )
 def test_what_says_nothing_of_images_is_refused(make: Any, source: object, message: str) -> None:  # noqa: ANN401

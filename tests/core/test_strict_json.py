@@ -19,7 +19,7 @@ def test_json_is_parsed(text: str | bytes) -> None:
         ("{'a': 1}", "Expecting property name"),
         ("NaN", "NaN is no number"),
         ("[-Infinity]", "-Infinity is no number"),
-        ('{"a": {"b": 1, "b": 1}}', "the key 'b' stands in one object twice"),
+        ('{"a": {"b": 1, "b": 1}}', "the key 'b' occurs twice in one object"),
         ("[" * 10**5 + "]" * 10**5, "nested too deep"),
         ('{"a":' * 10**5, "nested too deep"),
         ("9" * 5000, "Exceeds the limit"),

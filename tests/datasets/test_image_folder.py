@@ -86,7 +86,7 @@ def test_imagenet_lies_where_the_environment_says(pictures: Path, monkeypatch: p
     preprocessing = preprocessing_for("imagenet", test)
     assert (preprocessing.shape, preprocessing.zero_point) == ((3, 224, 224), 114)
     monkeypatch.delenv("QIL_DEPLOY_IMAGENET")
-    with pytest.raises(DataError, match=r"QIL_DEPLOY_IMAGENET says, which is not set; .* or write imagenet:FOLDER"):
+    with pytest.raises(DataError, match=r"QIL_DEPLOY_IMAGENET, .*, is not set; .* or write imagenet:FOLDER"):
         load_images("imagenet")
     with pytest.raises(DataError, match="there is no folder nowhere"):
         load_images("imagenet:nowhere")

@@ -270,9 +270,7 @@ def test_average_precision_is_measured_of_boxes_that_the_file_says_how_to_decode
     assert report.exact
     other = replace(decoder, score=1.0)
     assert verified(path, model, labels, metric=lambda: AveragePrecision(other)).reference_accuracy == 0.0
-    with pytest.raises(
-        ConfigError, match=r"boxes are in output 'near' .*\[6, 4, 4\].* of 3 classes stand in \[7, H, W\]"
-    ):
+    with pytest.raises(ConfigError, match=r"boxes are in output 'near' .*\[6, 4, 4\].* of 3 classes need \[7, H, W\]"):
         export_onnx(model, path, preprocessing=GRID, class_names=(), boxes=replace(decoder, classes=3))
 
 

@@ -127,7 +127,7 @@ def test_the_certificate_refuses_pools_that_the_kernel_does_not_take(
         differing_outputs(planted.path, trial)
 
 
-NO_MULTIPLIER = "its three scales make a multiplier that is no finite number"
+NO_MULTIPLIER = "the multiplier of its three scales is not a finite number"
 
 
 @pytest.mark.parametrize("value", [1e-39, 1e-45])
@@ -200,7 +200,7 @@ def test_multipliers_beyond_float32_are_refused_by_name(exports: Exports, gain: 
     with torch.no_grad():
         prepared.get_parameter("layer2.0.bn2.weight").fill_(gain)
         prepared.get_buffer("layer2.0.bn2.running_var").fill_(1e-5)
-    with pytest.raises(UnsupportedModelError, match=r"layer 'layer2\.0\.conv2' multiplies what it sums up by"):
+    with pytest.raises(UnsupportedModelError, match=r"layer 'layer2\.0\.conv2' multiplies its sums by"):
         freeze(prepared)
 
 

@@ -106,9 +106,7 @@ def test_outputs_that_hold_no_such_boxes_are_refused() -> None:
     decoder = BoxDecoder(outputs=("map",), strides=(8,), classes=2)
     with pytest.raises(ConfigError, match="there is no output 'map', only other"):
         decoder.decode({"other": np.zeros((1, 6, 2, 2))})
-    with pytest.raises(
-        ConfigError, match=r"output 'map' is of shape \[1, 7, 2, 2\]; boxes of 2 classes stand in \[N, 6,"
-    ):
+    with pytest.raises(ConfigError, match=r"output 'map' is of shape \[1, 7, 2, 2\]; boxes of 2 classes need \[N, 6,"):
         decoder.decode({"map": np.zeros((1, 7, 2, 2))})
 
 

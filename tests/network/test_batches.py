@@ -269,7 +269,7 @@ def test_predictions_come_by_the_preprocessing_of_the_model(digits: Digits) -> N
         with pytest.raises(DataError, match=r"the model was prepared with Preprocessing\(.*zero_point=3, .*\)"):
             predictions(each, images.images, other)
     nothing = replace(images, images=images.images[:0], labels=images.labels[:0])
-    with pytest.raises(DataError, match="what freezing costs cannot be measured on digits: it has no images"):
+    with pytest.raises(DataError, match="the cost of freezing cannot be measured on digits: it has no images"):
         compare_freezing(model, freeze(model), "digits", nothing, digits.preprocessing)
 
 

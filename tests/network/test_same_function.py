@@ -88,10 +88,13 @@ def test_a_forward_that_depends_on_the_mode_is_refused(training: bool) -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (DrawsInTraining(), r"draws random numbers in training mode: rand \(test_same_function.py, line \d+\)\. Of"),
+        (
+            DrawsInTraining(),
+            r"draws random numbers in training mode: rand \(test_same_function.py, line \d+\)\. Dropout",
+        ),
         (
             StochasticDepth(),
-            r"training mode: bernoulli_ \(test_same_function.py, line \d+\)\. Of",
+            r"training mode: bernoulli_ \(test_same_function.py, line \d+\)\. Dropout",
         ),
     ],
 )
@@ -207,7 +210,7 @@ def test_rounding_that_is_multiplied_up_is_no_other_network() -> None:
     difference = Unmoved(3.0)(example) - Moved(3.0)(example)
     assert float(difference.abs().max()) > 1e-5 * float(Unmoved(3.0)(example).abs().max())
     require_same_function(Unmoved(3.0), Moved(3.0), example)
-    with pytest.raises(UnsupportedModelError, match="what was captured is not the network"):
+    with pytest.raises(UnsupportedModelError, match="the captured graph is not the network"):
         require_same_function(Unmoved(3.0), Moved(3.001), example)
 
 
@@ -245,5 +248,5 @@ def test_a_network_that_multiplies_up_every_rounding_is_compared_from_layer_to_l
             bias = other.get_submodule(key).bias
             assert isinstance(bias, Tensor)
             bias[1] += change
-        with pytest.raises(UnsupportedModelError, match="what was captured is not the network: on"):
+        with pytest.raises(UnsupportedModelError, match="the captured graph is not the network: on"):
             require_same_function(network, other, x)

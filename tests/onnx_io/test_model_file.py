@@ -257,7 +257,7 @@ def tensor(data_type: int, dims: list[int], **fields: Any) -> onnx.TensorProto: 
         (tensor(TensorProto.INT8, [1], raw_data=b"1", int32_data=[1]), "use raw_data or int32_data alone"),
         (tensor(TensorProto.INT8, [-1], raw_data=b""), r"shape \[-1\]; sizes must be from 0"),
         (tensor(TensorProto.INT8, [2**62], raw_data=b""), "sizes must be from 0"),
-        (tensor(TensorProto.INT8, [0, 2**31 - 1, 2**31 - 1], raw_data=b""), "beyond what an array can be"),
+        (tensor(TensorProto.INT8, [0, 2**31 - 1, 2**31 - 1], raw_data=b""), "too large for an array"),
         (tensor(TensorProto.INT8, [1] * 33, raw_data=b"1"), "has 33 dimensions; at most 32"),
         (tensor(TensorProto.BFLOAT16, [1], raw_data=b"12"), "element type number 16; supported are 1"),
         (tensor(TensorProto.STRING, [1], string_data=[b"a"]), "element type number 8"),

@@ -157,7 +157,7 @@ def test_golden_vectors_are_compared_with_one_backend(write_model: WriteModel, t
     result = call(verify_command, path, "--golden", golden)
     assert result.exit_code == 1
     assert result.output.count("(QLinearAdd)") == 4
-    with pytest.raises(ConfigError, match="name it there as golden"):
+    with pytest.raises(ConfigError, match="name it golden in --between"):
         call(verify_command, path, "--golden", golden, "--between", "all", "reference")
     with pytest.raises(ConfigError, match="give their file with --golden"):
         call(verify_command, path, "--between", "golden", "reference")

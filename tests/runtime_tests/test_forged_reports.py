@@ -183,7 +183,7 @@ def test_no_forgery_is_believed(golden: tuple[Path, Path], answer: Report, tmp_p
 
 def test_an_entry_that_is_there_twice_is_refused(golden: tuple[Path, Path], answer: Report, tmp_path: Path) -> None:
     content = json.dumps(answer).replace('"images": 5', '"images": 5, "images": 5', 1)
-    with pytest.raises(DataError, match="the key 'images' stands in one object twice"):
+    with pytest.raises(DataError, match="the key 'images' occurs twice in one object"):
         take_from_device(golden, content, tmp_path)
 
 

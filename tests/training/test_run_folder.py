@@ -174,7 +174,7 @@ def changed_state(folder: Path, change: Callable[[dict[str, str], dict[str, torc
         ({"loss_sum": 10**400}, "is no number that a file may hold"),
         ({"right": 10**6}, "1000000 of 0 images are right"),
         ({"best": 101}, "its best accuracy is 101 %"),
-        ({"more": 1}, "its position is no object of the entries of one"),
+        ({"more": 1}, "its position is not an object with the right entries"),
     ],
 )
 def test_positions_that_no_phase_has_are_refused(folder: Path, position: dict[str, Any], message: str) -> None:

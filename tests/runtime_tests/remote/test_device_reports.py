@@ -17,20 +17,29 @@ BAD_REPORTS = {
     "schema": ("report['schema'] = 'x/1'", "brought back no report: .* has schema 'x/1'"),
     "other model": (
         "report['sha256'] = 64 * '0'",
-        "sent what is no report of this run: sha256 is '0000.*, and has to be ",
+        "did not send a report of this run: sha256 is '0000.*, and has to be ",
     ),
-    "no levels": ("report['levels'] = []", r"sent what is no .*: levels is \(\), and has to be \('all',\)"),
+    "no levels": (
+        "report['levels'] = []",
+        r"did not send a report of this run: levels is \(\), and has to be \('all',\)",
+    ),
     "escapes": (
         r"report['environment']['cpu'] = 'x\x1b[2J'",
-        "sent what is no .*: environment has a text that is too long or cannot be p",
+        "did not send a report of this run: environment has a text that is too long or cannot be p",
     ),
     "equal, with other codes": (
         "report['levels'][0]['tensors'][0]['sha256'] = 64 * '0'",
-        r"sent what is no .*: level all, '.*', sha256 is '0000",
+        r"did not send a report of this run: level all, '.*', sha256 is '0000",
     ),
-    "a tensor left out": ("del report['levels'][0]['tensors'][0]", "sent what is no .*: level all, tensors is"),
-    "fewer images": ("report['images'] = 1", "sent what is no .*: images is 1"),
-    "a browser's": ("report['environment']['browser'] = 'x'", "sent what is no .*: environment, browser known is True"),
+    "a tensor left out": (
+        "del report['levels'][0]['tensors'][0]",
+        "did not send a report of this run: level all, tensors is",
+    ),
+    "fewer images": ("report['images'] = 1", "did not send a report of this run: images is 1"),
+    "a browser's": (
+        "report['environment']['browser'] = 'x'",
+        "did not send a report of this run: environment, browser known is True",
+    ),
     "field": ("del report['threads']", "brought back no report: .* is damaged"),
     "text": ("report = 'hello'", "brought back no report: .* has schema None"),
 }
