@@ -254,7 +254,8 @@ class Job:
     @property
     def label(self) -> str:
         """Description of the row and its seed."""
-        return f"{self.variant.width} {self.variant.method} {self.variant.name}, seed {self.seed}"
+        name, method, width, seed = self.variant.key(self.seed)
+        return f"{' '.join(part for part in (width, method, name) if part)}, seed {seed}"
 
     def end_epoch(self, beside: int) -> None:
         """Wait for the end of the epoch, which `beside` other networks trained at the same time."""
