@@ -13,7 +13,7 @@ def start(program: str | None = None) -> None:
     Args:
         program: the one command to run with all arguments; None where the first argument names it.
     """
-    handle_interrupts()  # before what takes time to load
+    handle_interrupts()  # before slow imports
     from qil_deploy.slow_imports import loading
 
     try:

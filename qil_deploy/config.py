@@ -17,7 +17,7 @@ Placement = Literal["paper", "integer"]
 OutputScales = Literal["without_batchnorm", "all", "channels"]
 Outputs = Literal["float", "codes"]
 
-# Eight bits of activation under eight bits of weight could saturate the int16 sums of x86 without VNNI
+# 8-bit activations with 8-bit weights could saturate the int16 sums of x86 without VNNI
 # (2 * 255 * 127 > 32767), so the first and last layer take seven-bit weights, and 8/8 is refused.
 EDGE_ACTIVATION_BITS = 8
 EDGE_WEIGHT_BITS = 7
@@ -35,7 +35,7 @@ GradientScaling = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, strict
 
 
 def _known_method(name: str) -> str:
-    from .quantizers import METHODS  # which needs torch
+    from .quantizers import METHODS  # needs torch
 
     if name not in METHODS:
         raise ValueError(f"there is no such method; choose {' or '.join(map(repr, METHODS))}")
@@ -88,20 +88,20 @@ class QuantConfig(BaseModel):
         gradient_scaling: scale the gradient of each rounding by `1 + gradient_scaling * sign(g) * (r - rint(r))`, where
             `r` is the code before rounding and `g` the gradient (EWGS; Lee et al., CVPR 2021), from 0 (plain
             straight-through) to 2. It counts in steps between codes, so 0.2 scales by 0.9 to 1.1 at every bit width;
-            the paper's factor counts in [0, 1] over the interval (`quantizers/kernels.py`). Of weights and activations,
-            not of 8-bit ranges; training only.
+            the paper's factor counts in [0, 1] over the interval (`quantizers/kernels.py`). For weights and
+            activations, not 8-bit ranges; training only.
         returning_weights: pass the gradient on to weights outside of their interval, too (`quantizers/returning.py`);
             in the papers of both methods they have none, and never learn again. Training only.
-        allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where otherwise the
-            network would be refused; only in `integer` placement.
+        allow_float: keep what has no integer form in float between 8-bit codes (`float_island`), where the network
+            would otherwise be refused; only in `integer` placement.
         float_gates: keep gates and smooth activations (products, sigmoids, SiLU and their like) in float, too, as
-            `allow_float` did before they had an integer form; so do checkpoints of then.
-        float_scales: the same of scales and shifts of channels, PReLU of several slopes, means along one direction,
+            `allow_float` did before they had an integer form; so do older checkpoints.
+        float_scales: the same for scales and shifts of channels, PReLU of several slopes, means along one direction,
             BatchNorm of rows, and flipped, rolled or repeated tensors.
-        float_rows: the same of poolings, transposed convolutions, upsampling and padding of rows [N, C, L].
+        float_rows: the same for pooling, transposed convolutions, upsampling and padding of rows [N, C, L].
         norms_apart: keep BatchNorm and activations apart from a layer whose values are moved in between (a transposed
-            convolution's), and an activation apart from a BatchNorm that no layer takes in, as all were before; so do
-            checkpoints of then.
+            convolution's), and an activation apart from a BatchNorm that no layer absorbs, as all were before; so do
+            older checkpoints.
         output_scales: which layers have a learned output scale. `without_batchnorm`: those that no BatchNorm follows;
             the others leave the scale to BatchNorm, whose statistics follow the quantized network. `all`: every
             layer, so that BatchNorm keeps the statistics of the float network (decision 0019). `channels`: the same

@@ -17,7 +17,7 @@ class OtherSchemaError(DataError):
     """A report of a schema that was not requested.
 
     Attributes:
-        schema: what stands in the file.
+        schema: the one in the file.
     """
 
     def __init__(self, message: str, schema: object) -> None:

@@ -57,10 +57,10 @@ def open_locked(path: Path, *, create: bool = False) -> LockedFile | None:
 
     Args:
         path: a regular file, no symbolic link.
-        create: whether it is made where there is none.
+        create: whether to create a missing file.
 
     Raises:
-        OSError: it cannot be opened or, without `create`, there is none.
+        OSError: it cannot be opened or, without `create`, is missing.
     """
     while True:
         flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | (os.O_CREAT if create else 0)

@@ -2,7 +2,7 @@
 
 A file is written beside its destination under a temporary name and renamed over it, so that a reader (or the
 next start after a crash) sees the old content or the new, never a half. Its writer holds the temporary file locked:
-what lies about unlocked was left by a process that was killed, and `remove_unfinished` removes it.
+an unlocked one was left by a process that was killed, and `remove_unfinished` removes it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def ensure_apart(outputs: Mapping[str, Path], inputs: Mapping[str, Path]) -> Non
         inputs: likewise.
 
     Raises:
-        OutputError: two of them are the same file, under whatever names and links; both are named.
+        OutputError: two of them are the same file, under any names and links; both are named.
     """
     known = list(inputs.items())
     for what, path in outputs.items():

@@ -1,14 +1,14 @@
 """Ctrl-C: quiet at every moment of a command; in the middle of long work, finished results are kept.
 
-Python raises KeyboardInterrupt wherever it happens to be. While a module is loaded nobody expects it there: some
-libraries catch and lose it, and what escapes is a traceback through files that no user knows. So a command that is
-interrupted while it loads a module ends at once, as if it had been killed; files are written whole or not at all
-(`files`), so that nothing half done is left. At all other moments KeyboardInterrupt is raised as usual.
+Python raises KeyboardInterrupt wherever it happens to be. Nothing expects it while a module is loading: some libraries
+swallow it, or a traceback through unfamiliar files is shown. So a command that is interrupted while it loads a module
+ends at once, as if it had been killed; files are written whole or not at all (`files`), so nothing half done is left.
+At all other moments KeyboardInterrupt is raised as usual.
 
-Where SIGINT was ignored when the command started, it stays ignored, as in every Python program: a shell does that for
-jobs in the background, which Ctrl-C is not meant for.
+If SIGINT was ignored when the command started, it stays ignored, as in every Python program: shells do that for
+background jobs, which Ctrl-C is not meant for.
 
-Imports nothing that takes time: it is what a command does first.
+Imports nothing slow: a command runs this first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def handle_interrupts() -> None:
         report(kind, *rest)  # type: ignore[arg-type] # passed on as they came
 
     def hook_lost(lost: sys.UnraisableHookArgs) -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):  # in a callback or a destructor, from where nothing is raised
+        if issubclass(lost.exc_type, KeyboardInterrupt):  # in a callback or a destructor, which cannot raise
             _end_now()
         report_lost(lost)
 
@@ -78,7 +78,7 @@ def _end_now() -> NoReturn:
 def noticing_interrupts() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether Ctrl-C was pressed; pressed again, it raises KeyboardInterrupt.
 
-    For work that asks the function now and then, and ends with what it has.
+    For work that polls the function and ends with what it has.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:

@@ -47,12 +47,12 @@ class Preprocessing:
     Attributes:
         channels, height, width: shape of one image.
         scale: step of the grid that pixels are on; float32-representable, from `SMALLEST_SCALE` to `LARGEST_SCALE`.
-        zero_point: the grey level that stands for 0 on that grid, in [0, 255].
+        zero_point: the grey level that represents 0 on that grid, in [0, 255].
         mean, std: of pixels in [0, 1], one per channel; None where the grid is the map (module docstring).
-        channel_order: of a colour image; None where nobody said.
+        channel_order: of a colour image; None if unknown.
         resize: what a picture is resized to before its middle of `height` x `width` is cut out: the length of its
-            shorter side, or height and width. None where nobody said.
-        interpolation: with which filter of Pillow; None where nobody said.
+            shorter side, or height and width. None if unknown.
+        interpolation: Pillow's filter for that; None if unknown.
     """
 
     channels: int

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 def loading(what: str = "") -> Iterator[None]:
     """Show `loading WHAT ...` on the standard error stream while the body imports; nothing if that is no terminal.
 
-    Imports nothing itself that takes time: it is what is said first.
+    Imports nothing slow itself: it runs first.
     """
     shown = _is_terminal()
     try:

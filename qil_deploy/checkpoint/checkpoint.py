@@ -134,7 +134,7 @@ def load_model(path: str | PathLike[str], build: Builder) -> tuple[CheckpointInf
 
     Raises:
         CheckpointError: as `read_checkpoint`, the tensors do not fit the network or contradict each other or the
-            header, or the network is larger than the file can be of.
+            header, or the network is larger than the file allows.
     """
     file = Path(path)
     info, contents = read_header(file)
@@ -179,7 +179,7 @@ def assemble(info: CheckpointInfo, build: Builder) -> nn.Module:
         model = build(info.model_name, info.model_arguments)
     except QilDeployError:
         raise
-    except Exception as error:  # any Python of the user's runs here, on arguments that come from a file
+    except Exception as error:  # any user code runs here, on arguments that come from a file
         raise CheckpointError(
             f"the checkpoint's network {excerpt(info.model_name, 60)} cannot be built with "
             f"{excerpt(info.model_arguments)}: {excerpt(f'{type(error).__name__}: {error}', 240)}."
@@ -227,7 +227,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape or dtype, or two names of one tensor of the
-            model have other values; the model is unchanged.
+            model have different values; the model is unchanged.
     """
     _check_entries(model, {name: TensorEntry.of(tensor) for name, tensor in tensors.items()}, source)
     first_names: dict[tuple[int, torch.Size], str] = {}
@@ -275,7 +275,7 @@ def _check_logits(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
 def _result_shapes(path: Path, info: CheckpointInfo, model: nn.Module) -> list[tuple[int, ...]]:
     try:
         result = model(example_input(info.preprocessing))
-    except Exception as error:  # any Python of the user's runs here, on an image whose shape comes from a file
+    except Exception as error:  # any user code runs here, on an image whose shape comes from a file
         raise CheckpointError(
             f"the network of checkpoint {path} does not run on an image of shape {list(info.preprocessing.shape)}: "
             f"{excerpt(f'{type(error).__name__}: {error}', 240)}."

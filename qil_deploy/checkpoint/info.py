@@ -37,12 +37,12 @@ class CheckpointInfo(BaseModel):
     Attributes:
         schema_version: version of this format; readers refuse others.
         kind: `float`; `quantized` (intervals learned, fake quantization); `frozen` (integer arithmetic).
-        model_name, model_arguments: what the builder is called with. Where there are arguments `in_channels` and
-            `num_classes`, they are those of the images and the number of class names.
+        model_name, model_arguments: what the builder is called with. Arguments `in_channels` and `num_classes`, if any,
+            are the channels of the images and the number of class names.
         config: the quantization; None for `float`.
         preprocessing: from uint8 image to input; at most `LARGEST_IMAGE` values.
         data: name of the data set.
-        class_names: one per logit; of networks that return maps or several tensors any number, or none.
+        class_names: one per logit; any number or none for networks that return maps or several tensors.
         metrics: finite figures worth keeping; those whose names begin with `accuracy` in percent, `test_images` and
             those that begin with `changed_predictions` whole numbers.
 

@@ -2,7 +2,7 @@
 
     8 bytes     length n of the header, little-endian
     n bytes     JSON: {"__metadata__": {TEXT: TEXT}, NAME: {"dtype": ..., "shape": [...], "data_offsets": [begin, end]}}
-    the rest    the bytes of all tensors, one behind the other
+    the rest    the bytes of all tensors, one after the other
 
 The file is no longer than its tensors, so whoever has checked names, dtypes and shapes knows what memory reading takes.
 """
@@ -167,7 +167,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a file whose contents were checked, and compare them with the digest, if it has one.
 
     Raises:
-        DamagedFileError: the bytes are others than were written.
+        DamagedFileError: the bytes are not those written.
         OSError: the file cannot be read.
     """
     try:
@@ -184,7 +184,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_into(path: Path, contents: Contents, tensors: Mapping[str, Tensor]) -> None:
     """Read tensors of a file into existing ones of the same dtypes and shapes, on the CPU.
 
-    Unlike `read_tensors`, whose tensors are the file itself in memory, this takes no memory beside them. The digest is
+    Unlike `read_tensors`, whose tensors are the file itself in memory, this takes no memory besides them. The digest is
     for the caller to compare (`matches_digest`).
 
     Args:

@@ -203,7 +203,7 @@ def _check_rescale(
     for numerator, ratio, _ in ratios:
         if not 1 <= numerator <= _LARGEST_NUMERATOR:
             problem(f"the numerator of {name} is {numerator:,}, not between 1 and {_LARGEST_NUMERATOR:,}")
-        # An extreme ratio is shrunk, so that it can be rescaled exactly at all; the smallest numerator is 1.
+        # An extreme ratio is shrunk, so that it can be rescaled exactly; the smallest numerator is 1.
         smallest = 0.0 if shrunk else ratio * denominator - 1.0
         if not smallest <= numerator <= ratio * denominator + 1.0:
             problem(

@@ -73,7 +73,7 @@ app.command("demo")(demo_command)
 
 
 _BROWSER_PACKAGES = ("h11", "playwright", "starlette", "uvicorn")  # of the extra `browser`
-# What is raised for wrong options and arguments: a class of click's, which newer versions of typer have in themselves.
+# Raised for wrong options and arguments: a class of click's, which newer versions of typer contain.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str | None = None) 
     try:
         sys.exit(_run(arguments, program))
     except SystemExit as ending:
-        # rich and typer end with 1 where the reader of a pipe has gone, which here would say that something differs.
+        # rich and typer exit with 1 if the reader of a pipe is gone, which would mean here that something differs.
         if isinstance(ending.__context__, BrokenPipeError):
             _discard_output()
             sys.exit(141)
@@ -138,7 +138,7 @@ def _print_any_name() -> None:
     """Let names that cannot be encoded be printed anyway: file names need not be UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(OSError):  # it cannot be written at all, which the first line will tell
+            with contextlib.suppress(OSError):  # it cannot be written; the first line will say so
                 stream.reconfigure(errors="backslashreplace")
 
 

@@ -28,7 +28,7 @@ def write_and_show(report: Report, json: Path | None, tables: Iterable[Table], r
     try:
         if json is not None:
             write_report(json, report)
-    finally:  # what took minutes is shown on a full disk, too
+    finally:  # show what took minutes even on a full disk
         console = Console()
         for table in tables:
             console.print(table)
@@ -48,7 +48,7 @@ def measure_and_show(
     Exits with 2 if a model failed, with 130 after Ctrl-C.
 
     Args:
-        measure: makes the report; is given what tells how far it is.
+        measure: makes the report; takes a progress callback.
         json: where the report goes.
         tables: of a report, to print.
         interrupted: whether Ctrl-C ended a measurement.

@@ -71,7 +71,7 @@ def train_command(  # noqa: PLR0913, PLR0917 - every argument is an option of it
     settings = Settings(mixed_precision=mixed_precision.value, save_minutes=save_minutes, workers=workers)
     result = train(loaded, folder, resume=resume, settings=settings)
     state = PartialState()
-    # Together, and before the first process alone goes on: one that leaves a group open may abort when it exits.
+    # Together, before the first process continues alone: one that leaves a group open may abort when it exits.
     state.wait_for_everyone()
     state.destroy_process_group()
     if state.is_main_process:

@@ -70,7 +70,7 @@ def load_images(
         split: `train` or `test`.
         shape: (channels, height, width) to which the images are brought; None: their own, which for a folder is
             its first image's size in colour.
-        preprocessing: of the network, in the place of `shape`: pictures of a folder are resized and cut as it says.
+        preprocessing: of the network, instead of `shape`: pictures of a folder are resized and cut as it says.
 
     Raises:
         DataError: the name is unknown, a folder, package or network is missing, there are no images, or the shape
@@ -121,7 +121,7 @@ def load_batches(
     batches = images.batches(batch_size)
     if shape is None:
         return batches
-    _resized(images.first(1), shape)  # refuses a shape that cannot be had
+    _resized(images.first(1), shape)  # refuses an impossible shape
     return replace(batches, shape=shape, read=lambda start, stop: _resized(images.part(start, stop), shape))
 
 

@@ -1,10 +1,10 @@
 """Decode one image file, stored in any form, to an upright 8-bit picture in grey or colour.
 
-What has more than 8 bits keeps the upper 8 of them, `v >> 8` of 16-bit grey: Pillow does so itself with 16-bit colour,
-and so do OpenCV and torchvision, and an 8-bit picture that was stored as `257 v` comes back unchanged. Numbers whose
-range no file tells (floats, 32-bit and signed integers) are refused: Pillow would clip them to 0..255 without a word.
+Images of more than 8 bits keep the upper 8, `v >> 8` for 16-bit grey: Pillow does so itself with 16-bit colour,
+and so do OpenCV and torchvision, and an 8-bit picture that was stored as `257 v` comes back unchanged. Numbers of
+unknown range (floats, 32-bit and signed integers) are refused: Pillow would clip them to 0..255 without a word.
 
-Transparency is dropped, of several frames the first is taken, as Pillow's `convert` and torchvision do. The
+Transparency is dropped, and the first of several frames taken, as Pillow's `convert` and torchvision do. The
 orientation in the EXIF data is applied, as every viewer does.
 """
 
@@ -37,10 +37,10 @@ def decode_image(path: Path, channels: int) -> Image.Image:
     """
     from PIL import Image
 
-    if not path.is_file():  # a pipe of that name would be waited for
+    if not path.is_file():  # reading a pipe would block
         raise DataError(f"{path} is no file; remove it from the folder.")
     try:
-        # A stream, not a name: of files by name Pillow maps plain TIFFs, and mixes the pixels up where they are turned.
+        # A stream, not a name: given a name, Pillow maps plain TIFFs, and mixes up the pixels of rotated ones.
         with path.open("rb") as stream, Image.open(stream) as image:
             image.load()
             orientation = int(image.getexif().get(_ORIENTATION, 1))
@@ -70,7 +70,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     bits = _tag(image, _BITS, 16)[0] if image.format == "TIFF" else 16
     if values.size and not 0 <= int(values.min()) <= int(values.max()) < 1 << bits:
         raise DataError(f"{path} holds numbers from {values.min()} to {values.max()} in {bits} bits; {_REMEDY}")
-    if image.format == "TIFF" and _tag(image, _PHOTOMETRIC, 1)[0] == _WHITE_IS_ZERO:  # Pillow turns 8 bits round alone
+    if image.format == "TIFF" and _tag(image, _PHOTOMETRIC, 1)[0] == _WHITE_IS_ZERO:  # Pillow inverts only 8 bits
         values = (1 << bits) - 1 - values
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 

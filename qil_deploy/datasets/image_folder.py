@@ -45,7 +45,7 @@ class ImageFolder:
         labels: int64, [N], indices into `class_names`.
         class_names: one name per class.
         fit: how an image reaches the shape of the network.
-        preprocessing: which may say so instead.
+        preprocessing: may define that instead.
     """
 
     root: Path

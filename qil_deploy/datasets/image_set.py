@@ -22,7 +22,7 @@ class ImageSet:
 
     Attributes:
         images: uint8, [N, C, H, W].
-        labels: int64, [N], indices into `class_names`; of networks that return maps, what their metric wants
+        labels: int64, [N], indices into `class_names`; for networks that return maps, what their metric needs
             (`qil_deploy.metrics`): int64 [N, H, W] or boxes, float32 [N, boxes, 5].
         class_names: one name per class.
     """
@@ -78,7 +78,7 @@ class ImageSet:
 class ImageBatches:
     """A split that is read batch by batch, so that memory holds one batch, however large the set is.
 
-    Iterating yields an `ImageSet` of `batch_size` images each, the last one smaller where the size asks for it, in the
+    Iterating yields an `ImageSet` of `batch_size` images each, the last one smaller if necessary, in the
     same order every time.
 
     Attributes:

@@ -5,7 +5,7 @@ Along each axis, pixel `i` of `n` new ones lies at `x = (2 i + 1) m / (2 n) - 1/
 `frac(x)`. All of it is a fraction with the denominator `4 n_height n_width`, which is rounded once, half up. Nothing
 is averaged besides these four pixels: made smaller by more than a half, an image loses pixels.
 
-One channel becomes several by repetition; three become one as ITU-R BT.601 has it, in the fixed point of Pillow's
+One channel becomes several by repetition; three become one as in ITU-R BT.601, in the fixed point of Pillow's
 mode L: `(19595 R + 38470 G + 7471 B + 32768) >> 16`.
 """
 

@@ -16,7 +16,7 @@ is added, are
 
 and carry five roundings at most: two of each ratio, one of each product, two of the sums (`ratios`); a product,
 three of the ratio, and one each of product and sum. A function of codes is a table of 256
-results, each with the error of the function beside those roundings.
+results, each with the error of the function besides those roundings.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def pooled(
     Args:
         window: pixels.
         codes: the smallest and the largest.
-        x_zero_point, y_zero_point: of what is read and made.
+        x_zero_point, y_zero_point: of input and output.
         ratio: output codes per unit of a sum.
     """
     lowest, highest = (window * (code - x_zero_point) for code in codes)
@@ -166,7 +166,7 @@ def tabulated(function: Function, x: tuple[float, float], y: tuple[float, float]
 
     Args:
         function: what it holds.
-        x, y: scale and zero point of what is read and made.
+        x, y: scale and zero point of input and output.
         slope: of a LeakyReLU, below zero.
     """
     values = (np.arange(256, dtype=np.float64) - x[1]) * x[0]

@@ -1,14 +1,14 @@
 """Fold a quantized layer, its BatchNorm and the quantizer after it into integers.
 
-A layer reads codes `X` that stand for `(X - x_zero_point) * x_scale` and has real codes `v = q_W * w_hat`.
-What comes out of it and its BatchNorm (or output scale and bias) is
+A layer reads codes `X` of value `(X - x_zero_point) * x_scale` and has real codes `v = q_W * w_hat`.
+Its result after BatchNorm (or output scale and bias) is
 
     z_k = gain_k * sum((X - x_zero_point) * W_k) * x_scale / q_W + shift_k          W = rint(v)
 
     BatchNorm:    gain = scale * norm_gain             shift = norm_bias - norm_gain * mean
                   norm_gain = norm_weight / sqrt(var + eps), scale = 1 for a layer without an output scale
     otherwise:    gain = scale                         shift = bias
-    behind which a `ChannelAffine` multiplies both by its own gain, and adds its own shift. Where moves between layer
+    after which a `ChannelAffine` multiplies both by its own gain, and adds its own shift. Where moves between layer
     and BatchNorm make one channel of several (`network.behind_moves`), each of these has that one's gain and shift, and
     may have a bias of its own, which adds `norm_gain * bias` to its shift,
 
@@ -108,15 +108,15 @@ def gain_and_shift(layer: QuantLayer, norm: Norm | None) -> tuple[Tensor, Tensor
 
     Args:
         layer: a convolution or linear layer.
-        norm: the BatchNorm behind it, which has running statistics, or scales and shifts; None where there is neither.
-            Each of its channels stands for as many of the layer's, next to each other.
+        norm: the BatchNorm after it, which has running statistics, or scales and shifts; None if there is neither. Each
+            of its channels covers equally many of the layer's, next to each other.
     """
     ones = torch.ones(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
     scale = ones if layer.log_output_scale is None else ones * layer.log_output_scale.double().exp()
     moved = None if layer.output_shift is None else scale * layer.output_shift.double()
     if norm is None or isinstance(norm, ChannelAffine):
         bias = 0.0 * ones if layer.bias is None else layer.bias.double()
-        shift = bias if moved is None else moved + bias  # of -0.0, too, every bit stays
+        shift = bias if moved is None else moved + bias  # keeps every bit, even of -0.0
         if norm is None:
             return scale, shift
         gain = _repeated(norm.gain.double() + norm.offset, len(ones))
@@ -192,7 +192,7 @@ def fold_channels(
         spread: from `largest_spread`.
 
     Returns:
-        What it comes to; differentiable in `gain` and `shift`.
+        The result; differentiable in `gain` and `shift`.
     """
     x_step = x_scale.double()
     constant = shift - output.offset

@@ -20,7 +20,7 @@ def frozen_gate(module: nn.Module, inputs: list[Grid], y: Grid) -> FrozenModule:
     Args:
         module: the plain module.
         inputs: the grids of what it reads.
-        y: the grid of the codes that it is to make, with the limits of a ReLU behind it, or of the hard sigmoid.
+        y: the grid of its result, with the limits of a ReLU after it, or of the hard sigmoid.
     """
     if isinstance(module, nn.Sigmoid):
         return FrozenTable("sigmoid", inputs[0], y)

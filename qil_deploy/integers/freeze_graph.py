@@ -1,6 +1,6 @@
 """Walk a prepared graph once and replace groups of its modules by frozen ones (`freeze_model.freeze`).
 
-    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer; a hard sigmoid may stand for the ReLU,
+    conv or linear (-> BatchNorm) (-> ReLU) -> quantizer     one FrozenLayer; a hard sigmoid may stand in for the ReLU,
                                                              and scales and shifts for BatchNorm; moves in between
                                                              (`network.behind_moves`) then move its codes
     8-bit codes -> interval quantizer                        one FrozenRescale
@@ -207,7 +207,7 @@ class Freezer:
         if not isinstance(layer, QuantConv2d | QuantLinear):
             raise TypeError(f"{producer.target!r} is no quantized layer")
         if any(kind_of(self.model, part) == "hard sigmoid" for part in chain):
-            # Of x / 6 + 1/2, codes are those of x on a grid six times as wide.
+            # Codes of x / 6 + 1/2 are those of x on a grid six times as wide.
             step, offset = 6 * step, 6 * offset - 3
         frozen = FrozenLayer(layer, norm, self.grids[input_of(producer)], y, step, offset)
         self._replace(chain, str(producer.target), frozen, y)

@@ -32,8 +32,8 @@ def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
 
     Args:
         model: from `prepare` with `integer` placement, calibrated or trained.
-        share_parameters: whether both models have the same parameters, of which no copy is made then; for a frozen
-            model that nobody trains.
+        share_parameters: whether both models share the parameters, without a copy; for a frozen model that is not
+            trained.
 
     Raises:
         UnsupportedModelError: `paper` placement, whose float layers and residual stream cannot be frozen; a model that
@@ -46,7 +46,7 @@ def freeze(model: nn.Module, *, share_parameters: bool = False) -> FrozenModel:
         shared = {id(parameter): parameter for parameter in prepared.parameters()} if share_parameters else {}
         copied = copy.deepcopy(prepared, shared)
         device = next((parameter.device for parameter in copied.parameters()), torch.device("cpu"))
-        frozen = _frozen(copied.cpu())  # integers are made where they do not depend on the device
+        frozen = _frozen(copied.cpu())  # on the CPU: the integers must not depend on the device
         frozen.to(device)
     _require_usable_multipliers(frozen)
     return frozen

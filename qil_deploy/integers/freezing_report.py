@@ -79,7 +79,7 @@ def compare_freezing(
     """Run both models on the images of a data set called `data`.
 
     Raises:
-        DataError: no images, others than the models take, or models whose first output is no row of logits.
+        DataError: no images, unsuitable ones, or models whose first output is no row of logits.
         UnsupportedModelError: the prepared model was never calibrated.
     """
     if len(images) == 0:

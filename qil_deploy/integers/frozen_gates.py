@@ -79,7 +79,7 @@ class FrozenTable(FrozenModule):
 def _scales_without_ties(function: Function, x: Grid, y: Grid, slope: float) -> tuple[Tensor, Tensor]:
     """Return the scales nearest to those of the grids for which no entry of the table lies near a tie.
 
-    The scale of the input alone would not move the value of zero, that of the output alone not small values.
+    The input scale alone would not move the value of zero; the output scale alone, not small values.
     """
     scales = x.scale, y.scale
     for hairs in range(_MOST_HAIRS):

@@ -1,6 +1,6 @@
 """The layer of a frozen model: a convolution or linear layer that computes in integers, and can still be trained.
 
-Its weights, weight interval and BatchNorm are parameters still: in training mode it folds them anew in every forward
+Its weights, weight interval and BatchNorm are still parameters: in training mode it folds them anew in every forward
 pass, gradients going straight through the rounding; when training ends (`.eval()`) it folds once more into integer
 buffers, and evaluation, checkpoints and export use those alone.
 
@@ -38,7 +38,7 @@ class FrozenLayer(FrozenModule):
 
     Args:
         layer: the quantized layer.
-        norm: BatchNorm behind it, if any, whose statistics are constants from now on; or scales and shifts.
+        norm: BatchNorm after it, if any, whose statistics are constants from now on; or scales and shifts.
         x: grid of the input.
         y: grid of the output; None for logits.
         y_step: step of the output in real units (`y.scale` of a low-bit interval is 1/q instead).
@@ -152,8 +152,8 @@ class FrozenLayer(FrozenModule):
 def drop_float_weights(model: nn.Module) -> None:
     """Discard the float weights of a frozen model, which has its integers; it can run and be exported, not trained.
 
-    Four of five bytes that such a model holds are these. A prepared model that shares them (`freeze`) has none either
-    from then on. A model without frozen layers stays as it is.
+    They are four of five bytes that such a model holds. A prepared model that shares them (`freeze`) then has none
+    either. A model without frozen layers stays as it is.
     """
     for module in model.modules():
         if isinstance(module, FrozenLayer):
@@ -161,7 +161,7 @@ def drop_float_weights(model: nn.Module) -> None:
 
 
 def _convolve(layer: QuantLayer, x: Tensor, weight: Tensor) -> Tensor:
-    # NNPACK, which torch takes where oneDNN is missing, convolves by Winograd or FFT: sums are not exact.
+    # NNPACK, which torch uses without oneDNN, convolves by Winograd or FFT: sums are not exact.
     with torch.backends.nnpack.flags(enabled=False), torch.autocast(x.device.type, enabled=False):
         if isinstance(layer, QuantConv2d):
             x = pad_image(x, layer)

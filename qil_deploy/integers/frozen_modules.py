@@ -3,8 +3,8 @@
 Codes travel as float32 tensors of integers between 0 and 255, and sums are exact. Autocast would round codes to half
 precision and changes nothing here.
 
-Grids and ratios are constants here. What has weights, and learns on, is a `frozen_layer`; products and tables are
-`frozen_gates`.
+Grids and ratios are constants here. What has weights, and keeps learning, is in `frozen_layer`; products and tables are
+in `frozen_gates`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Grid(nn.Module):
     Kept as buffers, so that a checkpoint restores them to the bit.
 
     Attributes:
-        scale: float32 scalar; 1/q for low-bit codes behind an interval, which stand for 0/q..q/q.
+        scale: float32 scalar; 1/q for low-bit codes of an interval, which represent 0/q..q/q.
         zero_point, low, high: int64 scalars in 0..255.
-        low_bit: whether the codes are those behind an interval, otherwise those of an 8-bit range.
+        low_bit: whether the codes are those of an interval, otherwise those of an 8-bit range.
     """
 
     scale: Tensor
@@ -81,7 +81,7 @@ class FrozenModule(nn.Module):
 class FrozenRescale(FrozenModule):
     """Codes on another grid: `clip(rint(((X - x_zero_point) * p - k) / q) + y_zero_point, low, high)`, `q` odd.
 
-    8-bit codes become low-bit codes behind an interval, or those of a hard sigmoid.
+    8-bit codes become low-bit codes of an interval, or those of a hard sigmoid.
     """
 
     y_step: Tensor

@@ -11,10 +11,10 @@ so `q` is the largest odd number, at most 4095, with `1/(2q)` above that bound. 
 is safe, where one step of the input is thousands of steps of the output, are first shrunk together with the offset:
 which codes saturate at which end stays the same, but for the one in between.
 
-A product of two codes, and the mean of a map, have one small ratio (some 1/256, or 1/window), which `p/q` with a given
-`q` is far from: there `q` is the odd number, up to the one that the above allows, with which a fraction comes nearest
-(`nearest_fraction`). What is rescaled is a whole number there, exact before it is multiplied, so that only results
-count that do not saturate. Decimal ratios (0.011, say) have ties that float32 only nearly knows; there the products of
+A product of two codes, and the mean of a map, have one small ratio (some 1/256, or 1/window), which no `p/q` with the
+`q` above comes near: here `q` is the odd number, up to that one, whose fraction comes nearest
+(`nearest_fraction`). What is rescaled here is a whole number, exact before it is multiplied, so only results that do
+not saturate count. Decimal ratios (0.011, say) have ties that float32 only approximates; there the products of
 64-bit ARM and of browsers differ from those of x86-64.
 
 ONNX Runtime's average pooling takes ratios below 256 only (and from 2**-32, which no `p/q` comes near). Where products

@@ -1,9 +1,9 @@
 """Average precision of boxes at an overlap of one half, the mean over classes.
 
 Detections of a class in all images are taken in the order of their scores. Each is right if a box of its class in its
-image that no better one has taken overlaps it by an IoU of 0.5 at least; it takes the one that it overlaps most. The
+image, not taken by a better one, overlaps it by an IoU of at least 0.5; it takes the one that it overlaps most. The
 average precision is the area under precision over recall, the precision at each recall being the highest there or
-beyond, as PASCAL VOC has it since 2010.
+beyond, as in PASCAL VOC since 2010.
 """
 
 from __future__ import annotations

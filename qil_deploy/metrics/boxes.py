@@ -10,7 +10,7 @@ With anchors (width, height), A of them, there are five, as YOLO has them: shift
     middle = (cell + 2 * sigmoid(shift) - 1/2) * stride        size = anchor * (2 * sigmoid(size))**2
     score = sigmoid(object) * sigmoid(class)
 
-Of boxes of one class that overlap by more than `overlap`, the one of the highest score stays.
+Of boxes of one class that overlap by more than `overlap`, the highest-scoring one is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from qil_deploy.errors import ConfigError
 
 _LARGEST_EXPONENT: Final = 10.0
-_MOST_CANDIDATES: Final = 1000  # that are compared with each other, of one image
+_MOST_CANDIDATES: Final = 1000  # compared with each other in one image
 _SIDES, _VALUES = 4, 5
 
 
@@ -73,7 +73,7 @@ class BoxDecoder:
         """Check that all fields agree.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: they do not.
         """
         if not self.outputs or len(self.strides) != len(self.outputs) or min(self.strides) < 1:
             raise ConfigError(f"strides are {self.strides}; each of the outputs {self.outputs} needs one, from 1.")
@@ -186,8 +186,8 @@ def decoder_of_metadata(metadata: Mapping[str, Any]) -> BoxDecoder | None:
     """Return the decoder described by metadata that `read_metadata` has checked; None if there is none.
 
     Raises:
-        ConfigError: it does not go together.
-        KeyError, TypeError, ValueError: an entry is missing, or cannot be what it is.
+        ConfigError: it contradicts itself.
+        KeyError, TypeError, ValueError: an entry is missing or invalid.
     """
     if "boxes" not in metadata:
         return None

@@ -1,7 +1,7 @@
 """Mean intersection over union of the classes of pixels.
 
-For a class, the pixels that are labelled so and predicted so, over those that are either; the mean is over the classes
-that are anywhere labelled or predicted. Pixels without a label (255) count nowhere. The predicted class of a pixel is
+For a class, the pixels both labelled and predicted as it, over those that are either; the mean is over the classes
+labelled or predicted anywhere. Pixels without a label (255) are not counted. The predicted class of a pixel is
 its largest channel, the first of equals.
 """
 

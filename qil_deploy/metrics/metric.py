@@ -13,7 +13,7 @@ class Metric(Protocol):
     """A running count.
 
     Attributes:
-        name: as reports have it.
+        name: as in reports.
     """
 
     @property
@@ -24,7 +24,7 @@ class Metric(Protocol):
         """Count some images.
 
         Args:
-            outputs: by name, each [N, ...], codes as the floats that they stand for.
+            outputs: by name, each [N, ...], codes as the floats they represent.
             labels: of the same images, [N, ...].
 
         Raises:

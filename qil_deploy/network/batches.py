@@ -26,9 +26,9 @@ def checked_batches(batches: Iterable[object], what: str, model: nn.Module) -> l
 
     Args:
         batches: inputs of the network, [N, C, H, W] each, in the type of its parameters (float32); or what begins with
-            them, as the (images, labels) of a DataLoader. Any iterable, which is gone through once.
+            them, such as the (images, labels) of a DataLoader. Any iterable; it is read once.
         what: what they are for; sentences begin with it.
-        model: float, prepared or frozen; of the latter two the shape of an image is known.
+        model: float, prepared or frozen; for the latter two the shape of an image is known.
 
     Raises:
         DataError: no batches, or more than 4 GiB; or a batch that is no tensor of images, empty, of another type or

@@ -1,8 +1,8 @@
 """Find the BatchNorm or ReLU of a layer after moves: a transposed convolution's, a pixel shuffle, rows.
 
-ReLU and its like commute with every move. BatchNorm does where each of its channels holds the values of as many
+ReLU and its like commute with every move. BatchNorm does if each of its channels holds the values of equally many
 channels of the layer, next to each other: `b * c` to `b * c + b - 1` for channel `c` of blocks of `b` pixels. Folded,
-its gain and shift stand once for each of these (`qil_deploy.integers.fold`).
+its gain and shift are repeated for each of these (`qil_deploy.integers.fold`).
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def change_bits(
         config: the new bits, in the placement and with the output scales of `prepared`.
         batches: to set intervals and statistics from, as for `calibrate`.
         input_grid: scale and zero point that made the input from a uint8 image, as `prepared` has them.
-        carry_over: keep intervals whose width changes, too: where training goes on, as in a progressive schedule.
+        carry_over: keep intervals whose width changes, too: where training continues, as in a progressive schedule.
 
     Raises:
         ConfigError: the network cannot have these bits, or `config` or `input_grid` is for another kind of model than

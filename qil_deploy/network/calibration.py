@@ -42,9 +42,9 @@ def calibrate(
     `output_scales="channels"` each channel gets the scale and shift of least squared error, `f = s * (y + t)`.
 
     With `rounding="compensated"` weights are then replaced, layer after layer, by rounded ones whose errors cancel in
-    each layer's sums on the batches, and which give, where the float network is given, what its layers return, whatever
-    the layers before got wrong (`compensated_rounding`). Where BatchNorm stays, scales of layers come from that, and
-    intervals stay; else all is set once more. At 4 bits and below that is worth a lot where nothing is trained
+    each layer's sums on the batches, and which, given the float network, reproduce its layers' results, whatever the
+    errors of the layers before (`compensated_rounding`). Where BatchNorm stays, scales of layers come from that, and
+    intervals stay; otherwise all is set again. At 4 bits and below that helps a lot if nothing is trained
     afterwards; it takes several runs over the batches, and up to 2 GiB of memory.
 
     The mode of every module stays as it is, and so do the batches.
@@ -52,7 +52,7 @@ def calibrate(
     Args:
         model: from `prepare`.
         batches: inputs, float32 [N, C, H, W] each, or tuples that begin with one, as a DataLoader gives them; any
-            iterable, a generator, too. A few hundred images are plenty.
+            iterable, even a generator. A few hundred images are plenty.
         only: names of the quantizers and layers to set (None: all); the others keep their intervals and scales.
         output_factors: by layer, the output scale in units of the product of both clipping thresholds; 1 by default.
         float_model: the network that `model` was prepared from, to set output scales and compensated weights by.
@@ -60,8 +60,8 @@ def calibrate(
 
     Raises:
         ConfigError: another `rounding`.
-        DataError: no batches, or one that does not fit (`checked_batches`); a batch of one image, of which a BatchNorm
-            would see one value per channel; or images on which the network overflows.
+        DataError: no batches, or one that does not fit (`checked_batches`); a batch of one image, which gives a
+            BatchNorm one value per channel; or images on which the network overflows.
         UnsupportedModelError: `model` is not from `prepare`, or it has NaN or infinity in a tensor; or its channels
             have scales and shifts, and there is no float network; or rounding is compensated, and intervals of
             weights are not those that `prepare` starts with.

@@ -1,7 +1,7 @@
 """Entry point: convert the user's network to a graph of plain modules that computes the same, or refuse it.
 
 `torch.export` captures what the network does in evaluation mode, for any number of images (`captured_graph`); plain
-modules are rebuilt from that under the user's names (`rebuild`, `operators`). Behind this door nobody sees anything
+modules are rebuilt from that under the user's names (`rebuild`, `operators`). The rest of the package sees nothing
 else.
 """
 
@@ -30,10 +30,10 @@ def capture_network(
     """Return a graph of plain modules that computes the same as a network and shares its tensors.
 
     Args:
-        network: float32, with one input, in whatever mode.
+        network: float32, with one input, in any mode.
         example: float32 [N, C, H, W]; only its shape matters.
         allow_float: whether what cannot be lowered becomes a `FloatIsland`.
-        float_gates, float_scales, float_rows: whether gates, or what else `QuantConfig` says, become some, too.
+        float_gates, float_scales, float_rows: whether gates, or what else `QuantConfig` says, do so, too.
 
     Raises:
         UnsupportedModelError: the network cannot be captured, or holds a module or operation that cannot be lowered,

@@ -126,8 +126,8 @@ def capture_graph(network: nn.Module, example: Tensor) -> CapturedGraph:
         example: images [N, C, H, W], for their shape.
 
     Raises:
-        UnsupportedModelError: it does not run on such images, looks at numbers or at how many images there are, draws
-            random numbers, changes its buffers, or returns something else than tensors of floats.
+        UnsupportedModelError: it does not run on such images, depends on values or on the number of images, draws
+            random numbers, changes its buffers, or returns anything but tensors of floats.
     """
     _require_one_input(network)
     program = _exported(network, example)
@@ -184,7 +184,7 @@ def _draws_nothing(node: fx.Node) -> bool:
 
 def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     parameter = next(network.parameters(), example)
-    images = torch.cat([example[:1]] * 2).to(parameter.device)  # of a single image the number would be a constant
+    images = torch.cat([example[:1]] * 2).to(parameter.device)  # for a single image the number would be a constant
     logger = logging.getLogger("torch")
     level = logger.level
     try:
@@ -203,7 +203,7 @@ def _exported(network: nn.Module, example: Tensor) -> torch.export.ExportedProgr
             return program
     except UnsupportedModelError:
         raise
-    except Exception as error:  # any Python of the user's runs, and torch.export's own
+    except Exception as error:  # of the user's code, or of torch.export
         raise UnsupportedModelError(_explain(network, example, error)) from error
     finally:
         logger.setLevel(level)

@@ -1,16 +1,16 @@
 """Codes of weights whose errors cancel in a layer's sums.
 
 Rounded by itself, each weight is off by half a step at most. What counts is how far the sums are off. With `e` [K] the
-errors of one output channel's weights in codes that is in the mean over data `e M e'` (`moments`).
+errors of one output channel's weights in codes, the sums' mean square error is `e M e'` (`moments`).
 
-Weights are rounded one after the other, those that meet the largest inputs first, and the ones that are left take over
-what the rounded one got wrong (optimal brain surgery; Hassibi and Stork, 1993), here in the form that needs one
+Weights are rounded one after the other, those that meet the largest inputs first, and the remaining ones make up for
+the error of the rounded one (optimal brain surgery; Hassibi and Stork, 1993), here in the form that needs one
 Cholesky factor for all output channels (GPTQ; Frantar et al., ICLR 2023):
 
     inv(M) = U' U,  U upper triangular        w[j] -= (w[i] - code[i]) * U[i, j] / U[i, i]   for j > i
 
-Then every code goes, in turn, to the whole number of least error, given the others, for `_ROUNDS` rounds or until none
-moves. Where channels have sizes of their own, a channel's largest code stands for the share of its largest weight,
+Then every code moves, in turn, to the whole number of least error, given the others, for `_ROUNDS` rounds or until none
+moves. Where channels have sizes of their own, a channel's largest code represents the share of its largest weight,
 among `_SHARES`, that has the least error with each weight rounded by itself and inputs taken as independent.
 """
 
@@ -75,7 +75,7 @@ def compensated_codes(real: Tensor, matrix: Tensor, largest: int) -> Tensor:
 def moved_codes(codes: Tensor, real: Tensor, matrix: Tensor, largest: int) -> Tensor:
     """Return codes of no larger error than the given ones: each in turn is set to the best, given the others.
 
-    Arguments and result as in `compensated_codes`, whose result `codes` is.
+    Arguments and result as in `compensated_codes`; `codes` is its result.
     """
     codes = codes.clone()
     slope = (codes - real) @ matrix

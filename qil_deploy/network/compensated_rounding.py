@@ -1,9 +1,9 @@
 """Rounding of a model's weights to codes whose errors cancel in each layer's sums.
 
-Layer after layer, in graph order, the weights are replaced by rounded ones that give, in the mean over data, what the
+Layer after layer, in graph order, the weights are replaced by rounded ones that give, on average over data, what the
 float layer gives (`moments` has the algebra): from what the layer reads in the quantized network as it is by then, with
-rounded activations and with rounded weights in the layers before. So a layer makes up for what those before it got
-wrong, as far as its weights can; little is asked of directions in which the data hardly vary. The target is rounded to
+rounded activations and with rounded weights in the layers before. So a layer makes up for errors of those before it, as
+well as its weights can; directions in which the data hardly vary count little. The target is rounded to
 codes whose errors cancel (`compensated_codes`), and the scales and shifts of channels are set to what suits them. A
 layer that reads the image reads it exactly, and keeps its own weights as the target; so do all without the float
 network.
@@ -35,7 +35,7 @@ LARGEST_ROW: Final = 16384
 
 _POSITIONS: Final = 64  # of an image that a convolution's inputs are taken from; neighbours tell much the same
 _PULL_OF_FEW_BITS: Final = 0.3  # towards a layer's own weights, where it reads activations of less than 8 bits
-_BYTES_AT_ONCE: Final = 2**30  # of what the float layers return there, that one run of the float network sees to
+_BYTES_AT_ONCE: Final = 2**30  # of float layers' results there, collected in one run of the float network
 
 
 @torch.no_grad()
@@ -53,8 +53,8 @@ def compensate_rounding(
     Args:
         model: prepared, with weight intervals as `prepare` starts them: from 0, without a transformer's exponent.
         batches: float32 [N, C, H, W] each.
-        only: names of the layers to see to (None: all).
-        float_model: the network that `model` was prepared from; None: layers are asked for what their own weights give.
+        only: names of the layers to round (None: all).
+        float_model: the network that `model` was prepared from; None: targets are what layers' own weights give.
 
     Returns:
         The names of the layers whose weights were replaced.
@@ -175,11 +175,11 @@ def _compensate(layer: QuantLayer, problem: Problem, unit: float) -> None:
     Args:
         layer: its weights are replaced.
         problem: in units of what the float layer reads.
-        unit: what 1 in the layer's input stands for in those.
+        unit: what 1 in the layer's input is in those.
     """
     quantizer = layer.weight_quantizer
     largest, (_, upper) = quantizer.largest_code, quantizer.thresholds
-    magnitude = torch.full_like(problem.target[:, :, :1], upper * unit)  # that the largest code stands for
+    magnitude = torch.full_like(problem.target[:, :, :1], upper * unit)  # represented by the largest code
     if layer.channel_sizes is not None:
         magnitude = best_sizes(problem.target, problem.matrix.diagonal(dim1=1, dim2=2), largest)
         layer.channel_sizes.copy_((magnitude / (upper * unit)).reshape(layer.channel_sizes.shape))

@@ -24,7 +24,7 @@ def cut_out(captured: CapturedGraph, part: Sequence[fx.Node]) -> tuple[FloatIsla
 
     Args:
         captured: the whole graph.
-        part: nodes of one module of PyTorch's, or one operation; parameters that they read become the island's own.
+        part: nodes of one PyTorch module, or one operation; parameters that they read become the island's own.
 
     Raises:
         UnsupportedModelError: they do not map tensors to one float tensor, image by image.

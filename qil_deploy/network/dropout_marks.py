@@ -1,7 +1,7 @@
 """Operators that stand for dropout while a network is captured.
 
 In evaluation mode dropout returns its input, and `run_decompositions` removes it; but the rebuilt network is trained,
-with its dropout. So dropout is renamed to what nothing removes.
+with its dropout. So dropout gets a name that nothing removes.
 """
 
 from __future__ import annotations

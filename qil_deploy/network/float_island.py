@@ -1,8 +1,7 @@
 """Float islands: operations without an integer form that `allow_float` keeps in float between two 8-bit grids.
 
-An island is one module of PyTorch's or one operation of the network. It reads values on 8-bit grids, computes in float,
-and what it makes is put on an 8-bit grid of its own. What can be kept is whatever maps tensors to one tensor, image by
-image.
+An island is one PyTorch module or one operation of the network. It reads values on 8-bit grids, computes in float, and
+its result is put on an 8-bit grid of its own. Anything that maps tensors to one tensor, image by image, can be kept.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Fold the statistics of an image's channels into the layers that read the image.
 
 A network was trained on `x_c = a_c * g_c + b_c`; a prepared one reads `g`, the pixels on a grid that all channels
-share (`qil_deploy.preprocessing`). A convolution or linear layer computes the same of it with other weights,
+share (`qil_deploy.preprocessing`). A convolution or linear layer gets the same from it with other weights,
 
     sum(W * x) + bias = sum((W * a_c) * g) + (bias + sum(W * b_c))
 
 wherever its window lies inside the image. Zeros around an image are zeros of `g` from now on: where the network saw
 `x = 0`, it sees `x = b_c` (decision 0041). Max pooling, nearest-neighbour upsampling, padding that repeats the image
-and flattening may stand in between. For any other reader an `ImageAffine` computes `x`, one rounding like that of any
+and flattening may come in between. For any other reader an `ImageAffine` computes `x`, one rounding like that of any
 layer.
 """
 
@@ -55,7 +55,7 @@ def take_in_statistics(graph_module: fx.GraphModule, pixels: Preprocessing) -> N
     graph_module.recompile()
     folded: dict[int, tuple[nn.Parameter, Tensor]] = {}
     for name, source in layers.items():
-        values = shape_of(source)[1] // len(gain)  # of one channel: more than one behind a flattening
+        values = shape_of(source)[1] // len(gain)  # of one channel: more than one after a flattening
         each_gain, each_shift = gain.repeat_interleave(values), shift.repeat_interleave(values)
         _take_in(graph_module.get_submodule(name), each_gain, each_shift, folded)
 
@@ -104,8 +104,8 @@ def _take_in(layer: nn.Module, gain: Tensor, shift: Tensor, folded: dict[int, tu
     Args:
         layer: convolution or linear.
         gain, shift: float64, of each of its inputs.
-        folded: weights that were taken in, by the identity of the tensor before, each with that tensor: layers that
-            shared it go on sharing it.
+        folded: weights already converted, by the identity of the original tensor, each with that tensor: layers that
+            shared it still do.
     """
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise TypeError(f"a {type(layer).__name__} has no weights")

@@ -1,7 +1,7 @@
 """Inputs of a prepared model's layers, one layer after another, while those before change.
 
-A layer that was changed changes what all behind it read. So all batches are brought to one layer before any goes on to
-the next, with the layers before as they are by then. What is needed behind a layer is kept where it fits into memory
+Changing a layer changes what all later ones read. So all batches are brought to one layer before any proceeds to the
+next, with the layers before as they are by then. What is needed after a layer is kept if it fits into memory
 for all batches together, so that the next layers start from there; otherwise they start from where it last did.
 """
 
@@ -38,7 +38,7 @@ class LayerInputs:
         """Yield the input of a node's layer, batch by batch.
 
         Args:
-            node: a layer with one input, behind those that were asked for before, in graph order.
+            node: a layer with one input, after those that were asked for before, in graph order.
         """
         stop = self._nodes.index(node)
         keep = None

@@ -25,7 +25,7 @@ class PaddedConv2d(nn.Conv2d):
     """Convolution with separate zero padding on each side.
 
     Attributes:
-        pads: the zeros; they are there beside `padding`, which is none.
+        pads: the zeros; separate from `padding`, which is none.
     """
 
     pads: Pads
@@ -54,7 +54,7 @@ def pad_image(x: Tensor, layer: nn.Conv2d) -> Tensor:
 class QuantConv2d(nn.Conv2d):
     """Convolution of quantized activations with quantized weights (made by `quantize_layer`).
 
-    `y = (conv(x, w_hat) + output_shift) * output_scale + bias` with a learned positive scale. With BatchNorm behind it
+    `y = (conv(x, w_hat) + output_shift) * output_scale + bias` with a learned positive scale. With BatchNorm after it
     there is no bias, and a scale only where BatchNorm keeps the statistics of the float network
     (`QuantConfig.output_scales`). With `channels`, scale and shift are vectors, and the quantizer reads weights in
     units of their channel's size; otherwise there is no shift.
@@ -100,11 +100,11 @@ class AveragingConv2d(QuantConv2d):
 class ChannelAffine(nn.Module):
     """Scale and shift of every channel, `(gain + offset) * x + shift`: layer scale, or constants of the user's code.
 
-    A layer in front takes it in as it does a BatchNorm, which it resembles in evaluation mode; it has no statistics.
+    A layer before it absorbs it like a BatchNorm, which it resembles in evaluation mode; it has no statistics.
 
     Args:
         gain, shift: [C], or [1] for all channels; parameters are trained, other tensors are constants.
-        offset: a constant beside the gain.
+        offset: constant added to the gain.
     """
 
     gain: Tensor
@@ -160,7 +160,7 @@ def quantize_layer(
     Args:
         layer: the float layer; its parameters are taken over, not copied.
         bits: widths; only `weight_bits` matters here.
-        normalized: whether BatchNorm follows. It takes the place of the bias, which the caller has moved into its mean.
+        normalized: whether BatchNorm follows. It replaces the bias, which the caller has moved into its mean.
         scaled: whether the layer has an output scale; by `config`, one for all channels or one for each.
         config: says by which method weights are quantized.
     """
@@ -207,8 +207,8 @@ def set_output_scale(layer: QuantLayer, input_unit: float) -> None:
     """Start the output scale at the product of both clipping thresholds, and of the channel's size where it has one.
 
     Args:
-        layer: one with a learned output scale; others are left alone.
-        input_unit: the value that 1.0 in the layer's input stands for.
+        layer: one with a learned output scale; others are skipped.
+        input_unit: the value that 1.0 in the layer's input represents.
     """
     if layer.log_output_scale is not None and not isinstance(layer, AveragingConv2d):
         _, upper = layer.weight_quantizer.thresholds
@@ -229,7 +229,7 @@ def averaging_layer(
     Args:
         channels: of input and output.
         kernel, stride, padding: of the window; padding adds zeros.
-        divisor: None where a BatchNorm follows, which takes the place of any scale.
+        divisor: None if a BatchNorm follows, which replaces any scale.
     """
     layer = AveragingConv2d(
         channels, channels, kernel, stride, padding, groups=channels, bias=False, dtype=torch.float32
@@ -252,7 +252,7 @@ def affine_layer(gain: Tensor, shift: Tensor, *, normalized: bool) -> AveragingC
 
     Args:
         gain, shift: [C]; gains are positive.
-        normalized: whether a BatchNorm follows. It takes the place of the shift, which the caller has moved into its
+        normalized: whether a BatchNorm follows. It replaces the shift, which the caller has moved into its
             mean.
     """
     layer = averaging_layer(len(gain), (1, 1), (1, 1), (0, 0), 1)

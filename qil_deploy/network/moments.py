@@ -1,13 +1,13 @@
 """Moments for compensated rounding: of the inputs that weights multiply, and of the results they should give.
 
 With `x` [K] what the weights of one output channel meet in the quantized network, `f` what the float layer returns at
-the same place of the same image, and `w` the float weights, as they act on `x`, a channel's error is in the mean
+the same place of the same image, and `w` the float weights, as they act on `x`, a channel's error is on average
 
     E |f - v x|² + pull |v - w|²   =   (v - v*) M (v - v*)' + what no weights change
     M = mean(x x') + pull          v* = along M^-1          along = mean(f x') + pull w
 
 with moments about the mean where a shift or a BatchNorm takes a constant out anyway. Rounded weights are judged by `M`
-with the least pull, `DAMPING`. Where nobody says what the float layer returns, it is `w x`, and so `v* = w`. Of weights
+with the least pull, `DAMPING`. If what the float layer returns is not known, it is `w x`, and so `v* = w`. For weights
 `v = s y` with a scale `s` of their own, the best is
 
     s = (y along') / (y M y')
@@ -49,7 +49,7 @@ class Moments:
 
     Args:
         layer: says how many weights there are.
-        with_results: whether it is known what the float layer returns.
+        with_results: whether the float layer's results are known.
     """
 
     def __init__(self, layer: QuantLayer, *, with_results: bool) -> None:

@@ -76,7 +76,7 @@ class Slice(nn.Module):
 
     Args:
         dim: the dimension, counted from the front; not that of the images.
-        start, stop: the first one that is taken, and the first behind the last.
+        start, stop: the first one that is taken, and the first after the last.
         step: how far from one to the next; at least 1.
     """
 
@@ -138,7 +138,7 @@ class OnGrid(nn.Module):
     """Base class of modules that keep the grid of their input, and must know it.
 
     Attributes:
-        quantizer: of that grid, the module in a tuple, since it is another's; empty in a float network.
+        quantizer: of that grid, in a tuple, since another module owns it; empty in a float network.
     """
 
     quantizer: tuple[RangeQuantizer | InputQuantizer] | tuple[()] = ()
@@ -172,7 +172,7 @@ class ConstantPad(OnGrid):
 class BilinearUpsample(OnGrid):
     """Bilinear upsampling by powers of two between the middles of pixels (`half_pixel`), rounded down to the grid.
 
-    That is what ONNX Runtime makes of uint8 codes, on every processor: weights are multiples of a power of two, sums
+    ONNX Runtime does the same with uint8 codes, on every processor: weights are multiples of a power of two, sums
     are exact, and the fraction is cut off. The gradient is that of upsampling without rounding.
 
     Args:
@@ -207,7 +207,7 @@ class PaddedMaxPool2d(nn.MaxPool2d):
     """Maximum pooling with separate padding on each side.
 
     Attributes:
-        pads: rows and columns on the left, right, top and bottom; they are there beside `padding`, which is none.
+        pads: rows and columns on the left, right, top and bottom; separate from `padding`, which is none.
     """
 
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -226,10 +226,10 @@ class Branches(nn.Module):
     """Paths from one tensor to several, which are joined; each becomes modules of the graph, and this module does not.
 
     Args:
-        paths: modules one after the other, for each way.
-        join: of what they end in.
+        paths: for each path, its modules in order.
+        join: of their results.
 
-    Of several tensors, each way begins at its own.
+    Given several tensors, each path begins at its own.
     """
 
     def __init__(self, paths: list[list[nn.Module]], join: nn.Module) -> None:

@@ -32,7 +32,7 @@ def measure_network(build: Callable[[], nn.Module], image: tuple[int, int, int])
     Draws none of torch's random numbers.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whatever is to be warned of is warned of when the network is really built
+        warnings.simplefilter("ignore")  # any warnings come when the network is really built
         try:
             with torch.device("meta"):
                 network = build()

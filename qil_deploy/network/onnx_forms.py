@@ -21,7 +21,7 @@ class OnnxForm:
     Attributes:
         name: of the operator.
         attributes: of the node.
-        constants: inputs behind the data: name and values, or None for an input that is left out.
+        constants: inputs after the data: name and values, or None for an input that is left out.
     """
 
     name: str

@@ -55,9 +55,9 @@ class Operator:
     """One row of the table.
 
     Attributes:
-        title: how messages call it.
+        title: its name in messages.
         kind: what it does to values.
-        modules: the plain modules that stand for it in a captured network.
+        modules: the plain modules that replace it in a captured network.
         captured: ATen operators that it is captured from, each with the function that rebuilds a call; it returns
             plain modules, of this row or of others, and raises `CallError` for what cannot be lowered.
         captured_rows: ATen operators on rows [N, C, L] that it is captured from, too, unless `float_rows` keeps them in
@@ -66,7 +66,7 @@ class Operator:
         returns_input: whether the module may return the very tensor that it reads.
         only_trains: whether it does nothing outside training.
         chooses: whether its results are chosen among values or repeated, and not merely moved.
-        rearranges: whether it hands on a tensor of another shape or order, of which the layers behind it are layers.
+        rearranges: whether it passes on a tensor in another shape or order, which the layers after it read.
         wants_range: whether the grid that it keeps has to be an 8-bit range.
         many_results: whether it makes several tensors, each of which is rebuilt by itself (`Call.result`).
     """

@@ -1,7 +1,7 @@
 """The table of operators: one row for each that a network may consist of, with all its properties.
 
-A row says how the operator is captured (its ATen names, and the plain modules that stand for a call), what it does to
-values (its kind, `operator_row`), and, for operators that only move values, how ONNX writes it. Whoever needs to know
+A row says how the operator is captured (its ATen names, and the plain modules that replace a call), what it does to
+values (its kind, `operator_row`), and, for operators that only move values, how ONNX writes it. Code that needs to know
 asks the row: `capture` and `sites` in this room, `qil_deploy.integers`, `qil_deploy.export`.
 """
 
@@ -382,6 +382,6 @@ def rebuilt_by(target: object, result: int = 0) -> Callable[[Call], Modules] | N
         result: which of its results is to be rebuilt.
 
     Returns:
-        None for an operator that is in no row, and for results behind the first of one that is taken to have one.
+        None for an operator that is in no row, and for results after the first of one that is taken to have one.
     """
     return None if result > 0 and target not in _MANY_RESULTS else _BY_CALL.get(target)

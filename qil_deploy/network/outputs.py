@@ -1,6 +1,6 @@
 """Outputs of a network: one tensor, or several, named after the keys and fields that hold them.
 
-The output node of a graph returns the one tensor, or a tuple of all; what containers they came in stands in its `meta`,
+The output node of a graph returns the one tensor, or a tuple of all; their containers are in its `meta`,
 so that a prepared model returns what the user's network did. One tensor is returned without its container.
 """
 
@@ -20,7 +20,7 @@ from qil_deploy.onnx_io import INPUT_NAME, OUTPUT_NAME
 RETURNED: Final = "returned"
 """Key in the `meta` of an output node: the `Returned` of the network."""
 
-_RESERVED = (INPUT_NAME, "images", "about")  # the file's input, and what else stands beside tensors in golden vectors
+_RESERVED = (INPUT_NAME, "images", "about")  # the file's input, and what else golden vectors hold besides tensors
 _ODD = re.compile(r"[^0-9A-Za-z_.\-]")
 
 
@@ -30,7 +30,7 @@ class Returned:
 
     Attributes:
         names: of the tensors, in order.
-        leaves: what stands in the containers, None in the place of each tensor.
+        leaves: what the containers hold, with None for each tensor.
         places: where in `leaves` the tensors belong.
         containers: dictionaries, tuples and so on; None around a single tensor, which is returned by itself.
     """
@@ -55,10 +55,10 @@ def returned_by(leaves: Sequence[object], containers: pytree.TreeSpec) -> tuple[
 
     Args:
         leaves: nodes and constants, as `torch.export` lists them.
-        containers: what they stand in.
+        containers: what holds them.
 
     Raises:
-        UnsupportedModelError: no tensor, or something that is computed and is no tensor of floats.
+        UnsupportedModelError: no tensor, or a computed value that is no tensor of floats.
     """
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, fx.Node)]
     nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
@@ -126,7 +126,7 @@ def logits_of(result: object) -> Tensor:
     """Return the logits of a network's output, [N, classes]: its first tensor.
 
     Raises:
-        DataError: it is no row for each image.
+        DataError: it is not one row per image.
     """
     logits = tensors_of(result)[0]
     if logits.ndim != 2:
@@ -150,7 +150,7 @@ def require_maps_of_images(named: Sequence[tuple[str, tuple[int, ...]]], image: 
 
     Args:
         named: names of the outputs, and their shapes for one image.
-        image: the shape of that.
+        image: its shape.
 
     Raises:
         UnsupportedModelError: it is another tensor.

@@ -4,7 +4,7 @@
 last layer, residual stream and pooled features stay float.
 
 `integer` placement: every group of sites carries one grid. Layers whose readers all want the same interval carry that
-interval; any other group carries 8-bit codes, and low-bit intervals are placed behind them, one per bit width
+interval; any other group carries 8-bit codes, and low-bit intervals are placed after them, one per bit width
 and tensor (decision 0008). Average poolings and lone BatchNorms and ReLUs become layers (`averaging_layer`). Outputs
 stay float where a linear layer or a global pooling makes them, or, for maps, a convolution (decision 0042); elsewhere
 they are 8-bit codes. With `allow_float`, operations that have no integer form stay float between two grids of 8-bit
@@ -55,7 +55,7 @@ def prepare(
 
     Args:
         model: float32 network that `torch.export` can capture, one image tensor in, one or more tensors of floats
-            out, alone or in containers; in whatever mode.
+            out, alone or in containers; in any mode.
         config: bits and placement.
         example_input: images as the network sees them, float32 [N, C, H, W], for their shape and for a comparison: on
             the first one, and on noise, the captured graph has to return what `model` does (`same_function`).
@@ -64,7 +64,7 @@ def prepare(
 
     Raises:
         UnsupportedModelError: an operation that cannot be lowered, a structure that cannot be quantized, a network that
-            is prepared already, another type than float32, a tensor with NaN or infinity in it, or a graph that
+            is prepared already, a type other than float32, a tensor with NaN or infinity in it, or a graph that
             computes something else than the network.
         ConfigError: bits out of range, or an override that matches no layer.
         DataError: the example is no such tensor, or of another shape than `input_grid` says, or far outside its range.

@@ -1,8 +1,8 @@
 """The models that `prepare` and `freeze` return: graphs of their own classes, which every copy keeps.
 
-What a prepared model does beside its graph it does in `__call__`: its first batch in training mode sets its intervals,
-and until they are set it refuses to be evaluated. A forward hook would do the same only until the model is copied, for
-torch.fx drops hooks then (decision 0025).
+What a prepared model does besides its graph is in `__call__`: its first batch in training mode sets its intervals,
+and until they are set it refuses to be evaluated. A forward hook would do the same only until the model is copied, as
+torch.fx then drops hooks (decision 0025).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class QuantizedModel(fx.GraphModule):
         """Return the float network's form of output for images: logits, or tensors in the same containers.
 
         Raises:
-            DataError: images of integers: pixels as they are would count as what they are normalised to.
+            DataError: images of integers: raw pixels would count as normalised ones.
         """
         images = _images(args, kwargs)
         if isinstance(images, Tensor) and not images.is_floating_point():
@@ -73,7 +73,7 @@ class PreparedModel(QuantizedModel):
 
         Raises:
             UnsupportedModelError: evaluated before its intervals were set.
-            DataError: a single image in training mode, of which BatchNorm would see one value per channel; or a first
+            DataError: a single image in training mode, which gives BatchNorm one value per channel; or a first
                 batch that intervals cannot be set from.
         """
         images = _images(args, kwargs)

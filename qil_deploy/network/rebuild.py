@@ -1,8 +1,8 @@
 """Rebuild a captured network from plain modules, under the user's own names.
 
 Each call is looked up in the table of operators, which returns plain modules (Conv2d, BatchNorm2d, ReLU, ...). A layer
-is called like the module that owns its weight, any other module of PyTorch's like itself, and an operation of the
-user's code like the operator, with a number. What the table does not know becomes a `FloatIsland`, or is refused.
+is named after the module that owns its weight, any other PyTorch module after itself, and an operation of the user's
+code after the operator, with a number. What the table lacks becomes a `FloatIsland`, or is refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def rebuild(
         captured: of the network.
         modes: whether each of the network's modules is in training mode, by name.
         allow_float: whether what cannot be lowered becomes a `FloatIsland`.
-        float_gates, float_scales, float_rows: whether gates, or what else `QuantConfig` says, become some, too.
+        float_gates, float_scales, float_rows: whether gates, or what else `QuantConfig` says, do so, too.
 
     Raises:
         UnsupportedModelError: what cannot be lowered, nor kept in float if that is allowed.
@@ -78,7 +78,7 @@ class _Rebuilder:
         self._take_in_pads()
         self._join_affines()
         self.layers = {self._owner(node) for node in self.results if self._owner(node)}
-        self.taken = fx.Graph()  # of whose names each is there once
+        self.taken = fx.Graph()  # whose names are unique
         self.taken.placeholder(captured.image.name)
         self.names = {
             node: self.taken.call_module(self._module_name(node) or self._operation(node)).name for node in self.results
@@ -137,8 +137,8 @@ class _Rebuilder:
         """Return a module of images for a node, between reshapes if it is one of rows.
 
         Args:
-            node: that the module stands for.
-            reads: the first node that it stands for, whose input it reads.
+            node: replaced by the module.
+            reads: the first node that it replaces, whose input it reads.
             module: of images.
         """
         source = next(each for each in reads.all_input_nodes if each in self.captured.data)
@@ -160,7 +160,7 @@ class _Rebuilder:
     def _parts(self) -> dict[fx.Node, Sequence[fx.Node]]:
         """Return the parts to keep in float: for each of their nodes, all nodes of its part, in order.
 
-        A module of PyTorch's is kept whole, whatever part of it is in the way.
+        A PyTorch module is kept whole, whatever part of it is unsupported.
         """
         calls: dict[str, list[fx.Node]] = {}
         for node in self.captured.calls():
@@ -194,7 +194,7 @@ class _Rebuilder:
         fx.node.map_arg((call_node.args, call_node.kwargs), sources.append)
         data = [source for source in sources if source in self.captured.data]
         row = operator_of(modules[0]) if modules else None
-        if row is not None and row.kind == "pass":  # of another tensor it may have read the shape
+        if row is not None and row.kind == "pass":  # it may have read another tensor's shape
             data = data[:1]
         end, inputs = self.values[data[0]], tuple(self.values[source] for source in data)
         lead = next((index for index, module in enumerate(modules) if _has_tensors(module)), 0)
@@ -241,7 +241,7 @@ class _Rebuilder:
         """Insert one call of a module, whose result has a given shape, after its inputs.
 
         Args:
-            node: that the module stands for, alone or with others.
+            node: replaced by the module, alone or with others.
             index: 0 for the module that has the node's name, others count.
             module, inputs, shape: of the call.
         """
@@ -250,8 +250,8 @@ class _Rebuilder:
         origin = self.captured.origin(call_of(node)[0])
         module.train(self.modes.get(own or origin.path, self.modes.get(origin.path, self.modes[""])))
         target = self._placed(target if index == 0 else f"{target}_{index}", module)
-        # Names as in checkpoints: a module's call is called like the module, and what took the place of an operation,
-        # or of a module that is kept in float, has the next name behind all that are taken.
+        # Names as in checkpoints: a module's call has the module's name, and what replaced an operation, or a module
+        # that is kept in float, has the next free name.
         is_new = index > 0 or not own or isinstance(module, FloatIsland)
         name = self.taken.call_module(target).name if is_new else self.names[node]
         new = self.graph.create_node("call_module", target, inputs, name=name)

@@ -45,7 +45,7 @@ def shift(call: Call) -> Modules:
 def subtract(call: Call) -> Modules:
     """ChannelAffine of a shift, with a gain of -1 if the network's tensor is subtracted.
 
-    Of two tensors of the network, the sum of one and the other times -1.
+    For two tensors of the network, the sum of one and the other times -1.
     """
     return weighted_sum(call, -float(call.arguments["alpha"])) if len(call.inputs) == 2 else _shifted(call, -1.0)
 

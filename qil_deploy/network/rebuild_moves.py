@@ -26,7 +26,7 @@ def stack(call: Call) -> Modules:
     rank = len(call.inputs[0])
     if dim < rank:
         return [Concat(dim), *_reshaped(call.shape)] if len(call.inputs) > 1 else _reshaped(call.shape)
-    # Behind the last dimension there is none to join along: stack in front of it, and exchange both.
+    # There is no dimension after the last to join along: stack before it, and swap both.
     in_front = (*call.shape[: rank - 1], call.shape[rank], call.shape[rank - 1])
     joined: Modules = [Concat(rank - 1)] if len(call.inputs) > 1 else []
     return [*joined, *_reshaped(in_front), Permute((*range(rank - 1), rank, rank - 1))]

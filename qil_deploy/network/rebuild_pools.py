@@ -82,7 +82,7 @@ def mean(call: Call) -> Modules:
 def max_pool(call: Call) -> Modules:
     """MaxPool2d, in a form for which every ONNX operator set counts the same windows.
 
-    In ceil mode torch leaves out a last window that would begin behind the image, and so does ONNX Runtime; the shapes
+    In ceil mode torch leaves out a last window that would begin beyond the image, and so does ONNX Runtime; the shapes
     of operator sets below 22 count it. Rounding down is the same in such a direction; if the other one does round up,
     each gets a pooling of its own.
     """

@@ -1,7 +1,7 @@
 """Poolings whose windows differ, as poolings of parts of the image that are joined.
 
-Along each axis, windows that are of one size, count one number and follow each other by one step are a run; what a run
-of rows and one of columns have in common is an ordinary pooling of a part of the image. Nothing is rounded twice.
+Along each axis, windows of equal size, divisor and step form a run; a run of rows and a run of columns together are an
+ordinary pooling of a part of the image. Nothing is rounded twice.
 """
 
 from __future__ import annotations

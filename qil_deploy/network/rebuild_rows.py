@@ -49,7 +49,7 @@ def in_one_row(source: tuple[int, ...], modules: Modules, result: tuple[int, ...
 
     Args:
         source: the shape of what is read, [1, C, L].
-        modules: of images; of none, there is nothing to do for rows either.
+        modules: of images; if there are none, rows need none either.
         result: the shape of what is returned, [1, C', L'] or another.
     """
     _, channels, length = source

@@ -9,7 +9,7 @@ Let `o + p = s m + r`, with `r` the place within block `m`, and `t = m - i`:
     y[s m + r - p] = sum_t w[s t + r] x[m - t]          t = 0 .. T - 1,  T = ceil(k / s)
 
 a convolution of T taps, turned around, for every place `r`: `s` times as many channels (channel `c` of the result is
-made of channels `c s + r`). Its pads are chosen for the blocks that hold results; what they hold beside is cut off.
+made of channels `c s + r`). Its pads are chosen for the blocks that hold results; what else they hold is cut off.
 Where k is no multiple of s, some taps are zero at first and are trained like the others.
 """
 

@@ -30,7 +30,7 @@ def modules_of_call(
     Args:
         captured: the network.
         node: a tensor that a call makes.
-        keeps: tell of an ATen operator and its modules whether it is kept in float nevertheless.
+        keeps: tells whether an ATen operator with these modules is kept in float anyway.
     """
     call_node, index = call_of(node)
     function = rebuilt_by(call_node.target, index)

@@ -1,8 +1,8 @@
 """Compare a captured graph with its network, in evaluation mode and in training mode.
 
-The graph is what the network did once, on one shape, in evaluation mode. That is not all that a network can do: hooks
+The graph is what the network did once, on one shape, in evaluation mode. A network can do more: hooks
 change results, code may look at numbers or at the training mode, and a path that is dropped at random in training is
-not there. Quantized, it would be another network.
+missing. Quantized, it would be another network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .captured_graph import user_line
 from .outputs import tensors_of
 
 RELATIVE_TOLERANCE: Final = 1e-5
-TRAINING_TOLERANCE: Final = 1e-2  # BatchNorm over two images may enlarge what float sums differ by
+TRAINING_TOLERANCE: Final = 1e-2  # BatchNorm over two images may magnify differences of float sums
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
 _RANDOM = (
@@ -53,9 +53,9 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
     """Compare a network and the graph captured from it in evaluation mode, on an example and on noise.
 
     In the graph nothing is written in place. The two may differ by `RELATIVE_TOLERANCE` of the network's largest
-    output: float sums need not have one order. Where a network multiplies up what float32 rounds, and they differ by
-    more, copies of both are compared in float64; where it multiplies up even what float64 rounds, from one layer to the
-    next (`_same_between_layers`).
+    output: float sums need not have one order. If a network magnifies float32's rounding errors, and they differ by
+    more, copies of both are compared in float64; if it magnifies even those of float64, from one layer to the next
+    (`_same_between_layers`).
 
     Args:
         network: the user's.
@@ -73,7 +73,7 @@ def require_same_function(network: nn.Module, graph: nn.Module, example: Tensor)
     try:
         _compare_on(network, graph, inputs)
     except _DifferentValuesError:
-        # What they share they share there, too.
+        # Copies share what the originals share.
         network, graph = copy.deepcopy(nn.ModuleList([network, graph])).double()
         doubles = {name: x.double() for name, x in inputs.items()}
         try:
@@ -100,8 +100,8 @@ def _compare_on(network: nn.Module, graph: nn.Module, inputs: Mapping[str, Tenso
 def _same_between_layers(network: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
     """Tell whether every part of a graph, given the network's results before it, gives the network's next results.
 
-    Parts that compute the same are a network that computes the same, however much each of them multiplies up what those
-    in front of it have rounded. A part ends at a layer that the graph has as the network has it, and with an output.
+    If all parts compute the same, so does the network, however much each of them magnifies the rounding errors of those
+    before it. A part ends at a layer that graph and network both have, and with an output.
     """
     made: dict[str, list[Tensor]] = {}
     in_graph = {name: type(module) for name, module in graph.named_modules()}
@@ -118,7 +118,7 @@ def _same_between_layers(network: nn.Module, graph: fx.GraphModule, x: Tensor) -
 
 
 def _keep(made: list[Tensor], _module: nn.Module, _inputs: object, result: Tensor) -> None:
-    made.append(result.clone())  # what follows may write over it
+    made.append(result.clone())  # later code may overwrite it
 
 
 class _Walk(fx.Interpreter):
@@ -158,7 +158,7 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
     """Compare a network and the graph captured from it in training mode, without dropout, on noise.
 
     A network that does not run on two such images in training mode is not compared. Of several results (a network may
-    have auxiliary ones in training mode) one has to be that of the graph, for each of its outputs.
+    have auxiliary ones in training mode) one has to match the graph's, for each of its outputs.
 
     Args:
         network: the user's; its tensors, buffers included, are the graph's and stay as they are.
@@ -195,7 +195,7 @@ def require_same_training(network: nn.Module, graph: nn.Module) -> None:
             "randomness that can be trained with; set the probability of dropped paths (stochastic depth) and of other "
             "noise to 0."
         )
-    # What is rebuilt may drop less often than the network: it has no dropout whose result nobody reads. Branches of a
+    # The graph may drop less often than the network: it has no dropout whose result is unused. Branches of a
     # training mode with several results may have dropout of their own.
     only_in_training = len(expected) == len(found) and watch.calls != evaluated.calls
     if only_in_training or len(rebuilt.dropped) > len(watch.dropped):
@@ -255,7 +255,7 @@ class _NoDropout(TorchFunctionMode):
 def _run(network: nn.Module, x: Tensor, name: str) -> list[Tensor]:
     try:
         result = network(x)
-    except Exception as error:  # any Python of the user's runs
+    except Exception as error:  # any user code runs here
         raise UnsupportedModelError(f"the network fails on {name}, of shape {list(x.shape)}: {error}") from error
     return tensors_of(result)
 

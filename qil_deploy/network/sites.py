@@ -42,7 +42,7 @@ class Site:
         producer: input, convolution, linear, addition, product, table, hard sigmoid, pooling or stand-in for a lone
             BatchNorm or ReLU.
         kind: kind of the producer.
-        norm, relu: the nodes that complete it, where there are any; a hard sigmoid may stand for the ReLU of a layer.
+        norm, relu: the nodes that complete it, where there are any; a hard sigmoid may replace the ReLU of a layer.
         signed: whether the value can be negative.
     """
 
@@ -83,7 +83,7 @@ class Group:
 def isolate(graph_module: fx.GraphModule, config: QuantConfig) -> None:
     """Insert a `Standalone` before every BatchNorm and ReLU that no site absorbs, and before a concatenated input.
 
-    One that carries a BatchNorm takes in the ReLU behind that, too, except with `norms_apart`.
+    One that carries a BatchNorm absorbs the ReLU after it, too, except with `norms_apart`.
 
     Raises:
         UnsupportedModelError: a layer that is called twice; with `norms_apart`, a lone BatchNorm or ReLU of no images.
@@ -201,7 +201,7 @@ def _site(graph_module: fx.GraphModule, node: fx.Node, kind: Kind, signed: dict[
         slopes = not isinstance(module_of(graph_module, node), nn.Sigmoid)
         is_signed = slopes and signed.get(input_of(node), True)
     elif kind in ("add", "product", "pool", "average"):
-        # What stands in front of a lone ReLU is not known yet, and counts as signed.
+        # What precedes a lone ReLU is not known yet, and counts as signed.
         is_signed = any(signed.get(source, True) for source in node.all_input_nodes)
     elif isinstance(island := module_of(graph_module, node) if kind == "float" else None, FloatIsland):
         is_signed = island.is_signed([signed.get(source, True) for source in node.all_input_nodes])

@@ -21,7 +21,7 @@ _SMALLEST_SCALE = 2.0**-100
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network inside torch.compile, DataParallel, DistributedDataParallel and AveragedModel.
 
-    A Sequential of nothing but a prepared or frozen model is one more wrapper of it; of a float network it stays, since
+    A Sequential with nothing but a prepared or frozen model is another wrapper; around a float network it stays, since
     layers are named after it.
     """
     inner: object = None

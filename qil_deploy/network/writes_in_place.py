@@ -2,7 +2,7 @@
 
     y = relu_(x)     ->     y = relu(x)      where nobody reads x, or a view of it, after the write
 
-Anything else, an identity that is taken before a ReLU writes over it, say, is left to PyTorch's functionalization
+Anything else, such as an identity that is taken before a ReLU overwrites it, is left to PyTorch's functionalization
 (`run_decompositions`), which costs five times what capturing does.
 """
 

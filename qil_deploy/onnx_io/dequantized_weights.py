@@ -22,7 +22,7 @@ def dequantized_codes(graph: OnnxFile, node: Node, producers: Mapping[str, Node]
         producers = {output: producer for producer in graph.nodes for output in producer.outputs}
     source = node.inputs[1] if len(node.inputs) > 1 else ""
     chain: list[str] = []
-    while source in producers and len(chain) < len(_CHAINS[-1]):  # a file may let them go round in circles
+    while source in producers and len(chain) < len(_CHAINS[-1]):  # a file may have cycles
         chain.append(producers[source].op_type)
         source = producers[source].inputs[0] if producers[source].inputs else ""
     return graph.initializers.get(source) if chain in _CHAINS else None

@@ -1,6 +1,6 @@
 """The operators of the kernel library, in the domain `qil.deploy`, and the functions of these names in a file.
 
-A file with such nodes is whole by itself: a runtime that has no kernel for them runs the function, which is
+A file with such nodes is self-contained: a runtime that has no kernel for them runs the function, which is
 
     TernaryConv, LowBitConv(x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias, low, high,
                             x_high)                         Clip(QLinearConv(x, ..., bias), low, high)
@@ -66,7 +66,7 @@ class KernelFunction:
     Attributes:
         said: what it computes, for messages.
         inputs: how many there are.
-        attributes: all of which nodes of the function hand on under their own names.
+        attributes: passed on by its nodes under their own names.
         steps: its nodes; the last one makes its output.
     """
 
@@ -134,7 +134,7 @@ def check_calls(model: Message) -> None:
     """Raise unless a ModelProto has the functions that its nodes of the kernel library's operators call.
 
     Raises:
-        DefectError: it has not.
+        DefectError: it does not.
     """
     calls = {node.op_type for node in model.graph.node if node.domain == KERNEL_DOMAIN}
     if not calls:

@@ -71,7 +71,7 @@ def outputs_of_metadata(metadata: Mapping[str, Any]) -> tuple[NetworkOutput, ...
 
     Raises:
         KeyError: an entry is missing.
-        ValueError: an output cannot be as they say.
+        ValueError: they describe an impossible output.
     """
     if "outputs" not in metadata:
         return (NetworkOutput(name=OUTPUT_NAME, shape=(len(metadata["class_names"]),), kind="logits"),)

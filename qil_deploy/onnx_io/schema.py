@@ -108,7 +108,7 @@ def parse_message(kind: str, content: bytes) -> Message:
 def with_outputs(content: bytes, names: Iterable[str]) -> bytes:
     """Return a model's bytes with additional tensors as graph outputs.
 
-    Protobuf merges what stands behind a message into it: a second graph that has outputs alone adds them. It is encoded
+    Protobuf merges what follows a message into it: a second graph that has only outputs adds them. It is encoded
     here, since a device that runs golden vectors may have no protobuf.
     """
     outputs = [_encode(12, _encode(1, name.encode())) for name in names]  # GraphProto.output, ValueInfoProto.name

@@ -51,7 +51,7 @@ def data_type_name(number: int) -> str:
     """Return numpy's name for an ONNX element type number, as the attribute `to` of Cast gives it.
 
     Raises:
-        ValueError: the number stands for no numpy type.
+        ValueError: numpy has no such type.
     """
     name, bits, _ = DATA_TYPES.get(number, ("", 0, ""))
     if bits < 8:
@@ -68,7 +68,7 @@ def data_type(number: int, where: str) -> tuple[str, int, str]:
     """Look an element type up in `DATA_TYPES`.
 
     Raises:
-        DefectError: the number stands for no type that is supported; `where` says whose it is.
+        DefectError: the number is no supported type; `where` says whose it is.
     """
     if number not in DATA_TYPES:
         known = ", ".join(f"{key} {name}" for key, (name, _, _) in DATA_TYPES.items())

@@ -5,14 +5,14 @@ A quantizer spreads codes evenly over an interval `[l, u]` with centre `c` and d
     l = c - d    u = c + d    weights: W = sign(w) * rint(q * t**gamma)    t = clip((|w| - l) / (2d), 0, 1)
                               activations: X = rint(q * clip((x - l) / (2d), 0, 1))
 
-and returns `W / q` or `X / q`. The scale of what a layer computes belongs to the BatchNorm behind it, or to its output
+and returns `W / q` or `X / q`. The scale of a layer's result belongs to the BatchNorm after it, or to its output
 scale; so freezing, checkpoints and export are the same for every method. Methods differ in what they learn of the
 interval, by which gradient, and where it starts (decision 0036).
 
 To add a method, write one file with subclasses of `WeightQuantizer` and `ActivationQuantizer` and a `Method`, and list
 the `Method` in `methods.py`. Parameters are dimensionless scalars: one rate then suits every layer, and no step makes
 an interval empty (decision 0009). They describe the interval, not the step between codes, and mean the same at every
-bit width: a stage goes on with those of the stage before.
+bit width: a stage starts from those of the one before.
 """
 
 from __future__ import annotations

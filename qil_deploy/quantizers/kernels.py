@@ -1,7 +1,7 @@
 """Run elementwise kernels over tensors: block by block for the cache, or compiled; and round, straight through.
 
 A kernel writes its result for a flat piece of a tensor into `out`; the kernel of a backward pass also returns the sums
-that the gradients of its scalars are made of, and a second function makes these of the sums over the whole tensor.
+that make up the gradients of its scalars, and a second function derives these from the whole tensor's sums.
 Each quantizer's file has its own.
 
 The gradient passes a rounding unchanged, or scaled element by element (EWGS; Lee et al., CVPR 2021). With `r` a code
@@ -9,11 +9,11 @@ before rounding, `g` the gradient by `rint(r)` and `delta` the `gradient_scaling
 
     g * (1 + delta * sign(g) * (r - rint(r)))
 
-What lies above its code moves down faster than what lies below, and up more slowly. `delta` counts in steps between
+Values above their code move down faster than those below, and up more slowly. `delta` counts in steps between
 codes, so that it means the same at every bit width: the factor lies within `1 +- delta/2`. The paper's counts in
 `[0, 1]` over the whole interval, and is this one times the number of steps (`2q` for weights, as they are signed, and
-`q` for activations). Only the rounding is scaled; weights, activations and parameters of intervals get what the chain
-rule makes of it, and with `delta = 0` exactly the plain gradient (decision 0044).
+`q` for activations). Only the rounding is scaled; weights, activations and interval parameters get what follows by the
+chain rule, and with `delta = 0` exactly the plain gradient (decision 0044).
 
 Backward recomputes everything from the quantizer's input, which the layer before it keeps anyway, so quantizing
 costs no memory. Without a compiler each kernel goes over its tensors block by block, so that its passes find
@@ -51,7 +51,7 @@ class _Compilation:
     enabled = False
 
 
-_VECTOR_BITS = {"DEFAULT": 1, "AVX2": 256, "AVX512": 512}  # by what torch calls the instructions it runs on
+_VECTOR_BITS = {"DEFAULT": 1, "AVX2": 256, "AVX512": 512}  # by torch's name for the instruction set
 
 
 @cache
@@ -89,7 +89,7 @@ def run_backward(
     """Return the gradient that `kernel` writes for `x`, and the result of `finish` for its sums over all of `x`.
 
     Args:
-        kernel: of a backward pass; it returns sums, scalars.
+        kernel: of a backward pass; it returns sums as scalars.
         finish: called with these and the arguments.
         grad: gradient of the loss by the result.
         x: what the quantizer read.
@@ -120,8 +120,8 @@ def _total(sums: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 def _into_a_new_tensor(kernel: Kernel, finish: Finish) -> Kernel:
     """Combine both functions of a backward pass into one that returns all gradients.
 
-    The compiler makes one loop of the gradient and its sums. Where the gradient is written into a tensor that is there,
-    it makes two. What is done to the sums costs nothing there; step by step each operation takes some microseconds.
+    The compiler makes one loop of the gradient and its sums. If the gradient is written into an existing tensor, it
+    makes two. Work on the sums then costs nothing; run separately, each operation takes some microseconds.
     """
 
     def returning(grad: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -3,8 +3,8 @@
     code = clip(rint(x / s), low, high)        weights: -q..q
                                                activations: 0..q, or -(q+1)/2..(q-1)/2 where they can be negative
 
-The paper goes on with `s * code`. Here, as with every method (`contract`), a layer reads `code / q`, of signed
-activations `(code - low) / q`, and the scale of its result belongs to BatchNorm or to its output scale:
+The paper then uses `s * code`. Here, as with every method (`contract`), a layer reads `code / q`, or `(code - low) / q`
+for signed ones, and the scale of its result belongs to BatchNorm or to its output scale:
 
     value = (code - offset) / q
     d value/dx = 1 / (q*s) inside, 0 outside        d value/ds = -x / (q * s**2) inside, 0 outside
@@ -14,7 +14,7 @@ derivative by `s` is
 
     sum(g * (rint(x/s) - x/s)) inside + sum(g * limit) outside  =  sum(g * code) - sum(g * x/s) inside
 
-Behind a BatchNorm the loss does not depend on the scale of what goes in, so `sum(g * code)` is zero; with an output
+After a BatchNorm the loss does not depend on the scale of its input, so `sum(g * code)` is zero; with an output
 scale it is the gradient of that scale. What is left is the derivative above.
 
 The gradient passes the rounding as `kernels` says, plain or scaled by `gradient_scaling`.
@@ -23,7 +23,7 @@ The gradient of `s` is scaled by `1 / sqrt(N * high)` (the paper's section 2.2),
 activations of one image.
 
 What is stored is where codes end, `s = exp(log_largest) / n` with `n` codes from 0 to there: dimensionless, with the
-gradient of `log(s)`, and with one meaning at every bit width. A stage that goes on from one of more bits keeps the
+gradient of `log(s)`, and with one meaning at every bit width. A stage that follows one of more bits keeps the
 interval; the same step would cut it to a half or a third.
 
 Steps start with the least squared error. The paper starts at `2 * mean(abs(x)) / sqrt(high)`, which leaves most codes
@@ -122,7 +122,7 @@ def quantize_by_steps(
         x: weights or activations, any shape, floating point.
         s: step, a positive scalar in the unit of `x`.
         low, high: smallest and largest code.
-        offset: the code that value 0 stands for.
+        offset: the code that represents 0.
         q: what codes are divided by.
         step_factor: of the gradient of `s`.
         gradient_scaling: of the rounding, in steps between codes (`kernels`).
@@ -203,7 +203,7 @@ class LsqActivationQuantizer(_LsqInterval, ActivationQuantizer):
 
     Args:
         bits: 2 to 8.
-        signed: whether activations can be negative; half of the codes then stand for negative ones.
+        signed: whether activations can be negative; half the codes then represent negative ones.
         gradient_scaling: of the rounding, in steps between codes (`kernels`).
     """
 

@@ -134,7 +134,7 @@ class InputQuantizer(nn.Module):
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int64))
-        # Not in the state, as checkpoints say it in their headers.
+        # Not in the state: checkpoints have it in their headers.
         for name, values in (("shift", shift), ("unit", unit)):
             column = None if values is None else torch.tensor(list(values), dtype=torch.float32)[:, None, None]
             self.register_buffer(name, column, persistent=False)

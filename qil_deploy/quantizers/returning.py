@@ -1,8 +1,8 @@
 """A gradient for weights outside their interval, which lets them return.
 
-A weight outside of its interval has the same code wherever it is. By the methods' own gradients it therefore never
+A weight outside its interval has the same code wherever it is. With the methods' own gradients it therefore never
 learns again, however much the loss would gain by another code, and nothing but weight decay and a moving interval
-brings it back. Each step takes some weights out, those of noise included: of convolutions of 2 bits, whose interval is
+brings it back. Each step, even of noise, pushes some weights out: in 2-bit convolutions, whose interval is
 little more than its two ends, hardly a weight is left inside after two epochs with a teacher (decision 0050).
 
 With `t = (|w| - l) / (2d)`, `l` the pruning threshold and `2d` the width of the interval (`contract`), and `g` the
@@ -13,7 +13,7 @@ gradient of the loss by the value of a weight, that by the weight is
     t >= 1, clipped         g / (2d)
 
 and `1 / (2d)` is the mean slope of values over the interval: the gradient passes its ends straight through, as it
-passes roundings. Clipped weights may go on outwards as well. Where only steps inwards are allowed, weights shrink, the
+passes roundings. Clipped weights may also move outwards. If only inward steps are allowed, weights shrink, the
 interval shrinks with them, and every step counts for more. Values, and the gradients of the interval's own parameters,
 are those of the method.
 """
@@ -55,7 +55,7 @@ def let_weights_return(values: Tensor, w: Tensor, c: Tensor, d: Tensor, largest:
     """Return `values` with a gradient also for weights outside the interval (module docstring).
 
     Args:
-        values: what a method made of the weights, with the method's gradient.
+        values: a method's values of the weights, with its gradient.
         w: the weights, of the same shape.
         c, d: centre and distance of the interval of `|w|`, scalars in the unit of `w`; `d > 0`. They get no gradient.
         largest: the value at the end of the interval.

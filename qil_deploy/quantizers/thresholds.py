@@ -10,14 +10,14 @@ from torch import Tensor
 # Candidates as shares of the largest magnitude; enough values for a stable minimum, few enough to be quick.
 _SHARES = 64
 _SAMPLE = 65536
-# What is smaller counts as zero: the reciprocal of an interval of such a size would leave float32.
+# Smaller values count as zero: the reciprocal of an interval that small would leave float32.
 _SMALLEST = 2.0**-100
 
 
 def strided_sample(values: Tensor) -> Tensor:
     """Return a sample of about 65,536 values, flat, or all if there are fewer than twice as many.
 
-    What is computed of these takes no memory of the tensor's size.
+    Work on it needs no memory of the tensor's size.
     """
     flat = values.reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLE)]

@@ -33,7 +33,7 @@ class Cost:
 
     Attributes:
         bytes: of the result.
-        working: bytes beside that, while it is computed.
+        working: bytes besides that, while it is computed.
         operations: products and additions; an operation of another kind counts as several.
     """
 
@@ -80,7 +80,7 @@ class Budget:
         """Hold the bytes of a result that is about to be computed.
 
         Raises:
-            BudgetError: they, or the operations, are more than there are.
+            BudgetError: bytes or operations exceed what is left.
         """
         wanted = self._held + cost.bytes + cost.working
         if wanted > self._limit:

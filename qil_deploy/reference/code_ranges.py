@@ -12,7 +12,7 @@ from .operator_row import Effect
 
 Range = tuple[int, int]
 
-# Where the lower limit of a Clip within an operator stands among its inputs; the upper one stands behind it.
+# Index of the lower limit of a Clip within an operator among its inputs; the upper one follows it.
 _LIMITS = {**dict.fromkeys(KERNEL_CONVOLUTIONS, 9), LOW_BIT_RESCALE: 8}
 _KEEPING = frozenset({Effect.MOVES, Effect.LAYOUT, Effect.CHOOSES, Effect.JOINS, Effect.BOUNDS})
 

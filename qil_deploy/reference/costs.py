@@ -1,7 +1,7 @@
 """Cost of each operator, computed from the shapes of its inputs: its result, and its temporary memory.
 
-Kernels work through large arrays in blocks, whose size is fixed and not counted here. What is counted beside results
-are copies of whole inputs: padded images, in the type that sums are made in.
+Kernels work through large arrays in blocks, whose size is fixed and not counted here. Besides results, copies of whole
+inputs are counted: padded images, in the type that sums are made in.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from .operator_lookup import find_operator
 # Pixels of one block of images: few enough for its tensors to stay in a processor's cache.
 _BLOCK_PIXELS = 1 << 15
 _LONGEST_REASON = 400
-_SMALLER = 4  # by this factor a block shrinks that takes too much
+_SMALLER = 4  # factor by which a block that takes too much shrinks
 
 Tensors = dict[str, Array]
 
@@ -31,8 +31,8 @@ class IntegerReference:
     """An exported model, ready to run on images.
 
     A file in the QDQ format is evaluated as the integer operators that ONNX Runtime fuses it to (`fuse_qdq`). What a
-    file keeps in float is one node each (`float_parts`), which can be looked at, but not run. Whatever is computed is
-    paid for out of one budget (`budget`).
+    file keeps in float is one node each (`float_parts`), which can be inspected, but not run. Everything computed is
+    paid for from one budget (`budget`).
 
     Attributes:
         model: the file that is executed.
@@ -46,7 +46,7 @@ class IntegerReference:
 
         Raises:
             ModelFileError: an operator or attribute without an integer kernel, a tensor that nothing produces, a graph
-                that does not have exactly one input, or constants that take more than there is.
+                that does not have exactly one input, or constants that exceed the budget.
         """
         self.model = model
         if len(model.inputs) != 1 or not model.outputs:
@@ -63,7 +63,7 @@ class IntegerReference:
             raise ModelFileError(f"{model.path}: {excerpt(str(error), _LONGEST_REASON)}.") from error
         self._budget = Budget.of_file(model.bytes)
         self.nodes = self._fold_constants(nodes)
-        # Weights as they are packed in the file, and on their way to what is multiplied, are read no more.
+        # Packed weights from the file, and their intermediate forms, are no longer read.
         needed = {*self._outputs, *(name for node in self.nodes for name in node.inputs)}
         self.constants = {name: array for name, array in self.constants.items() if name in needed}
         self._check_promises()
@@ -86,7 +86,7 @@ class IntegerReference:
         Raises:
             DataError: images of another dtype or shape than the graph's input.
             ModelFileError: an accumulator overflows int32, shapes do not match, the file keeps something in float, or
-                it takes more than there is.
+                it exceeds the budget.
         """
         return self._in_blocks(
             images, lambda tensors: {name: self._find(name, tensors) for name in self._outputs}, free=True
@@ -119,7 +119,7 @@ class IntegerReference:
 
         Args:
             image: one image, or the batch that the graph has; it is computed.
-            bytes_per_code: what that runtime takes for what is one byte here.
+            bytes_per_code: bytes that runtime takes for one byte here.
 
         Raises:
             DataError: as `run`.
@@ -135,7 +135,7 @@ class IntegerReference:
 
         Args:
             images: all of them.
-            keep: picks what is wanted of the tensors of a block.
+            keep: picks the wanted tensors of a block.
             free: as `_execute` takes it.
         """
         self._check_images(images)
@@ -194,7 +194,7 @@ class IntegerReference:
         Args:
             images: a block of them.
             free: whether to.
-            note: is told of each tensor.
+            note: receives each tensor.
 
         Returns:
             The tensors that are left, without the images, and what was taken.

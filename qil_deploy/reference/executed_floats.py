@@ -1,18 +1,18 @@
 """Float computations in the graph that ONNX Runtime executes, and the parts of the network they belong to.
 
-`float_nodes` goes by what every tensor holds. ONNX Runtime's kernels for integers take and return codes, and there is
-nothing to say about them. Around them, four kinds of float tensors are allowed:
+`float_nodes` goes by what every tensor holds. ONNX Runtime's kernels for integers take and return codes, and need no
+check. Around them, four kinds of float tensors are allowed:
 
     image       the network's input, which only QuantizeLinear may read; Mul and Add of constants may make pixels of it
-                before, whole numbers but for float32's rounding
+                first, whole numbers but for float32's rounding
     exact       integers in float32, below 2**24: Cast of codes, moves of them, MatMulNBits (certificate line `matmul`)
     scaled      an exact integer times a constant, rounded once, as QLinearConv and QGemm do inside: QuantizeLinear may
                 read it, and it may be the logits
-    logits      what DequantizeLinear makes of codes: nothing but moves may follow
+    logits      what DequantizeLinear returns: nothing but moves may follow
 
 Every other operator that reads or makes a float tensor computes in float, and so do those on codes that approximate a
-function or round a product (QLinearSigmoid, QLinearMul, which ONNX Runtime makes of what is kept in float). Moves and
-quantizers behind it are not to blame.
+function or round a product (QLinearSigmoid, QLinearMul, which ONNX Runtime makes from what is kept in float). Moves and
+quantizers after it do not count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qil_deploy.onnx_io import DATA_TYPES, Node, OnnxFile, is_inside, kept_parts
 from .operator_lookup import effect_of, operator_of
 from .operator_row import Effect
 
-# What ONNX Runtime hangs on the names of nodes that it changes the layout of.
+# Suffixes that ONNX Runtime adds to names of nodes whose layout it changes.
 _SUFFIX = re.compile(r"(_nchwc|_token_\d+)$")
 
 
@@ -63,7 +63,7 @@ def _float_nodes(graph: OnnxFile) -> Iterator[Node]:
     for node in graph.nodes:
         inputs = [contents.get(name, Content.FLOAT) for name in node.inputs if name]
         found = _result(node, inputs)
-        # Whatever it did to make them, what comes out of these are codes.
+        # However they were made, the results of these are codes.
         contents.update(dict.fromkeys(node.outputs, Content.CODES if _makes_codes(node) else found))
         if found is Content.FLOAT and not (effect_of(node) is Effect.MOVES and Content.FLOAT in inputs):
             yield node
@@ -109,9 +109,9 @@ _AROUND_INTEGERS = {
 def parts_of_executed(executed: OnnxFile, model: OnnxFile) -> dict[str, str]:
     """Map every node that ONNX Runtime executes to its part of the network, by the node's first output.
 
-    ONNX Runtime fuses nodes, takes them apart and gives them new names or none. A node is of a part if it, its result
-    or a float that it reads is called so; a node of another name that the file does not have either is of the part
-    from or to which its floats go.
+    ONNX Runtime fuses nodes, splits them and gives them new names or none. A node belongs to a part if it, its result
+    or a float that it reads has its name; a node whose name the file lacks belongs to the part that its floats come
+    from or go to.
 
     Args:
         executed: the optimized graph.

@@ -40,7 +40,7 @@ def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[s
 
     Raises:
         ValueError: what would not be the same in integers: a bias or an axis off the pattern, or a Gemm that
-            ONNX Runtime would not fuse; or an operator without inputs that it has to have.
+            ONNX Runtime would not fuse; or an operator without inputs that it needs.
     """
     nodes = tuple(nodes)
     for node in nodes:
@@ -52,7 +52,7 @@ def fuse_qdq(nodes: Iterable[Node], outputs: Iterable[str], constants: Mapping[s
     graph = _Graph.of(_sink_dequantize(nodes), tuple(outputs), constants)
     if not any(node.op_type == "DequantizeLinear" for node in graph.nodes):
         return graph.nodes
-    # What nothing used before is no pattern's; ONNX Runtime executes it, and so it is looked at.
+    # What was unused before belongs to no pattern; ONNX Runtime runs it, so it is checked.
     used = {id(node) for node in _reaching(nodes, graph.outputs)}
     idle = [name for node in nodes if id(node) not in used for name in node.outputs]
     return _reaching([graph.fuse(node) for node in graph.nodes], (*graph.outputs, *idle))

@@ -1,8 +1,8 @@
 """The arithmetic of gates: products of codes, and functions that are tables of 256 codes.
 
 Both round once, ties to even, after the zero point of the result has been added. Products are what ONNX Runtime
-computes to the last bit, ties included. Of a table that holds where no entry lies near a tie, which the certificate
-asks for: a function of float32 is not the same on every machine.
+computes to the last bit, ties included. For a table that holds if no entry lies near a tie, which the certificate
+requires: a float32 function is not the same on every machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def qlinear_mul(a: Array, a_grid: Grid, b: Array, b_grid: Grid, y_grid: Grid) ->
 def qlinear_table(x: Array, x_grid: Grid, y_grid: Grid, function: Function, slope: float = 0.0) -> Array:
     """Map codes by a function (com.microsoft QLinearSigmoid, QLinearLeakyRelu).
 
-    rint(f((X - x_zero_point) * x_scale) / y_scale + y_zero_point), saturated, for every code that there is.
+    rint(f((X - x_zero_point) * x_scale) / y_scale + y_zero_point), saturated, for every code.
     """
     first, last = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
     codes = np.arange(first, last + 1, dtype=np.float64) - float(x_grid.zero_point)

@@ -1,6 +1,6 @@
 """The arithmetic of the operators of an integer graph, one pure function per operator.
 
-Codes are uint8 or int8 and stand for values by their `Grid`, accumulators are exact integers that fit int32,
+Codes are uint8 or int8 and represent values by their `Grid`, accumulators are exact integers that fit int32,
 and `rint` rounds half to even. Convolutions and products of matrices have a file of their own, `products`.
 """
 
@@ -103,7 +103,7 @@ def qlinear_add(a: Array, a_grid: Grid, b: Array, b_grid: Grid, y_grid: Grid) ->
     """Add codes of two scales, broadcasting (com.microsoft QLinearAdd).
 
     rint((A - a_zero_point) * r_a + (B - b_zero_point) * r_b) + y_zero_point, saturated, r = float32(scale /
-    y_scale). The sum is taken in float64, where it is off by less than any tie is near: exported ratios are
+    y_scale). The sum is taken in float64, where its error cannot reach a tie: exported ratios are
     p/q, q odd.
     """
     dtype = y_grid.zero_point.dtype

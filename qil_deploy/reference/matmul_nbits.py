@@ -1,11 +1,11 @@
 """MatMulNBits for cases in which it is exact: integer codes times weights of a few bits, in blocks of scale 1.
 
 ONNX Runtime's kernel with accuracy level 4 rounds the floats of a block to int8 by a scale of its own,
-`max(|A|) / 127`. Of integers that reach 127 in every block, as one constant lane makes sure, the scale is 1 and nothing
-is rounded. The sums are float32, exact while no partial sum reaches 2**24. Whatever is not so is refused: the
+`max(|A|) / 127`. For integers that reach 127 in every block, as one constant lane ensures, the scale is 1 and nothing
+is rounded. The sums are float32, exact while no partial sum reaches 2**24. Anything else is refused: the
 result would depend on the kernel.
 
-Zero points are written out, though they are what is taken without: ONNX Runtime on arm64 with dot product hands 4-bit
+Zero points are written out, though they equal the default: ONNX Runtime on arm64 with dot product hands 4-bit
 weights without zero points to other kernels, which round whole rows, asymmetrically.
 """
 
@@ -67,7 +67,7 @@ def check_zero_points(zero_points: Array | None, outputs: int, blocks: int, bits
         outputs, blocks, bits: of the weights.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they do not.
     """
     if zero_points is None:
         raise ValueError("no zero points are given; without, some processors round whole rows of the data")

@@ -27,7 +27,7 @@ _FIXED_ATTRIBUTES: dict[str, int | float | str] = {
 def operator_of(node: Node) -> Operator:
     """Return the row of a node; for an operator without one, an empty row.
 
-    ONNX Runtime calls whatever leads from codes to codes QLinear..., and there are more than anybody asks about.
+    ONNX Runtime names all operators from codes to codes QLinear..., and most of them are never asked about.
     """
     known = OPERATORS.get(node.op_type)
     if known is not None:

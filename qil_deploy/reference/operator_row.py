@@ -20,7 +20,7 @@ FLOAT32: Final = "float32"
 class Effect(Enum):
     """Effect of an operator on the elements it reads.
 
-    MOVES      hands them on in another place, with constants where it fills up
+    MOVES      moves them to another place, with constants as filling
     LAYOUT     moves of floats that ONNX Runtime itself puts around its float convolutions
     CHOOSES    each result lies between elements: the largest, a repeated or an interpolated one
     BOUNDS     each result is an element, or a limit that cuts it
@@ -45,7 +45,7 @@ class GridAt:
     """Position of a grid among the inputs of an operator.
 
     Attributes:
-        what: it is the grid of, such as "weights".
+        what: has this grid, such as "weights".
         scale, zero_point: indices of the inputs.
         many: whether there may be several, one for each channel or row.
     """
@@ -62,20 +62,20 @@ class Operator:
 
     Attributes:
         name: its type; no two domains have operators of one name.
-        domain: that it belongs to.
-        effect: what it does to the elements it reads, where it has a grid for its result: when that is given.
+        domain: its domain.
+        effect: what it does to the elements it reads, if it has a grid for its result, when that is given.
         compute: executes it on integers; refuses where the reference does not (`is_executed`).
         cost: what that takes.
         attributes: those that may have any value that `compute` understands.
-        least_inputs: inputs that it has at least.
+        least_inputs: minimum number of inputs.
         exact: whether ONNX Runtime's kernels, reading integers, return the same integers on every machine.
         grids: of what it reads and makes, in this order.
         weights, bias: indices of the inputs; None where it has none.
         arithmetic: what a layer multiplies in, INT8 or FLOAT32; None where it is no layer.
-        quantized: whether it is found in quantized models alone, grids and arithmetic aside.
+        quantized: whether it is found only in quantized models, grids and arithmetic aside.
         result_type: element type of its result, where that is always the same.
-        fused_to: the integer kernel that ONNX Runtime makes of it between DequantizeLinear and QuantizeLinear.
-        sinks: whether ONNX Runtime moves a DequantizeLinear from in front of it to behind it.
+        fused_to: the integer kernel that ONNX Runtime fuses it to between DequantizeLinear and QuantizeLinear.
+        sinks: whether ONNX Runtime moves a DequantizeLinear from before it to after it.
     """
 
     name: str

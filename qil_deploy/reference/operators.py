@@ -1,8 +1,8 @@
 """The table of ONNX operators: one row for each that exports write, the reference executes, or other code asks about.
 
 A row says what an operator does to the elements it reads, how the reference executes it, where its scales, weights and
-bias stand among its inputs, and what ONNX Runtime makes of it. Who adds an operator adds one row, and the functions
-that it names (`compute`, `costs`); whoever wants to know something of a node asks its row (`operator_lookup`).
+bias are among its inputs, and what ONNX Runtime turns it into. To add an operator, add one row, and the functions that
+it names (`compute`, `costs`); code that asks about a node asks its row (`operator_lookup`).
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def _float_operators() -> Iterable[Operator]:
 
 def _quantized_operators() -> Iterable[Operator]:
     """Yield the operators of quantized models from other programs, and those that ONNX Runtime makes of them."""
-    # What ONNX Runtime makes of MaxPool between convolutions.
+    # ONNX Runtime's form of MaxPool between convolutions.
     yield Operator(name="NhwcMaxPool", domain=MICROSOFT, effect=Effect.CHOOSES, exact=True)
     yield Operator(
         name="QLinearMatMul",

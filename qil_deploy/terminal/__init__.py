@@ -1,7 +1,7 @@
 """Terminal output: text from files escaped and cut, tables as wide as the terminal, progress.
 
-Commands import rich through here alone (a contract in pyproject.toml), so that none can print what a file says as it
-stands there.
+Commands import rich only through here (a contract in pyproject.toml), so that none can print text from a file
+unescaped.
 """
 
 from __future__ import annotations
