@@ -1,6 +1,6 @@
 """Export of frozen models to ONNX, with proof: fold, lower, pack, certify, write.
 
-The names below are loaded on first use: `python -m qil_deploy.export` loads this package before it can say anything.
+The names below are loaded on first use: `python -m qil_deploy.export` loads this package before it can print anything.
 """
 
 from __future__ import annotations

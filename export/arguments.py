@@ -89,11 +89,11 @@ def check_boxes(boxes: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
 def check_same_input(model: fx.GraphModule, preprocessing: Preprocessing) -> None:
     """Require a model to take the images of `preprocessing`: metadata would be wrong otherwise.
 
-    Of a model in `paper` placement only its own memory can tell (`prepared_model.INPUT_GRID`).
+    A model in `paper` placement has only its own record of it (`prepared_model.INPUT_GRID`).
 
     Args:
         model: from `prepare` or `freeze`.
-        preprocessing: that the caller wants to write down.
+        preprocessing: the one to write.
 
     Raises:
         ConfigError: another shape of images, scale or zero point than the model was prepared with; both are named.

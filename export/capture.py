@@ -114,8 +114,8 @@ def as_output(value: ir.Value, output: NetworkOutput) -> ir.Value:
 def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
     """Return a unique name in the exported graph for every module call.
 
-    It is the module's own, unless that is called repeatedly. A number stands behind a name that another call has, or
-    that is the name of the graph's input or an output.
+    It is the module's own, unless that is called repeatedly. A number follows a name that another call has, or that is
+    the name of the graph's input or an output.
     """
     calls = [node for node in model.graph.nodes if node.op == "call_module"]
     counts = Counter(node.target for node in calls)
@@ -124,7 +124,7 @@ def node_names(model: fx.GraphModule) -> dict[fx.Node, str]:
     names: dict[fx.Node, str] = {}
     for node in sorted(calls, key=lambda node: counts[node.target] > 1):
         own = str(node.target) if counts[node.target] == 1 else node.name
-        # An output's result is called like the output in any case; how the call itself is called matters to nobody.
+        # An output's result has the output's name in any case; the name of the call itself does not matter.
         names[node] = free_name(own, taken if node in outputs else taken | reserved)
         taken.add(names[node])
     return {node: names[node] for node in calls}

@@ -1,11 +1,11 @@
 """Write the float parts of a frozen model in ONNX: traced operators between DequantizeLinear and QuantizeLinear.
 
     FrozenFloat "name"    name/x0 = DequantizeLinear(codes), ...
-                          name/... = the operators that `torch.onnx.export` makes of the float code
+                          name/... = the operators that `torch.onnx.export` writes for the float code
                           name = QuantizeLinear(...) [-> Clip]
 
 These are operators of ONNX already, the same in both formats, and no pass rewrites them. Every node, and every tensor
-but the codes that come out, is called `name/...`, by which a reader of the file finds them
+but the resulting codes, is named `name/...`, by which a reader of the file finds them
 (`qil_deploy.onnx_io.float_parts`).
 """
 
@@ -28,7 +28,7 @@ from qil_deploy.onnx_io import inner_name
 from .emitter import Emitter, array_of
 from .trace_float import trace_float
 
-# The oldest operator set that PyTorch's tracer writes of itself; it converts to older ones, and not always.
+# The oldest operator set that PyTorch's tracer writes natively; conversion to older ones may fail.
 MIN_FLOAT_OPSET = 18
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
@@ -66,7 +66,7 @@ def trace_parts(model: fx.GraphModule, opset: int) -> dict[fx.Node, TracedPart]:
         return {}
     try:
         graph = _trace(list(parts.values()), opset)
-    except Exception:  # the tracer's own, of many types; whose fault it is shows when each is traced alone
+    except Exception:  # the tracer's own, of many types; tracing each alone shows which one fails
         for node, module in parts.items():
             _trace_alone(module, str(node.target), opset)
         raise
@@ -148,7 +148,7 @@ def capture_float(
         emitter: of the graph.
         module: what is kept.
         sources: the codes that it reads.
-        name: of the codes that come out.
+        name: of the resulting codes.
         part: its float operators.
     """
     values = {

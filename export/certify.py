@@ -20,9 +20,9 @@ exporter meant to write. Lines:
 Lines `scales`, `pooling` and `runs` say that ONNX Runtime can run the file, which whoever has it can try; the
 others, which say that every machine gets the same integers, are stored in the file (`stored_lines`).
 
-`r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; behind a
-part that is kept in float it is 255. Line `matmul` holds for the codes `U` as MatMulNBits stores them, with an offset;
-it also wants the constant 127 in every block, no larger code, and scales of 1.
+`r` is `x_scale / (y_scale * pixels)`. `max(X)` is the largest code that the producer of a tensor can make; after a part
+that is kept in float it is 255. Line `matmul` holds for the codes `U` as MatMulNBits stores them, with an offset;
+it also requires the constant 127 in every block, no larger code, and scales of 1.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Bounded:
 
     Attributes:
         lines: all of which hold.
-        trial: what ONNX Runtime is to make of the file.
+        trial: what ONNX Runtime has to return.
     """
 
     lines: list[CertificateLine]
@@ -114,7 +114,7 @@ def bound(model: OnnxFile, expected_codes: Mapping[str, NDArray[np.int8]]) -> Bo
         expected_codes: by layer (node) name, `codes * spread` of the model.
 
     Raises:
-        CertificateError: a line fails, naming the node and by how much, or the file holds what no export writes.
+        CertificateError: a line fails, naming the node and by how much, or the file is not one that exports write.
     """
     # Before the others: they need the integer reference, which has no float operators.
     float_line = _float_line(model)
@@ -312,7 +312,7 @@ def _unusable_scales(graph: IntegerGraph) -> Iterable[tuple[float, str]]:
             scales = [factors]
         numbers = [scale.ravel() for scale in scales]
         if operator_of(node).is_integer_layer:
-            with np.errstate(all="ignore"):  # what comes of it is looked at
+            with np.errstate(all="ignore"):  # the result is checked
                 product = numbers[0] * numbers[1]
                 multipliers = product / numbers[2] if len(numbers) > 2 else product
             # Multipliers near zero do no harm: whatever they multiply, the code is that of zero.

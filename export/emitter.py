@@ -1,7 +1,7 @@
 """Build an ONNX graph node by node: constants become initializers, equal scalars are stored once.
 
 A tensor's name says which codes it holds. Metadata, golden vectors and comparisons find tensors by the names of the
-network's modules, so these names are never left to chance: whatever else a graph needs takes a name that is free.
+network's modules, so these names are never left to chance: anything else a graph needs takes a free name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Emitter:
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
         """Return an initializer; scalars, and vectors of zeros, share one where every bit is equal.
 
-        A shared one is named after its value, and has a number behind it where another has that name: 0.0 and -0.0, or
+        A shared one is named after its value, with a number after it if another has that name: 0.0 and -0.0, or
         NaNs of different bits.
         """
         array = np.asarray(array)
@@ -85,8 +85,8 @@ class Emitter:
             inputs, outputs: of the graph.
             opsets: version by domain.
             ir_version: of the file format.
-            named: tensors that keep their names, beside inputs and outputs; any other that has one of these names, or
-                that of another, gets a number behind it.
+            named: tensors that keep their names, besides inputs and outputs; any other that has one of these names, or
+                that of another, gets a number after it.
         """
         used = {value for node in self.nodes for value in node.inputs if value is not None}
         self._tell_apart({*inputs, *outputs, *named}, used)
@@ -135,8 +135,8 @@ def free_name(name: str, taken: Collection[str]) -> str:
 def release(model: ir.Model) -> None:
     """Remove the constants of a model that are no longer read.
 
-    Its nodes and tensors refer to each other: left alone, they keep all weights in memory until Python looks for such
-    circles, which may be long after.
+    Its nodes and tensors refer to each other, and would keep all weights in memory until Python collects such
+    cycles, which may be much later.
     """
     for value in model.graph.initializers.values():
         value.const_value = None

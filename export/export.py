@@ -44,7 +44,7 @@ from .outputs import network_outputs
 from .passes import lower
 from .write_model import append_metadata, metadata_text, write_graph
 
-_REASONS_SHARE = 1 / 160  # of a file, that reasons for what was not rewritten may take; smaller files do without
+_REASONS_SHARE = 1 / 160  # of a file, for reasons why nodes were not rewritten; smaller files have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class ExportResult:
         path: the ONNX file.
         size: bytes.
         certificate: the lines that hold for it.
-        left_alone: by pass, why it left which nodes as they were.
+        left_alone: by pass, which nodes it did not change, and why.
     """
 
     path: Path
@@ -79,18 +79,18 @@ def export_onnx(
 
     A prepared model is frozen on the way, except in `paper` placement, whose float layers cannot be. The file appears
     under its name only when ONNX's checker and every line of the certificate have passed. It is written once, from its
-    first byte to its last: what is certified is what stays. Beside the model, at most
-    about as much memory is taken as its float weights do.
+    first byte to its last: what is certified is what stays. Besides the model, this takes at most about as much memory
+    as its float weights.
 
     Args:
         model: from `prepare` or `freeze`; may be wrapped, as for training in several processes or compiled.
         path: the file to write.
         preprocessing: shape of an image and the map from its pixels to the network's input, as `prepare` was given it.
-        class_names: one per logit, or for maps what the channels stand for, as far as they have names.
+        class_names: one per logit, or for maps what the channels are, if they have names.
         data: name of the data set the model was trained on.
         options: format, storage, input and opset.
         freezing: what freezing cost, for the metadata; None if it was not measured.
-        boxes: how boxes stand in the outputs of a detector, for the metadata; None for any other network.
+        boxes: how a detector's outputs encode boxes, for the metadata; None for any other network.
 
     Raises:
         ConfigError: an argument of the wrong kind, an opset that the storage does not allow, `qlinear` for `paper`
@@ -138,7 +138,7 @@ def export_onnx(
             metadata["float_parts"] = [name for _, name in float_kernels(temporary)]
         else:
             bounded = bound(written, expected_codes(graph_module))
-        # The graph stays as it was read; with its metadata behind it, it is run as whoever has the file will run it.
+        # The graph stays as it was read; with its metadata after it, it runs as it will for whoever has the file.
         append_metadata(temporary, metadata | {"certificate": stored_lines(bounded.lines)})
         lines = bounded.run(temporary)
     return ExportResult(path=output, size=output.stat().st_size, certificate=tuple(lines), left_alone=left_alone)

@@ -36,7 +36,7 @@ def export_float_onnx(
         model: the float network.
         path: the file to write.
         preprocessing: shape of an image and the map from its pixels to the network's input.
-        class_names: one per logit; of maps or several outputs any number, or none.
+        class_names: one per logit; any number or none for maps or several outputs.
         data: name of the data set the model was trained on.
 
     Raises:

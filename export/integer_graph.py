@@ -1,8 +1,8 @@
 """Integer operators, layers, and largest codes of an exported file, for its certificate.
 
-QDQ is fused as ONNX Runtime fuses it, constants are computed, and layers are written down for the tensor that their
-passes' moves start from (`weight_layout`), whichever operators compute them. What the file keeps in float is opaque:
-one node each, whose codes reach 255 and whose shape ONNX Runtime tells.
+QDQ is fused as ONNX Runtime fuses it, constants are computed, and layers are described relative to the tensor that
+their passes' moves start from (`weight_layout`), whichever operators compute them. Float parts of the file are opaque:
+one node each, whose codes reach 255, with the shape from ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -49,17 +49,16 @@ Integers = NDArray[np.int64]
 class Layer:
     """One convolution or linear layer, as that of the tensor its moves start from.
 
-    Its weights are codes times spread. Of large layers they are made a few output channels at a time, since as int64
-    they would take twice the memory of the float network.
+    Its weights are codes times spread. For large layers they are made a few output channels at a time, as in int64 they
+    would take twice the memory of the float network.
 
     Attributes:
         node: the operator that multiplies.
         shape: of the weights, [C_out, ...].
         weights_of: returns the weights of some of the output channels.
         bias: [C_out].
-        largest_input: largest magnitude that a code contributes, its zero point taken off or not.
-        kernel_pair: largest sum of two products in the kernel, where it multiplies something else than codes and
-            weights; 0 elsewhere.
+        largest_input: largest magnitude that a code contributes, its zero point subtracted or not.
+        kernel_pair: largest sum of two products in the kernel, if it multiplies anything but codes and weights; else 0.
     """
 
     node: Node
@@ -104,7 +103,7 @@ class IntegerGraph:
         tensors = {name: blank}
         for node in self.nodes:
             inputs = [self.constants.get(entry, tensors.get(entry)) if entry else None for entry in node.inputs]
-            if node.op_type in PACKED_MATMULS:  # whether the reference may compute it is for the certificate to say
+            if node.op_type in PACKED_MATMULS:  # the certificate decides whether the reference may compute it
                 result = np.zeros((len(blank), integer(node, "N", 0)), np.float32)
             elif node.op_type == PART_OPERATOR:
                 result = np.zeros(self._part_shapes[node.outputs[0]], np.uint8)
@@ -118,8 +117,8 @@ class IntegerGraph:
         """Every convolution and linear layer.
 
         Raises:
-            CertificateError: the operators around a MatMulNBits, or the moves in front of a layer, compute something
-                else than a layer.
+            CertificateError: the operators around a MatMulNBits, or the moves before a layer, compute anything but a
+                layer.
         """
         return tuple(self._layers())
 
@@ -254,7 +253,7 @@ class MatMul:
         layer: the layer.
         stored: returns the codes of some of the output channels, [rows, blocks * block].
         offset: what is added to them in storage, 2**(bits - 1): there they are 0 to 2**bits - 1.
-        constants: [blocks, block], the constant that stands at a place, -1 where codes do.
+        constants: [blocks, block], the constant at each place, -1 for codes.
         scales: one per output and block.
         level: accuracy level.
     """

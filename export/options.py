@@ -28,8 +28,8 @@ class ExportOptions:
         channels_last: whether linear layers may read feature maps channels last (`channels_last`); only in `qlinear`.
         matmul_nbits: whether large linear layers may be rewritten (`matmul_nbits`); only packed, in `qlinear`.
         simplify: whether work that changes no code is left out (`simplify`).
-        kernels: whether layers of at most 4 bits become operators that a kernel library computes faster and any other
-            runtime as well as without (`low_bit_conv`, `kernel_calls`); only in `qlinear`.
+        kernels: whether layers of at most 4 bits become operators that a kernel library computes faster and other
+            runtimes as before (`low_bit_conv`, `kernel_calls`); only in `qlinear`.
     """
 
     format: Format = "qlinear"

@@ -13,7 +13,7 @@ from qil_deploy.onnx_io import NetworkOutput, OutputKind
 def network_outputs(model: fx.GraphModule) -> list[tuple[fx.Node, NetworkOutput]]:
     """Return the outputs of a prepared or frozen model, each with the node that makes it.
 
-    A frozen model returns floats; where the file is to return codes, these are what its last module reads.
+    A frozen model returns floats; if the file is to return codes, they are its last module's input.
     """
     config = model.meta.get(CONFIG)
     wants_codes = isinstance(config, QuantConfig) and config.outputs == "codes"

@@ -47,7 +47,7 @@ def trace_float(
     if program is None:
         raise TypeError("torch.onnx.export returned nothing")
     traced = program.model
-    # Stack traces and the like: a fifteenth of a small file, and no part of the network.
+    # Stack traces and such: a fifteenth of a small file, not part of the network.
     for owner in (traced, traced.graph, *traced.graph, *(value for node in traced.graph for value in node.outputs)):
         owner.metadata_props.clear()
     return traced

@@ -34,7 +34,7 @@ class Trial:
     Attributes:
         input: name of the graph's input.
         images: as many as one run of the file takes.
-        outputs: of the integer reference, by name; None where only ONNX Runtime computes the file.
+        outputs: of the integer reference, by name; None if only ONNX Runtime computes the file.
         exact: optimization levels at which ONNX Runtime has to return these.
     """
 
@@ -49,7 +49,7 @@ class Trial:
 
         Args:
             model: the file.
-            reference: executes it; None where only ONNX Runtime does.
+            reference: executes it; None if only ONNX Runtime does.
         """
         images = _noise(model)
         is_qdq = read_metadata(model).get("format") == "qdq"
@@ -100,7 +100,7 @@ def _run(path: Path, trial: Trial, level: str) -> dict[str, NDArray[Any]]:
     options.graph_optimization_level = _LEVELS[level]
     options.intra_op_num_threads = 1
     options.log_severity_level = _FATAL
-    options.enable_cpu_mem_arena = False  # one run: what it needs is given back at once
+    options.enable_cpu_mem_arena = False  # one run: its memory is freed at once
     try:
         # Without the fallback, which prints to the screen and tries the same again.
         session = onnxruntime.InferenceSession(

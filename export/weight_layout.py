@@ -1,9 +1,9 @@
 """Undo the layout of a layer's weights: which weight of the file multiplies which code of which tensor.
 
-Passes put moves in front of a layer (Pad, Reshape, Transpose, Flatten, Cast to float) and arrange its weights to match.
+Passes put moves before a layer (Pad, Reshape, Transpose, Flatten, Cast to float) and arrange its weights to match.
 Here the moves are executed on the positions of the tensor that they start from, instead of its codes: what arrives at
-the layer says, for every place of its input, where the code there comes from, or which constant stands there. The
-weights can then be written down as those of a plain convolution or linear layer of that tensor, whatever the moves are.
+the layer tells, for every place of its input, where the code there comes from, or which constant is there. The weights
+can then be written as those of a plain convolution or linear layer of that tensor, whatever the moves are.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class MovedInput:
     Attributes:
         source: the tensor that the moves start from.
         shape: of one image of it.
-        positions: for every place of the layer's input (of one image), the flat position in `source`; where a constant
-            stands, `-1 - constant`.
+        positions: for every place of the layer's input (of one image), the flat position in `source`; for a constant,
+            `-1 - constant`.
     """
 
     source: str
@@ -118,7 +118,7 @@ def undo_convolution(node: Node, weights: NDArray[np.int64], moved: MovedInput, 
         node: a convolution of one group, with its window.
         weights: [C_out, C', rows', columns'].
         moved: the layer's input.
-        zero_point: of the input's codes; constants equal to it count nothing.
+        zero_point: of the input's codes; constants equal to it add nothing.
 
     Raises:
         CertificateError: the file computes no convolution of `moved.source`, or a weight other than zero meets

@@ -1,7 +1,7 @@
 """Write an ONNX file tensor by tensor, followed by its metadata.
 
-The bytes are those that protobuf makes of the whole model: fields in the order of their numbers, weights in between.
-Made at once they would be in memory three times, as message, as what the message is encoded to, and as bytes.
+The bytes are those that protobuf writes for the whole model: fields in the order of their numbers, weights in between.
+Written at once they would be in memory three times, as message, as its encoding, and as bytes.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Choice:
 def choose_widths(layers: Sequence[Sequence[Choice]], budget: int) -> list[int] | None:
     """Return the index of each layer's choice, of least total cost, or None if even the smallest do not fit.
 
-    Of several with the same cost, one of the least size is returned.
+    Of several with the same cost, a smallest one is returned.
 
     Args:
         layers: the choices of each layer, at least one.

@@ -38,8 +38,8 @@ def distillation_loss(
         logits: of the network that learns, floats [n, classes], or [n, classes, ...] with one prediction per position.
         teacher_logits: of the teacher for the same images, of the same shape.
         labels: int64 [n], or [n, ...].
-        weight: of the divergence; 0 leaves the cross-entropy alone.
-        temperature: that both predictions are softened with; above 0.
+        weight: of the divergence; 0: only the cross-entropy.
+        temperature: of both softened predictions; above 0.
         smoothing: of the labels, in [0, 1].
 
     Returns:

@@ -1,10 +1,10 @@
 """The teacher of a recipe with `[distillation]`, and its logits for training images.
 
-The teacher never changes. Where images are shown as they are, or mirrored and nothing else, it answers one or two
-questions per image: then its logits are computed once for the whole run, in the order of the data set, and looked up
-for each batch. Shifted or cut images, folders, more logits than `LARGEST_TABLE` bytes hold, and runs of so few epochs
-that a table does not pay are answered batch by batch. Either way logits follow from the images alone: a run that goes
-on from its middle, or has more processes, learns from the same ones.
+The teacher never changes. If images are shown unchanged, or at most mirrored, there are one or two answers per image:
+then its logits are computed once for the whole run, in the order of the data set, and looked up for each batch. Shifted
+or cut images, folders, more logits than `LARGEST_TABLE` bytes hold, and runs of so few epochs
+that a table does not pay are answered batch by batch. Either way logits follow from the images alone: a run that is
+resumed, or has more processes, learns from the same ones.
 """
 
 from __future__ import annotations

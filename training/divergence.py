@@ -15,7 +15,7 @@ def describe_divergence(model: nn.Module, x: Tensor) -> str:
     """Describe which part of a model is not finite, and its interval.
 
     Args:
-        model: whose loss is infinite or no number; it is run once more.
+        model: its loss is infinite or not a number; it is run once more.
         x: the batch, float32 [N, C, H, W].
 
     Returns:

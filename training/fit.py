@@ -3,7 +3,7 @@
 `fit` sets a phase up, from where an earlier start left it; `train_epochs` carries it out.
 
 Batch `b` of epoch `e` is the same whenever and in however many processes it is made (`data`), dropout is seeded by its
-position, and learning rates follow from it: a phase that goes on from a saved position ends with the same weights as
+position, and learning rates follow from it: a phase that resumes from a saved position ends with the same weights as
 one that was never interrupted.
 """
 
@@ -100,7 +100,7 @@ class Record(Protocol):
     """Evaluates a phase and records its progress (`PhaseRecord`). All methods are called in every process.
 
     Attributes:
-        save_seconds: how often `save` is called, at the least.
+        save_seconds: longest time between calls of `save`.
     """
 
     save_seconds: float
@@ -122,7 +122,7 @@ def fit(run: Run, model: nn.Module, section: OptimizerSection, name: str, number
     """Train `model` in place, from the position of an earlier start; return its accuracy on the test set.
 
     Args:
-        run: the run that the phase is one of.
+        run: the run that the phase belongs to.
         model: as the phase begins.
         section: schedule and optimizers.
         name: of the phase.

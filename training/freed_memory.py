@@ -1,9 +1,9 @@
 """Keep freed memory with the process, so that the next step need not request it from the system again.
 
-Each step of training allocates and frees the same tensors. What is larger than a threshold of 32 MiB at the most, glibc
-maps anew each time, and what is free at the end of its heap it gives back: the system then clears the same pages, and
-maps them one by one, in every step. With the thresholds raised a step finds them as the one before left them. What is
-held is what the largest step took, until the process ends.
+Each step of training allocates and frees the same tensors. Blocks above a threshold of at most 32 MiB are mapped anew
+by glibc each time, and free memory at the end of its heap is returned: the system then clears the same pages, and maps
+them one by one, in every step. With the thresholds raised a step finds them as the one before left them. The process
+holds what the largest step took, until it ends.
 """
 
 from __future__ import annotations

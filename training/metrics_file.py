@@ -23,7 +23,7 @@ _LARGEST_FILE = 64 << 20  # of a few hundred thousand epochs
 class EpochLine:
     """One line of `metrics.jsonl`; accuracies in percent, None where there is no finite figure.
 
-    `oscillating_weights` and `frozen_weights` are shares in [0, 1], None in phases that did not count them.
+    `oscillating_weights` and `frozen_weights` are shares in [0, 1], None in phases that do not count them.
     """
 
     phase: str

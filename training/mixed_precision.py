@@ -1,8 +1,8 @@
 """Bits per layer for a size budget, from measured sensitivity, and the recipe that trains them.
 
-Among the widths that were tried, those are chosen whose summed KL is least while the packed weights fit the budget
-(`bit_assignment`, exact). The sum takes for granted that layers do not make up for each other, nor make it worse
-together; therefore the whole assignment is measured as well, beside every layer at one width.
+Among the widths that were tried, those with the least summed KL whose packed weights fit the budget are chosen
+(`bit_assignment`, exact). The sum assumes that the errors of layers neither cancel nor amplify each other; therefore
+the whole assignment is measured as well, next to every layer at one width.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Proposal:
 
     Attributes:
         budget: bytes that packed weights may take.
-        bytes: that they take.
+        bytes: what they take.
         bits: by layer.
         summed_kl: of the layers lowered one at a time; what was minimised.
         measured: all of them lowered together.
@@ -139,7 +139,7 @@ def _uniform(probe: Probe, width: int) -> Uniform:
 def recipe_text(probe: Probe, bits: dict[str, LayerBits], checkpoint: Path, name: str) -> str:
     """Return a recipe, in TOML, that trains a network with these bits.
 
-    It starts from the float checkpoint: `checkpoint` itself, or `float.safetensors` beside a quantized one. Where there
+    It starts from the float checkpoint: `checkpoint` itself, or `float.safetensors` next to a quantized one. If there
     is none, the recipe trains the float network first.
 
     Args:
@@ -149,7 +149,7 @@ def recipe_text(probe: Probe, bits: dict[str, LayerBits], checkpoint: Path, name
         name: of the recipe.
 
     Raises:
-        CheckpointError: the network has arguments that a recipe does not.
+        CheckpointError: the network has arguments that recipes lack.
     """
     info = probe.info
     stage = _most_common(probe, bits)

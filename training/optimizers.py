@@ -8,8 +8,8 @@
 
 Parameters of quantizers, output scales and shifts are dimensionless (decision 0009), so one rate suits every layer, and
 Adam bounds each step by it, however large the sum of gradients is (decision 0011). SGD is there for the paper's own
-recipe. In a frozen model the intervals and steps of activations are constants; its weights and their intervals learn
-on.
+recipe. In a frozen model the intervals and steps of activations are constants; its weights and their intervals keep
+learning.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the trained parameters as groups for one optimizer; the defaults are those of recipes' stages.
 
-    `torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3))`, for one. Intervals may diverge under SGD; where
-    weights take it, use `recipe_optimizers`.
+    `torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3))`, for one. Intervals may diverge under SGD; if
+    weights use it, take `recipe_optimizers`.
 
     Args:
         model: float, prepared or frozen.
@@ -98,7 +98,7 @@ def recipe_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers of recipes: SGD with Nesterov momentum for weights, Adam for quantizers and output scales.
 
-    Arguments and errors as for `parameter_groups`. One of the two is missing where it would have nothing to do. With
+    Arguments and errors as for `parameter_groups`. One of the two is missing if it would have nothing to do. With
     `interval_optimizer="sgd"` quantizers and scales, too, learn by SGD with Nesterov momentum, at their own rate.
     """
     groups = parameter_groups(

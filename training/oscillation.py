@@ -1,14 +1,14 @@
 """Weights that oscillate between two codes: counted, frozen, or dampened (Nagel et al., ICML 2022).
 
-With the straight-through gradient a weight whose best value lies between two codes is pushed to and fro over the
-boundary between them, and which of them the last step leaves, and BatchNorm has seen, is a matter of chance. `W` is the
+With the straight-through gradient a weight whose best value lies between two codes is pushed back and forth over the
+boundary between them; which of them the last step leaves, and BatchNorm has seen, is chance. `W` is the
 code of a weight after a step, `m` the momentum:
 
     o = 1 where W changed, and in the other direction than at its last change, otherwise 0
     frequency = (1 - m) * frequency + m * o        average = (1 - m) * average + m * W
 
 `freeze` fixes each weight whose frequency passes a threshold at the code nearest to its average. The interval of its
-layer moves on; so after each step a frozen weight is put where the interval now has the centre of that code:
+layer moves on; so after each step a frozen weight is put at the present centre of that code:
 
     |w| = l + 2d * (|W| / q)**(1/gamma)        l, d, gamma, q: of the layer's quantizer (`quantizers.contract`)
 
@@ -16,9 +16,10 @@ layer moves on; so after each step a frozen weight is put where the interval now
 centre of a weight's present code and takes no gradient. In the unit of weights the pull is that of a weight decay
 towards `w_hat`, as strong in every layer.
 
-For the first quarter of a phase the threshold stays where it starts and nothing is dampened; then the threshold goes to
-its end, and the weight of the dampening from 0 to its largest, along half a cosine. Defaults are those of the authors'
-program; they count and freeze weights of at most 4 bits, as those of more have codes too close to settle on one.
+For the first quarter of a phase the threshold keeps its start value and nothing is dampened; then the threshold goes to
+its end value, and the weight of the dampening from 0 to its largest, along half a cosine. Defaults are those of the
+authors' program; they count and freeze weights of at most 4 bits, as those of more have codes too close to settle on
+one.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Oscillation:
             oscillation.update()
 
     `penalty` and `update` are operations on tensors only, on the device of the weights: nothing waits for the device,
-    and a CUDA graph may hold them (`set_progress` goes in front of each replay). Several processes with the same
+    and a CUDA graph may hold them (`set_progress` goes before each replay). Several processes with the same
     weights keep the same state.
 
     Args:
@@ -82,11 +83,11 @@ class Oscillation:
         momentum: of both moving averages; keep it two or three times below the threshold, as one change of direction
             adds so much to a frequency.
         threshold: frequency above which a weight is frozen, at the start and at the end.
-        dampening: largest weight of the penalty, that at the end.
-        max_bits: weights of more bits are left alone.
+        dampening: largest weight of the penalty, at the end.
+        max_bits: weights of more bits are skipped.
 
     Raises:
-        ConfigError: the model has no such weights that are trained.
+        ConfigError: the model has no such trainable weights.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ def oscillation_of(model: nn.Module, section: OptimizerSection) -> Oscillation |
     """Return the treatment of oscillation in a section of a recipe; None if there is none.
 
     Raises:
-        ConfigError: it asks for what the model has not.
+        ConfigError: it asks for what the model lacks.
     """
     if not isinstance(section, StageSection) or section.oscillation == "none":
         return None

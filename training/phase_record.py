@@ -29,7 +29,7 @@ class PhaseRecord:
         name: of the phase.
         learner: what is trained.
         info: what the checkpoint of the best epoch says about itself.
-        position: where the phase begins, or goes on.
+        position: where the phase begins, or resumes.
         teacher: that the phase learns from, as the recipe names it; None without one.
     """
 
@@ -93,7 +93,7 @@ class PhaseRecord:
     def save(self, position: Position) -> None:
         """Save a position from which to resume."""
         if self.curves is not None:
-            self.curves.flush()  # before the state: a later start draws again only what comes behind it
+            self.curves.flush()  # before the state: a later start draws only what comes after it
             save_state(self.run.folder, self.name, position, self.learner)
 
 

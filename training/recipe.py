@@ -2,7 +2,7 @@
 
 A recipe names a data set and a network, says how the float network is trained, then lists the quantized
 stages in order, each of which starts where the last one ended. A stage with `frozen_epochs` ends in a side
-branch: the model is frozen, trained on for so many epochs with the runtime's own arithmetic, and saved for
+branch: the model is frozen, trained for that many more epochs in the runtime's arithmetic, and saved for
 export; the next stage starts from the unfrozen weights.
 """
 
@@ -48,11 +48,11 @@ class Recipe(Section):
     """A whole run. See the files under `training/recipes/`.
 
     Attributes:
-        name: of the run, and of its folder in `runs/` where no other is given.
+        name: of the run, and of its folder in `runs/` unless another is given.
         image_size: height and width to which images are brought; None keeps those of the data set.
         mean, std: of pixels in [0, 1]: one number of each for all channels, or one per channel; None takes those of the
             data set (`qil_deploy.preprocessing`).
-        train_images: train on the first so many images only; None takes all. For data sets in memory.
+        train_images: how many images to train on, the first ones; None: all. For data sets in memory.
         seed: of weights, order, augmentation and dropout.
         method: how quantizers learn (`QuantConfig`).
         train_gamma: learn the exponent of each weight transformer.
@@ -62,7 +62,7 @@ class Recipe(Section):
         overrides: bits by layer-name pattern.
         float_training: needed unless there is `quantizer_only`.
         quantizer_only: keep the weights of a float checkpoint and learn intervals and output scales without labels.
-        distillation: learn from a teacher beside the labels; None learns from labels alone.
+        distillation: learn from a teacher besides the labels; None: from labels alone.
     """
 
     name: FolderName

@@ -29,17 +29,17 @@ from .recipe_values import (
 NOISE = "noise"
 OWN_FLOAT = "float"
 
-# What `optimizers` takes where it is told nothing else, too.
+# Also the defaults of `optimizers`.
 STAGE_LEARNING_RATE = 0.02
 STAGE_WEIGHT_DECAY = 1e-4
 INTERVAL_LEARNING_RATE = 2e-3
 
 CALIBRATION_BATCHES = 8
 
-# What `distillation_loss` takes where it is told nothing else, too.
+# Also the default of `distillation_loss`.
 DISTILLATION_WEIGHT, DISTILLATION_TEMPERATURE = 1.0, 4.0
 
-# As `oscillation` takes them, too.
+# Also those of `oscillation`.
 OSCILLATION_MOMENTUM = 0.001
 OSCILLATION_THRESHOLD = (0.1, 0.01)
 OSCILLATION_DAMPENING = 0.1
@@ -59,7 +59,7 @@ class ModelSection(Section):
         width: channels of the first group of a CIFAR-style ResNet, or of the first convolution of MobileNetV2; other
             networks have none (None: its own).
         weights: where it starts from: None (random), `torchvision`, or a file (`initial_weights`).
-        reset_head: start the last layer anew where `weights` has another number of classes.
+        reset_head: start the last layer anew if `weights` has another number of classes.
     """
 
     name: Name
@@ -73,7 +73,7 @@ class AugmentationSection(Section):
 
     Attributes:
         flip: mirror left to right.
-        shift: shift by up to so many pixels; for data sets in memory.
+        shift: shift by up to this many pixels; for data sets in memory.
         crop: cut out and resize, as is usual for ImageNet; for folders.
     """
 
@@ -99,8 +99,8 @@ class OptimizerSection(Section):
         gradient_norm: largest norm of the gradient of all weights; longer ones are shortened to it. None: never.
         average: decay per step of a moving average of the weights, which replaces them at the end; None without.
         batchnorm_batches: batches from which BatchNorm's statistics are estimated anew at the end; 0 leaves them.
-        distillation_weight, distillation_temperature: those of this phase, in place of the recipe's (`distillation`);
-            a weight of 0 leaves the labels alone.
+        distillation_weight, distillation_temperature: those of this phase, instead of the recipe's (`distillation`);
+            with a weight of 0 only labels count.
     """
 
     epochs: Epochs
@@ -142,12 +142,12 @@ class StageSection(OptimizerSection):
     Attributes:
         overrides: bits by layer-name pattern, after those of the recipe.
         from_float: start from the float network and its data instead of the stage before.
-        calibration_batches: batches that intervals, output scales and compensated rounding are set from where the stage
-            starts from the float network, or where its overrides ask for other intervals than the stage before has.
-            Elsewhere nothing is calibrated, and other numbers than the default are refused (`rehearsal`).
+        calibration_batches: batches that intervals, output scales and compensated rounding are set from if the stage
+            starts from the float network, or if its overrides need other intervals than the stage before. Otherwise
+            nothing is calibrated, and only the default is accepted (`rehearsal`).
         frozen_gradient_norm: `gradient_norm` of the frozen epochs. With constant statistics BatchNorm no longer holds
             the outputs of a layer together when its weights move, and one long step can end the training.
-        oscillation: what is done about weights of at most 4 bits that jump between two codes (`oscillation`): `none`,
+        oscillation: how to treat weights of at most 4 bits that jump between two codes (`oscillation`): `none`,
             `count` them, `freeze` or `dampen` them. Not in frozen epochs.
         oscillation_momentum: of the moving averages of their frequency and code.
         oscillation_threshold: frequency above which they are frozen, at the start of the stage and at its end.
@@ -207,7 +207,7 @@ class StageSection(OptimizerSection):
             learning_rate=self.frozen_learning_rate,
             weight_decay=self.weight_decay,
             interval_learning_rate=self.frozen_interval_learning_rate,
-            output_scale_learning_rate=self._frozen_scale_rate or None,  # of rates that vanish the default is left
+            output_scale_learning_rate=self._frozen_scale_rate or None,  # a rate of zero gives the default
             interval_optimizer=self.interval_optimizer,
             label_smoothing=self.label_smoothing,
             gradient_norm=self.frozen_gradient_norm,
@@ -220,11 +220,11 @@ class QuantizerOnlySection(Section):
     """Quantization of a trained float network by unlabelled images of another data set (`quantizer_only`).
 
     Attributes:
-        weights: the float checkpoint, which takes the place of the float phase.
+        weights: the float checkpoint, which replaces the float phase.
         images: a data set or folder, whose training images are used without their labels, or `noise`.
-        limit: learn from the first so many images only; None takes all.
+        limit: how many images to learn from, the first ones; None: all.
         noise_images: how many images of noise.
-        noise_blur: standard deviation, in pixels, of the Gaussian that noise is smoothed with; 0 for white noise.
+        noise_blur: standard deviation, in pixels, of the Gaussian that smooths noise; 0 for white noise.
         output_scales: one for each layer, or scale and shift for each channel (`QuantConfig`).
         rounding: of weights at calibration: to the nearest code, or `compensated`, so that errors cancel (`calibrate`).
         loss: `squared_error` of the logits, or `divergence` of the softened predictions, at `temperature`.
@@ -244,14 +244,14 @@ class QuantizerOnlySection(Section):
 class DistillationSection(Section):
     """A teacher, whose predictions are learned besides the labels (`distillation_loss`).
 
-    Quantized and frozen epochs learn from it, and the float network where the teacher is another.
+    Quantized and frozen epochs learn from it, and so does the float network if the teacher is another.
 
     Attributes:
         teacher: `float`, the float network of the run itself; or a checkpoint of any kind whose network reads images of
             the same shape and tells the same classes apart.
         model: `module:function` of yours that builds the network of that checkpoint, where it is not `model.name`.
         weight: of the divergence from the teacher's softened predictions; that of the cross-entropy is 1.
-        temperature: that predictions are softened with.
+        temperature: of the softened predictions.
     """
 
     teacher: Name = OWN_FLOAT

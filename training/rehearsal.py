@@ -1,8 +1,8 @@
 """Try one step of every phase on a few real images before the first epoch, to find untrainable ones at once.
 
-Each phase is tried as it will be: the float network, every stage with its quantizers, and frozen where it has frozen
-epochs. The networks are built for this and thrown away, and random numbers are put back, so that a run ends with the
-same bits as one that was not tried.
+Each phase is tried as it will run: the float network, every stage with its quantizers, and frozen where it has frozen
+epochs. The networks are built for this and thrown away, and random states are restored, so that a run ends with the
+same bits as one without a rehearsal.
 """
 
 from __future__ import annotations

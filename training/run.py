@@ -57,7 +57,7 @@ class Run:
         self.share = Share(rank=accelerator.process_index, of=accelerator.num_processes)
         self.data: RunData = load_run_data(recipe, settings.workers)
         self.preprocessing = self.data.preprocessing
-        # Whoever starts a run types its recipe: the network it names may be built.
+        # The user who starts a run chose its recipe: the network it names may be built.
         self.builder = model_builder(recipe.model.name)
         self.model_arguments: dict[str, Any] = {
             "in_channels": self.preprocessing.channels,

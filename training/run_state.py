@@ -87,7 +87,7 @@ class Learner:
         model: the network.
         optimizers: with references to its parameters.
         average: holds the moving average of the network's state; None without one.
-        oscillation: watches the codes of its weights; None where nobody does.
+        oscillation: watches the codes of its weights; None without.
     """
 
     model: nn.Module
@@ -121,7 +121,7 @@ def load_state(folder: Path, phase: str, learner: Learner, extent: Extent | None
         folder: of the run.
         phase: its name.
         learner: a fresh one.
-        extent: of the phase; None where it is not known, and every position counts as one of it.
+        extent: of the phase; None if unknown, and every position counts as one of it.
 
     Raises:
         CheckpointError: the file is damaged, or does not fit the network, its optimizers or the length of the phase.

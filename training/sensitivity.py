@@ -8,9 +8,9 @@ calibration images (`change_bits`), and is judged on other images:
 
 with the class probabilities p of the network with nothing lowered, and q of the lowered one.
 
-KL needs no labels and is zero for no change; the increase of the cross-entropy and the change of accuracy stand beside
-it. All images are drawn from the training split: bits chosen on test images would be tuned to them. The network knows
-these images, so the figures rank layers; they do not foretell accuracy, and what training wins back is not in them.
+KL needs no labels and is zero for no change; the increase of the cross-entropy and the change of accuracy are given
+with it. All images are drawn from the training split: bits chosen on test images would be tuned to them. The network
+knows these images, so the figures rank layers; they do not predict accuracy, nor what training wins back.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class Plan:
 
     Attributes:
         widths: bits that layers are lowered to.
-        what: what of a layer is lowered: its weights, the activations it reads, or both.
+        what: the part of a layer that is lowered: its weights, the activations it reads, or both.
         edges: whether the weights of the first and last layer are lowered as well; they read 8-bit codes anyway.
         placement, allow_float: of a float checkpoint; a quantized one has its own.
         images: to measure on.
-        calibration_images: to set intervals and BatchNorm's statistics from; others than those.
+        calibration_images: other ones, to set intervals and BatchNorm's statistics from.
         seed: of the choice of images.
     """
 
@@ -140,7 +140,7 @@ class Probe:
 
     Raises:
         CheckpointError: the checkpoint is frozen, or cannot be read.
-        ConfigError: a width that is none, or images that are not there.
+        ConfigError: an invalid width, or more images than there are.
         DataError: the data set cannot be loaded.
         UnsupportedModelError: the network cannot be quantized.
     """
@@ -177,7 +177,7 @@ class Probe:
     def _unchanged(self, model: nn.Module) -> tuple[QuantConfig, fx.GraphModule]:
         """Return the network with nothing lowered; BatchNorm's statistics come from the images that trials use."""
         if isinstance(model, fx.GraphModule) and self.info.config is not None:
-            if not self.info.config.norms_stay:  # where trials keep the statistics, too
+            if not self.info.config.norms_stay:  # then trials keep the statistics, too
                 estimate_batchnorm(model, self.batches)
             return self.info.config, model
         config = QuantConfig(
@@ -219,7 +219,7 @@ class Probe:
         """Measure the network with other bits in some layers; BatchNorm's statistics are estimated anew."""
         if not bits:
             return self._judge(self.log_probabilities)
-        # Behind all others, for the last that matches wins.
+        # After all others, as the last match wins.
         overrides = {name: entry for name, entry in self.config.overrides.items() if name not in bits}
         overrides |= {name: LayerOverride(**entry.model_dump()) for name, entry in bits.items()}
         config = self.config.model_copy(update={"overrides": overrides})

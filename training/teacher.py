@@ -77,7 +77,7 @@ class TeacherLoss:
     def __call__(self, logits: Tensor, x: Tensor, _labels: Tensor, _position: Position) -> Tensor:
         """Return the loss of one batch, a scalar."""
         with torch.no_grad():
-            expected = self.teacher(x.clone())  # whose first layer may write in place
+            expected = self.teacher(x.clone())  # its first layer may write in place
         if self.section.loss == "squared_error":
             return F.mse_loss(logits, expected)
         return divergence(logits, expected, self.section.temperature)

@@ -11,7 +11,7 @@
     RUN/.lock                      which process is writing here
 
 Before anything is written, every phase is tried on a few images (`rehearsal`). `resume` skips the phases whose
-checkpoint is there, and goes on in the middle of the one whose state is. In several processes (`accelerate launch`,
+checkpoint is there, and resumes the one whose state is. In several processes (`accelerate launch`,
 `torchrun`) each takes its rows of every batch; the first one writes.
 """
 
@@ -78,15 +78,15 @@ def train(
     Args:
         recipe: what to train.
         folder: where checkpoints and metrics go; created if missing.
-        resume: continue a run that was interrupted, where it last was kept.
-        settings: precision, and how often the run is kept.
+        resume: continue an interrupted run from where it was last saved.
+        settings: precision, and how often the run is saved.
         progress: a started progress display; one is made if None.
 
     Raises:
         ConfigError: an unknown network, an override that matches no layer, a folder that holds a run (and `resume` is
             false) or a run of another recipe.
-        TrainingError: training diverged, or the network cannot be trained at all (`rehearsal`).
-        CheckpointError: what is to be resumed is damaged, or not of this run.
+        TrainingError: training diverged, or the network cannot be trained (`rehearsal`).
+        CheckpointError: the state to resume is damaged, or not of this run.
         DataError: the data set is unknown or missing.
         UnsupportedModelError: the network cannot be quantized.
         OutputError: the folder cannot be written, or another process writes there.
@@ -174,7 +174,7 @@ def _starting_point(run: Run, stage: StageSection, index: int, previous: StageRe
     if model.state_dict().keys() == tensors.keys():
         load_tensors(model, tensors, str(previous.checkpoint))
         return model
-    # Other overrides: tensors have other readers, and intervals.
+    # With other overrides, tensors have other readers, and intervals.
     network = run.build() if run.data.teacher is None else copy.deepcopy(run.data.teacher.model)
     return change_bits(
         _prepared_model(run, previous.checkpoint).to(run.accelerator.device),

@@ -1,12 +1,12 @@
 """Let linear layers read a feature map with its channels last, the layout of ONNX Runtime's convolutions.
 
-ONNX Runtime computes convolutions and pools with the channels last, and moves them to the front for the Flatten in
-front of a linear layer; it does so before the last pool, which then takes ten times as long. Here the linear layer's
+ONNX Runtime computes convolutions and pools with the channels last, and moves them to the front for the Flatten before
+a linear layer; it does so before the last pool, which then takes ten times as long. Here the linear layer's
 weights are arranged for codes in the order [height, width, channel]:
 
     Flatten(x) -> Gemm(W)        Transpose(x, [0, 2, 3, 1]) -> Flatten -> Gemm(W')
 
-and the Transpose meets that of ONNX Runtime, behind the pool, where both vanish.
+and the Transpose meets that of ONNX Runtime, after the pool, where both vanish.
 """
 
 from __future__ import annotations

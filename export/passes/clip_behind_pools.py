@@ -23,7 +23,7 @@ class ClipBehindPools(NodeRule):
     """Rewrites pools that are the only reader of clipped codes; `notes` names the operator that clips."""
 
     op_type = "MaxPool"
-    removes = False  # the operator in front is no part of the pattern
+    removes = False  # the preceding operator is not part of the pattern
 
     def name_of(self, node: ir.Node) -> str:
         """Return the operator whose codes are clipped later."""

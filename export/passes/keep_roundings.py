@@ -2,7 +2,7 @@
 
     qil.Conv -> qil.Add, nothing else reading the convolution      qil.Conv -> MaxPool(1x1) -> qil.Add
 
-The pool changes nothing. Without it OpenVINO fuses convolution, quantization, addition and the quantization behind it
+The pool changes nothing. Without it OpenVINO fuses convolution, quantization, addition and the quantization after it
 into one kernel, which adds the convolution's unrounded result: every seventh code of a residual network's first
 addition came out one off. Only files for other runtimes need this (`qdq` with int8 weights; decision 0015).
 """

@@ -3,13 +3,13 @@
     qil.Add(a, b)        qil.deploy.ResidualAdd(a, a_scale, a_zero_point, b, ..., y_scale, y_zero_point)
     qil.Rescale(x)       qil.deploy.LowBitRescale(x, ..., y_scale, y_zero_point, low, high)
 
-The operands are those of the QLinearAdd and Clip that `lower_to_qlinear` writes for the same nodes, and the file brings
-these nodes along as functions (`kernel_functions`).
+The operands are those of the QLinearAdd and Clip that `lower_to_qlinear` writes for the same nodes, and the file
+contains these nodes as functions (`kernel_functions`).
 
 A `TernaryConv` reads and makes codes channel by channel. ONNX Runtime's own convolutions have the channels last, and
 its optimizer moves the transpositions between the two layouts past its own additions, but not past these operators. So
-only what stands in the one layout is rewritten: sums of which a `TernaryConv` makes an operand, and rescalings behind
-such nodes, or in front of nothing but `TernaryConv`.
+only what has that layout is rewritten: sums with an operand from a `TernaryConv`, and rescalings after such nodes, or
+before nothing but `TernaryConv`.
 """
 
 from __future__ import annotations

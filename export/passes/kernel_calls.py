@@ -3,10 +3,10 @@
     com.microsoft.MatMulNBits(A, B, scales, zero_points)      qil.deploy.LowBitMatMul(A, B, scales, zero_points)
     MaxPool(x)                                                qil.deploy.LowBitMaxPool(x)
 
-Both compute the same as before, and the file brings a function of each name along (`kernel_functions`). The first
+Both compute the same as before, and the file contains a function of each name (`kernel_functions`). The first
 multiplies weights that stay packed in memory. The second is for codes that `TernaryConv` makes: kernels make them
-channel by channel, where ONNX Runtime's MaxPool takes many times as long as with channels last. Behind other layers
-ONNX Runtime has channels last itself, and a pool stays what it is.
+channel by channel, where ONNX Runtime's MaxPool takes many times as long as with channels last. After other layers ONNX
+Runtime has channels last itself, and a pool stays as it is.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     qil.Conv(x, codes, spread, bias, w_scale)       qil.deploy.LowBitConv(x, x_scale, 0, w, w_scale, 0, y_scale,
                                                         y_zero_point, bias, low, high, x_high)
 
-The file brings a function of each name along, `Clip(QLinearConv(...), low, high)`, so that it is whole without the
+The file contains a function of each name, `Clip(QLinearConv(...), low, high)`, so that it is complete without the
 library (`qil_deploy.onnx_io.kernel_operators`). What kernels rely on is proven here, from the integers:
 
     LowBitConv      max|codes| <= 7,  x <= x_high <= 15     products are so small that many of them sum to 16 bits
@@ -33,7 +33,7 @@ from .rule import NodeRule
 
 MAX_WEIGHT_CODE = 7  # of 4 bits
 MAX_CODE = 15
-MAX_LOOKED_UP = 3  # the largest code that a lookup takes
+MAX_LOOKED_UP = 3  # the largest code for a lookup
 MAX_SUM = 32767  # of a lookup, before bias and multiplier
 
 

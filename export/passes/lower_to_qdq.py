@@ -12,7 +12,7 @@ ONNX Runtime fuses these, at its default optimization level, to the operators of
     qil.GlobalAveragePool    Q(GlobalAveragePool(DQ(x)))
 
 Every DQ and Q writes out its zero point: without them a Gemm stays float. There is no Relu: Q saturates at the
-code of zero, or a Clip does. Floats that no Gemm makes are lowered as in `lower_to_qlinear`.
+code of zero, or a Clip does. Floats not made by a Gemm are lowered as in `lower_to_qlinear`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rewrite large linear layers of few bits: MatMulNBits, which multiplies packed weights without unpacking them.
 
 A linear layer on one image reads every weight once, so its time is that of reading them: with 4 bits half, with 2 bits
-a quarter of what QGemm reads. MatMulNBits is made for floats, but computes integers exactly where every block of its
+a quarter of what QGemm reads. MatMulNBits is made for floats, but computes integers exactly if every block of its
 input carries the constant 127 against a zero weight, and every weight scale is 1 (`qil_deploy.reference.matmul_nbits`):
 
     x [, Pad] -> Reshape [batch, blocks, inputs per block] -> Pad with 127 to 128 -> Reshape -> Cast(float)
@@ -28,7 +28,7 @@ from .lower_to_qlinear import clip
 from .replacement import Replacement, inputs_of, producer_of
 from .rule import NodeRule
 
-# Below, the operators around the multiplication take longer than reading the weights.
+# Below this, the operators around the multiplication take longer than reading the weights.
 MIN_WEIGHTS = 2**20
 MAX_BITS = 4
 # The fastest of 32, 64, 128 and 256; with 2 bits, 256 falls off ONNX Runtime's fast path.
@@ -146,8 +146,8 @@ def _multiply(new: Replacement, node: ir.Node, x: ir.Value, codes: NDArray[np.in
     scales = filled_with(np.float32(1), blocks, "scales")
     zero_points = filled_with(np.uint8(zero_point_byte(bits)), math.ceil(blocks * bits / 8), "zero_points")
     stored = new.constant(pack_blocks(arranged, bits), f"{name}_weight_packed")
-    # ONNX Runtime packs constant weights together with their scales, and takes none where those are no constants yet:
-    # so weights, too, become constants only when the graph is optimized. Without, an exact but slow kernel is used.
+    # ONNX Runtime packs constant weights together with their scales, and takes none if those are not constants yet: so
+    # weights, too, become constants only when the graph is optimized. Otherwise an exact but slow kernel is used.
     weights = new.op("Identity", [stored], f"{name}_weight")
     attributes = {
         "N": outputs, "K": blocks * BLOCK, "bits": bits, "block_size": BLOCK, "accuracy_level": EXACT_LEVEL

@@ -9,7 +9,7 @@
     stored      nothing of `qil` is left
         set_versions, tidy
 
-A pass requires the state that stands above it, and ensures the one below (`steps`). All of them rewrite in place.
+A pass requires the state above it, and ensures the one below (`steps`). All of them rewrite in place.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Step:
 
     Attributes:
         run: the pass; has `notes` where it is optional.
-        requires, ensures: the state of the graph in front of it and behind it.
-        optional: the option that switches it on, '' where there is none.
+        requires, ensures: the state of the graph before it and after it.
+        optional: the option that switches it on, '' if there is none.
     """
 
     run: ir.passes.InPlacePass
@@ -88,7 +88,7 @@ def steps(options: ExportOptions, float_opset: int | None = None) -> list[Step]:
 
     Args:
         options: how the model is written.
-        float_opset: operator set of what is kept in float; None where there is nothing.
+        float_opset: operator set of what is kept in float; None if nothing is.
     """
     is_qlinear = options.format == "qlinear"
     captured, lowered, stored = State.CAPTURED, State.LOWERED, State.STORED
@@ -145,7 +145,7 @@ class LoweredModel:
 
     Attributes:
         model: the ONNX model, without metadata.
-        notes: by name of an optional pass that was switched on: what it rewrote, and what it left alone and why.
+        notes: by name of an optional pass that was switched on: what it rewrote, and what it skipped and why.
     """
 
     model: ir.Model

@@ -1,7 +1,7 @@
 """Tools for rules: free names, constants that are stored once, nodes that replace others.
 
 Metadata, golden vectors and comparisons find tensors by the names of the network's modules, so these names are never
-left to chance: whatever a rule adds takes a name that is free.
+left to chance: anything a rule adds takes a free name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Workspace:
     def constant(self, array: NDArray[Any] | np.generic, name: str) -> ir.Value:
         """Return an initializer; scalars, and vectors of zeros, share one where every bit is equal.
 
-        A shared one is named after its value, and has a number behind it where that name is taken.
+        A shared one is named after its value, with a number after it if that name is taken.
         """
         array = np.asarray(array)
         if not is_shared(array):
@@ -85,7 +85,7 @@ def _tell_nodes_apart(graph: ir.Graph) -> set[str]:
 class Replacement:
     """Writes the nodes that replace others.
 
-    A node that is called like the one that is replaced keeps this name; all other names are made free ones.
+    A node with the name of the replaced one keeps it; all other nodes get free names.
     """
 
     def __init__(self, op: RewriterContext, workspace: Workspace, written: set[ir.Node], name: str = "") -> None:
@@ -160,8 +160,8 @@ def producer_of(value: ir.Value) -> ir.Node:
 def drop_unread(graph: ir.Graph) -> None:
     """Remove constants that no node reads, and free their content.
 
-    Nodes and tensors refer to each other: left alone, they would keep all weights in memory until Python looks for such
-    circles, which may be long after.
+    Nodes and tensors refer to each other, and would keep all weights in memory until Python collects such
+    cycles, which may be much later.
     """
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():

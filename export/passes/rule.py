@@ -1,12 +1,12 @@
 """Base classes of the export's rules: a pattern, a check that may refuse with a sentence, and a recorded rewrite.
 
 A rule is one of `onnxscript.rewriter`: `pattern` says which nodes it looks at, `check` refuses those that it cannot or
-should not rewrite, `rewrite` writes what takes their place. `RulePass` makes a pass of `onnx_ir` of some rules. Two
+should not rewrite, `rewrite` writes their replacement. `RulePass` turns some rules into a pass of `onnx_ir`. Two
 things are added here:
 
 - Names. What replaces a tensor takes its name (`onnxscript` sees to that); whatever else a rule writes takes a free one
   (`replacement`).
-- Notes. The names of the nodes that a rule rewrote, and why it left others alone.
+- Notes. The names of the nodes that a rule rewrote, and why it skipped others.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Notes:
 class Rule(RewriteRuleClassBase):
     """A rule that records the nodes it rewrites and those it skips.
 
-    The result of a pattern is called `result`. `check` fails with a sentence that says why the node is left alone,
-    without a full stop. `rewrite` is given a `Replacement` to write with, and returns what takes the place of `result`.
+    The result of a pattern is called `result`. `check` fails with a sentence that says why the node is skipped, without
+    a full stop. `rewrite` receives a `Replacement` to write with, and returns what replaces `result`.
 
     Attributes:
-        removes: whether what was matched goes at once; otherwise when nothing reads it any more.
+        removes: whether what was matched is removed at once; otherwise when nothing reads it.
         notes: of the last pass.
     """
 

@@ -34,7 +34,7 @@ def choose_opset(types: Iterable[ir.DataType], wanted: int | None, weights: Stor
         types: of the constants.
         wanted: by the user, if any.
         weights: how they are stored, for the message.
-        float_opset: that of the operators that are kept in float; None where there are none.
+        float_opset: that of the operators that are kept in float; None if there are none.
 
     Raises:
         ConfigError: the wanted one is too old for the storage, or newer than what is supported.

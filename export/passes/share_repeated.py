@@ -2,8 +2,8 @@
 
     f(x), f(x)        one f(x), read twice
 
-Nodes are alike if operator, attributes and inputs are. Of two, the earlier one stays, and its name with it. Layers are
-left alone, whose names metadata lists, and so is what is kept in float, whose parts are told apart by their names.
+Nodes are alike if operator, attributes and inputs are. Of two, the earlier one stays, with its name. Layers, whose
+names metadata lists, are not changed, nor is what is kept in float, whose parts are told apart by their names.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ pixels of padding in front,
 
     y[o] = sum_i w[i] x[s o + i - p]            i = 0 .. k - 1
 
-Let `f` zeros stand in front of the kernel, so that `p + f = s P`, and let `s b + r = i + f` split a position into block
+Let `f` zeros precede the kernel, so that `p + f = s P`, and let `s b + r = i + f` split a position into block
 `b` and place `r` within the block:
 
     y[o] = sum_b sum_r w'[b, r] x[s (o + b - P) + r]        w'[b, r] = w[s b + r - f], 0 outside the kernel
@@ -16,14 +16,14 @@ of a block as channels. Where the image is no whole number of blocks, or where f
 padded beforehand (with the zero point, as the convolution would) and f and P are 0. The products are those of the
 stem, so every accumulator is the same integer.
 
-Blocks become channels by moves that ONNX Runtime makes quickly: Reshape, Transpose, Reshape takes the rows of a block
+Blocks become channels by moves that are fast in ONNX Runtime: Reshape, Transpose, Reshape takes the rows of a block
 apart; then, with channels last, neighbouring columns lie together already, and a Reshape joins them. The last Transpose
-meets the one that ONNX Runtime puts in front of a convolution, and both vanish. (SpaceToDepth would do it in one node,
+meets the one that ONNX Runtime puts before a convolution, and both vanish. (SpaceToDepth would do it in one node,
 but takes longer, and ONNX Runtime 1.24 cannot load it on uint8.) Channels are filled up with planes of the zero point
-until the result has a multiple of four; at s = 1 that is all that is done.
+until the result has a multiple of four; at s = 1 nothing else is done.
 
-Measured over 300 stems of one to three channels, it takes 0.77 of the time on average. It would take more where the
-result has but a few pixels, or where planes of nothing are added under a large kernel: those stems are left alone.
+Measured over 300 stems of one to three channels, it takes 0.77 of the time on average. It would take more if the result
+has only a few pixels, or if empty planes are added under a large kernel: those stems are not changed.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class _Axis:
     Attributes:
         shift: `f`, zeros in front of the kernel.
         taps: `K`, blocks under the kernel.
-        pads: blocks of padding before and behind.
-        image_pads: pixels by which the image is padded beforehand, before and behind.
+        pads: blocks of padding before and after.
+        image_pads: pixels by which the image is padded beforehand, before and after.
         size: pixels of the padded image.
         results: of the convolution.
     """

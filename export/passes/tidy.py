@@ -1,10 +1,10 @@
 """Tidy the graph for its readers: constants in the order of use, inputs and outputs.
 
-A node's weights stand in front of its scales and zero points.
+A node's weights come before its scales and zero points.
 
 Types and shapes of the tensors in between follow from the operators, and would take a tenth of a small file. ONNX does
-not know the additions of `com.microsoft`, and its checker wants types in front of functions: where an addition is a
-function itself, the type of its result stays.
+not know the additions of `com.microsoft`, and its checker needs types before functions: if an addition is a function
+itself, the type of its result stays.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from qil_deploy.preprocessing import Preprocessing
 
 from .memory_batches import Share, check_batch_size, seeded, to_input
 
-# An error is handed over, for a worker that raises one gives the main process a traceback in place of a sentence.
+# An error is handed over: a worker that raises one gives the main process a traceback instead of a sentence.
 Sample = tuple[Tensor, int] | DataError
 
 
@@ -84,7 +84,7 @@ class FolderBatches:
             batch_sampler=chosen,
             num_workers=self.workers,
             collate_fn=_collate,
-            generator=torch.Generator(),  # the loader draws a number itself, which would come from the global one
+            generator=torch.Generator(),  # the loader draws a number itself, otherwise from the global one
         )
         for batch in loader:
             if isinstance(batch, DataError):

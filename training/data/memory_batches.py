@@ -3,8 +3,9 @@
 Images stay uint8 until the batch is made; augmentation (flip, shifted crop) moves pixels and never blends
 them, so that an augmented image is still a uint8 image and its codes are exact.
 
-Everything random is a function of seed, epoch and batch: any batch of any epoch can be made again, so that a run goes
-on where it was interrupted, and several processes, each taking its rows of every batch, see together what one would.
+Everything random is a function of seed, epoch and batch: any batch of any epoch can be made again, so that a run
+resumes where it was interrupted, and several processes, each taking its rows of every batch, together see what one
+would.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class ArrayBatches:
         preprocessing: map from pixels to input.
         batch_size: images per batch over all processes, at most the size of the set.
         flip: mirror at random.
-        shift: shift by up to so many pixels at random.
+        shift: shift by up to this many pixels at random.
         seed: of order and augmentation.
         share: of this process.
 
@@ -160,7 +161,7 @@ class ArrayBatches:
     def drawn(self, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Return the images of this process in a batch, int64 [n], and which of them are mirrored, bool [n].
 
-        By how much they are shifted it does not say.
+        It does not say how far they are shifted.
         """
         chosen = self._chosen(epoch, index)
         none = torch.zeros(len(chosen), dtype=torch.bool)

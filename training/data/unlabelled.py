@@ -43,8 +43,8 @@ def noise_images(count: int, preprocessing: Preprocessing, *, blur: float, seed:
     Args:
         count: number of images.
         preprocessing: shape of an image, and the map from its pixels to input.
-        blur: standard deviation, in pixels, of a Gaussian that each image is smoothed with (around its edges) before
-            it is brought back to deviation 1; 0 leaves the noise white.
+        blur: standard deviation, in pixels, of a Gaussian that smooths each image (around its edges) before it is
+            scaled back to deviation 1; 0 leaves the noise white.
         seed: of the noise.
 
     Returns:

@@ -36,7 +36,7 @@ FROM_TORCHVISION = (*_ALL_BUT_GOOGLENET, "googlenet")  # for which torchvision h
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": cifar_resnet(depth) for depth in (8, 14, 20, 32, 44, 56)},
     **{name: torchvision_model(name) for name in _ALL_BUT_GOOGLENET},
-    "mobilenet_v2": mobilenet_v2,  # which takes a width, too
+    "mobilenet_v2": mobilenet_v2,  # takes a width, too
     # Without the auxiliary classifiers, which only training uses.
     "googlenet": torchvision_model("googlenet", aux_logits=False, init_weights=True),
     "alexnet_bn": alexnet_bn,

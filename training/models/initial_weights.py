@@ -1,8 +1,8 @@
 """Initial weights of a float network: torchvision's, a float checkpoint of ours, or a state_dict in a file.
 
-In a file of somebody else's the state_dict is searched for (`state_dicts`). Every tensor has to fit. Only the head,
-the last layer with parameters, may be left fresh, where the file was trained to tell apart another number of classes
-and the user says so.
+In other people's files the state_dict is searched for (`state_dicts`). Every tensor has to fit. Only the head,
+the last layer with parameters, may be left fresh, if the file was trained for another number of classes and the user
+allows it.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def load_initial_weights(
 ) -> tuple[str, ...]:
     """Load weights into a float network, in place.
 
-    Weights want the images that they were trained on: a recipe says by `mean` and `std` how these were normalised.
+    Weights need images like those they were trained on: a recipe's `mean` and `std` say how these were normalised.
 
     Args:
         model: the network.
         source: `torchvision` (its default weights for the network `name`), or a file: `.safetensors` (a float
             checkpoint or a state_dict), or one of `torch.save` (`.pth`, `.pt`, `.bin`, `.ckpt`, `.tar`), read without
-            running what it may hold besides.
+            running any code in it.
         name: of the network, as recipes name it.
-        reset_head: leave the tensors of the head as they are where their shapes differ.
-        tell: is given a sentence on whatever was not as plain as a state_dict of this network.
+        reset_head: keep the tensors of the head as they are if their shapes differ.
+        tell: receives a sentence on anything that is not plainly a state_dict of this network.
 
     Returns:
         The names of the tensors that were left as they are.
@@ -122,7 +122,7 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
     weights = models.get_model_weights(name).DEFAULT
     try:
         tensors: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # no network, a wrong checksum, and whatever damaged files raise
+    except Exception as error:  # no network, a wrong checksum, or anything damaged files raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"torchvision's weights of {name!r} could not be had ({reason}); without a network, put {weights.url} into "

@@ -1,13 +1,13 @@
 """Find a network's weights in a saved file, by the keys and prefixes in common use.
 
     {"state_dict": ...}, {"model": ...}, {"model_state_dict": ...}     dictionaries in dictionaries
-    module.conv1.weight, _orig_mod.conv1.weight                        DataParallel and its kin, torch.compile
+    module.conv1.weight, _orig_mod.conv1.weight                        DataParallel and similar, torch.compile
     model.conv1.weight, criterion.margin                               a network inside of another (Lightning)
     state_dict_ema, ema, n_averaged                                    moving averages of the weights
-    conv1.total_ops                                                    what counters of operations leave
+    conv1.total_ops                                                    left by operation counters
 
-Whatever is found is asked one question: how many of the network's names does it have? Of several answers that are as
-good, the one that is no moving average and lies least deep is taken.
+Each candidate is judged by how many of the network's names it has. Of equally good ones, the least deeply nested one
+that is no moving average is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from qil_deploy.errors import CheckpointError
 from qil_deploy.untrusted_text import excerpt
 
-_COMPILED = "_orig_mod."  # what torch.compile puts in front of the names of whatever module it compiled
+_COMPILED = "_orig_mod."  # torch.compile's prefix for the names of a module that it compiled
 _COUNTER = "num_batches_tracked"
 _LEFTOVERS = ("total_ops", "total_params", _COUNTER, "n_averaged")
 _TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
@@ -46,9 +46,9 @@ class _Candidate:
 
     Attributes:
         keys: from the outside in.
-        prefix: that all of `tensors` have had.
+        prefix: that all of `tensors` had.
         tensors: without the prefix.
-        others: names of tensors beside them.
+        others: names of other tensors.
         known: how many of the network's names are among `tensors`.
     """
 
@@ -76,7 +76,7 @@ def find_weights(content: Mapping[Any, object], expected: Mapping[str, Tensor], 
     """Return the weights in a file's content, as far as they can be found; the caller checks whether they fit.
 
     Args:
-        content: as it was read; tensors and whatever else.
+        content: as it was read; tensors and anything else.
         expected: the network's state_dict.
         source: names the file in messages.
 

@@ -16,7 +16,7 @@ _MOBILENET_V2_MULTIPLE = 8
 def torchvision_model(name: str, **options: Any) -> Callable[..., nn.Module]:  # noqa: ANN401 - of that network
     """Return the builder of a network of `torchvision.models` with random weights; `options` are its keyword arguments.
 
-    For images of other than three channels the first convolution is replaced by one of the same shape otherwise,
+    Unless images have three channels, the first convolution is replaced by an otherwise equal one,
     initialised as PyTorch does by default.
     """
 

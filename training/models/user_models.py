@@ -1,6 +1,6 @@
 """Networks of the user: `module:function`, a function that is called with `in_channels` and `num_classes`.
 
-To build one is to run its code. A name may therefore come from whoever types it, on the command line or in a recipe,
+Building one runs its code. A name may therefore come from the user, on the command line or in a recipe,
 but never from a checkpoint alone, which may come from anywhere.
 """
 

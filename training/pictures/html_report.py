@@ -3,8 +3,8 @@
     RUN/report.html     for people: accuracies, curves, intervals over histograms, shares per layer, confusions
     RUN/report.json     for machines: a `run_report.RunReport`
 
-Histograms are of samples and images come batch by batch, so that memory holds one network and one batch. A run that is
-not finished is reported as far as it went.
+Histograms are of samples and images come batch by batch, so that memory holds one network and one batch. An unfinished
+run is reported up to where it got.
 """
 
 from __future__ import annotations

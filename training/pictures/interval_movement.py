@@ -1,6 +1,6 @@
 """Movement of each learned interval in a stage, from calibration or the stage before to the end.
 
-Where intervals begin stands in the checkpoint of the stage, among its metrics: `start/NAME/lower` and
+The start of intervals is among the metrics in the stage's checkpoint: `start/NAME/lower` and
 `start/NAME/upper` for each quantizer. Movement counts in units of the distance there, half of the interval's width,
 which means the same in every layer and at every bit width.
 """
@@ -26,7 +26,7 @@ class IntervalMovement:
     """One interval at the start and at the end of a stage.
 
     Attributes:
-        kind: of what.
+        kind: of values.
         name: of the layer whose weights they are, or of the layers that read the activations.
         start_lower, start_upper, lower, upper: thresholds; of weights, magnitudes.
         lower_moved, upper_moved: in units of the distance at the start; upwards is positive.

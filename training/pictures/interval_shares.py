@@ -91,7 +91,7 @@ def activation_values(model: nn.Module, images: Tensor) -> dict[str, QuantizedVa
     """Return the inputs of each activation quantizer when the model runs, by the quantizer's name.
 
     Args:
-        model: prepared and calibrated; it is run in evaluation mode, and has then the mode that it had.
+        model: prepared and calibrated; it runs in evaluation mode, and then returns to its mode.
         images: inputs float32 [N, C, H, W], at least one; they go through the model in small batches.
 
     Raises:

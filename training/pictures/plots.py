@@ -20,7 +20,7 @@ from qil_deploy.untrusted_text import excerpt
 
 from .interval_shares import QuantizedValues, activation_values, weight_values
 
-INTERVALS_FOLDER = "intervals."  # where a prepared model has its interval quantizers of activations
+INTERVALS_FOLDER = "intervals."  # where a prepared model has its activation interval quantizers
 
 _BINS = 80
 _COLUMNS = 6
@@ -64,7 +64,7 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
     """Return a figure as a PNG file."""
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
-    # Without the name of the software, one that holds its home page's address.
+    # Without the name of the software, which includes its home page's address.
     figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
     return stream.getvalue()
 
@@ -107,7 +107,7 @@ def curves_figure(phases: Sequence[PhaseCurve]) -> Figure:
     start = 0
     for index, phase in enumerate(phases):
         epochs = np.arange(start, start + len(phase.losses)) + 1
-        # One epoch makes no line.
+        # One epoch is no line.
         loss.plot(epochs, phase.losses, color=_KEPT, marker=".")
         for values, colour, label in (
             (phase.train_accuracies, "#9299a3", "training"),
@@ -158,7 +158,7 @@ def plain(text: str) -> str:
 
 def _draw(axis: Axes, values: QuantizedValues) -> None:
     """Draw one histogram, its bars coloured by whether the interval keeps them, the thresholds as lines."""
-    # Zeros are what a ReLU made, so many that nothing else could be seen.
+    # Zeros come from a ReLU, so many that nothing else could be seen.
     sample = values.sample if values.mirrored else values.sample[values.sample != 0]
     counts, edges = np.histogram(sample, bins=_BINS)
     centers = (edges[:-1] + edges[1:]) / 2

@@ -63,13 +63,13 @@ class StageReport:
     Attributes:
         name: of the stage.
         accuracy: with fake quantization.
-        frozen_at_once: after freezing, not yet trained on.
+        frozen_at_once: after freezing, before more training.
         frozen_accuracy: after the frozen epochs.
         changed_at_once, changed: test images that get another class than before freezing: at once, and at the end.
-        layers: as fake quantization has them.
-        movements: how far each interval moved in the stage, of weights and of activations; none where its checkpoint
-            does not say where they began, as those of earlier versions do not.
-        oscillating_weights, frozen_weights: shares in [0, 1] after its last epoch; None where nobody counted them.
+        layers: as in fake quantization.
+        movements: how far each interval moved in the stage, of weights and of activations; none if its checkpoint, like
+            those of earlier versions, does not say where they began.
+        oscillating_weights, frozen_weights: shares in [0, 1] after its last epoch; None if not counted.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Distillation:
     Attributes:
         teacher: `float`, the run's own float network, or the path of a checkpoint.
         weight: of the divergence from the teacher.
-        temperature: that predictions were softened with.
+        temperature: of the softened predictions.
     """
 
     teacher: str
@@ -132,7 +132,7 @@ class RunReport:
         schema: `SCHEMA`.
         name: of the recipe.
         model, data: names of network and data set.
-        test_images: how many the accuracies count.
+        test_images: how many the accuracies cover.
         activation_images: how many test images the shares of inputs were measured on.
         float_accuracy: of the float network, in percent; None before its phase has ended.
         network: the last network, which `confusions` are of.
@@ -173,7 +173,7 @@ def read_prepared(path: Path, build: Builder, device: torch.device) -> tuple[Che
 
     Raises:
         CheckpointError: it is missing or damaged.
-        DataError: it is that of another phase.
+        DataError: it is from another phase.
     """
     info, model = load_model(path, build)
     if info.kind != "quantized" or not isinstance(model, fx.GraphModule):

@@ -17,7 +17,7 @@ from qil_deploy.training.sensitivity import LayerSensitivity, Sensitivity
 from .plots import plain
 
 _LEAST = 1e-6  # smaller KL is drawn like this one
-_DECADES = 4  # and colours span at most so many powers of ten
+_DECADES = 4  # and colours span at most this many powers of ten
 
 
 def plot_sensitivity(sensitivity: Sensitivity, proposal: Proposal | None, path: Path, title: str) -> None:
