@@ -17,7 +17,7 @@ from .bench.trial import TrialOptions, try_model
 from .exported_model import FLOAT, ExportedModel
 
 _SECONDS: Final = 120.0
-_FLOAT_BYTES: Final = 4  # where ONNX Runtime does not fuse a QDQ file, what could be codes are floats
+_FLOAT_BYTES: Final = 4  # if ONNX Runtime does not fuse a QDQ file, would-be codes are floats
 
 
 def require_affordable(model: ExportedModel) -> int | None:

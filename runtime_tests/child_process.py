@@ -1,6 +1,6 @@
 """Run a command in a process of its own, and measure its duration and peak memory.
 
-What crashes ONNX Runtime, hangs or takes all memory does so there, where it can be stopped. `run_apart` runs this file
+A model that crashes ONNX Runtime, hangs or takes all memory does so there, under control. `run_apart` runs this file
 as a script in between:
 
     python -P child_process.py SECONDS PARENT COMMAND [ARGUMENT...]
@@ -10,7 +10,7 @@ code 3 where the command took more than SECONDS ("inf" for any time) and was kil
 nothing large and does nothing else, because Linux counts what a process holds when it forks as its child's, too:
 measured from a process that has loaded torch, `true` takes hundreds of megabytes.
 
-The command never outlives whoever asked for it. It and the process in between are out of reach of Ctrl-C in a
+The command never outlives its caller. It and the process in between are out of reach of Ctrl-C in a
 terminal, and `run_apart` kills both if it is interrupted itself; where a time is set, the process in between also kills
 the command when its own parent, the process PARENT, is gone.
 """

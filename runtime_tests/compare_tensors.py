@@ -21,10 +21,10 @@ class TensorDifference:
 
     Attributes:
         elements: how many it should have.
-        differing: how many of them differ; all where shape or type do.
+        differing: how many of them differ; all if shape or type do.
         largest_step: largest difference that is a number, in codes (or logits).
         measured: whether every difference is a number: shape and type are the same, and nothing is NaN or infinite.
-        indices: positions of the first elements that differ, the image first; none where shape or type differ.
+        indices: positions of the first elements that differ, the image first; none if shape or type differ.
     """
 
     elements: int
@@ -49,7 +49,7 @@ def compare_tensors(found: NDArray[Any], expected: NDArray[Any], images: Sequenc
 
     Args:
         found, expected: [N, ...].
-        images: what the N images are called in `indices`, such as their indices in a data set.
+        images: names of the N images in `indices`, such as their indices in a data set.
     """
     if found.shape != expected.shape or found.dtype != expected.dtype:
         elements = max(expected.size, 1)

@@ -17,10 +17,10 @@ class TensorResult:
         tensor: its name in the graph.
         dtype, shape: as found, image axis first.
         sha256: digest of its elements in C order, little-endian, with 0 in place of -0.
-        elements: how many the golden tensor has, where there is one; else how many it has.
-        differing: how many of them are not as the golden vectors have them, all where shape or type are others; None
-            where there were none.
-        largest_step: largest difference, in codes (or logits), where there is a number for it.
+        elements: how many the golden tensor has, if there is one; else how many it has.
+        differing: how many of them are not as in the golden vectors, all if shape or type differ; None if there were
+            none.
+        largest_step: largest difference, in codes (or logits), if it is a number.
         index: position in the golden tensor of the first element that differs, image first; None if none does.
     """
 
@@ -40,11 +40,11 @@ class LevelResult:
 
     Attributes:
         level: its name.
-        predictions: class of each image, -1 where a logit is NaN; none where the first output is no row of logits.
+        predictions: class of each image, -1 if a logit is NaN; none if the first output is no row of logits.
         logits: the first output, of the file as it is.
-        tensors: every golden tensor in order of execution, from a session that has them all as outputs; none where the
-            golden vectors hold the outputs alone.
-        others: the outputs behind the first, of the file as it is.
+        tensors: every golden tensor in order of execution, from a session that has them all as outputs; none if the
+            golden vectors hold only the outputs.
+        others: the outputs after the first, of the file as it is.
     """
 
     level: str
@@ -88,7 +88,7 @@ class DeviceEnvironment:
         numpy, python: versions; None in a browser.
         browser: how a browser describes itself (its user agent); None elsewhere.
         machine: instruction set.
-        cpu: the processor's name; under an emulator, the one it plays. Browsers do not tell it.
+        cpu: the processor's name; under an emulator, the emulated one. Browsers do not tell it.
         cpus: how many logical processors it may use.
         features: instruction set extensions that numpy or the browser finds.
     """

@@ -1,13 +1,13 @@
 """Run an exported model on a device and compare it with golden vectors, tensor by tensor.
 
-This is the program of every target that runs Python. With what it imports of the package, and with nothing besides
-Python, numpy and onnxruntime, it travels as one zip file (`device_program`):
+This is the program of every target that runs Python. With what it imports of the package, and needing only Python,
+numpy and onnxruntime, it travels as one zip file (`device_program`):
 
     python qil_device.pyz MODEL.onnx GOLDEN.npz > report.json
 
 At each optimization level the golden images go through the file as it is, and once more with every tensor as an output,
 since a tensor that is an output may keep the optimizer from fusing. Images alone (`.npy`, uint8 [N, C, H, W]) give
-digests and classes, and nothing to compare with. `device_report` says what the report holds; progress goes to standard
+digests and classes, with nothing to compare. `device_report` says what the report holds; progress goes to standard
 error.
 
 Exit codes: 0 all equal (or nothing to compare), 1 something differs, 2 it could not be run.

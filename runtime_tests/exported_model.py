@@ -58,9 +58,9 @@ class ExportedModel:
         format: "qlinear", "qdq", or "float" (a float32 baseline).
         input: "uint8" (raw images) or "float" (normalised ones).
         preprocessing: shape of an image and the map from its pixels to the network's input.
-        class_names: one name per class, in the order of the logits; of maps, what the channels are, or nothing.
+        class_names: one name per class, in the order of the logits; for maps, what the channels are, or nothing.
         outputs: what it returns, in order.
-        boxes: how boxes stand in the outputs, for a detector whose file says so.
+        boxes: how the outputs encode boxes, for a detector whose file says so.
         data: name of the data set it was trained on, if the file says so.
         batch: images per run; None for any number.
         float_parts: names of the operators that compute in float, in a file whose network was not quantized as a whole.

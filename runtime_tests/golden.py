@@ -39,7 +39,7 @@ def write_golden(model: Path, images: NDArray[np.uint8], images_from: str, path:
     Args:
         model: the ONNX file, `qlinear` or `qdq`.
         images: uint8 [N, C, H, W].
-        images_from: the name of their data set, or how else they came to be.
+        images_from: the name of their data set, or how they were made.
         path: the .npz file.
 
     Raises:
@@ -94,7 +94,7 @@ def check_golden(
         against: the backend: ONNX Runtime at some level, the integer reference, or one of `others`.
         threads: threads of ONNX Runtime.
         others: what computes every code of further backends, by their names.
-        kernels: the library of backends with kernels; None where there are none.
+        kernels: the library of backends with kernels; None if there are none.
 
     Raises:
         ModelFileError: the model cannot be read or run.

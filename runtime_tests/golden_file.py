@@ -9,8 +9,8 @@ One .npz file (arrays, no pickles):
 
 docs/golden.md says how to check them from another language.
 
-Files come from anywhere. Every entry's size stands in the archive's directory, in the array's own header, and is what
-comes out when it is unpacked: the three have to agree, and all entries together may take no more than an honest file of
+Files come from anywhere. Every entry's size is in the archive's directory, in the array's own header, and in the
+unpacked length: the three have to agree, and all entries together may take no more than an honest file of
 that many bytes could. Arrays are unpacked to files and mapped, so that memory holds the parts that are looked at.
 """
 
@@ -83,7 +83,7 @@ def write_vectors(
         path: the .npz file.
         model: what they are of.
         images: uint8 [N, C, H, W].
-        images_from: the name of their data set, or how else they came to be.
+        images_from: the name of their data set, or how they were made.
         tensors: by name, in order of execution, the outputs last.
 
     Raises:

@@ -1,7 +1,7 @@
 """The library of kernels for low-bit layers: find it, register it in a session, query its kernels and choices.
 
 It is a distribution of its own, qil-deploy-kernels, and nothing here needs it: without the library ONNX Runtime runs
-the function that the file brings along. When it is registered, the library chooses for each operator (`TernaryConv`,
+the function that the file contains. When it is registered, the library chooses for each operator (`TernaryConv`,
 say) a set of kernels for the processor, or none; the environment variable `QIL_DEPLOY_KERNELS` forces one.
 """
 

@@ -72,7 +72,7 @@ def describe_layers(model: ExportedModel) -> tuple[LayerDescription, ...]:
         return _describe_paper(model, listed)
     reference = IntegerReference(model.graph)
     nodes = {node.name: node for node in reference.nodes if operator_of(node).weights is not None}
-    if kept:  # which the reference does not compute
+    if kept:  # not computed by the reference
         shapes = part_shapes(model.graph, tuple(node.outputs[0] for node in nodes.values()))
     else:
         shapes = reference.shapes(_blank_image(model))
@@ -112,7 +112,7 @@ class _Constants:
         """Return an input of a node.
 
         Raises:
-            ModelFileError: it is none, or computed from the images.
+            ModelFileError: it is missing, or computed from the images.
         """
         name = node.inputs[index] if index < len(node.inputs) else ""
         if name not in self._values:

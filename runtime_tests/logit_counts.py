@@ -43,7 +43,7 @@ class BackendResult:
     Attributes:
         name: "ONNX Runtime (LEVEL)" or the name the caller gave.
         must_equal: whether a difference makes the verification fail.
-        accuracy: the metric, a fraction in [0, 1]; None where none was measured.
+        accuracy: the metric, a fraction in [0, 1]; None if none was measured.
         differing_logits: how many numbers are not equal, all outputs together.
         changed_predictions: how many images get another class; 0 where the first output is no row of logits.
         largest_difference: largest absolute difference of two finite numbers.

@@ -32,7 +32,7 @@ class Machine:
 
     Attributes:
         flags: instruction set extensions, sorted.
-        governor: who sets the clock rate ("performance", "powersave", ...); None where nobody says, as in most virtual
+        governor: who sets the clock rate ("performance", "powersave", ...); None if unknown, as in most virtual
             machines.
         caches: of the first processor.
         virtual: whether a hypervisor says that this is a virtual machine.
@@ -55,7 +55,7 @@ class Machine:
 class Activity:
     """Activity of processors during a measurement, as shares of their time.
 
-    None where the system does not tell, or the measurement was too short to say.
+    None if the system does not tell, or the measurement was too short.
 
     Attributes:
         cpus: which processors.

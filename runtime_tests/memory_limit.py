@@ -12,7 +12,7 @@ _SAID: Final = ("bad_alloc", "unable to allocate", "failed to allocate", "out of
 def limit_memory(more: int) -> bool:
     """Let this process and its child processes allocate at most `more` bytes beyond the present ones.
 
-    Counted is writable memory that is no file's, on Linux; elsewhere nothing is limited.
+    Writable memory that is no file's counts, on Linux; elsewhere nothing is limited.
 
     Returns:
         Whether the limit holds.

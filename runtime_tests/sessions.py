@@ -42,18 +42,18 @@ def create_session(
 ) -> onnxruntime.InferenceSession:
     """Load an ONNX file for ONNX Runtime's CPU execution provider.
 
-    The session's threads sleep between runs instead of spinning, so that several sessions of one process can
-    take turns without taking each other's cores.
+    The session's threads sleep between runs instead of spinning, so that several sessions of one process can take turns
+    without taking each other's cores.
 
     Args:
         path: the ONNX file.
         threads: how many threads one operator may use.
         level: graph optimizations, one of `OPTIMIZATION_LEVELS` ("all" is ONNX Runtime's own default).
         content: what to load instead of the file's own bytes, such as the same model with more outputs.
-        folder: where data beside the model lie that `content` names; by default, where `path` does.
+        folder: where the external data that `content` names are; by default, where `path` is.
         cpus: logical processors to pin the threads to, one for each; the first is that of the thread that calls
             `run`, which its owner has to pin.
-        profile: where the profile goes that `end_profiling` of the session writes, its name's beginning; None for none.
+        profile: beginning of the path of the profile that the session's `end_profiling` writes; None for none.
         kernels: the library that computes low-bit convolutions; None for ONNX Runtime's own kernels.
 
     Raises:
@@ -119,7 +119,7 @@ def run_session(
     """Run a session once and return all of its outputs, in the graph's order.
 
     Raises:
-        ModelFileError: ONNX Runtime refuses the inputs or fails on the way; `path` is named in the message.
+        ModelFileError: ONNX Runtime refuses the inputs or fails while running; the message names `path`.
     """
     try:
         return [np.asarray(output) for output in session.run(None, dict(inputs))]

@@ -9,12 +9,12 @@ nothing.
 What is measured depends on the outputs and the labels: top-1 for rows of logits, mean IoU for a map and labels of its
 pixels, average precision for boxes, where the file says how they are decoded; or what the caller asks for.
 
-Where a backend differs that must not, a few of the images it differs on are run again, every code of both is
+If a backend differs that must not, a few of the images it differs on are run again, every code of both is
 compared, and the first node that differs is named (`differences`).
 
 A file with float parts (`paper` placement, or `allow_float`) has no integer reference: float sums depend on the kernel.
 There everything is compared with ONNX Runtime without its optimizer, and nothing has to be equal unless the caller says
-so. Of a float32 baseline, the accuracy is measured in ONNX Runtime as it runs by default, and nothing is compared.
+so. For a float32 baseline, the accuracy is measured in ONNX Runtime's default mode, and nothing is compared.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ class VerifyReport:
     Attributes:
         schema: `SCHEMA`.
         model: the file.
-        format: "qlinear" or "qdq"; or "float", a baseline of which only the accuracy was measured.
+        format: "qlinear" or "qdq"; or "float", a baseline with only its accuracy measured.
         input: "uint8" or "float".
         images, classes: size of the comparison; classes are 0 for a network without names for them.
         batch_size, threads: how it was run.
         reference: what the backends are compared with: the integer reference, or for a file with float parts ONNX
             Runtime without its optimizer; for a float baseline, what its accuracy was measured in.
-        reference_accuracy: the metric of the reference, a fraction in [0, 1]; None where none was measured.
+        reference_accuracy: the metric of the reference, a fraction in [0, 1]; None if none was measured.
         exact: whether every backend that must equal the reference does, in every number; None if none must.
         backends: one entry per backend, in the order they ran; none for a float baseline.
-        comparisons: which node is the first to differ: of each backend that differs and must not, or of the two that
-            were asked for.
-        warnings: sentences about what makes the outcome say less than it seems to.
+        comparisons: the first node that differs, for each backend that differs but must not, or for the two that were
+            requested.
+        warnings: sentences about why the outcome says less than it seems to.
         environment: versions and processor.
-        metric: what the accuracy is: "top-1", "mean IoU", "AP at IoU 0.5" or another; empty where none was measured.
-        numbers: how many numbers all outputs have for an image; None in reports of earlier versions: `classes`.
+        metric: what the accuracy is: "top-1", "mean IoU", "AP at IoU 0.5" or another; empty if none was measured.
+        numbers: how many numbers all outputs have per image; None in earlier reports: `classes`.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.verify/2"
@@ -122,16 +122,16 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
 ) -> VerifyReport:
     """Compare ONNX Runtime and other backends with the integer reference, number by number.
 
-    Of a float32 baseline, which has none, the accuracy is measured.
+    For a float32 baseline, which has none, the accuracy is measured.
 
     Args:
         path: an exported model.
-        data: uint8 images [C, H, W] with labels, and how many are run at a time (`batch_size_for` says it of an
+        data: uint8 images [C, H, W] with labels, and how many are run at a time (`batch_size_for` gives it for an
             `ImageSet`). Labels are [N] in [0, classes) for a row of logits, [N, H, W] for a map of classes,
             [N, most, 5] for boxes (`pad_boxes`), or any [N] for none.
         others: further backends by name: functions from uint8 images to the only output, or to all by name
             (`Predictor`).
-        codes: of those that have them, functions from uint8 images to every code, by its name in the graph.
+        codes: for those that have them, functions from uint8 images to every code, by its name in the graph.
         must_equal: names of the backends that have to equal the reference. By default these are ONNX Runtime
             at every level for "qlinear", at level "all" for "qdq" (at the others the runtime may compute in
             float), and all of `others` except "unfrozen PyTorch", which shows what freezing changed. None for a file
@@ -140,16 +140,16 @@ def verify(  # noqa: PLR0913 - every argument is an option of its own
         threads: threads of ONNX Runtime.
         between: names of two backends that are compared node by node; by default the reference and each backend that
             has to be equal to it and is not.
-        first_difference: whether they are so even where no logit differs.
-        metric: makes what is measured instead of what the labels tell (module docstring).
+        first_difference: whether to do so even if no logit differs.
+        metric: makes the metric, instead of the labels' choice (module docstring).
         kernels: a library of kernels: ONNX Runtime runs at every level with it, too, and has to be equal to ONNX
             Runtime without, in every code of a few images.
         progress: called after each batch with the number of images done and the number of all images.
-        stop: asked after each batch; where it says true, the report is of the images done so far, and says so.
+        stop: called after each batch; if true, the report covers the images done so far, and says so.
 
     Raises:
-        ConfigError: an option is out of range, nothing would be compared that has to be equal, or something would that
-            is a float32 baseline.
+        ConfigError: an option is out of range, nothing that has to be equal would be compared, or a float32 baseline
+            would.
         DataError: no images; images or labels of the wrong type, shape or range; wrong logits from `others`.
         ModelFileError: the file is missing, damaged, not exported by this project, or cannot be run.
     """

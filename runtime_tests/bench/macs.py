@@ -6,8 +6,8 @@ each element of its result `K` times:
     Conv, QLinearConv, ConvInteger, TernaryConv, LowBitConv      K = C_in / groups * kernel height * kernel width
     Gemm, MatMul, QGemm, QLinearMatMul, MatMulInteger, MatMulNBits, LowBitMatMul      K = length of a row
 
-and ConvTranspose each element of its input `C_out / groups * kernel height * kernel width` times. What is padded
-counts, since it is executed.
+and ConvTranspose each element of its input `C_out / groups * kernel height * kernel width` times. Padding counts, since
+it is executed.
 """
 
 from __future__ import annotations

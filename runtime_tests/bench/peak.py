@@ -1,7 +1,7 @@
 """Measure this processor's peak throughput of multiplications: large matrix products in ONNX Runtime itself.
 
 Matrix products are what convolutions become, and large ones hide everything else. A network that reaches 60 % of this
-peak spends 40 % of its time on something else than multiplying at full speed.
+peak spends 40 % of its time on anything but multiplying at full speed.
 """
 
 from __future__ import annotations

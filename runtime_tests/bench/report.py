@@ -71,7 +71,7 @@ class Latency:
 
     Attributes:
         model: the file.
-        target: "native", or what else ran it.
+        target: "native", or what ran it instead.
         threads: threads of ONNX Runtime.
         cpus: logical processors that the threads were pinned to; none if they were not.
         caches: "warm" (the same model ran just before) or "cold" (a large buffer was read just before).
@@ -178,8 +178,8 @@ class BenchReport:
         failures: models that could not be measured.
         warnings: what makes these figures doubtful, in sentences.
         environment: versions and processor.
-        machine: what else of this machine has a say.
-        activity: what else it did meanwhile.
+        machine: other influences of this machine.
+        activity: what else ran meanwhile.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.bench/2"

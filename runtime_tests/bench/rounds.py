@@ -120,7 +120,7 @@ def measure_rounds(
 ) -> int:
     """Run `warmup + repeats` rounds, keep the nanoseconds of the last `repeats` in the slots, and return how many.
 
-    They are fewer only if it was interrupted. A model that fails on the way is left out from then on.
+    They are fewer only if it was interrupted. A model that fails is left out from then on.
     """
     generator = np.random.default_rng(options.seed)
     rounds = 0

@@ -69,7 +69,7 @@ def benchmark(
         kernels: a library of kernels: files with low-bit convolutions are measured without it, and with each
             of its sets that this processor can run and that has kernels for them.
         clock: returns nanoseconds.
-        progress: told how far it is.
+        progress: called with each step.
 
     Returns:
         The report. Models that cannot be loaded or run, crash or hang are listed in its `failures`.
@@ -123,7 +123,7 @@ def _rows(path: Path, kernels: KernelLibrary | None) -> list[Row]:
 def _low_bit_operators(path: Path) -> set[str]:
     try:
         return operators_in(read_model(path, left_out=[]))
-    except ModelFileError:  # which is said when it is tried
+    except ModelFileError:  # reported when it is tried
         return set()
 
 

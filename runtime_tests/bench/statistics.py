@@ -1,7 +1,8 @@
 """Medians, ratios and their intervals from samples of any origin, as functions of nanoseconds per round.
 
 In each round every model runs once, so that sample `i` of one model is paired with sample `i` of every other. Ratios
-are of medians; how sure they are says the bootstrap: rounds are drawn with replacement, the same for both models, and
+are of medians; the bootstrap says how certain they are: rounds are drawn with replacement, the same for both models,
+and
 the ratio is computed anew, thousands of times. What disturbs a machine lasts longer than a round, so blocks of
 `n^(1/3)` consecutive rounds are drawn (the circular block bootstrap of Politis and Romano, 1992), not single ones; what
 hits both models of a round alike cancels.
@@ -70,9 +71,9 @@ def bench_report(
     Args:
         options: how they were taken.
         settings: the samples.
-        environment, machine, activity: where, and what else went on there.
+        environment, machine, activity: where, and what else ran there.
         peaks: what the processor can do, if that is known.
-        failures: models that there are no samples of.
+        failures: models without samples.
         warnings: what is doubtful about the figures; what controls show is added.
 
     Raises:

@@ -30,7 +30,7 @@ from .inputs import random_inputs
 
 _MODULE = "qil_deploy.runtime_tests.bench.trial"
 _MILLISECOND = 1e6
-# Bytes that a process may take on top of what Python takes: at least, for each byte of the file, and of the input.
+# Bytes that a process may take beyond what Python takes: at least, for each byte of the file, and of the input.
 _LEAST_MEMORY = 2**30
 _MEMORY_PER_BYTE = 8
 _MEMORY_PER_INPUT_BYTE = 64

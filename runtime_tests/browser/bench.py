@@ -58,7 +58,7 @@ class BrowserSamples:
         runs_ns: for each model its measured runs, one per round; none where it could not be run.
         control_ns: of the second run in each round of the first model that could.
         reasons: for each model why it could not be run, or None.
-        environment: as devices have it.
+        environment: as on devices.
     """
 
     SCHEMA: ClassVar[str] = "qil_deploy.browser_samples/1"
@@ -82,7 +82,7 @@ def benchmark_in_browser(
     Args:
         paths: ONNX files; ratios refer to the first.
         options: how to measure; caches are warm, and `timeout` is how long the page may show no progress.
-        progress: told how far it is.
+        progress: called with each step.
 
     Raises:
         ConfigError: no model is given, or one twice; caches other than warm, or a profile, are asked for; or the clock
@@ -100,7 +100,7 @@ def benchmark_in_browser(
     used = usable_cpus()
     before = read_ticks(used)
     found, warnings = _measure_all(drawn, options, runtime, failures, progress or (lambda *_: None))
-    # The browser's processes do not count as this one's children, so that what others took is not known.
+    # The browser's processes do not count as this one's children, so that others' share is not known.
     activity = replace(activity_between(used, before, read_ticks(used)), others=None)
     costs = {path: describe_work(path, ModelFile.of(path)) for path in drawn if path not in failures}
     warnings += ["a browser's threads are not pinned, and its clock has steps of 5 microseconds."]

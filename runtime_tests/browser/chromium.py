@@ -98,7 +98,7 @@ def _show(program: str, url: str, timeout: float, browser: Browser, stop: thread
                 page.wait_for_timeout(_LOOK_MS)
             chromium.close()
     except SilentError:
-        pass  # which whoever waits for the page will say
+        pass  # reported by the code that waits for the page
     except Error as error:
         browser.end = describe_end(error.message)
 

@@ -75,7 +75,7 @@ def run_in_browser(
             report: DeviceReport = wait_for_result(server, patience, progress)
     if report.threads != options.threads:
         raise TargetError(f"target wasm ran {report.threads} threads instead of {options.threads}.")
-    # Browsers do not tell the processor, which here is known.
+    # Browsers do not tell the processor, but here it is known.
     return replace(report, environment=replace(report.environment, cpu=cpu_name()))
 
 

@@ -5,7 +5,7 @@ FakeQuantWithMinMaxVars), or as arithmetic:
 
     y = scale * (clip(round(x / scale) + zero_point, low, high) - zero_point)
 
-A pair of QuantizeLinear and DequantizeLinear is the form that runtimes know, and is no finding.
+A pair of QuantizeLinear and DequantizeLinear is the form that runtimes know, and not a finding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Findings about float computations in the graph that ONNX Runtime executes, after its optimizer.
 
 A *float island* is a connected set of operators that compute in float, whose inputs were codes before and whose results
-become codes again. What lies between the input and the first codes, or behind the last, is an end.
+become codes again. What lies before the first codes, or after the last, is an end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .graphs import FLOAT_TYPES, MOVES, Graph
 
 _CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
 _INTEGER_TO_FLOAT = frozenset({"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QGemm"})
-_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # the graphs inside them are looked into
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # the graphs inside them are examined
 _NAMED = 6
 
 
@@ -26,7 +26,7 @@ class FloatPart:
     """A connected set of operators that compute in float.
 
     Attributes:
-        place: of the graph that they stand in.
+        place: of the graph that they are in.
         nodes: the operators, in order of execution.
         before: nodes that turn codes into its inputs.
         after: nodes that turn its results into codes.

@@ -65,7 +65,7 @@ def bias_scales(graph: Graph, bias: Node, data: Node, weights: Node) -> tuple[Sc
     """Return the scales of a layer's bias, and those of its sums; None where they are not known.
 
     Args:
-        graph: that it stands in.
+        graph: the one it is in.
         bias: the DequantizeLinear of its bias.
         data: that of its input.
         weights: that of its weights.
@@ -81,7 +81,7 @@ def differing_scale(own: Scales, expected: Scales) -> tuple[float, float] | None
     """Return the first scale of a bias that differs from the expected one, and the expected one; None if none does.
 
     Raises:
-        ValueError: they are not as many, nor one.
+        ValueError: their numbers differ, and neither is one.
     """
     own, expected = np.broadcast_arrays(own, expected)
     wrong = ~(np.abs(own - expected) <= _BIAS_TOLERANCE * np.abs(expected))
@@ -95,7 +95,7 @@ def _fused_layers(written: Sequence[Graph], executed: Sequence[Graph]) -> Iterat
     """Yield written layers that became integer kernels, with the DequantizeLinear of their weights."""
     nodes = [node for graph in executed for node in graph.file.nodes]
     fused = {node.inputs[3] for node in nodes if operator_of(node).is_integer_layer and len(node.inputs) > 3}
-    # Layers that share their weights with one that is fused may be left.
+    # Layers that share weights with a fused one may be left.
     left = {name for node in nodes if operator_of(node).is_float_layer for name in (node.name, *node.outputs) if name}
     for graph in written:
         for node in graph.file.nodes:
@@ -115,7 +115,7 @@ def _wrong_axes(written: Sequence[Graph], executed: Sequence[Graph]) -> Iterator
         shape = graph.shape_of(weights.inputs[0])
         if scale is None or axis is None or axis == expected or bool((scale == scale.ravel()[:1]).all()):
             continue
-        if shape is None or (axis < len(shape) and shape[axis] == scale.size):  # else they fit nowhere (scale-shape)
+        if shape is None or (axis < len(shape) and shape[axis] == scale.size):  # else they do not fit (scale-shape)
             yield (
                 f"{graph.label(node)}: scales along axis {axis} of {graph.label(weights)}, and output channels along "
                 f"axis {expected}"

@@ -1,8 +1,8 @@
 """Reasons why ONNX Runtime did not fuse operators that read dequantized codes, as seen in the executed graph.
 
 It fuses DequantizeLinear, an operator and QuantizeLinear to one integer kernel under conditions that it does not
-report. They are checked one by one on the graph that it executes, those in front of the operator first
-(fusion_inputs.py), then those behind it (fusion_results.py): the first that is not met is the reason. They were found
+report. They are checked one by one on the graph that it executes, those before the operator first (fusion_inputs.py),
+then those after it (fusion_results.py): the first that is not met is the reason. They were found
 by changing one thing at a time in graphs that ONNX Runtime 1.32 fuses (tests/runtime_tests/doctor/faults.py).
 """
 

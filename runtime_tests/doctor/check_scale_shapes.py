@@ -25,7 +25,7 @@ def scale_shapes(written: Sequence[Graph], executed: Sequence[Graph], *, fails: 
 
     Args:
         written: the graphs of the file.
-        executed: what ONNX Runtime makes of them; none if it does not load.
+        executed: as ONNX Runtime runs them; none if it does not load.
         fails: whether ONNX Runtime does not load the file, or fails when it runs it.
     """
     own = {node.op_type for graph in written for node in graph.file.nodes}

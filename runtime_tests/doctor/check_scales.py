@@ -34,8 +34,8 @@ def rounding_by_machine(executed: Sequence[Graph], written: Sequence[Graph]) -> 
     """Find executed multiplications by 4-bit weights that round differently on some machines.
 
     Args:
-        executed: what ONNX Runtime executes, which makes MatMulNBits of DequantizeLinear and MatMul; or what is
-            written, where it does not load.
+        executed: what ONNX Runtime executes, which fuses DequantizeLinear and MatMul to MatMulNBits; or the file's
+            graphs, if it does not load.
         written: the graphs of the file.
     """
     is_written = any(node.op_type in PACKED_MATMULS for graph in written for node in graph.file.nodes)

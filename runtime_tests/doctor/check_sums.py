@@ -5,8 +5,8 @@
     ties     additions and average pools rescale in float32; where a result lies closer to a tie than float32 errs,
              the order of operations, which differs between machines, decides the code
 
-The bounds are those of `qil_deploy/integers/bounds.py`, which the certificate of an export goes by. How large codes are
-is what the producers of a tensor can make: Clip lowers it.
+The bounds are those of `qil_deploy/integers/bounds.py`, which the certificate of an export uses. Codes are as large as
+the producers of a tensor can make them: Clip lowers that.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ PACKED: Final = frozenset({"int4", "uint4", "int2", "uint2"})
 _CODES: Final = PACKED | {"int8", "uint8", "int16", "uint16", "int32"}
 _BY_HAND: Final = frozenset({"Add", "Cast", "Div", "Mul", "Reshape", "Sub", "Transpose", "Unsqueeze", "Identity"})
 _LONGEST_CHAIN: Final = 8
-_MADE_BY_RUNTIME: Final = "_weight_q"  # what ONNX Runtime calls codes that it computes of float weights
+_MADE_BY_RUNTIME: Final = "_weight_q"  # ONNX Runtime's name for codes that it computes from float weights
 
 
 def packed_weights(graphs: Sequence[Graph], *, loads: bool) -> Iterator[Finding]:
     """Find DequantizeLinear directly on packed weights of convolutions and linear layers.
 
     Args:
-        graphs: what ONNX Runtime executes, or what is written where it does not load.
+        graphs: what ONNX Runtime executes, or the file's graphs if it does not load.
         loads: whether it loads.
     """
     places: dict[str, list[str]] = {"4": [], "2": []}

@@ -1,9 +1,9 @@
 """Run a model once with ONNX Runtime's optimizer and once without, and measure how much the results differ.
 
-What the optimizer may change is the order in which sums are rounded: a result near a tie becomes the next code. So two
+The optimizer may only change the order in which sums are rounded: a result near a tie becomes the next code. So two
 results are taken as equal up to rounding where
 
-    codes, and floats that codes were made to     differ by one step at most, or as floats do
+    codes, and floats made from codes             differ by one step at most, or as floats do
     floats           differ by 1e-5 of the largest at most, or, in root mean square, by 5 % of the standard deviation
                      (of a tenth of the largest, where that is more)
     other integers   (classes, indices) differ in at most 5 % of the elements
@@ -46,13 +46,13 @@ class TensorDifference:
         tensor: its name.
         dtype: NumPy's name of its type.
         elements: how many it has, without the optimizer.
-        differing: how many of them differ, those included that are infinite or no number in one of the two alone.
+        differing: how many of them differ, including those that are infinite or NaN in only one of the two.
         largest: the largest difference between finite elements.
         rms: root mean square of these differences.
         spread: standard deviation of the finite elements without the optimizer.
         magnitude: the largest of them.
-        step: between two codes; 0 where it is not known.
-        unlike: how many are finite in one of the two alone; all of them where the shapes differ.
+        step: between two codes; 0 if it is not known.
+        unlike: how many are finite in only one of the two; all of them if the shapes differ.
     """
 
     tensor: str
@@ -90,7 +90,7 @@ def difference(tensor: str, plain: NDArray[Any], optimized: NDArray[Any], *, ste
         tensor: its name.
         plain: without.
         optimized: with it.
-        step: between two codes, of floats that were made of codes.
+        step: between two codes, for floats made from codes.
     """
     unlike = plain.shape != optimized.shape or plain.dtype != optimized.dtype
     numeric = plain.dtype.kind in "fiub" and not unlike
@@ -149,8 +149,8 @@ def first_difference(path: Path, fused: Path, inputs: Inputs) -> TensorDifferenc
 
     Args:
         path: the model.
-        fused: what `write_fused` makes of it.
-        inputs: that the results differ for.
+        fused: as `write_fused` writes it.
+        inputs: those with differing results.
     """
     made = _all_tensors(path, path.parent, inputs)
     for name, value in _all_tensors(fused, path.parent, inputs).items():

@@ -37,7 +37,7 @@ from .inputs import Range
 from .read_graphs import Unread, read_graphs
 from .try_runtime import Hints, Limits, RuntimeTrial, try_runtime
 
-# Drawn anew by ONNX Runtime, or by where an operator stands, which the optimizer changes.
+# Drawn anew by ONNX Runtime, or by an operator's position, which the optimizer changes.
 _RANDOM: Final = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
@@ -52,11 +52,11 @@ def diagnose(path: Path, limits: Limits | None = None, kernels: KernelLibrary | 
 
     Args:
         path: the file.
-        limits: what ONNX Runtime may take for it; by default those of `Limits`.
+        limits: on ONNX Runtime's use of resources; by default those of `Limits`.
         kernels: a library of kernels that it is run with, too.
 
     Raises:
-        ConfigError: what is named as a library of kernels is none.
+        ConfigError: the named library of kernels is not one.
         ModelFileError: there is no such file, or it is damaged, truncated or no ONNX file.
     """
     unread = Unread()
@@ -146,7 +146,7 @@ def _executed(path: Path, trial: RuntimeTrial, unread: Unread) -> list[Graph]:
             f"the graph that is executed, whose types are not known ({trial.failures['types'].reason})."
         )
     try:
-        # What cannot be read of the file cannot be read of this, either, and has been said.
+        # What cannot be read from the file cannot be read here either, and is reported already.
         return read_graphs(trial.optimized, Unread(), folder=path.parent, types=trial.types, shapes=trial.shapes)
     except ModelFileError as error:
         unread.parts.append(f"the graph that is executed ({error})")

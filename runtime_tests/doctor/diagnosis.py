@@ -46,8 +46,8 @@ class FirstDiagnosis:
         schema: name and version of this format, `SCHEMA`.
         model: the file.
         environment: where ONNX Runtime optimized it.
-        loads: whether ONNX Runtime loads it; False where it was not given the file.
-        quantized: whether anything in it is quantized, be it simulated.
+        loads: whether ONNX Runtime loads it; False if it did not get the file.
+        quantized: whether anything in it is quantized, even simulated.
         kernels: what ONNX Runtime executes; empty if the file does not load.
         findings: what holds it back, and what is not known.
     """
@@ -68,8 +68,8 @@ class Diagnosis(FirstDiagnosis):
     """All findings of `diagnose`, the worst first.
 
     Attributes:
-        compared: results with and without the optimizer, for one input; empty where they could not be compared. All
-            others are those of the first version.
+        compared: results with and without the optimizer, for one input; empty if they could not be compared. All others
+            are those of the first version.
         with_kernels: results with a library of kernels and the optimizer, and without both; empty without a library.
         kernel_choices: which sets of kernels the library chose, "OPERATOR: set (why)".
     """

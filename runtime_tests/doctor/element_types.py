@@ -1,6 +1,6 @@
 """Element types of a graph's tensors, inferred from its operators, where ONNX Runtime cannot tell them.
 
-It tells types for the main graph of what it executes; of subgraphs, and of files that do not load, it tells none.
+It tells types for the main graph that it executes, but none for subgraphs and files that do not load.
 """
 
 from __future__ import annotations

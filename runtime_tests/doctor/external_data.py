@@ -1,8 +1,8 @@
 """Initializers stored in files beside the model: read from its own folder, and nowhere else.
 
-An ONNX file may name any path. What leads out of the model's folder (an absolute path, `..`, a link) is not opened, by
-this project or by ONNX Runtime on its behalf: its content would show in what is printed, and it may be a device that
-never ends.
+An ONNX file may name any path. A path out of the model's folder (an absolute path, `..`, a link) is not opened, by
+this project or by ONNX Runtime on its behalf: its content would show in the output, and it may be a device that never
+ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qil_deploy.onnx_io import Array, DefectError, convert_tensor, data_type, pa
 
 from .findings import quoted
 
-# ONNX Runtime takes what stands behind this for an address in its own memory.
+# ONNX Runtime takes what follows this for an address in its own memory.
 _MEMORY: Final = "*/_ORT_MEM_ADDR_/*"
 _LONGEST_NUMBER: Final = 18  # digits: 2**63 has 19
 
@@ -48,7 +48,7 @@ def read_external(tensor: Message, folder: Path) -> Array:
     """Return a TensorProto's elements stored in a file in `folder` or below, mapped into memory, read-only.
 
     Raises:
-        OutsideError: they lie elsewhere, or in what is no file.
+        OutsideError: they are elsewhere, or not in a file.
         DefectError: there is no such file, it is too short, or the tensor does not say what it needs to.
     """
     where = f"initializer {quoted(_text(tensor.name))}"

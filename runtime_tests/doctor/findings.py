@@ -23,10 +23,10 @@ class Finding:
 
     Attributes:
         kind: which finding of docs/doctor.md it is.
-        severity: "blocks" (does not run), "wrong" (ONNX Runtime computes something else than the file says), "slow",
-            "inexact" (machines may differ, or sums saturate), "unknown" (was not looked into) or "note".
+        severity: "blocks" (does not run), "wrong" (ONNX Runtime computes other results than the file says), "slow",
+            "inexact" (machines may differ, or sums saturate), "unknown" (was not examined) or "note".
         what: what was found.
-        count: at how many places.
+        count: in how many places.
         where: the first of them, by the names of nodes.
         why: why it matters.
         remedy: what to do.

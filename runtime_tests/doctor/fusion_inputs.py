@@ -64,7 +64,7 @@ def float_parameters(graph: Graph, node: Node) -> Iterator[Reason | None]:
 def _float_input(graph: Graph, node: Node, sources: dict[str, Node | None]) -> Reason | None:
     remedy = "Quantize every input of these operators: each must come from DequantizeLinear."
     for name, source in sources.items():
-        # What is added to a fused convolution stands behind it in the file (fusion_results.py).
+        # What is added to a fused convolution comes after it in the file (fusion_results.py).
         is_added = node.op_type == "FusedConv" and name in node.inputs[_ADDED:]
         if not dequantizes(source) and not is_added:
             return Reason(f"its input from {'outside' if source is None else label(source)} is float", remedy)

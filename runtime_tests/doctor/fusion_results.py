@@ -15,9 +15,9 @@ from .findings import label, quoted
 from .fusion_reason import EIGHT_BITS, ONE_TYPE, Reason, many_scales, readers, wide_codes
 from .graphs import Graph
 
-# There are integer kernels for these that make floats, so that QuantizeLinear is not needed.
+# For these, some integer kernels return floats, so QuantizeLinear is not needed.
 _FLOAT_RESULT: Final = frozenset({"FusedGemm", "Gemm", "MatMul"})
-# Whose integer kernels take no int8 codes on x86.
+# Their integer kernels take no int8 codes on x86.
 _UNSIGNED: Final = frozenset({"Conv", "FusedConv", "MatMul"})
 _RANGES: Final = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 _ADDED: Final = 3  # of FusedConv's inputs, what its result is added to
@@ -94,7 +94,7 @@ def _codes(graph: Graph, node: Node, data: Sequence[Node], quantizer: Node) -> I
     if made and read and read[0]:
         yield Reason(f"it reads {read[0]} codes and makes {made} ones, where all must be of one type", ONE_TYPE)
     yield many_scales(graph, quantizer, "result")
-    if effect_of(node) is Effect.CHOOSES:  # of one scale, before and behind
+    if effect_of(node) is Effect.CHOOSES:  # of one scale, before and after
         pairs = [[graph.constant(each, index) for index in (1, 2)] for each in (data[0], quantizer)]
         if any(before is None or behind is None or before != behind for before, behind in zip(*pairs, strict=True)):
             yield Reason(

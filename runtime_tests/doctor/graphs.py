@@ -15,7 +15,7 @@ from qil_deploy.reference import Effect, names_of
 from .findings import label
 
 FLOAT_TYPES = frozenset({"float16", "float32", "float64", "bfloat16"})
-# Operators that hand elements on as they are. A hostile file may let them go round in circles.
+# Operators that pass elements on unchanged. A hostile file may have cycles of them.
 MOVES = names_of(Effect.MOVES, Effect.LAYOUT)
 _LONGEST_WALK = 16
 
@@ -32,7 +32,7 @@ class Graph:
         constants: names of all tensors that are the same for every input.
         types: element type of tensors, by numpy's name, where it is known.
         shapes: of tensors, where they are known.
-        place: of a subgraph or function, where it stands in the file, ready to be put before a node's label; '' for
+        place: of a subgraph or function, its place in the file, to be put before a node's label; '' for
             the main graph.
         overridable: initializers that are inputs as well, so that a caller may give others.
     """

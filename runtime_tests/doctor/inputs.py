@@ -17,7 +17,7 @@ from .findings import quoted
 Range = tuple[float, float]
 Inputs = dict[str, Any]  # arrays, and ONNX Runtime's own values of types that NumPy does not have
 
-# Sizes for free dimensions, tried one after the other: images of most networks, then what fits texts and tables.
+# Sizes for free dimensions, tried one after the other: images of most networks, then what suits texts and tables.
 _SIZES: Final = (32, 224, 8, 2, 1)
 _LARGEST: Final = 2**27  # bytes of all inputs
 _WIDE_CODES: Final = {
@@ -44,7 +44,7 @@ def drawn_inputs(session: onnxruntime.InferenceSession, *, seed: int, ranges: Ma
     """Yield inputs for a session, the likeliest first: the network may not accept some sizes of free dimensions.
 
     A free first dimension, the batch, is 1. Codes are drawn over their whole range; floats over `ranges`, by the name
-    of the input, and from N(0, 1) where there is none; wider integers, which may be indices, and booleans are 0 or 1.
+    of the input, and from N(0, 1) without one; wider integers, which may be indices, and booleans are 0 or 1.
 
     Raises:
         UndrawnError: an input is no tensor, or is too large.

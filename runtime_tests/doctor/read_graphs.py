@@ -51,8 +51,8 @@ class Unread:
 
     Attributes:
         parts: a sentence for each part of the file that is left out.
-        outside: sentences about data outside the model's folder, which nobody may open.
-        external: sentences about other data that should lie beside the model.
+        outside: sentences about data outside the model's folder, which must not be opened.
+        external: sentences about other data that should be next to the model.
     """
 
     parts: list[str] = field(default_factory=list)
@@ -91,8 +91,8 @@ def read_graphs(
 
     Args:
         path: the file.
-        unread: takes what cannot be read.
-        folder: where data beside the model lie; by default, where the file itself does.
+        unread: records what cannot be read.
+        folder: where the model's external data are; by default, its own folder.
         types: element types of tensors of the main graph, where they are known.
         shapes: shapes of tensors of the main graph, where they are known.
 

@@ -2,8 +2,8 @@
 
     python -P -m qil_deploy.runtime_tests.doctor.runtime_steps REQUEST.json
 
-does the steps that the request names, one after the other, and writes STEP.json into the request's folder behind each:
-so whoever started it knows which one it did not survive.
+does the steps that the request names, one after the other, and writes STEP.json into the request's folder after each:
+so its caller knows which one it did not survive.
 
     optimize    load the model, and write the graph that ONNX Runtime executes (`OPTIMIZED`); all others need it but one
     types       types and shapes of that graph's tensors
@@ -35,7 +35,7 @@ from .inputs import Inputs, UndrawnError, describe_inputs, drawn_inputs
 
 OPTIMIZED: Final = "optimized.onnx"
 FUSED: Final = "fused.onnx"
-# ONNX Runtime's names of types that numpy calls otherwise.
+# ONNX Runtime's names of types that numpy names otherwise.
 _TYPE_NAMES: Final = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 Answer = dict[str, Any]
@@ -49,10 +49,10 @@ class Request:
         model: path of the model.
         folder: where answers go.
         steps: names of what to do, in this order.
-        memory: bytes that the process may take on top.
+        memory: extra bytes that the process may take.
         seed: of the inputs.
         ranges: of float inputs.
-        output_steps: between two codes, of float outputs that are made of codes.
+        output_steps: between two codes, for float outputs made from codes.
         kernels: path of a library of kernels; empty for none.
     """
 

@@ -33,7 +33,7 @@ class Limits:
 
     Attributes:
         seconds: of each process that tries it.
-        memory: bytes on top of what such a process takes anyway; None for a gibibyte and eight times the model's size.
+        memory: bytes beyond what such a process always takes; None for a gibibyte and eight times the model's size.
     """
 
     seconds: float = 120.0
@@ -60,7 +60,7 @@ class Hints:
     Attributes:
         bytes: its size, with the data beside it.
         ranges: of float inputs, by name.
-        output_steps: between two codes, of float outputs that are made of codes, by name.
+        output_steps: between two codes, for float outputs made from codes, by name.
         kernels: a library of kernels that it is run with, too; None for none.
     """
 
@@ -96,13 +96,13 @@ class RuntimeTrial:
         failures: by step (runtime_steps.py), of those that failed.
         done: names of the steps that did not.
         optimized: the graph that it executes; None if it does not load the model.
-        types, shapes: of the tensors of that graph, as far as ONNX Runtime tells them.
+        types, shapes: of the tensors of that graph, where ONNX Runtime tells them.
         inputs: what the model was run on, in words.
-        outputs: how much its results differ from those without the optimizer; None where that was not compared.
+        outputs: how much its results differ from those without the optimizer; None if that was not compared.
         with_kernels: how much its results with a library of kernels differ from those without library and optimizer;
-            None where that was not compared.
+            None if that was not compared.
         first: where outputs differ by more than rounding, the first tensor inside that differs.
-        random: whether it gives other results for the same input anyway.
+        random: whether its results for the same input vary anyway.
     """
 
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def try_runtime(path: Path, folder: Path, hints: Hints, limits: Limits) -> Runti
     Args:
         path: the model.
         folder: an empty folder for what it writes, which must outlive the result.
-        hints: what the file tells about itself.
+        hints: what the file says about itself.
         limits: on time and memory.
 
     Raises:

@@ -1,9 +1,9 @@
 """The emulator that counts: its location, whether it can run, and how to start Python in it.
 
 Debian's static qemu cannot load plugins, so that the counter has the dynamic one of the same version, with the
-libraries and the loader it was built for; whatever this machine's own are, they do not matter:
+libraries and the loader it was built for; this machine's own do not matter:
 
-    instructions/lib...         libraries and their loader, as the packages have them
+    instructions/lib...         libraries and their loader, as in the packages
     instructions/usr/bin/       qemu-aarch64 and qemu-x86_64
     instructions/count.so       `count.c`, compiled
     instructions/about.json     written last: {"loader": path, "libraries": [paths]}, relative to the folder
@@ -42,7 +42,7 @@ def read_loader(folder: Path) -> tuple[Path, tuple[Path, ...]]:
     """Return the loader in a counter's folder, and its library path.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: what the folder says about it is damaged.
+        OSError, ValueError, KeyError, TypeError: the folder's record of it is damaged.
     """
     about = read_about(folder)
     return folder / str(about["loader"]), tuple(folder / str(path) for path in about["libraries"])

@@ -91,7 +91,7 @@ def count_instructions(
         paths: ONNX files; ratios refer to the first.
         target: an emulated one.
         options: how to count.
-        progress: told how far it is.
+        progress: called with each step.
 
     Raises:
         ConfigError: no model is given, or one twice.
@@ -160,7 +160,7 @@ def _count(
     inputs, marks, output = folder / "inputs.npz", folder / "marks", folder / "guest.json"
     program = folder / device_program.NAME
     try:
-        # What crashes ONNX Runtime does so in a process of its own.
+        # Models that crash ONNX Runtime do so in another process.
         try_model(
             path, TrialOptions(threads=1, batch=options.batch, seed=options.seed, processes=1, timeout=options.timeout)
         )

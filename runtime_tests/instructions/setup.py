@@ -57,7 +57,7 @@ def set_up_counter(say: Callable[[str], None] | None = None) -> Path:
         say: called with what is being done.
 
     Raises:
-        TargetError: it is there already, this machine lacks what it takes, no emulated target is set up, or a step
+        TargetError: it is there already, this machine lacks a tool, no emulated target is set up, or a step
             failed. Nothing is left behind then.
         OutputError: the folder cannot be written.
     """

@@ -28,7 +28,7 @@ def pictures_in_job(model: ExportedModel) -> dict[str, Any] | None:
     """Return the entry of a job; None for a file whose outputs are not drawn.
 
     Args:
-        model: the file; a decoder that does not fit its outputs is left alone.
+        model: the file; a decoder that does not fit its outputs is ignored.
     """
     decoder = model.boxes
     drawn = _outputs_of(decoder, model.outputs) if decoder is not None else _map_of_classes(model)

@@ -1,9 +1,9 @@
 """A small HTTP server for one page, its worker and one result: a starlette application, run by uvicorn in a thread.
 
 What it serves is a table, made before it starts: no path of a request ever becomes a file's name. All of it stands
-below a token drawn at random, so that only who was given the address has it. Posts are bounded; one result is taken.
+below a token drawn at random, so that only those given the address have it. Posts are bounded; one result is taken.
 Requests that name another host are refused, since they come from a page that had its own name point here. A request has
-to be whole by a deadline, and who opens connections and sends little keeps nobody out (`connections`).
+to be whole by a deadline, and clients that open connections and send little keep nobody out (`connections`).
 """
 
 from __future__ import annotations

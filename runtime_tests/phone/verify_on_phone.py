@@ -99,7 +99,7 @@ def verify_on_phone(
     Args:
         model: the ONNX file.
         data: its golden vectors.
-        options: how to run it; threads are those that are asked for, of which a browser may allow one alone.
+        options: how to run it; threads are those requested, but a browser may allow only one.
         address: where to serve.
         announce: called with the page's address once it can be opened.
         progress: called with each sign of progress.
@@ -107,7 +107,7 @@ def verify_on_phone(
 
     Raises:
         KeyboardInterrupt: `stopped` says so.
-        TargetError: the runtime is not set up, the address cannot be served on, or nobody answers for the timeout.
+        TargetError: the runtime is not set up, the address cannot be served on, or nobody answers in time.
         ModelFileError: the model cannot be read.
         DataError: the golden vectors cannot be read, or are of another model.
     """

@@ -20,11 +20,11 @@ class Patience:
     """Time limits of waiting, and the messages when they expire.
 
     Attributes:
-        name: of the target, as sentences have it.
+        name: of the target, as in messages.
         timeout: seconds without a sign of the page.
-        silence: what is said, behind the name, where there was none for so long.
+        silence: the message, after the name, if there was none for so long.
         retries: whether a page that fails may try again.
-        ended: returns how the browser ended, or None as long as it runs.
+        ended: returns how the browser ended, or None while it runs.
         stopped: whether the user wants to wait no longer.
     """
 

@@ -1,6 +1,6 @@
 """ONNX Runtime Web, the build for browsers: three files of its npm package, at one tested version.
 
-Its folder lies beside those of the other targets and is there as a whole or not at all:
+Its folder is next to those of the other targets, and is complete or does not exist:
 
     FILES           what the page loads
     about.json      written last: {"version": ...}
@@ -78,7 +78,7 @@ def set_up_runtime(say: Callable[[str], None], try_it: Callable[[Mapping[str, Pa
 
     Args:
         say: called with what is being done.
-        try_it: called with the files before they are put in their place; raises where they do not work.
+        try_it: called with the files before they are put in their place; raises if they do not work.
 
     Raises:
         TargetError: it is there already, there is no npm, or a step failed. Nothing is left behind then.

@@ -16,7 +16,7 @@ class Mark:
         label, text: what it is, and its value in words.
         value: where the bar ends, or the dot is.
         low, high: of the interval around it, if there is one.
-        tail: a further value, marked by a dotted line where it is not far outside (a 95th percentile, say).
+        tail: a further value, marked by a dotted line unless it is far outside (a 95th percentile, say).
         series: lines of the same number have the same colour.
     """
 

@@ -19,7 +19,7 @@ from .join_reports import join_reports
 from .read_report import check_figures, read_any_report
 from .verdict import judge
 
-# What else this project writes as JSON, and by which command.
+# Other JSON that this project writes, and by which command.
 _OTHER_COMMANDS: Final = {
     "qil_deploy.inspect/1": "inspect",
     "qil_deploy.results/1": "demo",
@@ -40,9 +40,9 @@ def collect(paths: Sequence[Path], *, now: datetime | None = None) -> Deployment
     """Read runs and judge them.
 
     Args:
-        paths: each a JSON file, a folder of them, or a folder of such folders; what an earlier `report` wrote stands
-            for all its runs.
-        now: what time it is; by default it is asked for.
+        paths: each a JSON file, a folder of them, or a folder of such folders; an earlier `report`'s output counts as
+            all its runs.
+        now: the time; by default the system's.
 
     Raises:
         DataError: there is no such file or folder, a file that was named is no report, is damaged or of a schema that
@@ -138,7 +138,7 @@ def _read_files(folder: Path, paths: Sequence[Path]) -> tuple[list[Run], list[Re
     """Return the run in the files of a folder, or the runs of earlier reports if there is nothing else.
 
     Returns:
-        Runs, with remarks about files that are left out; and these remarks by themselves where there is no run.
+        Runs, with remarks about files that are left out; and these remarks alone if there is no run.
     """
     reports, remarks = [], []
     for path in paths:

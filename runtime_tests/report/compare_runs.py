@@ -17,7 +17,7 @@ _HARDWARE = ("processor", "instruction set", "browser", "ONNX Runtime")
 def compare_runs(runs: Sequence[Run]) -> tuple[tuple[Change, ...], tuple[Remark, ...]]:
     """Compare every run with the first.
 
-    Models are matched by digest, else by name where one file of each run has it.
+    Models are matched by digest, else by a name that one file in each run has.
 
     Returns:
         Pairs of figures, and remarks about models that only one of two runs has.

@@ -38,7 +38,7 @@ class ComparedModel:
 
     Attributes:
         label: what the model is called.
-        levels: those that anything was compared at.
+        levels: those with any comparison.
         groups: rows of the table.
         gaps: names of runs, and what was not run.
     """

@@ -51,8 +51,8 @@ class Change:
         figure: "accuracy", "differing", "latency", "instructions" or "size".
         setting: of the figure, in words.
         before, after: values: shares, counts, milliseconds, instructions, bytes.
-        ratio: after divided by before; None where that says nothing.
-        overlap: whether the intervals of both overlap; None where there are none.
+        ratio: after divided by before; None if that says nothing.
+        overlap: whether the intervals of both overlap; None if there are none.
         remark: what makes the comparison doubtful, or None.
     """
 
@@ -76,9 +76,9 @@ class DeploymentReport:
     Attributes:
         schema: `SCHEMA`.
         written: when, in UTC.
-        verdict: what it comes to.
+        verdict: the conclusion.
         runs: the figures.
-        changes: every other run beside the first.
+        changes: every other run against the first.
         remarks: about the runs as a whole.
     """
 

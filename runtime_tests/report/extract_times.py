@@ -34,7 +34,7 @@ _KERNELS_LEFT_OUT = "latencies with the kernel library are not shown here; they 
 def of_bench(report: bench.BenchReport) -> Run:
     """Return latencies and costs, and reasons to doubt them.
 
-    A page has one row for each file. What the kernel library made of it stays in the report of `bench` alone.
+    A page has one row for each file. Its figures with the kernel library stay in the report of `bench`.
     """
     whole, report = report, _without_kernels(report)
     left_out = len(whole.latencies) - len(report.latencies)

@@ -66,8 +66,8 @@ class Model:
     """One file that was measured.
 
     Attributes:
-        sha256: digest; what tells models apart.
-        name, path: without and with folders, as reports have them.
+        sha256: digest; distinguishes models.
+        name, path: without and with folders, as in reports.
         bytes: its size.
         content: what the file says, if it is still there.
         unread: why `content` is None, a sentence.
@@ -98,14 +98,14 @@ class Exactness:
 
     Attributes:
         model: digest.
-        target: "native", or what else ran it.
+        target: "native", or what ran it instead.
         backend: "ONNX Runtime", "frozen PyTorch", ...
-        level: graph-optimization level; None for backends that have none.
+        level: graph-optimization level; None for backends without one.
         what: "codes" (every tensor) or "logits".
         reference: what it was compared with.
         images: how many.
         elements, differing: how many were compared, and how many are not equal.
-        changed_classes: how many images get another class; None where that was not counted.
+        changed_classes: how many images get another class; None if that was not counted.
         must_equal: whether a difference is a fault.
         first: the first difference, a sentence; None if there is none or it was not looked for.
     """
@@ -140,8 +140,8 @@ class Latency:
 
     Attributes:
         model: digest.
-        by: how it was measured: "bench", or "while verifying" for what targets, devices and phones measure on the way,
-            with the name of the report where a run has two of the same model and setting.
+        by: how it was measured: "bench", or "while verifying" for what targets, devices and phones measure meanwhile,
+            with the name of the report if a run has two of the same model and setting.
         target, threads, batch, caches: the setting; caches are "warm" or "cold".
         runs: how many were measured.
         median, p95, least, spread: of them; spread is the 75th minus the 25th percentile.
@@ -260,10 +260,10 @@ class NotRun:
     """A requested measurement that is missing or incomplete.
 
     Attributes:
-        model: digest, or None where only its path is known.
-        name: of the model, as the report has it.
+        model: digest, or None if only its path is known.
+        name: of the model, as in the report.
         target: where.
-        failed: whether it broke off; else it was left out on purpose.
+        failed: whether it failed; else it was left out on purpose.
         reason: a sentence.
     """
 

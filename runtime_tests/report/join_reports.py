@@ -19,7 +19,7 @@ def join_reports(name: str, reports: Sequence[tuple[Path, SingleReport]], remark
 
     Args:
         name: of the run.
-        reports: with the files that they are from; a file with the content of another counts once.
+        reports: with the files that they are from; files of equal content count once.
         remarks: about files that are left out.
     """
     sources: dict[str, SourceFile] = {}

@@ -19,11 +19,11 @@ def read_content(file: Model, folder: Path) -> tuple[ModelContent | None, str | 
     Only a file of the reported size and digest is read.
 
     Args:
-        file: as the report has it.
+        file: as in the report.
         folder: of the report.
 
     Returns:
-        What the file says, or a sentence why that is not known.
+        What the file says, or a sentence on why that is unknown.
     """
     candidates = dict.fromkeys((Path(file.path), folder / file.path, folder / file.name))
     found = [path for path in candidates if _is_of_size(path, file.bytes)]
@@ -41,7 +41,7 @@ def read_content(file: Model, folder: Path) -> tuple[ModelContent | None, str | 
 
 
 def _is_of_size(path: Path, size: int | None) -> bool:
-    # A report may name anything, a device or a pipe too: what is no model of that size is not opened.
+    # A report may name anything, a device or a pipe too: only a model of that size is opened.
     try:
         return path.suffix == ".onnx" and path.is_file() and size in (None, path.stat().st_size)
     except (OSError, ValueError):

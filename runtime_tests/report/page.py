@@ -17,7 +17,7 @@ from .text import FILTERS
 from .verdict import DIFFERS, EQUAL, INCOMPLETE, NOT_COMPARED
 
 TEMPLATES = page_environment(Path(__file__).parent / "templates")
-# What each line of the certificate bounds; docs/numerics.md has the whole of it.
+# What each line of the certificate bounds; docs/numerics.md has the details.
 _CERTIFICATE = {
     "int32": "largest accumulator",
     "int16": "largest sum of a pair of products",

@@ -34,7 +34,7 @@ class Setting:
         charts: of it.
         heads: of the columns of its table, after model and run.
         rows: of its table.
-        unknown: headings of what was measured of no model.
+        unknown: headings of what was not measured for any model.
     """
 
     name: str

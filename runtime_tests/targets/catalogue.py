@@ -20,7 +20,7 @@ from qil_deploy.errors import TargetError
 from .install_folder import folder_state, read_about, targets_folder
 from .remote import DEFAULT_PYTHON, Remote, find_remote, is_remote, remote_state
 
-COUNTER = "instructions"  # no target: what counts the instructions of emulated ones
+COUNTER = "instructions"  # no target: counts the instructions of emulated ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Target:
     """A machine that can run a model: this one, unless it has one of emulator, browser and remote.
 
     Attributes:
-        name: as the command line has it.
+        name: as on the command line.
         about: what it shows, in a few words.
         emulator, cpu: what emulates it, and as which processor.
         browser: whether a browser runs it.

@@ -2,8 +2,8 @@
 
 The target counts what differs. Its counts are taken as they are, within their bounds; but every tensor at every level
 has to be there with the digest of what was computed, and where it claims no difference, shape, type and digest have to
-be those of the golden tensor, and nowhere else. `check_consistency` asks what can be asked without golden vectors: of
-any report, whoever saved it.
+be those of the golden tensor, and nowhere else. `check_consistency` checks what can be checked without golden vectors,
+for any report.
 """
 
 from __future__ import annotations

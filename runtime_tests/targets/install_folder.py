@@ -1,6 +1,6 @@
 """Folders that `target setup` makes: each exists complete and tried, or not at all.
 
-A folder is built beside its place and renamed; its `about.json`, written last, says what a later start has to know.
+A folder is built next to its place and renamed; its `about.json`, written last, says what a later start needs to know.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def install(folder: Path, build: Callable[[Path, Path], None]) -> Path:
 
     Args:
         folder: its place.
-        build: fills the folder that is its first argument, and may leave what it likes in the second.
+        build: fills the folder that is its first argument, and may leave anything in the second.
 
     Raises:
         TargetError: it cannot be built.

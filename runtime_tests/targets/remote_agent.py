@@ -3,7 +3,7 @@
 Sent as text, ahead of everything else, to the device's Python (3.10 or newer); needs nothing but that. On its standard
 input follow a line of JSON, `{"modules": [NAME], "files": [[NAME, BYTES]], "arguments": [ARGUMENT], "environment":
 {NAME: VALUE}}`, and the files one after the other. They go to a new folder; `python ARGUMENTS` runs there; then a line
-`REPORT BYTES` and what that wrote go to the standard output. When the standard input ends, whoever asked is gone: the
+`REPORT BYTES` and its output go to the standard output. When the standard input ends, the caller is gone: the
 run is ended, the folder removed.
 
 Exit codes: those of what was run; 3 with a line `refused: SENTENCE` where it could not be.

@@ -1,9 +1,9 @@
 """Run a model on a device reached by ssh or adb.
 
 One connection does it all: the device's Python reads `remote_agent.py` from its standard input, then everything that is
-to be run, and the report comes back on the standard output. While the standard input stays open the device goes on;
-when it ends, for whatever reason, the device ends the run and removes its folder. Only what does not even notice that
-is ended through a second connection.
+to be run, and the report comes back on the standard output. While the standard input stays open the device continues;
+when it ends, for any reason, the device ends the run and removes its folder. Only a run that misses even that is ended
+through a second connection.
 """
 
 from __future__ import annotations
@@ -87,18 +87,18 @@ def run_on_device(
     Args:
         remote: the device.
         files: what is sent, by the names that they have there.
-        arguments: of that Python: the program, and what the program is told.
+        arguments: of that Python: the program, and its arguments.
         timeout: seconds without a sign of progress after which it is given up.
         most: bytes that the program may write.
-        output: where what it wrote goes.
+        output: where its output goes.
         progress: called with each sign of progress.
-        environment: variables that the program sees there, whatever the device's own are.
+        environment: variables that the program sees there, overriding the device's own.
 
     Returns:
         The program's exit code (None if it was given up), and the last lines that are not progress.
 
     Raises:
-        WorkerError: the device cannot be reached, has not what it needs, or brings back nothing.
+        WorkerError: the device cannot be reached, lacks what it needs, or returns nothing.
     """
     agent = Path(remote_agent.__file__).read_bytes()
     line = Lifeline(chunks=_parcel(agent, files, arguments, environment or {}))

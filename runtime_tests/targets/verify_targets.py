@@ -41,7 +41,7 @@ def verify_targets(
         options: threads, batch, timeout, kernels, and how many runs are timed where time is real; levels are chosen
             here.
         skip: whether a target that cannot run is skipped with its reason, instead of refused before work starts.
-        progress: called with a target's name and what it is at.
+        progress: called with a target's name and its progress.
 
     Raises:
         ModelFileError: the model cannot be read.

@@ -162,7 +162,7 @@ def _end(process: subprocess.Popen[str], line: Lifeline | None) -> None:
 def _lines(stream: IO[str] | None, timeout: float, look: Callable[[], None]) -> Iterator[str]:
     """Yield the lines of a pipe, and call `look` now and then.
 
-    Lines that are longer than some are several; where more of them wait than can be told, some are left out.
+    Overlong lines are split; if more of them wait than can be told, some are left out.
 
     Raises:
         TimeoutError: none came for `timeout` seconds.
