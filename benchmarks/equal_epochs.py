@@ -40,7 +40,7 @@ from qil_deploy.training.freed_memory import keep_freed_memory
 from tables import Rows, console_table, markdown_table
 from training_bench import BATCH, DEPTHWISE, RESNET20, Bench, train_float
 from training_queue import Queue
-from training_rows import BREVITAS, Result, Variant
+from training_rows import BREVITAS, Result, Variant, label_of
 from write_tables import with_tables
 
 FLOAT = Variant(name="trained on in float")
@@ -110,7 +110,7 @@ def main(  # noqa: PLR0913, PLR0917 - every argument is an option of its own
     def done(result: Result) -> None:
         results.append(result)
         write_text(out / "results.json", json.dumps([asdict(each) for each in results], indent=1) + "\n")
-        console.print(f"{result.width} {result.method} {result.way}, seed {result.seed}: {result.accuracy:.2f} %")
+        console.print(f"{label_of(result.key)}: {result.accuracy:.2f} %")
 
     def keep(variant: Variant, seed: int) -> Path | None:
         if seed != numbers[0] or variant.name not in KEPT or variant.method == BREVITAS:
@@ -146,16 +146,16 @@ def table(seeds: Sequence[int]) -> list[tuple[Variant, int]]:
     """Return the rows in training order: the most important first."""
     first = seeds[0]
     every = [variant for bits in (2, 3, 4) for method in ("qil", "lsq") for variant in ways(bits, method)]
-    together = [variant for variant in every if variant.name == "together"]
-    compared = [variant for variant in every if variant.name in ("plain", "distillation")]
-    alone = [variant for variant in every if variant not in together + compared and variant.method == "qil"]
-    plain = [variant for variant in compared if variant.name == "plain" and variant.method == "qil"]
-    rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in plain + together]
-    rows += [(variant, first) for variant in compared if variant not in plain]
+    plain = [variant for variant in every if variant.name == "plain" and variant.method == "qil"]
+    most = plain + [variant for variant in every if variant.name == "together"]
+    compared = [variant for variant in every if variant.name in ("plain", "distillation") and variant not in most]
+    alone = [variant for variant in every if variant not in most + compared and variant.method == "qil"]
+    rows = [(FLOAT, seed) for seed in seeds] + [(variant, seed) for seed in seeds for variant in most]
+    rows += [(variant, first) for variant in compared]
     rows += [(variant, first) for variant in alone if variant.bits[-1] < WIDTHS_WITHOUT_LOSS]
     if importlib.util.find_spec(BREVITAS) is not None:
         rows += [(ways(bits, BREVITAS)[0], first) for bits in (2, 3, 4)]
-    return rows + [(variant, seed) for seed in seeds[1:] for variant in compared if variant not in plain]
+    return rows + [(variant, seed) for seed in seeds[1:] for variant in compared]
 
 
 def ways(bits: int, method: str) -> list[Variant]:

@@ -119,6 +119,12 @@ class Result:
         return (self.way, self.method, self.width, self.seed)
 
 
+def label_of(key: tuple[str, str, str, int]) -> str:
+    """Return how messages name a row and its seed, from the key of its result (`Variant.key`)."""
+    name, method, width, seed = key
+    return f"{' '.join(part for part in (width, method, name) if part)}, seed {seed}"
+
+
 def brevitas_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
     """Return the optimizers of recipes, with Brevitas's scales in place of our intervals: Adam at their rate."""
     scales = [parameter for name, parameter in model.named_parameters() if "scaling_impl" in name]
@@ -254,8 +260,7 @@ class Job:
     @property
     def label(self) -> str:
         """Description of the row and its seed."""
-        name, method, width, seed = self.variant.key(self.seed)
-        return f"{' '.join(part for part in (width, method, name) if part)}, seed {seed}"
+        return label_of(self.variant.key(self.seed))
 
     def end_epoch(self, beside: int) -> None:
         """Wait for the end of the epoch, which `beside` other networks trained at the same time."""

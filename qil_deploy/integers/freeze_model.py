@@ -12,13 +12,7 @@ import torch
 from torch import fx, nn
 
 from qil_deploy.errors import UnsupportedModelError
-from qil_deploy.network import (
-    FrozenModel,
-    PreparedModel,
-    keeps_float,
-    nothing_left_behind,
-    prepared_model,
-)
+from qil_deploy.network import FrozenModel, PreparedModel, keeps_float, nothing_left_behind, prepared_model
 
 from .freeze_graph import Freezer
 from .frozen_layer import FrozenLayer

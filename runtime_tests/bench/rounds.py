@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def samples_of(
     return result
 
 
-def require_any(left: Sequence[object] | dict[Row, ModelCost], failures: dict[Row, str]) -> None:
+def require_any(left: Sized, failures: dict[Row, str]) -> None:
     """Raise `ModelFileError` with the reasons of all failures if nothing is left to measure."""
     if not left:
         raise ModelFileError(" ".join(failures.values()))
