@@ -194,7 +194,7 @@ def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
 
 def _read_about(path: Path, archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo]) -> GoldenInfo:
     if ABOUT not in entries or entries[ABOUT].file_size > _LARGEST_ABOUT:
-        raise ValueError("they do not describe themselves")
+        raise ValueError(f"they have no entry {ABOUT!r}, which names their model, or it is too large")
     text = np.lib.format.read_array(io.BytesIO(archive.read(entries[ABOUT])), allow_pickle=False)
     content = json.loads(str(text))
     if not isinstance(content, dict):
@@ -237,7 +237,7 @@ def _check_origin(path: Path, info: GoldenInfo, model: ExportedModel) -> None:
         )
     if info.tensors[-len(model.outputs) :] != model.output_names:
         what = "logits" if model.has_classes and len(model.outputs) == 1 else excerpt(", ".join(model.output_names))
-        raise DataError(f"golden vectors {path} hold no {what} behind the other tensors; {_AGAIN}")
+        raise DataError(f"golden vectors {path} do not end with {what}; {_AGAIN}")
     made = {name for node in model.graph.nodes for name in node.outputs}
     unknown = [name for name in info.tensors if name not in made]
     if unknown and model.graph.nodes:  # else ONNX Runtime will say so

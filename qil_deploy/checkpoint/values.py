@@ -207,7 +207,7 @@ def _check_rescale(
         smallest = 0.0 if shrunk else ratio * denominator - 1.0
         if not smallest <= numerator <= ratio * denominator + 1.0:
             problem(
-                f"{name} rescales by {numerator}/{denominator}, but the steps before and behind it ask for {ratio:.6g}"
+                f"{name} rescales by {numerator}/{denominator}, but the steps before and after it ask for {ratio:.6g}"
             )
 
 

@@ -43,7 +43,7 @@ def measure_and_show(
     tables: Callable[[Measured], Iterable[Table]],
     interrupted: Callable[[Measured], bool],
 ) -> None:
-    """Measure behind a progress bar, write the report, print its tables, warnings and failures.
+    """Measure under a progress bar, write the report, print its tables, warnings and failures.
 
     Exits with 2 if a model failed, with 130 after Ctrl-C.
 

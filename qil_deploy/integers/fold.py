@@ -53,7 +53,7 @@ _CODES_AT_ONCE = 1 << 20  # whole blocks of the quantizers' kernels
 
 @dataclass(frozen=True, kw_only=True)
 class OutputGrid:
-    """Grid of a layer's output codes; `scale` None stands for float logits.
+    """Grid of a layer's output codes; `scale` is None for float logits.
 
     Attributes:
         scale: step, float32-representable, positive.

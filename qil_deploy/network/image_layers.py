@@ -23,7 +23,7 @@ from .layers import ImageAffine, PaddedConv2d
 from .moves import EdgePad
 
 _TRANSPARENT = (nn.MaxPool2d, nn.Upsample, nn.Identity, nn.Flatten, EdgePad)
-"""What gives the same result before a rising map of each channel as behind it."""
+"""Modules that give the same result before a rising map of each channel as after it."""
 
 
 def take_in_statistics(graph_module: fx.GraphModule, pixels: Preprocessing) -> None:

@@ -100,7 +100,7 @@ class WeightQuantizer(IntervalQuantizer):
 
     @property
     def gamma(self) -> Tensor | None:
-        """The exponent, a positive scalar; None stands for 1."""
+        """The exponent, a positive scalar; None means 1."""
         return None
 
     @abstractmethod

@@ -288,7 +288,7 @@ class QilWeightQuantizer(_QilInterval, WeightQuantizer):
 
     @property
     def gamma(self) -> Tensor | None:
-        """The exponent, a scalar in (exp(-2), exp(2)); None stands for 1."""
+        """The exponent, a scalar in (exp(-2), exp(2)); None means 1."""
         if self.gamma_raw is None:
             return None
         return (GAMMA_LOG_BOUND * torch.tanh(self.gamma_raw / GAMMA_LOG_BOUND)).exp()

@@ -217,7 +217,7 @@ def upsample_bilinear(x: Array, rows: int, columns: int) -> Array:
 
 
 def pad(x: Array, pads: Sequence[int], value: Array, axes: Sequence[int], mode: str = "constant") -> Array:
-    """Pad with a constant, or with the elements at the border or behind it (ONNX Pad).
+    """Pad with a constant, or with the elements at the border or beyond it (ONNX Pad).
 
     `pads` lists how much is added before each axis, then how much after each; `mode` is constant, edge or reflect.
     """

@@ -1,4 +1,10 @@
-"""Rounds of a benchmark: every model once in every setting, in a newly drawn order, and the time of each run."""
+"""Rounds of a benchmark: every model once in every setting, and the time of each run.
+
+A setting is a number of threads and the state of the caches. Each round runs in an order drawn anew, and has the first
+model a second time, as its own control; warm-up rounds are not counted. Right before a measured run, the same model
+runs once uncounted (caches warm), or a large buffer is read (caches cold). All times are read from one clock that
+returns nanoseconds and can be replaced.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,7 @@
 """Measure latency: several models side by side, interleaved, so that interference affects all alike.
 
-Each round runs every model once in every setting (number of threads, state of the caches), in an order drawn anew, and
-the first model a second time as its own control; the warm-up rounds are not counted. Right before a measured run, the
-same model runs once uncounted (caches warm), or a large buffer is read (caches cold). All times are read from one clock
-that returns nanoseconds and can be replaced.
-
-Before that, each model is loaded and run in processes of its own, which tells its load time and peak memory, and keeps
-a model that crashes or hangs away from the others.
+`rounds` measures. Before that, each model is loaded and run in processes of its own, which gives its load time and peak
+memory, and keeps a model that crashes or hangs away from the others.
 """
 
 from __future__ import annotations

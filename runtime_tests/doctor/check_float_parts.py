@@ -79,7 +79,7 @@ def float_findings(graphs: Sequence[Graph]) -> list[Finding]:
             "float-end",
             "note",
             [_describe(part) for part in light],
-            what="float operators before the first codes or behind the last",
+            what="float operators before the first codes or after the last",
             why="They are few and cheap, but machines may differ in their last bit.",
             remedy="Nothing, unless results must be equal everywhere: then leave them to the program around the model.",
         ),

@@ -24,8 +24,8 @@ def bad_scales(graphs: Sequence[Graph]) -> list[Finding]:
         "inexact",
         [graph.label(node) for graph in graphs for node in graph.file.nodes if _has_bad_scale(graph, node)],
         what="scales are not positive numbers",
-        why="Codes times zero, infinity, NaN or a negative number stand for nothing, and neither do results behind "
-        "them.",
+        why="Codes times zero, infinity, NaN or a negative number have no meaning, and neither have results "
+        "computed from them.",
         remedy="Look for channels without weights, or data without any spread, in what computed the scales.",
     )
 

@@ -22,7 +22,7 @@ _UNSIGNED: Final = frozenset({"Conv", "FusedConv", "MatMul"})
 _RANGES: Final = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 _ADDED: Final = 3  # of FusedConv's inputs, what its result is added to
 _PLACE_PAIR: Final = (
-    "Put QuantizeLinear right behind these operators, before anything else reads the result (DequantizeLinear behind "
+    "Put QuantizeLinear right after these operators, before anything else reads the result (DequantizeLinear after "
     "it serves those readers)."
 )
 
@@ -99,7 +99,7 @@ def _codes(graph: Graph, node: Node, data: Sequence[Node], quantizer: Node) -> I
         if any(before is None or behind is None or before != behind for before, behind in zip(*pairs, strict=True)):
             yield Reason(
                 "its input and its result have other scales or zero points, or none are written",
-                "Give QuantizeLinear behind it the scale and the zero point of DequantizeLinear before it.",
+                "Give QuantizeLinear after it the scale and the zero point of DequantizeLinear before it.",
             )
 
 
@@ -139,8 +139,8 @@ def _clipping(graph: Graph, operator: str, bounds: tuple[float, float] | None, q
         low, high = (np.rint(bound / scale) + zero_point for bound in bounds)
         if low > smallest or high < largest:
             return Reason(
-                f"Clip stands before {label(quantizer)}, whose codes reach further than it cuts",
+                f"Clip comes before {label(quantizer)}, whose codes reach beyond its bounds",
                 "Choose scale and zero point so that the smallest and the largest code are the bounds of Clip, or put "
-                "Clip behind QuantizeLinear, on codes.",
+                "Clip after QuantizeLinear, on codes.",
             )
     return None

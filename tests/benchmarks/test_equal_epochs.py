@@ -21,6 +21,8 @@ from qil_deploy.integers import freeze, predictions
 from qil_deploy.training import run_state
 from qil_deploy.training.data import ArrayBatches
 from qil_deploy.training.models import build_model
+from qil_deploy.training.recipe_file import load_recipe
+from qil_deploy.training.recipe_sections import StageSection
 from side_by_side import Images, Order
 
 DATA = "fashion-mnist"
@@ -38,6 +40,26 @@ def test_batches_are_those_of_a_recipe_with_the_same_seed() -> None:
         found = torch.where(mirrored[:, None, None, None], images.inputs[rows].flip(3), images.inputs[rows])
         torch.testing.assert_close(found, x, atol=0, rtol=0)
         assert torch.equal(images.labels[rows], labels)
+
+
+def test_the_direct_recipe_has_the_settings_of_plain_rows() -> None:
+    recipe = load_recipe(Path("fashion_mnist_resnet20_direct"))
+    assert recipe.method == "qil"
+    assert recipe.distillation is None
+    assert (recipe.gradient_scaling, recipe.train_gamma, recipe.returning_weights) == (0.0, False, False)
+    assert [stage.weight_bits for stage in recipe.stages] == [2, 3, 4]
+    for stage in recipe.stages:
+        plain = equal_epochs.ways(stage.weight_bits, "qil")[0]
+        assert plain.name == "plain"
+        assert stage == StageSection(
+            epochs=recipe.float_training.epochs,
+            weight_bits=plain.bits[0],
+            activation_bits=plain.bits[0],
+            from_float=True,
+            learning_rate=plain.rate,
+            weight_decay=plain.decay,
+            interval_learning_rate=plain.interval_rate,
+        )
 
 
 @pytest.fixture

@@ -517,7 +517,7 @@ _RESULTS: dict[str, Case] = {
     "Clip that cuts more than QuantizeLinear": Case(
         behind_convolution("r = Clip(sum, low, high)", "r"),
         constants(low=F32(0), high=F32(6)),
-        floating("Clip stands before QuantizeLinear 'y', whose codes reach further than it cuts", "FusedConv 'r'"),
+        floating("Clip comes before QuantizeLinear 'y', whose codes reach beyond its bounds", "FusedConv 'r'"),
     ),
     "a sigmoid behind a convolution": Case(
         behind_convolution("r = Sigmoid(sum)", "r"),
