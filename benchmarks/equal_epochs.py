@@ -1,6 +1,6 @@
 """Compare ways to train low-bit networks at equal epochs on Fashion-MNIST, over several seeds.
 
-    python benchmarks/equal_epochs.py --seeds 0,1,2 --page docs/training.md            # ResNet-20, in runs/equal_epochs
+    python benchmarks/equal_epochs.py --seeds 0,1,2 --page docs/accuracy.md            # ResNet-20, in runs/equal_epochs
     python benchmarks/equal_epochs.py --images 20000 --short 4 --seeds 0,1 --width 1    # runs/equal_epochs_short_20000
     python benchmarks/equal_epochs.py --network mobilenet_v2 --seeds 0 --epochs 5 --width 1    # in runs/depthwise
 

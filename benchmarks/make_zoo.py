@@ -174,7 +174,7 @@ def readme_of_networks(deliveries: list[Delivery]) -> str:
 Every network starts from a float network of 12 epochs and is trained for 12 more (seed 0): in float, or quantized
 directly to these bits. 2 bits learn from labels alone, at a rate of 0.1; 4 and 3 bits with the float network as
 teacher, scaled gradients of roundings and little weight decay, 3 bits also with `returning_weights` and lower rates
-([docs/training.md](../../docs/training.md#at-equal-epochs) lists the settings and compares them with others). There
+([docs/accuracy.md](../../docs/accuracy.md#at-equal-epochs) lists the settings and compares them with others). There
 were no frozen epochs, so both frozen columns are the same.
 
 To reproduce:
