@@ -237,7 +237,7 @@ def _check_origin(path: Path, info: GoldenInfo, model: ExportedModel) -> None:
         )
     if info.tensors[-len(model.outputs) :] != model.output_names:
         what = "logits" if model.has_classes and len(model.outputs) == 1 else excerpt(", ".join(model.output_names))
-        raise DataError(f"golden vectors {path} do not end with {what}; {_AGAIN}")
+        raise DataError(f"golden vectors {path} hold no {what} after the other tensors; {_AGAIN}")
     made = {name for node in model.graph.nodes for name in node.outputs}
     unknown = [name for name in info.tensors if name not in made]
     if unknown and model.graph.nodes:  # else ONNX Runtime will say so

@@ -59,6 +59,7 @@ def test_the_direct_recipe_has_the_settings_of_plain_rows() -> None:
             learning_rate=plain.rate,
             weight_decay=plain.decay,
             interval_learning_rate=plain.interval_rate,
+            frozen_epochs=1,
         )
 
 

@@ -116,7 +116,7 @@ DEFECTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "a tensor twice": (rewrite(tensors=["conv1", "conv1", "logits"]), "are damaged .*twice"),
     "no logits": (rewrite(tensors=["conv1"]), "hold no logits"),
-    "logits in front": (rewrite(tensors=["logits", "conv1"]), "do not end with logits"),
+    "logits in front": (rewrite(tensors=["logits", "conv1"]), "hold no logits after the other tensors"),
     "more than it should say": (rewrite(surprise=1), "are damaged .*surprise"),
     "fewer images": (lambda arrays: arrays.update(conv1=arrays["conv1"][:2]), "not of as many images as there are"),
     "nothing in a tensor": (lambda arrays: arrays.update(conv1=arrays["conv1"][:, :0]), "not of as many images"),
