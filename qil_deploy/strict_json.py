@@ -50,4 +50,4 @@ def _finite_int(text: str) -> int:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{excerpt(text, 40)} is not a finite number, or too large")
+    raise ValueError(f"{excerpt(text, 40)} is not a finite float64 number")

@@ -410,7 +410,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, kind: Kind, changes:
         ("float", {"metrics": {"accuracy": "9"}}, r"metrics\.accuracy: .*valid number .found '9'"),
         ("float", {"metrics": {"test_images": 1.5}}, "metrics: test_images is 1.5, not a count"),
         ("float", {"metrics": {"changed_predictions": 1e300}}, "changed_predictions is 1e.300, not a count"),
-        ("float", {"metrics": {"loss": math.nan}}, "is damaged: NaN is no number"),
+        ("float", {"metrics": {"loss": math.nan}}, "is damaged: NaN is not a finite float64 number"),
         ("float", {"data": "x" * 10**6}, r"data: .*at most 600 characters .found 'x*\.\.\. "),
     ],
 )

@@ -93,7 +93,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ("{", "no JSON"),
         ('{"a": 1, "a": 2}', "the key 'a' occurs twice in one object"),
         ("[" * 10**5, "nested too deep"),
-        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": NaN}', "NaN is not a finite float64 number"),
         (f'{{"a": {"9" * 5000}}}', "Exceeds the limit"),
         (json.dumps({"__metadata__": {"a": 1}}), "metadata is no table of texts"),
         (json.dumps({"a": 3}), "'a' is not described by dtype, shape and data_offsets"),

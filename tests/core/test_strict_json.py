@@ -17,8 +17,8 @@ def test_json_is_parsed(text: str | bytes) -> None:
     [
         ("", "Expecting value"),
         ("{'a': 1}", "Expecting property name"),
-        ("NaN", "NaN is not a finite number"),
-        ("[-Infinity]", "-Infinity is not a finite number"),
+        ("NaN", "NaN is not a finite float64 number"),
+        ("[-Infinity]", "-Infinity is not a finite float64 number"),
         ('{"a": {"b": 1, "b": 1}}', "the key 'b' occurs twice in one object"),
         ("[" * 10**5 + "]" * 10**5, "nested too deep"),
         ('{"a":' * 10**5, "nested too deep"),

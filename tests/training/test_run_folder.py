@@ -171,7 +171,7 @@ def changed_state(folder: Path, change: Callable[[dict[str, str], dict[str, torc
         ({"step": 4}, "it stands at step 4"),
         ({"step": 10**30}, "no count"),
         ({"loss_sum": "1"}, "loss_sum is '1', no finite number"),
-        ({"loss_sum": 10**400}, "is not a finite number, or too large"),
+        ({"loss_sum": 10**400}, "is not a finite float64 number"),
         ({"right": 10**6}, "1000000 of 0 images are right"),
         ({"best": 101}, "its best accuracy is 101 %"),
         ({"more": 1}, "its position is not an object with the right entries"),
