@@ -74,9 +74,12 @@ def test_the_largest_threshold_that_the_c_library_takes(
     library = Library(largest)
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
+    extended: list[int] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr("qil_deploy.training.freed_memory.extend_heap", lambda _, size: extended.append(size))
     assert keep_freed_memory() is (mapped_from is not None)
     assert library.told == ([] if mapped_from is None else [(-3, mapped_from), (-1, -1)])
+    assert extended == ([] if mapped_from is None else [mapped_from])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,8 @@ def test_the_largest_threshold_that_the_c_library_takes(
         ("MALLOC_TRIM_THRESHOLD_", "131072", True),
         ("MALLOC_MMAP_THRESHOLD_", "131072", True),
         ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=131072", True),
+        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=131072", True),
+        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", False),
         ("GLIBC_TUNABLES", "glibc.cpu.x86_ibt=off", False),
     ],
 )
@@ -94,5 +99,6 @@ def test_what_the_environment_says_stays(monkeypatch: pytest.MonkeyPatch, name: 
         monkeypatch.delenv(setting, raising=False)
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr("qil_deploy.training.freed_memory.extend_heap", lambda _library, _size: 0)
     assert keep_freed_memory() is not left
     assert (library.told == []) is left
