@@ -32,12 +32,6 @@ bench: $(VENV)/.installed-all ## measure exports beside their peers and write do
 	$(BIN)/python benchmarks/step_growth.py
 	$(BIN)/python benchmarks/write_tables.py runs/benchmarks
 
-# Python's objects lie in huge pages, which glibc requests from Linux: a third less time on a virtual machine.
-ifeq ($(shell uname),Linux)
-test test-fast: export PYTHONMALLOC ?= malloc
-test test-fast: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-endif
-
 test: setup ## run every test
 	$(BIN)/python -m pytest $(PARALLEL)
 

@@ -32,6 +32,7 @@ def test_the_training_room_offers_what_a_loop_needs() -> None:
     assert set(training.__all__) == {
         "Oscillation",
         "distillation_loss",
+        "keep_freed_memory",
         "parameter_groups",
         "recipe_optimizers",
         "weight_parameters",
