@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import subprocess
-import sys
 
 import pytest
 
 from qil_deploy.training.freed_memory import keep_freed_memory
+from tests.training.default_allocator import SETTINGS, output_of
 
 # What glibc maps by default, again and again; a page that is touched for the first time is a minor fault.
 FAULTS = """
@@ -28,13 +26,10 @@ for _ in range(20):
     torch.zeros(16 << 20).add_(1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def faults(how: str) -> int:
-    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    program = [sys.executable, "-c", FAULTS, how]
-    return int(subprocess.run(program, check=True, capture_output=True, text=True, env=environment).stdout)
+    return int(output_of(FAULTS, how))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have thresholds of their own")

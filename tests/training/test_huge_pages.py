@@ -6,8 +6,6 @@ import mmap
 import os
 import platform
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 
 from qil_deploy.training import huge_pages
 from qil_deploy.training.huge_pages import extend_heap
+from tests.training.default_allocator import output_of
 
 pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages")
 
@@ -45,10 +44,7 @@ for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="this kernel has no huge pages")
 def test_a_tensor_lies_where_huge_pages_were_asked_for() -> None:
     """The extension itself takes no memory."""
-    settings = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-    environment = {name: value for name, value in os.environ.items() if name not in settings}
-    program = [sys.executable, "-c", FLAGS]
-    grown, *flags = subprocess.run(program, check=True, capture_output=True, text=True, env=environment).stdout.split()
+    grown, *flags = output_of(FLAGS).split()
     assert int(grown) < 64
     assert "hg" in flags
 
@@ -67,7 +63,7 @@ class Function:
 
 
 class Library:
-    """A C library that has a number of blocks to give, each 16 bytes behind the start of a page."""
+    """A C library that has a number of blocks to give, each 16 bytes after the start of a page."""
 
     def __init__(self, blocks: int) -> None:
         addresses = [(1 << 40) + index * (BLOCK + mmap.PAGESIZE) + 16 for index in range(blocks)]
